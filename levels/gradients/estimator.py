@@ -1,0 +1,36 @@
+"""Estimator: how a level gets the gradient of its meta-loss. The recursion knows no more than these two methods.
+
+An estimator decides with which parameters windows are run and what is kept from them; running a window,
+restarting, and everything below are the level's. So backpropagation, evolution and forward mode are peers.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from levels.part import Part
+
+if TYPE_CHECKING:
+    from levels.level import Carry, Laid
+
+
+class LevelState(NamedTuple):
+    """State of a level: what its window carries, and what its estimator remembers (None if nothing)."""
+
+    carry: Carry
+    memory: Any
+
+
+class Estimator(Part):
+    """Abstract. ``level`` is the laid level that asks; ``params`` ``[*batch, m]`` are its optimizer's parameters."""
+
+    @abstractmethod
+    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+        """State at the start, for keys ``[*batch]``."""
+
+    @abstractmethod
+    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        """Meta-loss ``[*batch]`` of the next window, its gradient ``[*batch, m]``, and the state behind it."""

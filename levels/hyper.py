@@ -1,0 +1,176 @@
+"""Hyperparameters that can be learned: a number, the space in which it moves, and how finely it is shared.
+
+A step size of 0.01 that an optimizer above moves by gradient steps should move in its logarithm: it stays
+positive and a step means a factor. `Log`, `Logit` and `Linear` say in which space; ``per`` says whether there
+is one for the whole problem, one for each of its tensors, or one for each coordinate.
+"""
+
+import dataclasses
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from levels.layout import Layout
+from levels.optimizer import Optimizer
+from levels.part import Part, notate, require
+
+
+@dataclass(frozen=True, repr=False)
+class Hyper(Part):
+    """A hyperparameter that starts at ``start`` and is stored as ``raw(start)``; abstract.
+
+    ``per``: ``value`` (one number), ``tensor`` (one for each tensor of the problem below) or ``coordinate``.
+    """
+
+    start: float
+    per: Literal["value", "tensor", "coordinate"] = "value"
+
+    def __post_init__(self) -> None:
+        require(self.per in SHARING, f"{self.name}: per must be value, tensor or coordinate, got {self.per!r}")
+        require(isinstance(self.start, (int, float)), f"{self.name}: start must be a number, got {self.start!r}")
+        inside = self.low < self.start < self.high
+        require(inside, f"{self.name}({self.start}) is outside ({self.low}, {self.high}), where it has no raw value")
+
+    low: ClassVar[float] = -math.inf
+    high: ClassVar[float] = math.inf
+
+    @abstractmethod
+    def raw(self, value: float) -> float:
+        """The number that is stored and learned."""
+
+    @abstractmethod
+    def value(self, raw: Tensor) -> Tensor:
+        """The number that the update rule reads, elementwise; the inverse of `raw`."""
+
+    def shape(self, below: Layout) -> tuple[int, ...]:
+        """Shape of the stored numbers for a problem with the layout ``below``."""
+        return {"value": (), "tensor": (len(below.entries),), "coordinate": (below.size,)}[self.per]
+
+    def read(self, stored: Tensor, below: Layout) -> Tensor:
+        """Stored numbers ``[*batch, *shape]`` as values that broadcast against ``[*batch, copies, n]``."""
+        if self.per == "value":
+            return self.value(stored)[..., None, None]
+        value = self.value(stored)
+        return (below.spread(value) if self.per == "tensor" else value)[..., None, :]
+
+
+SHARING = ("value", "tensor", "coordinate")
+
+
+class Linear(Hyper):
+    """Stored as it is; any number."""
+
+    name = "linear"
+
+    def raw(self, value: float) -> float:
+        return value
+
+    def value(self, raw: Tensor) -> Tensor:
+        return raw
+
+
+class Log(Hyper):
+    """Stored as its natural logarithm; above 0. Step sizes, epsilons, weight decays."""
+
+    name = "log"
+    low = 0.0
+
+    def raw(self, value: float) -> float:
+        return math.log(value)
+
+    def value(self, raw: Tensor) -> Tensor:
+        return raw.exp()
+
+
+class Logit(Hyper):
+    """Stored as log(p / (1 - p)); between 0 and 1. Momenta and decay rates."""
+
+    name = "logit"
+    low, high = 0.0, 1.0
+
+    def raw(self, value: float) -> float:
+        return math.log(value) - math.log1p(-value)
+
+    def value(self, raw: Tensor) -> Tensor:
+        return raw.sigmoid()
+
+
+class Fixed(Hyper):
+    """A constant: not stored, not learned. ``adam(beta1=fixed(0.9))`` leaves the rest to the level above."""
+
+    name = "fixed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.per == "value", f"fixed: one constant serves all coordinates; drop per={self.per}")
+
+    def raw(self, value: float) -> float:
+        return value
+
+    def value(self, raw: Tensor) -> Tensor:
+        return raw.new_full(raw.shape[:-1], self.start)
+
+    def shape(self, below: Layout) -> tuple[int, ...]:
+        return (0,)
+
+
+def hyper(default: float | None, space: type[Hyper]) -> Any:
+    """A dataclass field for a hyperparameter: a bare number given for it moves in ``space``; None leaves it out."""
+    return dataclasses.field(default=default, metadata={"space": space})
+
+
+class HandMade(Optimizer):
+    """A rule whose only parameters are hyperparameters, declared as fields with `hyper`; abstract.
+
+    A rule implements `init_state` and `step`; parameters, layouts and reading are done here.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            given, space = getattr(self, field.name), field.metadata.get("space")
+            if space is None or given is None or isinstance(given, Hyper):
+                continue
+            good = isinstance(given, (int, float)) and not isinstance(given, bool)
+            require(good, f"{self.name}: {field.name} must be a number, got {notate(given)}")
+            require(space.low < given < space.high, self._outside(field.name, given, space))
+
+    @cached_property
+    def hypers(self) -> dict[str, Hyper]:
+        """The hyperparameters that this optimizer has, by field name; those left out (None) are not among them."""
+        found = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            given, space = getattr(self, field.name), field.metadata.get("space")
+            if space is not None and given is not None:
+                found[field.name] = given if isinstance(given, Hyper) else space(float(given))
+        return found
+
+    @abstractmethod
+    def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        """`update` with the hyperparameters read: ``h[field]`` broadcasts against ``x`` ``[*batch, copies, n]``."""
+
+    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        return {name: hyper.shape(below) for name, hyper in self.hypers.items()}
+
+    def init_params(self, key: Tensor) -> Tensor:
+        layout = self.layout
+        parts = [torch.full((size,), hyper.raw(hyper.start), dtype=layout.dtype, device=layout.device)
+                 for hyper, size in zip(self.hypers.values(), layout.sizes)]  # fmt: skip
+        return torch.cat(parts).repeat(*key.shape, 1)
+
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        stored = self.layout.views(params)
+        h = {name: hyper.read(stored[name], self.below) for name, hyper in self.hypers.items()}
+        return self.step(h, g, state, x)
+
+    def _outside(self, field: str, given: float, space: type[Hyper]) -> str:
+        fix = (
+            f"none to leave it out, or linear({given}) to let it start there"
+            if given == space.low
+            else "a value in between"
+        )
+        return f"{self.name}: {field}={given} is outside ({space.low}, {space.high}); use {fix}"

@@ -1,0 +1,66 @@
+"""Random numbers as a pure function of a key: the reason a tower can be copied, resumed and taken apart.
+
+Every copy of a problem owns one int64 key. Its draws depend on that key alone, so a copy behaves the same
+alone or among a thousand, two copies with one key see the same data, a checkpoint is tensors and nothing
+else, and no global generator is read or moved. Numbers come from SplitMix64 (Steele, Lea and Flood 2014,
+"Fast splittable pseudorandom number generators"): the n-th draw of a key is its output function at
+``key + n * gamma``. Integer arithmetic wraps, as two's complement does.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+GAMMA = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's 64 bits, as a signed number
+MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def seed(number: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """The key of a seed: int64 scalar ``[]``. ``number`` is any integer that fits in 64 bits."""
+    return _mix(torch.tensor(number, dtype=torch.int64, device=device) + GAMMA)
+
+
+def fold(key: Tensor, data: int | Tensor) -> Tensor:
+    """Keys derived from ``key`` and ``data`` (broadcast together); another datum, an unrelated key."""
+    return _mix(key ^ _mix(torch.as_tensor(data, dtype=torch.int64, device=key.device) * GAMMA + MIX_2))
+
+
+def split(key: Tensor, count: int) -> Tensor:
+    """``count`` unrelated keys for each key: ``[*batch]`` to ``[*batch, count]``."""
+    return fold(key[..., None], torch.arange(1, count + 1, device=key.device))
+
+
+def bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """64 random bits an entry: int64 ``[*batch, *shape]`` for keys ``[*batch]``."""
+    draws = torch.arange(1, math.prod(shape) + 1, device=key.device)
+    return _mix(key[..., None] + draws * GAMMA).reshape(*key.shape, *shape)
+
+
+def uniform(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uniform in [0, 1): ``[*batch, *shape]``; 24 random bits in float32, 53 in float64."""
+    digits = 53 if dtype == torch.float64 else 24
+    return _shift(bits(key, shape), 64 - digits).to(dtype) * 2.0**-digits
+
+
+def normal(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Standard normal ``[*batch, *shape]``, by Box and Muller (1958)."""
+    radius, angle = uniform(key, (2, *shape), dtype).unbind(key.dim())
+    return torch.sqrt(-2 * torch.log1p(-radius)) * torch.cos(2 * math.pi * angle)
+
+
+def integers(key: Tensor, shape: tuple[int, ...], high: int) -> Tensor:
+    """Integers from 0 to ``high - 1``: int64 ``[*batch, *shape]``; ``high`` at most 2^31 (bias below 2^-32)."""
+    return _shift(bits(key, shape), 1) % high
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * MIX_1
+    z = (z ^ _shift(z, 27)) * MIX_2
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, count: int) -> Tensor:
+    """Logical right shift; torch's own carries the sign along."""
+    return (z >> count) & ((1 << (64 - count)) - 1)

@@ -1,0 +1,255 @@
+"""Level: an optimizer with an unroll and a gradient estimator. Laid over a problem, it is a problem.
+
+This file is the recursion. A laid level answers "value and gradient at given parameters" by running one window:
+
+    for t in 1..T:
+        x, s        = optimizer.update(params, f, g, s, x)
+        f, g, below = problem.value_and_grad(x, below)
+
+The ``g`` that ends a window starts the next one, and it is also the cotangent of the meta-loss at that ``x``; so
+nothing is evaluated twice, at any height. No level knows its height.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.gradients.estimator import Estimator, LevelState
+from levels.gradients.first_order import FirstOrder
+from levels.layout import Layout
+from levels.nonfinite import NonFinite, Stop
+from levels.objectives import Objective, Sum
+from levels.optimizer import Optimizer
+from levels.part import notate, require
+from levels.problem import Problem
+from levels.tree import State, choose, keep_named, scatter
+
+DUE = -1  # the age of a copy that is to restart whatever the horizon
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Level:
+    """One level, before it is laid over a problem.
+
+    ``optimizer``: the update rule. ``unroll``: updates in a window, at least 1. ``horizon``: updates after which the
+    trajectory below restarts, a multiple of ``unroll``; None never; ``auto`` is 5 windows where ``unroll`` is above 1
+    (the 2016 paper's 100 steps of 20) and None where it is 1. ``batch``: copies of the problem below, at least 1.
+    ``stagger``: whether first restarts are spread over the copies. ``objective``: how losses become a meta-loss.
+    ``gradient``: how the meta-loss is differentiated. ``clip``: largest norm of that gradient, None for any.
+    ``nonfinite``: what to do about losses and gradients that are not finite.
+    """
+
+    optimizer: Optimizer
+    unroll: int = 1
+    horizon: int | None | Literal["auto"] = "auto"
+    batch: int = 1
+    stagger: bool = True
+    objective: Objective = Sum()
+    gradient: Estimator = FirstOrder()
+    clip: float | None = None
+    nonfinite: NonFinite = Stop()
+
+    def __post_init__(self) -> None:
+        for name in ("unroll", "batch"):
+            value = getattr(self, name)
+            require(_whole(value) and value >= 1, f"{name} must be a whole number of at least 1, got {notate(value)}")
+        horizon = self.horizon
+        if horizon is not None and horizon != "auto":
+            good = _whole(horizon) and horizon > 0 and horizon % self.unroll == 0
+            near = max(1, round(horizon / self.unroll)) * self.unroll if _whole(horizon) else 5 * self.unroll
+            require(good, f"horizon must be a multiple of the unroll {self.unroll}, got {notate(horizon)}; use {near}")
+        clip = self.clip
+        good = clip is None or (isinstance(clip, (int, float)) and not isinstance(clip, bool) and clip > 0)
+        require(good, f"clip must be a number above 0 or none, got {notate(clip)}")
+        require(isinstance(self.stagger, bool), f"stagger must be true or false, got {notate(self.stagger)}")
+        for name, kind in (
+            ("optimizer", Optimizer),
+            ("objective", Objective),
+            ("gradient", Estimator),
+            ("nonfinite", NonFinite),
+        ):
+            value = getattr(self, name)
+            require(isinstance(value, kind), f"{name} must be {_article(kind)}, got {notate(value)}")
+
+    @property
+    def life(self) -> int | None:
+        """The horizon with ``auto`` resolved: updates from a start to the next restart, or None."""
+        if self.horizon == "auto":
+            return 5 * self.unroll if self.unroll > 1 else None
+        return self.horizon
+
+    def over(self, problem: Problem) -> "Laid":
+        """This level laid over ``problem``: itself a problem, whose parameters are the optimizer's."""
+        return Laid(self, problem)
+
+    def __repr__(self) -> str:
+        settings = {k: v for k, v in changed_settings(self).items() if k not in ("optimizer", "unroll")}
+        brackets = ", ".join(f"{key}={notate(value)}" for key, value in settings.items())
+        return f"{self.optimizer}@{self.unroll}" + (f"[{brackets}]" if brackets else "")
+
+
+class Carry(NamedTuple):
+    """What a window hands to the next one; constants for every derivative. Leading dimensions ``[*batch, copies]``."""
+
+    x: Tensor  # [*batch, copies, n] parameters of the problem below
+    state: State  # the optimizer's
+    f: Tensor  # [*batch, copies] value at x
+    g: Tensor  # [*batch, copies, n] gradient at x
+    below: State  # the problem's
+    age: Tensor  # int64, updates since the trajectory began; DUE: restart before the next window
+    key: Tensor  # int64
+    skipped: Tensor  # int64, windows in which the copy was skipped
+
+
+class Step(NamedTuple):
+    """What one update of a window read: ``[*batch, copies, ...]``."""
+
+    f: Tensor
+    g: Tensor
+    state: State
+    x: Tensor
+
+
+class Window(NamedTuple):
+    """A window that was run: what update t read, and the loss and gradient at the parameters that it led to."""
+
+    steps: list[Step]  # T
+    losses: Tensor  # [T, *batch, copies]
+    grads: list[Tensor]  # T of [*batch, copies, n]
+
+
+class Laid(Problem):
+    """A level laid over a problem. Its parameters ``[*batch, m]`` are those of the level's optimizer."""
+
+    def __init__(self, level: Level, problem: Problem) -> None:
+        require(problem.layout.size > 0, f"{level} lies over something without parameters; nothing there to optimize")
+        self.level = level
+        self.problem = problem
+        self.optimizer = level.optimizer.over(problem.layout)
+
+    @property
+    def layout(self) -> Layout:
+        return self.optimizer.layout
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return self.optimizer.init_params(key)
+
+    @torch.no_grad()
+    def init_state(self, params: Tensor, key: Tensor) -> LevelState:
+        return self.level.gradient.init_state(self, params, key)
+
+    @torch.no_grad()
+    def value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        value, grad, state = self.level.gradient.value_and_grad(self, params, state)
+        if not torch.isfinite(grad.sum()):
+            grad, state = self._vet_gradient(grad, state)
+        if self.level.clip is not None:
+            norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+            grad = grad * (self.level.clip / norm.clamp_min(self.level.clip))
+        return value, grad, state
+
+    # What follows is for estimators.
+
+    def meta_loss(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Meta-loss ``[*batch]``, the mean over copies, of losses ``[T, *batch, copies]``, and its slope in each."""
+        objective, copies = self.level.objective, losses.shape[-1]
+        return objective.value(losses).mean(-1), objective.weights(losses) / copies
+
+    def start(self, params: Tensor, key: Tensor) -> Carry:
+        """A carry at the start of trajectories, for keys ``[*batch]``, with staggered ages."""
+        carry = self._begin(params, keys.split(key, self.level.batch))
+        if not self.level.stagger or self.level.life is None:
+            return carry
+        windows = self.level.life // self.level.unroll
+        phase = torch.arange(self.level.batch, device=key.device) * windows // self.level.batch
+        return carry._replace(age=carry.age + phase * self.level.unroll)
+
+    def window(self, params: Tensor, carry: Carry) -> tuple[Carry, Window]:
+        """Run one window from ``carry``; copies whose trajectory is over start afresh first."""
+        carry = self._restart(params, carry)
+        x, state, f, g, below = carry[:5]
+        steps, losses, grads = [], [], []
+        for _ in range(self.level.unroll):
+            steps.append(Step(f, g, state, x))
+            x, state = self.optimizer.update(params, f, g, state, x)
+            f, g, below = self.problem.value_and_grad(x, below)
+            losses.append(f)
+            grads.append(g)
+        window = Window(steps, torch.stack(losses), grads)
+        end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
+        if torch.isfinite(window.losses.sum() + g.sum()):
+            return end, window
+        return self._vet_window(carry, end, window)
+
+    def _begin(self, params: Tensor, key: Tensor) -> Carry:
+        """Fresh trajectories for keys ``[*batch, copies]``: one evaluation of the problem below."""
+        for_params, for_state = keys.split(key, 2).unbind(-1)
+        x = self.problem.init_params(for_params)
+        state = self.optimizer.init_state(params, x)
+        f, g, below = self.problem.value_and_grad(x, self.problem.init_state(x, for_state))
+        if not torch.isfinite(f.sum() + g.sum()):
+            Stop().handle(self, *_complaint("a freshly started problem's", f, "start its parameters smaller"))
+        count = torch.zeros_like(key)
+        return Carry(x, state, f, g, below, count, key, count)
+
+    def _restart(self, params: Tensor, carry: Carry) -> Carry:
+        life = self.level.life
+        due = carry.age < 0 if life is None else (carry.age < 0) | (carry.age >= life)
+        if not due.any():
+            return carry
+        rows = due.flatten().nonzero().squeeze(-1)
+        owners = params[..., None, :].expand(*due.shape, -1).reshape(due.numel(), -1)[rows]  # [k, m]
+        fresh = self._begin(owners, keys.fold(carry.key.flatten()[rows], 1)[:, None])
+        restarted: Carry = keep_named("skipped", scatter(rows, fresh, carry, due.dim()), carry)
+        return restarted
+
+    def _vet_window(self, start: Carry, end: Carry, window: Window) -> tuple[Carry, Window]:
+        """Some loss or gradient may not be finite: refuse it, or let the copies concerned stand still."""
+        bad = ~(torch.isfinite(window.losses).all(0) & torch.isfinite(end.g).all(-1))
+        if not bad.any():
+            return end, window
+        fix = "lower its learning rate, or skip such copies with nonfinite=skip"
+        self.level.nonfinite.handle(self, *_complaint("the problem's", window.losses, fix))
+        still = Step(start.f, start.g, start.state, start.x)
+        steps = [choose(bad, still, step) for step in window.steps]
+        losses = torch.where(bad, start.f, window.losses)
+        grads = [torch.where(bad[..., None], 0.0, g) for g in window.grads]
+        end = keep_named("skipped", choose(bad, start, end), end)
+        end = end._replace(age=torch.where(bad, DUE, end.age), skipped=end.skipped + bad)
+        return end, Window(steps, losses, grads)
+
+    def _vet_gradient(self, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        bad = ~torch.isfinite(grad).all(-1)
+        if bad.any():
+            fix = "shorten its unroll or lower its learning rate, or skip such windows with nonfinite=skip"
+            self.level.nonfinite.handle(self, "gradient of the meta-loss is not finite", fix)
+            grad = torch.where(bad[..., None], 0.0, grad)
+            carry = state.carry
+            state = state._replace(carry=carry._replace(skipped=carry.skipped + bad[..., None]))
+        return grad, state
+
+
+def changed_settings(level: Level) -> dict[str, object]:
+    """Settings of a level that differ from the defaults, by name."""
+    return {
+        field.name: getattr(level, field.name)
+        for field in dataclasses.fields(level)
+        if notate(getattr(level, field.name)) != notate(field.default)
+    }
+
+
+def _complaint(whose: str, losses: Tensor, fix: str) -> tuple[str, str]:
+    what = "gradient" if bool(torch.isfinite(losses).all()) else "loss"
+    return f"{whose} {what} is not finite", fix
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _article(kind: type) -> str:
+    return ("an " if kind.__name__[0] in "AEIO" else "a ") + kind.__name__

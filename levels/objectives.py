@@ -1,0 +1,84 @@
+"""Objectives: how the losses of a window become one meta-loss.
+
+An objective is a function of the losses ``[T, ...]`` of one window and, in closed form, its derivative with
+respect to each of them: the weights ``w_t`` with which gradients rise a level.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from levels.part import Part, require
+
+
+class Objective(Part):
+    """Abstract; both methods treat everything behind the first dimension elementwise."""
+
+    @abstractmethod
+    def value(self, losses: Tensor) -> Tensor:
+        """The meta-loss ``[...]`` of losses ``[T, ...]``, the loss after the first update first."""
+
+    @abstractmethod
+    def weights(self, losses: Tensor) -> Tensor:
+        """Derivative of `value` with respect to ``losses``; ``[T, ...]``."""
+
+
+@dataclass(frozen=True, repr=False)
+class Sum(Objective):
+    """L = sum_t f_t: every step counts (L2L 2016, equation 3 with w_t = 1)."""
+
+    name = "sum"
+
+    def value(self, losses: Tensor) -> Tensor:
+        return losses.sum(0)
+
+    def weights(self, losses: Tensor) -> Tensor:
+        return torch.ones_like(losses)
+
+
+@dataclass(frozen=True, repr=False)
+class Last(Objective):
+    """L = f_T: only where the window ends counts (L2L 2016, equation 2)."""
+
+    name = "last"
+
+    def value(self, losses: Tensor) -> Tensor:
+        return losses[-1]
+
+    def weights(self, losses: Tensor) -> Tensor:
+        weights = torch.zeros_like(losses)
+        weights[-1] = 1.0
+        return weights
+
+
+@dataclass(frozen=True, repr=False)
+class MeanLog(Objective):
+    """L = mean_t log f_t: a factor gained counts the same at any scale of the loss. Losses must be above 0."""
+
+    name = "mean-log"
+
+    def value(self, losses: Tensor) -> Tensor:
+        return losses.log().mean(0)
+
+    def weights(self, losses: Tensor) -> Tensor:
+        return 1 / (losses * len(losses))
+
+
+@dataclass(frozen=True, repr=False)
+class Discounted(Objective):
+    """L = sum_t discount^(t-1) f_t, t from 1; ``discount`` above 0 and at most 1."""
+
+    name = "discounted"
+    discount: float = 0.9
+
+    def __post_init__(self) -> None:
+        require(0 < self.discount <= 1, f"discounted: discount must be above 0 and at most 1, got {self.discount}")
+
+    def value(self, losses: Tensor) -> Tensor:
+        return (self.weights(losses) * losses).sum(0)
+
+    def weights(self, losses: Tensor) -> Tensor:
+        powers = self.discount ** torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
+        return powers.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)

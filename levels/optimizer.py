@@ -1,0 +1,106 @@
+"""Optimizer: an update rule with parameters of its own.
+
+Hand-made and learned rules differ only in how many parameters they have: an SGD has its step size, an LSTM
+its weights. State is explicit, so that a window can be run again, differentiated, or given up.
+"""
+
+import copy
+from abc import abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from levels.layout import Layout
+from levels.part import Part
+from levels.tree import State, leaves, with_leaves
+
+
+class Optimizer(Part):
+    """An update rule; abstract. Throughout, ``params`` ``[*batch, m]`` are the optimizer's own and ``x``
+    ``[*batch, copies, n]`` those of the problem below: one more dimension, the copies that one optimizer works on.
+
+    Copies never mix: the update of one copy reads its own ``f``, ``g``, ``state`` and ``x``.
+    """
+
+    _laid: tuple[Layout, Layout] | None = None
+
+    def over(self, below: Layout) -> Self:
+        """This optimizer, laid over the parameters that ``below`` describes; ValueError if it does not fit them."""
+        laid = copy.copy(self)
+        object.__setattr__(laid, "_laid", (below, Layout.of(self.shapes(below), below.dtype, below.device)))
+        return laid
+
+    @property
+    def below(self) -> Layout:
+        """Layout of the parameters that this optimizer updates."""
+        return self._layouts()[0]
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the optimizer's own parameters; same dtype and device."""
+        return self._layouts()[1]
+
+    def _layouts(self) -> tuple[Layout, Layout]:
+        if self._laid is None:
+            raise ValueError(f"{self} is not laid over anything yet; call over(problem.layout) first")
+        return self._laid
+
+    @abstractmethod
+    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the optimizer's own parameters when laid over ``below``."""
+
+    @abstractmethod
+    def init_params(self, key: Tensor) -> Tensor:
+        """Fresh parameters of the optimizer, ``[*batch, m]`` for keys ``[*batch]``."""
+
+    @abstractmethod
+    def init_state(self, params: Tensor, x: Tensor) -> State:
+        """What the rule remembers at the start of a trajectory; every tensor in it is ``[*batch, copies, ...]``."""
+
+    @abstractmethod
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
+        """One step: the next ``x`` and the next state.
+
+        ``f`` ``[*batch, copies]`` and ``g`` ``[*batch, copies, n]`` are the value and gradient at ``x``. Must be
+        differentiable in ``params``, ``state`` and ``x`` for a level above to train it by backpropagation.
+        """
+
+    def pullback(
+        self,
+        params: Tensor,
+        f: Tensor,
+        g: Tensor,
+        state: State,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None] | None,
+    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
+        """The vector-Jacobian product of one `update`, ``f`` and ``g`` being data.
+
+        ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each tensor of the state, None for zero) are the
+        cotangents of what `update` returned. Returns those of ``params`` ``[*batch, m]``, ``state`` and ``x``.
+        This one asks autograd, one step at a time; an optimizer with a closed form may say it instead.
+        """
+        tensors = leaves(state)
+        smooth = [i for i, leaf in enumerate(tensors) if leaf.is_floating_point()]
+        with torch.enable_grad():
+            params, x = params.detach().requires_grad_(), x.detach().requires_grad_()
+            for i in smooth:
+                tensors[i] = tensors[i].detach().requires_grad_()
+            new_x, new_state = self.update(params, f, g, with_leaves(state, tensors), x)
+            outputs, cotangents = [new_x], [dx]
+            for leaf, cotangent in zip(leaves(new_state), dstate or []):
+                if cotangent is not None and leaf.requires_grad:
+                    outputs.append(leaf)
+                    cotangents.append(cotangent)
+            inputs = [params, x, *(tensors[i] for i in smooth)]
+            dparams, dx_old, *rest = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True)
+        dstate_old: list[Tensor | None] = [None] * len(tensors)
+        for i, cotangent in zip(smooth, rest):
+            dstate_old[i] = cotangent
+        return (
+            torch.zeros_like(params) if dparams is None else dparams,
+            dstate_old,
+            torch.zeros_like(x) if dx_old is None else dx_old,
+        )

@@ -1,0 +1,1 @@
+"""Optimizers: one file, one rule, one paper. A file added here is found by notation without being listed."""

@@ -1,0 +1,55 @@
+"""Adam (Kingma and Ba 2015, arXiv 1412.6980, Algorithm 1), with epsilon where torch.optim.Adam has it.
+
+    m <- beta1 * m + (1 - beta1) * g
+    v <- beta2 * v + (1 - beta2) * g^2
+    x <- x - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+t counts each copy's own steps from 1. Where v is exactly 0 (a weight behind a pixel that is always black) the
+square root has no derivative; the smallest normal number is added under it, so hypergradients stay finite.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels.hyper import HandMade, Hyper, Log, Logit, hyper
+from levels.part import require
+
+
+class AdamState(NamedTuple):
+    """Moments and step count of each copy."""
+
+    m: Tensor  # [*batch, copies, n]
+    v: Tensor  # [*batch, copies, n]
+    t: Tensor  # int64 [*batch, copies]
+
+
+@dataclass(frozen=True, repr=False)
+class Adam(HandMade):
+    """``lr`` and ``eps`` move in log space, ``beta1`` and ``beta2`` in logit space."""
+
+    name = "adam"
+
+    lr: Hyper | float = hyper(1e-3, Log)
+    beta1: Hyper | float = hyper(0.9, Logit)
+    beta2: Hyper | float = hyper(0.999, Logit)
+    eps: Hyper | float = hyper(1e-8, Log)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.hypers) == 4, "adam: lr, beta1, beta2 and eps must be numbers, got none for one of them")
+
+    def init_state(self, params: Tensor, x: Tensor) -> AdamState:
+        steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+        return AdamState(torch.zeros_like(x), torch.zeros_like(x), steps)
+
+    def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
+        t = state.t + 1
+        m = h["beta1"] * state.m + (1 - h["beta1"]) * g
+        v = h["beta2"] * state.v + (1 - h["beta2"]) * g * g
+        m_hat = m / (1 - h["beta1"] ** t[..., None])
+        v_hat = v / (1 - h["beta2"] ** t[..., None])
+        root = torch.sqrt(v_hat + torch.finfo(x.dtype).tiny)
+        return x - h["lr"] * m_hat / (root + h["eps"]), AdamState(m, v, t)

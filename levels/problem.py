@@ -1,0 +1,37 @@
+"""Problem: anything with parameters, a loss and a gradient. A task is one; a level laid over a problem is one.
+
+Four questions, and a tower needs no others: what are the parameters, where do they begin, what does one copy
+remember, and what is **value and gradient at given parameters, with the state advanced**.
+"""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from levels.layout import Layout
+from levels.tree import State
+
+
+class Problem(ABC):
+    """Parameters, a loss and its gradient, for any number of copies at once.
+
+    ``[*batch]`` below stands for any leading dimensions, also none. Copies do not see each other: what a copy
+    answers depends on its own key, parameters and state only. Inputs are never changed in place.
+    """
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Names and shapes of the parameters; ``layout.size`` is their number ``n``."""
+
+    @abstractmethod
+    def init_params(self, key: Tensor) -> Tensor:
+        """Fresh parameters ``[*batch, n]`` for int64 keys ``[*batch]``."""
+
+    @abstractmethod
+    def init_state(self, params: Tensor, key: Tensor) -> State:
+        """Fresh state for parameters ``[*batch, n]`` and keys ``[*batch]``; every tensor in it is ``[*batch, ...]``."""
+
+    @abstractmethod
+    def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Value ``[*batch]`` and gradient ``[*batch, n]`` at ``params`` ``[*batch, n]``, and the state advanced."""

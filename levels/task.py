@@ -1,0 +1,71 @@
+"""Task: the problem at the bottom, a family of problems of which every key names one.
+
+A family has three splits that share nothing: problems (and data) to train on, to tune on, and to report on.
+What varies over the family (a matrix, a start, the minibatches) is drawn from the key of each copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.part import Part, require
+from levels.problem import Problem
+from levels.tree import State
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Task(Part, Problem):
+    """A family of problems; abstract. ``split``: which of its three parts is drawn from. ``dtype``: float32 or float64.
+
+    A task implements `layout`, `init_params`, `init_state` and `value_and_grad`, and draws its problems from
+    ``self.own(key)``, so that splits never share a seed.
+    """
+
+    split: Split = "train"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        require(self.split in SPLITS, f"{self.name}: split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        require(self.dtype in DTYPES, f"{self.name}: dtype must be float32 or float64, got {self.dtype!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch names it."""
+        return DTYPES[self.dtype]
+
+    def on(self, split: Split) -> Self:
+        """The same family, another split."""
+        return dataclasses.replace(self, split=split)
+
+    def own(self, key: Tensor) -> Tensor:
+        """Keys of this split: the same key draws unrelated problems in another one."""
+        return keys.fold(key, SPLITS.index(self.split))
+
+    def variants(self) -> dict[str, Task]:
+        """Families further away, by a short label: what an optimizer trained here is also tried on."""
+        return {}
+
+
+class LossTask(Task):
+    """A task given by a differentiable loss; the gradient is autograd's. Abstract."""
+
+    @abstractmethod
+    def loss(self, params: Tensor, state: State) -> tuple[Tensor, State]:
+        """Loss ``[*batch]`` at ``params`` ``[*batch, n]``, each copy's from its own, and the next state."""
+
+    def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        with torch.enable_grad():
+            leaf = params.detach().requires_grad_()
+            value, state = self.loss(leaf, state)
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), grad, state

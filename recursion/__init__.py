@@ -1,0 +1,21 @@
+"""What happens when levels are stacked: towers, their notation, training, evaluation, and the command line."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recursion.tower import Report as Report
+    from recursion.tower import Tower as Tower
+    from recursion.tower import TowerState as TowerState
+
+HOME = {"Report": "recursion.tower", "Tower": "recursion.tower", "TowerState": "recursion.tower"}
+
+__all__ = sorted(HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line answers --help without loading torch."""
+    from importlib import import_module
+
+    if name not in HOME:
+        raise AttributeError(f"module 'recursion' has no attribute {name!r}")
+    return getattr(import_module(HOME[name]), name)

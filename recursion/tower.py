@@ -1,0 +1,150 @@
+"""Tower: a task and its levels, folded into one problem under one topmost level.
+
+    tower = Tower(Quadratic(), Level(optimizer=LSTM(), unroll=20), Level(optimizer=Adam()))
+    state = tower.init(seed=0)
+    state, report = tower.step(state)
+
+Each level but the topmost is trained by the one above it. The topmost runs with fixed parameters: nothing
+differentiates it. One `step` is one window of the topmost level, so a tower with unrolls T1, ..., TN pays
+exactly T1 * ... * TN task gradients for it, and one more evaluation below for each restart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.gradients.estimator import LevelState
+from levels.level import Carry, Laid, Level
+from levels.nonfinite import NonFiniteError
+from levels.problem import Problem
+
+
+class TowerState(NamedTuple):
+    """Everything a tower is between two steps; tensors only, so it saves and compares as it is."""
+
+    params: Tensor  # [m] parameters of the topmost optimizer; nothing moves them
+    carry: Carry  # of the topmost level; ``carry.x`` [copies, n] is what the tower trains
+    step: Tensor  # int64 scalar, steps done
+
+
+class Report(NamedTuple):
+    """What one step tells: all plain numbers, level 1 first."""
+
+    step: int
+    losses: list[float]  # of the problem below each level, mean over copies (for the topmost: over its window too)
+    skipped: list[int]  # copies skipped so far at each level, as not finite
+
+
+class Tower:
+    """Levels stacked over a task.
+
+    ``task``: the problem at the bottom. ``levels``: at least one, bottom first. Raises ValueError, naming the level,
+    when a part does not fit the one below.
+    """
+
+    def __init__(self, task: Problem, *levels: Level) -> None:
+        if not isinstance(task, Problem):
+            raise TypeError(f"a tower stands on a task, got {task!r}")
+        if not levels:
+            raise ValueError("a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
+        self.task = task
+        self.levels = levels
+        self.laid: list[Laid] = []
+        below = task
+        for number, level in enumerate(levels, 1):
+            try:
+                below = level.over(below)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"level {number} ({level}): {error}") from error
+            self.laid.append(below)
+        self.top = self.laid[-1]
+
+    @property
+    def depth(self) -> int:
+        """Number of levels."""
+        return len(self.levels)
+
+    @property
+    def base_steps(self) -> int:
+        """Task gradients that one step costs after start-up, restarts apart: the product of the unrolls."""
+        return math.prod(level.unroll for level in self.levels)
+
+    def init(self, seed: int, *, params: Tensor | None = None) -> TowerState:
+        """State at the start. ``params`` ``[m]``: of the topmost optimizer, if it is not to start with its own.
+
+        Start-up evaluates each level's problem once: 1 + T1 + T1*T2 + ... task gradients.
+        """
+        for_params, for_carry = keys.split(keys.seed(seed, device=self.top.layout.device), 2)
+        if params is None:
+            params = self.top.init_params(for_params)
+        elif params.shape != (self.top.layout.size,):
+            size = self.top.layout.size
+            raise ValueError(
+                f"level {self.depth} ({self.levels[-1]}) takes {size} parameters, got shape {list(params.shape)}"
+            )
+        with torch.no_grad(), self._named(0):
+            carry = self.top.start(params, for_carry)
+        return TowerState(params, carry, torch.zeros((), dtype=torch.int64))
+
+    def step(self, state: TowerState) -> tuple[TowerState, Report]:
+        """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
+        number = int(state.step) + 1
+        with torch.no_grad(), self._named(number):
+            carry, window = self.top.window(state.params, state.carry)
+        new = TowerState(state.params, carry, state.step + 1)
+        losses = [float(carry.f.mean()) for carry in self.carries(new)]
+        losses[-1] = float(window.losses.mean())
+        skipped = [int(carry.skipped.sum()) for carry in self.carries(new)]
+        return new, Report(number, losses, skipped)
+
+    def run(self, state: TowerState, steps: int) -> Iterator[tuple[TowerState, Report]]:
+        """``steps`` steps, one at a time: yields what `step` returns."""
+        for _ in range(steps):
+            state, report = self.step(state)
+            yield state, report
+
+    def carries(self, state: TowerState) -> list[Carry]:
+        """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
+        carries, below = [state.carry], state.carry.below
+        while isinstance(below, LevelState):
+            carries.append(below.carry)
+            below = below.carry.below
+        return carries[::-1]
+
+    def under(self) -> Tower:
+        """The tower without its topmost level; the level that becomes topmost goes on for ever, never restarting."""
+        *rest, top = self.levels[:-1]
+        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None))
+
+    def __repr__(self) -> str:
+        written = [repr(level) for level in self.levels]
+        top = self.levels[-1]
+        if top.unroll == 1:
+            written[-1] = written[-1].replace(f"{top.optimizer}@1", repr(top.optimizer), 1)
+        return f"{self.task}: " + " / ".join(written)
+
+    def _named(self, step: int) -> _Named:
+        return _Named(self, step)
+
+
+class _Named:
+    """Adds level and step to a `NonFiniteError` that passes; levels do not know where they stand, the tower does."""
+
+    def __init__(self, tower: Tower, step: int) -> None:
+        self.tower, self.step = tower, step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, NonFiniteError) and error.source in self.tower.laid:
+            number = self.tower.laid.index(error.source) + 1
+            level = self.tower.levels[number - 1]
+            error.args = (f"level {number} ({level}): {error.what} at top step {self.step}; {error.fix}",)
