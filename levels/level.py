@@ -37,7 +37,8 @@ class Level:
 
     ``optimizer``: the update rule. ``unroll``: updates in a window, at least 1. ``horizon``: updates after which the
     trajectory below restarts, a multiple of ``unroll``; None never; ``auto`` is 5 windows where ``unroll`` is above 1
-    (the 2016 paper's 100 steps of 20) and None where it is 1. ``batch``: copies of the problem below, at least 1.
+    (the 2016 paper's 100 steps of 20) and None where it is 1. ``batch``: copies of the problem below, at least 1;
+    ``auto`` is what the problem suggests (`Problem.copies`) where ``unroll`` is above 1, and 1 where it is 1.
     ``stagger``: whether first restarts are spread over the copies. ``objective``: how losses become a meta-loss.
     ``gradient``: how the meta-loss is differentiated. ``clip``: largest norm of that gradient, None for any.
     ``nonfinite``: what to do about losses and gradients that are not finite.
@@ -46,7 +47,7 @@ class Level:
     optimizer: Optimizer
     unroll: int = 1
     horizon: int | None | Literal["auto"] = "auto"
-    batch: int = 1
+    batch: int | Literal["auto"] = "auto"
     stagger: bool = True
     objective: Objective = Sum()
     gradient: Estimator = FirstOrder()
@@ -56,7 +57,8 @@ class Level:
     def __post_init__(self) -> None:
         for name in ("unroll", "batch"):
             value = getattr(self, name)
-            require(_whole(value) and value >= 1, f"{name} must be a whole number of at least 1, got {notate(value)}")
+            good = (_whole(value) and value >= 1) or (name == "batch" and value == "auto")
+            require(good, f"{name} must be a whole number of at least 1, got {notate(value)}")
         horizon = self.horizon
         if horizon is not None and horizon != "auto":
             good = _whole(horizon) and horizon > 0 and horizon % self.unroll == 0
@@ -130,6 +132,7 @@ class Laid(Problem):
         self.level = level
         self.problem = problem
         self.optimizer = level.optimizer.over(problem.layout)
+        self.batch = level.batch if level.batch != "auto" else problem.copies if level.unroll > 1 else 1
 
     @property
     def layout(self) -> Layout:
@@ -161,11 +164,11 @@ class Laid(Problem):
 
     def start(self, params: Tensor, key: Tensor) -> Carry:
         """A carry at the start of trajectories, for keys ``[*batch]``, with staggered ages."""
-        carry = self._begin(params, keys.split(key, self.level.batch))
+        carry = self._begin(params, keys.split(key, self.batch))
         if not self.level.stagger or self.level.life is None:
             return carry
         windows = self.level.life // self.level.unroll
-        phase = torch.arange(self.level.batch, device=key.device) * windows // self.level.batch
+        phase = torch.arange(self.batch, device=key.device) * windows // self.batch
         return carry._replace(age=carry.age + phase * self.level.unroll)
 
     def window(self, params: Tensor, carry: Carry) -> tuple[Carry, Window]:

@@ -19,6 +19,9 @@ class Problem(ABC):
     answers depends on its own key, parameters and state only. Inputs are never changed in place.
     """
 
+    copies: int = 1
+    """How many copies a level with an unroll should hold of it, if nobody says otherwise."""
+
     @property
     @abstractmethod
     def layout(self) -> Layout:

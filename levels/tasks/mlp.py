@@ -41,6 +41,8 @@ class MLP(LossTask):
     drawn with replacement. Weights start normal with deviation 1/sqrt(inputs), biases at 0.
     """
 
+    copies = 4
+
     hidden: tuple[int, ...] = (20,)
     activation: str = "sigmoid"
     minibatch: int = 128

@@ -27,6 +27,7 @@ class Quadratic(Task):
     """``dims``: number of parameters, at least 1."""
 
     name = "quadratic"
+    copies = 64
 
     dims: int = 10
 
