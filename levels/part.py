@@ -1,12 +1,17 @@
 """Part: anything a tower is assembled from, and how it writes itself down.
 
 A part is a frozen dataclass with a name. Written in a tower's notation it is ``name(field=value, ...)`` with
-the fields that differ from their defaults; `recursion.notation` reads the same back.
+the fields that differ from their defaults, and those without a default first, as ``log(0.01, per=tensor)``;
+`recursion.notation` reads the same back.
 """
 
 import dataclasses
+import json
+import re
 from abc import ABC
 from typing import Any, ClassVar
+
+WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  # what stands for itself in notation
 
 
 class Part(ABC):
@@ -15,8 +20,17 @@ class Part(ABC):
     name: ClassVar[str]
 
     def __repr__(self) -> str:
-        written = ", ".join(f"{key}={notate(value)}" for key, value in changed(self).items())
-        return f"{self.name}({written})" if written else self.name
+        bare = positional(self)
+        named = {key: value for key, value in changed(self).items() if key not in bare}
+        values = [*map(notate, bare.values()), *(f"{key}={notate(value)}" for key, value in named.items())]
+        return f"{title(self)}({', '.join(values)})" if values else title(self)
+
+
+def title(part: Part) -> str:
+    """How notation finds the class: its name, or the dotted path of one at the top of a module outside this package."""
+    cls = type(part)
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return cls.name if ours or "." in cls.__qualname__ else f"{cls.__module__}.{cls.__name__}"
 
 
 def settings(part: Part) -> dict[str, Any]:
@@ -24,6 +38,20 @@ def settings(part: Part) -> dict[str, Any]:
     if not dataclasses.is_dataclass(part):
         return {}
     return {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
+
+
+def positional(part: Part) -> dict[str, Any]:
+    """The leading fields without a default: written without their names."""
+    found: dict[str, Any] = {}
+    if not dataclasses.is_dataclass(part):
+        return found
+    for field in dataclasses.fields(part):
+        if field.kw_only or not field.init:
+            continue
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
+            break
+        found[field.name] = getattr(part, field.name)
+    return found
 
 
 def changed(part: Part) -> dict[str, Any]:
@@ -40,14 +68,22 @@ def changed(part: Part) -> dict[str, Any]:
 
 
 def notate(value: Any) -> str:
-    """A value as notation writes it: numbers, words, ``none``, ``[a, b]``, parts."""
+    """A value as notation writes it: numbers, words, ``none``, ``[a, b]``, parts; other strings as in JSON.
+
+    What notation has no way to write (a tensor, a function) comes out as Python's repr if that is short, else as
+    its type in angle brackets.
+    """
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(notate(item) for item in value) + "]"
     if isinstance(value, str):
-        return value
-    return repr(value)
+        return value if WORD.fullmatch(value) else json.dumps(value)
+    if isinstance(value, float):
+        return repr(float(value))
+    text = repr(value)
+    long = "\n" in text or len(text) > 60
+    return f"<{type(value).__name__}>" if long and not isinstance(value, Part) else text
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,0 +1,302 @@
+"""Catalog: parts by name, and what their settings take; read off the classes themselves, so nothing is registered.
+
+A part is known as soon as its file stands in `levels.optimizers`, `levels.tasks` or `levels.gradients` (or its class
+in `levels.objectives`, `levels.hyper` or `levels.nonfinite`). Anybody else's part is named by its dotted path,
+``mypkg.mymodule.MyOptimizer``, and imported. What a setting takes is what its type annotation says.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from levels.gradients.estimator import Estimator
+from levels.hyper import Hyper
+from levels.nonfinite import NonFinite
+from levels.objectives import Objective
+from levels.optimizer import Optimizer
+from levels.part import Part, notate
+from levels.problem import Problem
+
+KINDS: dict[str, type] = {
+    "task": Problem,
+    "optimizer": Optimizer,
+    "objective": Objective,
+    "gradient estimator": Estimator,
+    "hyperparameter space": Hyper,
+    "nonfinite policy": NonFinite,
+}
+PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
+MODULES = ("levels.objectives", "levels.hyper", "levels.nonfinite")
+PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+LISTS = (tuple, list, Sequence)
+
+
+class Setting(NamedTuple):
+    """A field that a part's constructor takes. ``hint``: its type, `Any` where that cannot be told."""
+
+    name: str
+    hint: Any
+    required: bool
+    positional: bool
+
+
+@cache
+def parts(kind: str) -> Mapping[str, type[Part]]:
+    """The concrete parts of a kind, by name, sorted. ValueError if two classes have one name."""
+    found = (cls for module in _modules() for cls in vars(module).values() if _is_part(cls, module.__name__))
+    return types.MappingProxyType(collect(cls for cls in found if issubclass(cls, KINDS[kind])))
+
+
+def collect(classes: Iterable[type[Part]]) -> dict[str, type[Part]]:
+    """Classes by their part name, sorted. ValueError, naming both, if two classes share a name."""
+    named: dict[str, type[Part]] = {}
+    for cls in classes:
+        if named.setdefault(cls.name, cls) is not cls:
+            raise ValueError(f"{cls.name!r} names both {_path(named[cls.name])} and {_path(cls)}; rename one of them")
+    return dict(sorted(named.items()))
+
+
+def find(name: str, *kinds: str) -> type[Part]:
+    """The part called ``name``, of one of the ``kinds``; a dotted name is imported. ValueError if there is none."""
+    if "." in name:
+        return _imported(name, kinds)
+    for kind in kinds:
+        if name in parts(kind):
+            return parts(kind)[name]
+    wanted = " or ".join(kinds)
+    for kind in KINDS:
+        if name in parts(kind):
+            raise ValueError(f"{name!r} is {article(kind)}, not {article(wanted)}; {_known(kinds)}")
+    raise ValueError(f"unknown {wanted} {name!r}{closest(name, _names(kinds))}; {_known(kinds)}")
+
+
+def name_of(cls: type[Part]) -> str:
+    """The name under which `find` finds a class again. ValueError if nothing does, as for one inside a function."""
+    if any(parts(kind).get(cls.name) is cls for kind in KINDS):
+        return cls.name
+    if "." in cls.__qualname__:
+        raise ValueError(f"{_path(cls)} cannot be found by name; define it at the top of a module")
+    return _path(cls)
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean adam?)``, or nothing if nothing is close."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def article(noun: str) -> str:
+    """The noun with its indefinite article."""
+    return ("an " if noun[0] in "aeio" else "a ") + noun
+
+
+@cache
+def settings_of(cls: type) -> Mapping[str, Setting]:
+    """What the constructor of a part, or of `Level`, takes: by name, in order."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError:  # an annotation that is only there for type checkers
+        hints = {}
+    return {
+        field.name: Setting(
+            field.name,
+            hints.get(field.name, Any),
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+            not field.kw_only,
+        )
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
+
+
+def require_plain(cls: type) -> None:
+    """ValueError if a part cannot be made from numbers, words, lists and parts."""
+    opaque = [s.name for s in settings_of(cls).values() if s.required and not any(map(_plain, options(s.hint)))]
+    if opaque:
+        raise ValueError(
+            f"{label(cls)} holds Python objects ({', '.join(opaque)}) and cannot be written down; "
+            f"build the tower in Python: Tower({cls.__name__}(...), ...)"
+        )
+
+
+def make(cls: type, given: Mapping[str, Any]) -> Any:
+    """``cls(**given)``; ValueError, in one sentence, for settings unknown, missing, of a wrong kind, or refused."""
+    known = settings_of(cls)
+    for name in given:
+        if name not in known:
+            raise ValueError(unknown_setting(cls, name, list(known)))
+    require_plain(cls)
+    for setting in known.values():
+        if setting.required and setting.name not in given:
+            raise ValueError(f"{label(cls)} is missing its setting {setting.name}, {describe(setting.hint)}")
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = settle(value, known[name].hint)
+        except ValueError as error:
+            who = f"{label(cls)}: " if issubclass(cls, Part) else ""
+            raise ValueError(f"{who}{name} {error}") from error
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{label(cls)}: {error}") from error
+
+
+def label(cls: type) -> str:
+    """What messages call a class."""
+    return cls.name if issubclass(cls, Part) else article(cls.__name__.lower())
+
+
+def unknown_setting(cls: type, name: str, known: Sequence[str]) -> str:
+    """The sentence for a setting that does not exist."""
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    return f"{label(cls)} has no setting {name!r}{closest(name, known)}; {has}"
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type, unions taken apart."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def kinds_in(hint: Any) -> tuple[str, ...]:
+    """The kinds of part that a value of this type may be, or, for a list, hold; every kind for `Any` and `Part`."""
+    found: list[str] = []
+    for option in options(hint):
+        if option in (Any, Part):
+            return tuple(KINDS)
+        if is_list(option):
+            found += [kind for item in get_args(option) if item is not ... for kind in kinds_in(item)]
+        elif isinstance(option, type) and issubclass(option, (Part, Problem)):
+            found += [kind for kind, base in KINDS.items() if issubclass(option, base) or issubclass(base, option)]
+    return tuple(dict.fromkeys(found))
+
+
+def takes_words(hint: Any) -> bool:
+    """Whether a bare word can be a value of this type."""
+    return any(option in (str, Any) or get_origin(option) is Literal for option in options(hint))
+
+
+def is_list(hint: Any) -> bool:
+    """Whether this type is a list or tuple of something."""
+    return hint in LISTS or get_origin(hint) in LISTS
+
+
+def items_of(hint: Any, count: int) -> tuple[Any, ...]:
+    """Types of the ``count`` items of a list type; as many as the type says if that is another number."""
+    inner = get_args(hint) or (Any, ...)
+    if get_origin(hint) is tuple and inner[-1] is not ...:
+        return inner
+    return (inner[0],) * count
+
+
+def settle(value: Any, hint: Any) -> Any:
+    """``value`` as a value of the type ``hint``: lists as the type has them, a single value for a list of one.
+
+    Raises ValueError, ``must be ..., got ...``, if it is none.
+    """
+    for option in options(hint):
+        try:
+            return _settle(value, option)
+        except ValueError:
+            continue
+    if any(is_list(option) for option in options(hint)) and not isinstance(value, (tuple, list, type(None))):
+        with contextlib.suppress(ValueError):
+            return settle((value,), hint)
+    raise ValueError(f"must be {describe(hint)}, got {notate(value)}")
+
+
+def describe(hint: Any) -> str:
+    """A type in words: ``a hyperparameter space, a number or none``."""
+    words = [word for option in options(hint) for word in _describe(option)]
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _settle(value: Any, option: Any) -> Any:
+    """`settle` for one alternative."""
+    if is_list(option) and isinstance(value, (tuple, list)):
+        inner = items_of(option, len(value))
+        if len(inner) == len(value):
+            items = [settle(item, kind) for item, kind in zip(value, inner)]
+            return items if list in (option, get_origin(option)) else tuple(items)
+    elif _fits(value, option):
+        return value
+    raise ValueError("of another type")
+
+
+def _describe(option: Any) -> list[str]:
+    if get_origin(option) is Literal:
+        return [notate(value) for value in get_args(option)]
+    if is_list(option):
+        kinds = [item for item in get_args(option) if item is not ...]
+        return [f"a list (each {', '.join(map(describe, kinds))})" if kinds else "a list"]
+    if option is Any:
+        return ["a value"]
+    return [PLAIN[option]] if option in PLAIN else [article(kind) for kind in kinds_in(option)] or ["a Python object"]
+
+
+def _fits(value: Any, option: Any) -> bool:
+    if option is Any:
+        return True
+    if get_origin(option) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(option))
+    if option in (int, float):
+        return isinstance(value, (int, option)) and not isinstance(value, bool)
+    return isinstance(option, type) and isinstance(value, option)
+
+
+def _plain(option: Any) -> bool:
+    if is_list(option):
+        return all(any(map(_plain, options(item))) for item in get_args(option) if item is not ...)
+    return option is Any or option in PLAIN or get_origin(option) is Literal or bool(kinds_in(option))
+
+
+def _modules() -> list[types.ModuleType]:
+    inside = [f"{package}.{found.name}" for package in PACKAGES
+              for found in pkgutil.iter_modules(import_module(package).__path__)]  # fmt: skip
+    return [import_module(name) for name in (*inside, *MODULES)]
+
+
+def _is_part(cls: object, module: str) -> bool:
+    """Whether it is a concrete part, defined there rather than imported."""
+    if not (isinstance(cls, type) and issubclass(cls, Part) and cls.__module__ == module):
+        return False
+    return hasattr(cls, "name") and not inspect.isabstract(cls)
+
+
+def _imported(path: str, kinds: tuple[str, ...]) -> type[Part]:
+    if not all(step.isidentifier() for step in path.split(".")):
+        raise ValueError(f"{path!r} is not the path of a class; write it as mypkg.mymodule.MyClass")
+    home, _, name = path.rpartition(".")
+    try:
+        cls = getattr(import_module(home), name, None)
+    except ImportError as error:
+        raise ValueError(f"cannot import {home!r} ({error}); install it or put it on PYTHONPATH") from error
+    if cls is None:
+        raise ValueError(f"module {home!r} has no {name!r}{closest(name, vars(import_module(home)))}")
+    wanted = article(" or ".join(kinds))
+    bases = tuple(KINDS[kind] for kind in kinds)
+    if not (isinstance(cls, type) and issubclass(cls, bases) and _is_part(cls, cls.__module__)):
+        raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Part with a name")
+    return typing.cast(type[Part], cls)
+
+
+def _names(kinds: tuple[str, ...]) -> list[str]:
+    return [name for kind in kinds for name in parts(kind)]
+
+
+def _known(kinds: tuple[str, ...]) -> str:
+    return f"known: {', '.join(_names(kinds))}"
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

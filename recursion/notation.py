@@ -1,0 +1,225 @@
+"""Notation: a tower from one line of text, the same line that a tower prints.
+
+    tower  =  task ":" level ("/" level)*            digits-mlp: lstm@20 / lstm@5 / adam(lr=1e-3)
+    level  =  part ["@" unroll] ["[" settings "]"]   lstm(hidden=20)@20[batch=64, objective=mean-log]
+    part   =  name ["(" settings ")"]                log(0.01, per=tensor)
+    value  =  number | true | false | none | word | "text" | part | "[" [value ("," value)*] "]"
+
+Settings are separated by commas; those of a part may come without their names, first and in order. A name with
+dots is a class to import. White space is free. Whether a word is a part depends on what its setting takes.
+A tokenizer and a recursive descent; nothing is evaluated. Every mistake is a ValueError of one line that says
+where it is: ``level 2 (lstm@0): unroll must be a whole number of at least 1, got 0``.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from levels import catalog
+from levels.catalog import Setting
+from levels.level import Level
+from recursion.tower import Tower
+
+TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<text>"(?:[^"\\]|\\.)*")
+      | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]) | [+-]?(?:inf|nan)(?![\w.-]))
+      | (?P<word>[A-Za-z_][\w.-]*)
+      | (?P<mark>[:/@()\[\],=])
+      | (?P<junk>[^\s:/@()\[\],=]+)
+    )""",
+    re.VERBOSE | re.ASCII,
+)
+RESERVED = {"true": True, "false": False, "none": None}
+TOWERS = "a tower is written 'quadratic: lstm@20 / adam'"
+LEVELS = "a level is written 'lstm(hidden=20)@20[batch=64]'"
+WRITTEN_OUTSIDE = {"optimizer": "it stands before the brackets", "unroll": "it is written @20, before the brackets"}
+
+
+class Token(NamedTuple):
+    """A piece of the text; ``kind`` is a group of `TOKEN`, or ``end``."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return f"'{self.text}'" if self.text else "the end of the text"
+
+
+def parse(text: str) -> Tower:
+    """The tower that ``text`` describes. ValueError, in one line, for every mistake in it."""
+    if not isinstance(text, str):
+        raise TypeError(f"notation is text, got {type(text).__name__}; {TOWERS}")
+    try:
+        return _Reader(text).tower()
+    except RecursionError as error:
+        raise ValueError("task: this text is nested too deeply to be a tower") from error
+
+
+def one_line(message: object) -> str:
+    """A message with all white space made single spaces."""
+    return " ".join(str(message).split())
+
+
+class _Reader:
+    """Recursive descent over the tokens of one text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens = [
+            Token(str(found.lastgroup), found[str(found.lastgroup)], found.start(str(found.lastgroup)), found.end())
+            for found in TOKEN.finditer(text)
+        ]
+        self.tokens.append(Token("end", "", len(text), len(text)))
+        self.at = 0
+
+    def tower(self) -> Tower:
+        where = self._where("task")
+        try:
+            if self.token.kind == "end":
+                _fail("a task", self.token, TOWERS)
+            task = self._part("task")
+            if not self._take(":"):
+                _fail("':' behind the task", self.token, TOWERS)
+        except ValueError as error:
+            raise ValueError(f"{where}: {one_line(error)}") from error
+        levels = [self._level(1)]
+        while self._take("/"):
+            levels.append(self._level(len(levels) + 1))
+        return Tower(task, *levels)
+
+    def _level(self, number: int) -> Level:
+        where = self._where(f"level {number}")
+        try:
+            given = {"optimizer": self._part("optimizer")}
+            if self._take("@"):
+                if self.token.kind != "number":
+                    _fail("the unroll, a whole number, behind '@'", self.token, LEVELS)
+                given["unroll"] = self._value(Setting("unroll", int, False, False))
+            if self._take("["):
+                given |= self._settings(Level, "]")
+            level: Level = catalog.make(Level, given)
+            if self.token.text not in ("/", ""):
+                _fail("'/' or the end behind a level", self.token, LEVELS)
+        except ValueError as error:
+            raise ValueError(f"{where}: {one_line(error)}") from error
+        return level
+
+    def _part(self, *kinds: str) -> Any:
+        name = self._next()
+        if name.kind != "word":
+            _fail(catalog.article(" or ".join(kinds)), name, TOWERS)
+        cls = catalog.find(name.text, *kinds)
+        catalog.require_plain(cls)
+        return catalog.make(cls, self._settings(cls, ")") if self._take("(") else {})
+
+    def _settings(self, cls: type, close: str) -> dict[str, Any]:
+        """Settings of ``cls`` up to the bracket that closes them."""
+        known = {k: v for k, v in catalog.settings_of(cls).items() if cls is not Level or k not in WRITTEN_OUTSIDE}
+        given: dict[str, Any] = {}
+        named = False
+        while not self._take(close):
+            if given and not self._take(","):
+                _fail(f"',' or '{close}' behind {list(given)[-1]}", self.token, "settings are written lr=0.1, eps=1e-8")
+            if self.token.kind == "word" and self.tokens[self.at + 1].text == "=":
+                setting, named = self._named(cls, known, given), True
+            else:
+                setting = self._positional(cls, known, given, named)
+            given[setting.name] = self._value(setting)
+        return given
+
+    def _named(self, cls: type, known: Mapping[str, Setting], given: dict[str, Any]) -> Setting:
+        name = self._next().text
+        self._next()
+        if name in given:
+            raise ValueError(f"{catalog.label(cls)} is given {name} twice; leave one out")
+        if name not in known:
+            note = f"; {name}: {WRITTEN_OUTSIDE[name]}" if cls is Level and name in WRITTEN_OUTSIDE else ""
+            raise ValueError(catalog.unknown_setting(cls, name, list(known)) + note)
+        return known[name]
+
+    def _positional(self, cls: type, known: Mapping[str, Setting], given: dict[str, Any], named: bool) -> Setting:
+        label, names = catalog.label(cls), [setting.name for setting in known.values() if setting.positional]
+        if self.token.kind in ("mark", "junk", "end") and self.token.text != "[":
+            _fail(f"a setting of {label}", self.token, f"it has {', '.join(known) or 'none'}")
+        if named:
+            _fail(f"name=value in {label}", self.token, "values without a name come first")
+        if len(given) >= len(names):
+            takes = f"takes only {', '.join(names) or 'named values'}{' without a name' if names else ''}"
+            has = f"{takes}, got one more, {self.token}; it has {', '.join(known)}"
+            raise ValueError(f"{label} {has if known else f'has no settings, got {self.token}'}")
+        return known[names[len(given)]]
+
+    def _value(self, setting: Setting) -> Any:
+        """The next value, read as one of the setting's type; its kind is checked when the part is made."""
+        token = self._next()
+        if token.kind == "number":
+            return int(token.text) if token.text.lstrip("+-").isdecimal() else float(token.text)
+        if token.kind == "text":
+            return _unquoted(token)
+        if token.text == "[":
+            return self._list(setting)
+        if token.kind != "word":
+            _fail(f"a value for {setting.name}", token, f"{setting.name} is {catalog.describe(setting.hint)}")
+        return RESERVED[token.text] if token.text in RESERVED else self._word(token, setting)
+
+    def _word(self, token: Token, setting: Setting) -> Any:
+        """A part where the setting takes one and there is one of that name, else the word itself."""
+        kinds, words = catalog.kinds_in(setting.hint), catalog.takes_words(setting.hint)
+        called = self.token.text == "("
+        if called and not kinds:
+            _fail(f"{catalog.describe(setting.hint)} for {setting.name}", token, "it takes no part")
+        dotted = "." in token.text and not words
+        if called or dotted or any(token.text in catalog.parts(kind) for kind in kinds) or (kinds and not words):
+            self.at -= 1
+            return self._part(*kinds)
+        return token.text
+
+    def _list(self, setting: Setting) -> tuple[Any, ...]:
+        hint = next((one for one in catalog.options(setting.hint) if catalog.is_list(one)), setting.hint)
+        if hint is not Any and not catalog.is_list(hint):
+            raise ValueError(f"{setting.name} must be {catalog.describe(setting.hint)}, got a list")
+        items: list[Any] = []
+        while not self._take("]"):
+            if items and not self._take(","):
+                _fail(f"',' or ']' in the list of {setting.name}", self.token, "a list is written [20, 20]")
+            kinds = catalog.items_of(hint, len(items) + 1)
+            items.append(self._value(setting._replace(hint=kinds[min(len(items), len(kinds) - 1)])))
+        return tuple(items)
+
+    @property
+    def token(self) -> Token:
+        """The token to read next."""
+        return self.tokens[self.at]
+
+    def _next(self) -> Token:
+        token = self.token
+        self.at += token.kind != "end"
+        return token
+
+    def _take(self, mark: str) -> bool:
+        """Whether ``mark`` is next; if so it is read."""
+        found = self.token.kind == "mark" and self.token.text == mark
+        self.at += found
+        return found
+
+    def _where(self, what: str) -> str:
+        """``level 2 (lstm@0)``: the piece from here to the next slash or colon, as typed."""
+        ahead = self.tokens[self.at :]
+        end = next(token for token in ahead if token.kind == "end" or token.text in ("/", ":"))
+        piece = one_line(self.text[self.token.start : end.start])
+        return f"{what} ({piece})" if piece else what
+
+
+def _unquoted(token: Token) -> str:
+    try:
+        return str(json.loads(token.text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{token} is not a text as JSON writes it: {error.msg}") from error
+
+
+def _fail(expected: str, got: Token, fix: str) -> NoReturn:
+    raise ValueError(f"expected {expected}, got {got}; {fix}")

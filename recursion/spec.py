@@ -1,0 +1,161 @@
+"""Spec: a tower in full as plain JSON data: every setting of every part, defaults included.
+
+    {"format": "descent-tower", "version": 1,
+     "task": {"name": "quadratic", "split": "train", "dtype": "float32", "dims": 10},
+     "levels": [{"optimizer": {"name": "adam", "lr": 0.001, ...}, "unroll": 1, "horizon": "auto", ...}]}
+
+A part is an object with its ``name``; that of a class outside this package is dotted, and imported when the
+spec is read: read only specs whose modules you would import. Numbers that JSON lacks are ``{"float": "inf"}``.
+Settings that a spec leaves out take their defaults, so a spec outlives the settings that are added after it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from levels import catalog
+from levels.level import Level
+from levels.part import Part, settings
+from recursion.notation import one_line
+from recursion.tower import Tower
+
+FORMAT = "descent-tower"
+VERSION = 1
+FIELDS = ("format", "version", "task", "levels")
+
+
+def to_spec(tower: Tower) -> dict[str, Any]:
+    """The tower as JSON data. ValueError if a part holds what JSON cannot (tensors, functions)."""
+    levels = [
+        {name: _plain(f"level {number} ({level})", name, getattr(level, name)) for name in catalog.settings_of(Level)}
+        for number, level in enumerate(tower.levels, 1)
+    ]
+    return {"format": FORMAT, "version": VERSION, "task": _plain("the tower", "task", tower.task), "levels": levels}
+
+
+def from_spec(spec: object) -> Tower:
+    """The tower that a spec describes. ValueError, in one line, for anything that is not such a spec."""
+    task, levels = _opened(spec)
+    base = _at("task", lambda: _part("task", task, "task"))
+    return Tower(base, *(_at(f"level {number}", partial(_level, level)) for number, level in enumerate(levels, 1)))
+
+
+def dumps(tower: Tower) -> str:
+    """The spec of a tower as JSON text, indented by two."""
+    return json.dumps(to_spec(tower), indent=2, allow_nan=False) + "\n"
+
+
+def loads(text: str | bytes) -> Tower:
+    """The tower of a spec in JSON text. ValueError, with line and column, if it is not JSON."""
+    try:
+        spec = json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"this is not a descent-tower spec: broken JSON at {place}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"this is not a descent-tower spec: not UTF-8 text at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("this is not a descent-tower spec: its JSON is nested too deeply") from error
+    return from_spec(spec)
+
+
+def _plain(where: str, name: str, value: Any) -> Any:
+    """A value as JSON data; ``where`` and ``name`` say whose it is."""
+    if isinstance(value, Part):
+        return _named(where, name, value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(where, name, item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    kinds = "a spec holds only numbers, words, lists and parts; keep this tower in Python"
+    raise ValueError(f"{one_line(where)}: {name} is {catalog.article(type(value).__name__)}; {kinds}")
+
+
+def _named(where: str, field: str, part: Part) -> dict[str, Any]:
+    try:
+        catalog.require_plain(type(part))
+        name = catalog.name_of(type(part))
+    except ValueError as error:
+        raise ValueError(f"{one_line(where)}: {field}: {error}") from error
+    inside = f"{where}: {field} {name}"
+    return {"name": name} | {key: _plain(inside, key, value) for key, value in settings(part).items()}
+
+
+def _opened(spec: object) -> tuple[object, list[object]]:
+    """Task and levels of a spec whose envelope is right."""
+    foreign = "this is not a descent-tower spec"
+    if not isinstance(spec, dict):
+        raise ValueError(f"{foreign}: expected an object with {', '.join(FIELDS)}, got {_brief(spec)}")
+    if spec.get("format") != FORMAT:
+        raise ValueError(f'{foreign}: expected "format": "{FORMAT}", got {_brief(spec.get("format"))}')
+    version = spec.get("version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ValueError(f"{foreign}: version must be a whole number of at least 1, got {_brief(version)}")
+    if version > VERSION:
+        reads = f"this descent-tower reads up to version {VERSION}"
+        raise ValueError(f"this spec has version {version}, {reads}; upgrade descent-tower")
+    for name in spec:
+        if name not in FIELDS:
+            raise ValueError(
+                f"a spec has no field {name!r}{catalog.closest(str(name), FIELDS)}; it has {', '.join(FIELDS)}"
+            )
+    for name in FIELDS:
+        if name not in spec:
+            raise ValueError(f"a spec needs the field {name!r}, got only {', '.join(spec)}")
+    if not isinstance(spec["levels"], list):
+        raise ValueError(f"levels must be a list of objects, got {_brief(spec['levels'])}")
+    return spec["task"], spec["levels"]
+
+
+def _at(where: str, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns; a ValueError of it in one line, with the place in front."""
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"{where}: {one_line(error)}") from error
+
+
+def _level(data: object) -> Level:
+    if not isinstance(data, dict):
+        raise ValueError(f"a level must be an object with its settings, got {_brief(data)}")
+    level: Level = _made(Level, data)
+    return level
+
+
+def _part(name: str, data: object, *kinds: str) -> Any:
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        wanted = catalog.article(" or ".join(kinds))
+        raise ValueError(f"{name} must be {wanted}, an object with its name, got {_brief(data)}")
+    cls = catalog.find(data["name"], *kinds)
+    return _made(cls, {key: value for key, value in data.items() if key != "name"})
+
+
+def _made(cls: type, data: Mapping[str, object]) -> Any:
+    known = catalog.settings_of(cls)
+    given = {key: _value(key, value, known[key].hint) if key in known else value for key, value in data.items()}
+    return catalog.make(cls, given)
+
+
+def _value(name: str, value: object, hint: Any) -> Any:
+    """JSON data as a value of a setting: objects are parts, or numbers that JSON lacks; lists are tuples."""
+    if isinstance(value, list):
+        kinds = catalog.items_of(next((one for one in catalog.options(hint) if catalog.is_list(one)), Any), len(value))
+        return tuple(_value(name, item, kind) for item, kind in zip(value, (*kinds, *(Any,) * len(value))))
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"float"} and value["float"] in ("inf", "-inf", "nan"):
+        return float(value["float"])
+    kinds = catalog.kinds_in(hint)
+    if not kinds:
+        raise ValueError(f"{name} must be {catalog.describe(hint)}, got {_brief(value)}")
+    return _part(name, value, *kinds)
+
+
+def _brief(value: object) -> str:
+    """Foreign data for a message: short and in one line."""
+    text = one_line(json.dumps(value, skipkeys=True, default=lambda one: f"<{type(one).__name__}>"))
+    return text if len(text) <= 60 else text[:57] + "..."

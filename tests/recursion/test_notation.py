@@ -1,0 +1,372 @@
+"""Notation reads back what towers print, and says in one line what is wrong with anything else."""
+
+import random
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from levels import (
+    LSTM,
+    SGD,
+    Adam,
+    DigitsMLP,
+    Discounted,
+    Fixed,
+    Last,
+    Level,
+    Linear,
+    Log,
+    Logit,
+    MeanLog,
+    ModuleTask,
+    Quadratic,
+    RMSprop,
+    Skip,
+    Stop,
+    Sum,
+)
+from levels.part import notate
+from recursion.notation import parse
+from recursion.tower import Tower
+
+STRANGER = '''
+from dataclasses import dataclass, field
+from typing import Any
+from levels.objectives import Objective, Sum
+from levels.optimizers.sgd import SGD
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Odd(SGD):
+    """Settings of every type."""
+
+    name = "odd"
+    path: str = "a.csv"
+    widths: list[int] = field(default_factory=list)
+    betas: tuple[float, float] = (0.9, 0.99)
+    grid: tuple[tuple[int, ...], ...] = ()
+    objectives: tuple[Objective, ...] = (Sum(),)
+    anything: Any = None
+    needed: str
+'''
+
+CANONICAL = [
+    "quadratic: adam",
+    "quadratic: sgd@1 / sgd",
+    "digits-mlp: adam@1 / sgd@1 / sgd@1 / sgd",
+    "digits-mlp: lstm@20 / lstm@5 / adam",
+    "digits-mlp(hidden=[20, 20], activation=relu): sgd(lr=linear(0.1), momentum=0.9)@1 / sgd(lr=linear(0.0001))",
+    "quadratic(split=test, dtype=float64, dims=3): adam(lr=log(0.01, per=tensor), beta1=fixed(0.8))@7",
+    "quadratic: adam(eps=1e-10)[nonfinite=skip]",
+    "quadratic: lstm(hidden=5, layers=1)@20[horizon=100, batch=64, objective=mean-log, clip=1] / adam",
+    "quadratic: lstm@20[horizon=none, stagger=false] / sgd(momentum=logit(0.9, per=coordinate), nesterov=true)",
+    "quadratic: lstm(p=5)@2[objective=discounted(discount=0.5)] / adam",
+    "quadratic: adam@2[clip=0.125] / rmsprop(lr=1e+20)",
+]
+
+
+WITH_BRACKETS = (
+    "quadratic(10): lstm(hidden=20, layers=2)@20[batch=64, horizon=100, clip=1, objective=mean-log] / adam(lr=3e-3)"
+)
+SPACED = (
+    "\n quadratic ( 3 ,dtype = float64 )  :sgd(.5,momentum=none)@ 2 [ objective=discounted ( 0.9 ),"
+    "\tgradient=first-order, horizon = auto,stagger=true ]/sgd(lr=linear(-2,per=coordinate)) [] "
+)
+
+
+def same(one: Tower, other: Tower) -> bool:
+    return one.task == other.task and one.levels == other.levels
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    (tmp_path / "strangers_notation.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("strangers_notation", None)
+
+
+@pytest.mark.parametrize("text", CANONICAL)
+def test_canonical_text_is_what_the_tower_prints(text):
+    tower = parse(text)
+    assert repr(tower) == text
+    assert same(parse(repr(tower)), tower)
+
+
+@pytest.mark.parametrize(
+    ("text", "tower"),
+    [
+        (
+            "digits-mlp: lstm@20 / lstm@5 / adam(lr=1e-3)",
+            Tower(
+                DigitsMLP(),
+                Level(optimizer=LSTM(), unroll=20),
+                Level(optimizer=LSTM(), unroll=5),
+                Level(optimizer=Adam()),
+            ),
+        ),
+        (
+            WITH_BRACKETS,
+            Tower(
+                Quadratic(),
+                Level(optimizer=LSTM(), unroll=20, batch=64, horizon=100, clip=1, objective=MeanLog()),
+                Level(optimizer=Adam(lr=0.003)),
+            ),
+        ),
+        (
+            "digits-mlp(hidden=[20, 20], activation=relu): sgd(lr=linear(0.1), momentum=0.9)@1 / sgd(lr=linear(1e-4))",
+            Tower(
+                DigitsMLP(hidden=(20, 20), activation="relu"),
+                Level(optimizer=SGD(lr=Linear(0.1), momentum=0.9)),
+                Level(optimizer=SGD(lr=Linear(1e-4))),
+            ),
+        ),
+        (
+            SPACED,
+            Tower(
+                Quadratic(dims=3, dtype="float64"),
+                Level(optimizer=SGD(lr=0.5), unroll=2, objective=Discounted(0.9)),
+                Level(optimizer=SGD(lr=Linear(-2, "coordinate"))),
+            ),
+        ),
+        (
+            'digits-mlp(40, "tanh", 7): adam()[objective=last, nonfinite=stop, horizon=none, clip=+1.5E1]',
+            Tower(
+                DigitsMLP(hidden=(40,), activation="tanh", minibatch=7),
+                Level(optimizer=Adam(), objective=Last(), nonfinite=Stop(), horizon=None, clip=15.0),
+            ),
+        ),
+        ("quadratic: levels.optimizers.adam.Adam(1e-2)", Tower(Quadratic(), Level(optimizer=Adam(lr=0.01)))),
+    ],
+)
+def test_reads_what_is_meant(text, tower):
+    assert same(parse(text), tower)
+    assert same(parse(repr(parse(text))), tower)
+
+
+def test_numbers_keep_their_kind():
+    level = parse("quadratic: sgd(lr=linear(1))[clip=2.0, batch=3]").levels[0]
+    assert (type(level.optimizer.lr.start), type(level.clip), type(level.batch)) == (int, float, int)
+
+
+def hyper(rng: random.Random):
+    start, per = rng.choice([0.5, 1e-3, 0.123456789, 1e-12]), rng.choice(["value", "tensor", "coordinate"])
+    return rng.choice([start, Fixed(start), Log(start, per), Logit(start, per), Linear(start, per)])
+
+
+def optimizer(rng: random.Random):
+    momentum = rng.choice([None, 0.9, Logit(0.5)])
+    nesterov = momentum is not None and rng.random() < 0.5
+    return rng.choice([
+        LSTM(hidden=rng.randint(1, 30), layers=rng.randint(1, 3), scale=rng.random() + 0.1),
+        Adam(lr=hyper(rng), beta2=hyper(rng)),
+        RMSprop(decay=hyper(rng)),
+        SGD(lr=Log(rng.random() + 1e-9), weight_decay=hyper(rng), momentum=momentum, nesterov=nesterov),
+    ])  # fmt: skip
+
+
+def level(rng: random.Random) -> Level:
+    unroll = rng.randint(1, 20)
+    return Level(
+        optimizer=optimizer(rng),
+        unroll=unroll,
+        horizon=rng.choice([None, "auto", unroll, 7 * unroll]),
+        batch=rng.randint(1, 4),
+        stagger=rng.random() < 0.5,
+        objective=rng.choice([Sum(), Last(), MeanLog(), Discounted(rng.random() + 1e-9)]),
+        clip=rng.choice([None, 1, 0.25]),
+        nonfinite=rng.choice([Stop(), Skip()]),
+    )
+
+
+def task(rng: random.Random):
+    common = {"split": rng.choice(["train", "test"]), "dtype": rng.choice(["float32", "float64"])}
+    widths = tuple(rng.randint(1, 30) for _ in range(rng.randint(1, 3)))
+    return rng.choice([Quadratic(dims=rng.randint(1, 30), **common), DigitsMLP(hidden=widths, **common)])
+
+
+def test_round_trip_over_a_family():
+    rng = random.Random(0)
+    texts = set()
+    for _ in range(200):
+        tower = Tower(task(rng), *(level(rng) for _ in range(rng.randint(1, 4))))
+        again = parse(repr(tower))
+        assert same(again, tower), repr(tower)
+        assert repr(again) == repr(tower)
+        texts.add(repr(tower))
+    assert len(texts) == 200
+
+
+def test_fifty_levels():
+    text = "quadratic: " + " / ".join(["sgd@1", "lstm(hidden=2, layers=1)@3"] * 25)
+    tower = parse(text)
+    assert tower.depth == 50
+    assert repr(tower) == text
+
+
+def test_a_strangers_part(stranger):
+    text = (
+        "quadratic: strangers_notation.Odd(lr=0.1, path=\"data/my \\\"file\\\".csv\", widths=[1, 2], betas=[0, inf], "
+        "grid=[[1], [], [2, 3]], objectives=[mean-log, discounted(discount=0.5)], anything=[1, [word, log(1.0)]], "
+        "needed=\"true\")"
+    )  # fmt: skip
+    tower = parse(text)
+    odd = tower.levels[0].optimizer
+    assert odd.path == 'data/my "file".csv'
+    assert odd.widths == [1, 2]
+    assert odd.betas == (0, float("inf"))
+    assert odd.grid == ((1,), (), (2, 3))
+    assert odd.objectives == (MeanLog(), Discounted(0.5))
+    assert odd.anything == (1, ("word", Log(1.0)))
+    assert odd.needed == "true"
+    assert repr(tower) == text
+    assert same(parse(repr(tower)), tower)
+
+
+@pytest.mark.parametrize(
+    "text", ["word", "two words", "", "true", "none", "inf", "3", "-x", "a.b-c_d", 'q"\\', "ä", "a/b:c", "line\nbreak"]
+)
+def test_any_string_survives(stranger, text):
+    odd = parse("quadratic: strangers_notation.Odd(needed=x)").levels[0].optimizer
+    tower = Tower(Quadratic(), Level(optimizer=type(odd)(path=text, needed=text)))
+    assert parse(repr(tower)).levels[0].optimizer.needed == text
+    assert same(parse(repr(tower)), tower)
+
+
+def test_what_parts_write():
+    assert repr(Log(0.01, "tensor")) == "log(0.01, per=tensor)"
+    assert repr(Fixed(0.9)) == "fixed(0.9)"
+    assert repr(Discounted(0.9)) == "discounted"
+    assert repr(Discounted(0.5)) == "discounted(discount=0.5)"
+    assert notate([1, (2.0, None), True, "a b", Sum()]) == '[1, [2.0, none], true, "a b", sum]'
+    assert notate(torch.zeros(100)) == "<Tensor>"
+
+
+TASKS = "a tower is written 'quadratic: lstm@20 / adam'"
+LEVELS = "a level is written 'lstm(hidden=20)@20[batch=64]'"
+END = "the end of the text"
+OF_LEVEL = "it has horizon, batch, stagger, objective, gradient, clip, nonfinite"
+
+WRONG = {
+    # the shape of a tower
+    "": f"task: expected a task, got {END}; {TASKS}",
+    "quadratic": f"task (quadratic): expected ':' behind the task, got {END}; {TASKS}",
+    "quadratic adam": f"task (quadratic adam): expected ':' behind the task, got 'adam'; {TASKS}",
+    "quadratic:": f"level 1: expected an optimizer, got {END}; {TASKS}",
+    "quadratic: adam /": f"level 2: expected an optimizer, got {END}; {TASKS}",
+    "quadratic: / adam": f"level 1: expected an optimizer, got '/'; {TASKS}",
+    "quadratic: adam: sgd": f"level 1 (adam): expected '/' or the end behind a level, got ':'; {LEVELS}",
+    "quadratic: adam; sgd": f"level 1 (adam; sgd): expected '/' or the end behind a level, got ';'; {LEVELS}",
+    "quadratic: lstm[]@20": f"level 1 (lstm[]@20): expected '/' or the end behind a level, got '@'; {LEVELS}",
+    "quadratic: lstm@x": f"level 1 (lstm@x): expected the unroll, a whole number, behind '@', got 'x'; {LEVELS}",
+    # names
+    "adam: sgd": "task (adam): 'adam' is an optimizer, not a task; known: *",
+    "quadratics: sgd": "task (quadratics): unknown task 'quadratics' (did you mean quadratic?); known: *",
+    "quadratic: lstm@2 / adan": "level 2 (adan): unknown optimizer 'adan' (did you mean adam?); known: *",
+    "quadratic: sgd[objective=lst]": "level 1 (sgd[objective=lst]): unknown objective 'lst' (did you mean last?); *",
+    "quadratic: sgd[nonfinite=sum]": "level 1 (sgd[nonfinite=sum]): 'sum' is an objective, not a nonfinite policy; *",
+    "quadratic: sgd(lr=fast)": "level 1 (sgd(lr=fast)): unknown hyperparameter space 'fast'; known: fixed, linear, *",
+    "quadratic: no.such.Rule@3": "level 1 (no.such.Rule@3): cannot import 'no.such' (No module named 'no'); install *",
+    # settings: unknown, too many, twice, missing
+    "quadratic: adam(lrr=1)": "level 1 (adam(lrr=1)): adam has no setting 'lrr' (did you mean lr?); "
+    "it has lr, beta1, beta2, eps",
+    "quadratic: adam[horzon=30]": "level 1 (adam[horzon=30]): a level has no setting 'horzon' (did you mean "
+    f"horizon?); {OF_LEVEL}",
+    "quadratic: adam[unroll=30]": f"level 1 (adam[unroll=30]): a level has no setting 'unroll'; {OF_LEVEL}; "
+    "unroll: it is written @20, before the brackets",
+    "quadratic: adam[4]": f"level 1 (adam[4]): a level takes only named values, got one more, '4'; {OF_LEVEL}",
+    "quadratic(3, 4): adam": "task (quadratic(3, 4)): quadratic takes only dims without a name, "
+    "got one more, '4'; it has split, dtype, dims",
+    "quadratic: sgd[objective=sum(3)]": "level 1 (sgd[objective=sum(3)]): sum has no settings, got '3'",
+    "quadratic: adam(1, lr=2)": "level 1 (adam(1, lr=2)): adam is given lr twice; leave one out",
+    "quadratic: adam(lr=1, 2)": "level 1 (adam(lr=1, 2)): expected name=value in adam, got '2'; "
+    "values without a name come first",
+    "quadratic: sgd(lr=log)": "level 1 (sgd(lr=log)): log is missing its setting start, a number",
+    "quadratic: sgd(lr=log(per=tensor))": "level 1 (sgd(lr=log(per=tensor))): log is missing its setting start, *",
+    # brackets and commas
+    "quadratic: sgd(lr=0.1": f"level 1 (sgd(lr=0.1): expected ',' or ')' behind lr, got {END}; settings are *",
+    "quadratic: sgd(lr=0.1 / adam": "level 1 (sgd(lr=0.1): expected ',' or ')' behind lr, got '/'; settings are *",
+    "quadratic: sgd[batch=2)": "level 1 (sgd[batch=2)): expected ',' or ']' behind batch, got ')'; settings are *",
+    "quadratic: sgd(lr=0.1,)": "level 1 (sgd(lr=0.1,)): expected a setting of sgd, got ')'; it has lr, momentum, *",
+    "quadratic: sgd(lr=)": "level 1 (sgd(lr=)): expected a value for lr, got ')'; lr is a hyperparameter space or *",
+    "quadratic: sgd(lr=20x)": "level 1 (sgd(lr=20x)): expected a value for lr, got '20x'; lr is a hyperparameter *",
+    "digits-mlp(hidden=[1 2]): sgd": "task (digits-mlp(hidden=[1 2])): expected ',' or ']' in the list of hidden, "
+    "got '2'; a list is written [20, 20]",
+    'digits-mlp(activation="\\q"): sgd': 'task (digits-mlp(activation="\\q")): \'"\\q"\' is not a text as JSON *',
+    'digits-mlp(activation="re\nlu"): sgd': 'task (digits-mlp(activation="re lu")): \'"re lu"\' is not a text *',
+    'quadratic: sgd(lr="\n")': 'level 1 (sgd(lr=" ")): \'" "\' is not a text as JSON writes it: *',
+    'digits-mlp(activation="relu): sgd': 'task (digits-mlp(activation="relu)): expected a value for activation, *',
+    # kinds of values
+    "quadratic: sgd(lr=[1])": "level 1 (sgd(lr=[1])): lr must be a hyperparameter space or a number, got a list",
+    "quadratic: sgd(lr=none)": "level 1 (sgd(lr=none)): sgd: lr must be a hyperparameter space or a number, got none",
+    "quadratic: sgd(nesterov=3)": "level 1 (sgd(nesterov=3)): sgd: nesterov must be true or false, got 3",
+    "quadratic: sgd(nesterov=log(1))": "level 1 (sgd(nesterov=log(1))): expected true or false for nesterov, "
+    "got 'log'; it takes no part",
+    "digits-mlp([a]): sgd": "task (digits-mlp([a])): digits-mlp: hidden must be a list (each a whole number), got [a]",
+    "quadratic(big): sgd": "task (quadratic(big)): quadratic: dims must be a whole number, got big",
+    "quadratic: lstm@2.5": "level 1 (lstm@2.5): unroll must be a whole number, got 2.5",
+    "quadratic: lstm[horizon=ever]": "level 1 (lstm[horizon=ever]): horizon must be a whole number, none or auto, *",
+    # values that the parts refuse
+    "quadratic: lstm@5 / lstm@0 / adam": "level 2 (lstm@0): unroll must be a whole number of at least 1, got 0",
+    "quadratic: lstm@20[horizon=30]": "level 1 (lstm@20[horizon=30]): horizon must be a multiple of the unroll 20, *",
+    "quadratic:\n lstm(\n hidden=0)": "level 1 (lstm( hidden=0)): lstm: hidden must be a whole number of at least *",
+    "quadratic: sgd(lr=log(-1))": "level 1 (sgd(lr=log(-1))): log(-1) is outside (0.0, inf), where it has no raw value",
+    "quadratic(0): sgd": "task (quadratic(0)): quadratic: dims must be a whole number of at least 1, got 0",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_mistakes_get_one_line_that_says_where(text):
+    with pytest.raises(ValueError) as caught:
+        parse(text)
+    sentence, expected = str(caught.value), WRONG[text]
+    assert "\n" not in sentence
+    assert sentence.startswith(expected[:-1]) if expected.endswith("*") else sentence == expected
+
+
+def test_a_task_of_python_objects_is_sent_to_python():
+    data = (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
+    task = ModuleTask(make=lambda: nn.Linear(2, 3), loss_function=nn.functional.cross_entropy, train=data)
+    for text in ("module: adam", repr(Tower(task, Level(optimizer=Adam())))):
+        with pytest.raises(ValueError) as caught:
+            parse(text)
+        assert str(caught.value).endswith(
+            ": module holds Python objects (make, loss_function, train) and cannot be written down; "
+            "build the tower in Python: Tower(ModuleTask(...), ...)"
+        )
+        assert "\n" not in str(caught.value)
+
+
+def attempt(text: str) -> tuple[Tower | None, str]:
+    try:
+        return parse(text), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def test_random_cuts_and_swaps_are_read_or_refused_in_one_line():
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(1500):
+        text = list(rng.choice(CANONICAL))
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(text))
+            text[place : place + rng.randint(0, 2)] = rng.choice(
+                ["", ":", "/", "(", ")", "[", "]", ",", "=", '"', "x", "0", " "]
+            )
+        tower, sentence = attempt("".join(text))
+        refused += tower is None
+        assert "\n" not in sentence
+        assert sentence.startswith(("task", "level ")) if tower is None else same(parse(repr(tower)), tower)
+    assert 500 < refused < 1500
+
+
+def test_nesting_without_end_is_refused(stranger):
+    with pytest.raises(ValueError, match=r"^task: this text is nested too deeply to be a tower$"):
+        parse("quadratic: strangers_notation.Odd(anything=" + "[" * 10_000)
+
+
+def test_notation_is_text():
+    with pytest.raises(TypeError, match=r"^notation is text, got NoneType; a tower is written "):
+        parse(None)
