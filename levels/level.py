@@ -11,6 +11,7 @@ nothing is evaluated twice, at any height. No level knows its height.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from levels.problem import Problem
 from levels.tree import State, choose, keep_named, scatter
 
 DUE = -1  # the age of a copy that is to restart whatever the horizon
+RESTART = -1  # folded into a copy's key for its next trajectory; no part draws from that
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -65,7 +67,7 @@ class Level:
             near = max(1, round(horizon / self.unroll)) * self.unroll if _whole(horizon) else 5 * self.unroll
             require(good, f"horizon must be a multiple of the unroll {self.unroll}, got {notate(horizon)}; use {near}")
         clip = self.clip
-        good = clip is None or (isinstance(clip, (int, float)) and not isinstance(clip, bool) and clip > 0)
+        good = clip is None or (isinstance(clip, (int, float)) and not isinstance(clip, bool) and 0 < clip < math.inf)
         require(good, f"clip must be a number above 0 or none, got {notate(clip)}")
         require(isinstance(self.stagger, bool), f"stagger must be true or false, got {notate(self.stagger)}")
         for name, kind in (
@@ -138,6 +140,9 @@ class Laid(Problem):
     def layout(self) -> Layout:
         return self.optimizer.layout
 
+    def __repr__(self) -> str:
+        return f"{self.level} over {self.problem}"
+
     def init_params(self, key: Tensor) -> Tensor:
         return self.optimizer.init_params(key)
 
@@ -148,11 +153,11 @@ class Laid(Problem):
     @torch.no_grad()
     def value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         value, grad, state = self.level.gradient.value_and_grad(self, params, state)
-        if not torch.isfinite(grad.sum()):
-            grad, state = self._vet_gradient(grad, state)
+        if not torch.isfinite(value.sum() + grad.sum()):
+            grad, state = self._vet_gradient(value, grad, state)
         if self.level.clip is not None:
-            norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
-            grad = grad * (self.level.clip / norm.clamp_min(self.level.clip))
+            norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
+            grad = grad * (self.level.clip / norm.clamp_min(self.level.clip)).to(grad.dtype)
         return value, grad, state
 
     # What follows is for estimators.
@@ -206,7 +211,7 @@ class Laid(Problem):
             return carry
         rows = due.flatten().nonzero().squeeze(-1)
         owners = params[..., None, :].expand(*due.shape, -1).reshape(due.numel(), -1)[rows]  # [k, m]
-        fresh = self._begin(owners, keys.fold(carry.key.flatten()[rows], 1)[:, None])
+        fresh = self._begin(owners, keys.fold(carry.key.flatten()[rows], RESTART)[:, None])
         restarted: Carry = keep_named("skipped", scatter(rows, fresh, carry, due.dim()), carry)
         return restarted
 
@@ -225,7 +230,10 @@ class Laid(Problem):
         end = end._replace(age=torch.where(bad, DUE, end.age), skipped=end.skipped + bad)
         return end, Window(steps, losses, grads)
 
-    def _vet_gradient(self, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+    def _vet_gradient(self, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        if not torch.isfinite(value).all():
+            fix = f"{self.level.objective} does not fit such losses (a log needs losses above 0)"
+            Stop().handle(self, "the losses are finite but the meta-loss is not", fix)
         bad = ~torch.isfinite(grad).all(-1)
         if bad.any():
             fix = "shorten its unroll or lower its learning rate, or skip such windows with nonfinite=skip"

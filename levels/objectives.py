@@ -74,7 +74,8 @@ class Discounted(Objective):
     discount: float = 0.9
 
     def __post_init__(self) -> None:
-        require(0 < self.discount <= 1, f"discounted: discount must be above 0 and at most 1, got {self.discount}")
+        good = isinstance(self.discount, (int, float)) and 0 < self.discount <= 1
+        require(good, f"discounted: discount must be above 0 and at most 1, got {self.discount}")
 
     def value(self, losses: Tensor) -> Tensor:
         return (self.weights(losses) * losses).sum(0)

@@ -23,6 +23,9 @@ class Optimizer(Part):
     Copies never mix: the update of one copy reads its own ``f``, ``g``, ``state`` and ``x``.
     """
 
+    differentiable: bool = True
+    """Whether `update` can be differentiated; if not, no level above can train this one by backpropagation."""
+
     _laid: tuple[Layout, Layout] | None = None
 
     def over(self, below: Layout) -> Self:

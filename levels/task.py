@@ -20,6 +20,7 @@ from levels.tree import State
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLIT_SALT = 1 << 40  # away from what anybody else folds into a key
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -49,7 +50,7 @@ class Task(Part, Problem):
 
     def own(self, key: Tensor) -> Tensor:
         """Keys of this split: the same key draws unrelated problems in another one."""
-        return keys.fold(key, SPLITS.index(self.split))
+        return keys.fold(key, SPLIT_SALT + SPLITS.index(self.split))
 
     def variants(self) -> dict[str, Task]:
         """Families further away, by a short label: what an optimizer trained here is also tried on."""

@@ -61,6 +61,8 @@ class Tower:
         for number, level in enumerate(levels, 1):
             try:
                 below = level.over(below)
+                if number < len(levels):
+                    level.gradient.check(below)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"level {number} ({level}): {error}") from error
             self.laid.append(below)

@@ -1,4 +1,4 @@
-"""Estimator: how a level gets the gradient of its meta-loss. The recursion knows no more than these two methods.
+"""Estimator: how a level gets the gradient of its meta-loss. The recursion knows these methods only.
 
 An estimator decides with which parameters windows are run and what is kept from them; running a window,
 restarting, and everything below are the level's. So backpropagation, evolution and forward mode are peers.
@@ -26,6 +26,10 @@ class LevelState(NamedTuple):
 
 class Estimator(Part):
     """Abstract. ``level`` is the laid level that asks; ``params`` ``[*batch, m]`` are its optimizer's parameters."""
+
+    @abstractmethod
+    def check(self, level: Laid) -> None:
+        """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""
 
     @abstractmethod
     def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from levels.gradients.estimator import Estimator, LevelState
+from levels.part import require
 
 if TYPE_CHECKING:
     from levels.level import Laid
@@ -27,6 +28,10 @@ class FirstOrder(Estimator):
     """Truncated backpropagation that takes the problem's gradient as data; carries are constants at window edges."""
 
     name = "first-order"
+
+    def check(self, level: Laid) -> None:
+        fix = "let it be the topmost level, or use an optimizer that can be differentiated"
+        require(level.optimizer.differentiable, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
 
     def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
         return LevelState(level.start(params, key), None)

@@ -49,7 +49,7 @@ class MLP(LossTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.hidden, int):
+        if not isinstance(self.hidden, (tuple, list)):
             object.__setattr__(self, "hidden", (self.hidden,))
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for units in (*self.hidden, self.minibatch):
@@ -98,6 +98,8 @@ class MLP(LossTask):
         return value, state._replace(step=state.step + 1)
 
     def variants(self) -> dict[str, Task]:
+        if not self.hidden:
+            return {}
         return {
             f"{2 * self.hidden[0]} units": replace(self, hidden=(2 * self.hidden[0], *self.hidden[1:])),
             f"{len(self.hidden) + 1} layers": replace(self, hidden=(*self.hidden, self.hidden[-1])),

@@ -53,7 +53,7 @@ class ModuleTask(LossTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        good = isinstance(self.minibatch, int) and self.minibatch >= 1
+        good = isinstance(self.minibatch, int) and not isinstance(self.minibatch, bool) and self.minibatch >= 1
         require(good, f"module: minibatch must be a whole number of at least 1, got {self.minibatch}")
         data = self.data
         require(
@@ -91,7 +91,7 @@ class ModuleTask(LossTask):
         starts = []
         for number in self.own(key).flatten().tolist():
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(number)
+                torch.default_generator.manual_seed(number)
                 named = dict(self.make().named_parameters())
             starts.append(self.layout.flat({name: p.detach().to(self.torch_dtype) for name, p in named.items()}))
         return torch.stack(starts).reshape(*key.shape, -1)

@@ -1,0 +1,221 @@
+"""Naive nested autograd: the oracle that a tower's first-order gradients are held against.
+
+Everything here is written from the equations, one copy at a time. A level's loss is built as one autograd graph
+of the level's parameters, which holds the graphs of all windows below it: memory is the product of the unrolls,
+and each level sweeps all of it once more for its own gradient. The gradient handed to an update is detached, and
+so is what is carried over a window's edge. Shared with the library: what a tower is told (settings, layouts,
+where the numbers of a key come from), nothing of how it runs, updates or differentiates.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from levels import LSTM, SGD, Adam, DigitsMLP, Discounted, Fixed, Last, Level, LevelState, Linear, Log, Logit
+from levels import MeanLog, Quadratic, RMSprop, Sum, Task, keys
+from levels.tree import leaves
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+class Copy(NamedTuple):
+    """One copy of a problem that a level works on, at the edge of a window."""
+
+    x: Tensor  # [n]
+    s: Any
+    f: Tensor  # []
+    g: Tensor  # [n]
+    below: Any  # state of the problem
+    age: int
+    key: Tensor  # []
+
+
+# Update rules: x, state <- rule(optimizer, theta, g, state, x) for one copy: theta [m], g and x [n].
+
+
+def _hypers(optimizer: Any, theta: Tensor) -> dict[str, Any]:
+    spaces = {Linear: lambda u: u, Log: torch.exp, Logit: lambda u: 1 / (1 + torch.exp(-u))}
+    stored, read = optimizer.layout.views(theta), {}
+    for name, hyper in optimizer.hypers.items():
+        if isinstance(hyper, Fixed):
+            read[name] = hyper.start
+            continue
+        value = spaces[type(hyper)](stored[name])
+        if hyper.per == "tensor":
+            value = torch.cat([value[i].repeat(size) for i, size in enumerate(optimizer.below.sizes)])
+        read[name] = value
+    return read
+
+
+def _sgd(optimizer: SGD, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+    h = _hypers(optimizer, theta)
+    if optimizer.weight_decay is not None:
+        g = g + h["weight_decay"] * x
+    if optimizer.momentum is None:
+        return x - h["lr"] * g, None
+    buffer = h["momentum"] * (torch.zeros_like(x) if s is None else s) + g
+    return x - h["lr"] * (g + h["momentum"] * buffer if optimizer.nesterov else buffer), buffer
+
+
+def _adam(optimizer: Adam, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+    h = _hypers(optimizer, theta)
+    m, v, t = s or (torch.zeros_like(x), torch.zeros_like(x), 0)
+    m = h["beta1"] * m + (1 - h["beta1"]) * g
+    v = h["beta2"] * v + (1 - h["beta2"]) * g**2
+    m_hat, v_hat = m / (1 - h["beta1"] ** (t + 1)), v / (1 - h["beta2"] ** (t + 1))
+    return x - h["lr"] * m_hat / ((v_hat + TINY).sqrt() + h["eps"]), (m, v, t + 1)
+
+
+def _rmsprop(optimizer: RMSprop, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+    h = _hypers(optimizer, theta)
+    v = h["decay"] * (torch.zeros_like(x) if s is None else s) + (1 - h["decay"]) * g**2
+    return x - h["lr"] * g / ((v + TINY).sqrt() + h["eps"]), v
+
+
+def _lstm(optimizer: LSTM, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+    """torch's own cell; its weights are the transposes, its gates in the same order."""
+    views, hidden = optimizer.layout.views(theta), optimizer.hidden
+    s = s or tuple((x.new_zeros(len(x), hidden),) * 2 for _ in range(optimizer.layers))
+    big = g.abs() >= math.exp(-optimizer.p)
+    first = torch.where(big, torch.log(torch.where(big, g.abs(), 1.0)) / optimizer.p, torch.tensor(-1.0))
+    out, new = torch.stack([first, torch.where(big, g.sign(), math.exp(optimizer.p) * g)], dim=1), []
+    for layer, state in enumerate(s):
+        weight, bias = views[f"layer{layer}.weight"].T, views[f"layer{layer}.bias"]
+        inputs = weight.shape[1] - hidden
+        out, c = torch.lstm_cell(out, state, weight[:, :inputs], weight[:, inputs:], bias, torch.zeros_like(bias))
+        new.append((out, c))
+    return x + optimizer.scale * (out @ views["out.weight"] + views["out.bias"])[:, 0], tuple(new)
+
+
+RULES: dict[type, Callable[..., tuple[Tensor, Any]]] = {
+    SGD: _sgd, Adam: _adam, RMSprop: _rmsprop, LSTM: _lstm
+}  # fmt: skip
+
+OBJECTIVES: dict[type, Callable[[Any, list[Tensor]], Tensor]] = {
+    Sum: lambda _, losses: sum(losses),
+    Last: lambda _, losses: losses[-1],
+    MeanLog: lambda _, losses: sum(torch.log(loss) for loss in losses) / len(losses),
+    Discounted: lambda objective, losses: sum(objective.discount**t * loss for t, loss in enumerate(losses)),
+}
+
+
+# Losses of the tasks: loss, next state <- loss(task, x, state).
+
+
+def _quadratic(task: Quadratic, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    return torch.sum((state.w @ x - state.y) ** 2), state
+
+
+def _mlp(task: DigitsMLP, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    data, (*weights,) = task.data(), task.layout.views(x).values()
+    rows = keys.integers(keys.fold(state.key, state.step), (task.minibatch,), len(data.labels))
+    out = functional.linear(data.inputs[rows], weights[0].T, weights[1])
+    for weight, bias in zip(weights[2::2], weights[3::2]):
+        out = functional.linear(torch.sigmoid(out), weight.T, bias)
+    return functional.cross_entropy(out, data.labels[rows]), state._replace(step=state.step + 1)
+
+
+LOSSES: dict[type, Callable[..., tuple[Tensor, Any]]] = {Quadratic: _quadratic, DigitsMLP: _mlp}
+
+
+class NaiveTask:
+    """A task: `value` is a graph of ``x``."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.layout, self.init_params = task, task.layout, task.init_params
+        self.start = task.init_state
+
+    def value(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return LOSSES[type(self.task)](self.task, x, state)
+
+
+class NaiveLevel:
+    """A level over a `NaiveTask` or `NaiveLevel`; its state is the list of its copies."""
+
+    def __init__(self, level: Level, below: Any) -> None:
+        self.level, self.below = level, below
+        self.optimizer = level.optimizer.over(below.layout)
+        self.layout, self.init_params = self.optimizer.layout, self.optimizer.init_params
+
+    def start(self, theta: Tensor, key: Tensor) -> list[Copy]:
+        """Copies at the start of trajectories; their ages spread evenly over the windows of a life, if staggered."""
+        copies = [self.begin(keys.fold(key, 1 + i)) for i in range(self.level.batch)]
+        if not self.level.stagger or self.level.life is None:
+            return copies
+        windows = self.level.life // self.level.unroll
+        return [copy._replace(age=i * windows // self.level.batch * self.level.unroll) for i, copy in enumerate(copies)]
+
+    def begin(self, key: Tensor) -> Copy:
+        x = self.below.init_params(keys.fold(key, 1))
+        f, g, below = evaluate(self.below, x, self.below.start(x, keys.fold(key, 2)))
+        return Copy(x, None, f.detach(), g, below, 0, key)
+
+    def value(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, list[Copy]]:
+        """The meta-loss of one window as a graph of ``theta``, and the copies behind it."""
+        losses, ends = zip(*(self.one(theta, copy) for copy in copies))
+        return sum(losses) / len(losses), list(ends)
+
+    def one(self, theta: Tensor, copy: Copy) -> tuple[Tensor, Copy]:
+        """One copy's part of `value`; a copy whose trajectory is over starts afresh first."""
+        if self.level.life is not None and copy.age >= self.level.life:
+            copy = self.begin(keys.fold(copy.key, -1))
+        x, s, _, g, below, age, key = copy
+        losses = []
+        for _ in range(self.level.unroll):
+            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
+            f, g, below = evaluate(self.below, x, below)
+            losses.append(f)
+        end = Copy(x.detach(), _constant(s), losses[-1].detach(), g, below, age + self.level.unroll, key)
+        return OBJECTIVES[type(self.level.objective)](self.level.objective, losses), end
+
+
+def evaluate(problem: Any, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+    """Value with its graph, gradient as data, next state. ``x`` may be part of a graph or not."""
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    f, state = problem.value(x, state)
+    (g,) = torch.autograd.grad(f, x, retain_graph=True)
+    return f, g, state
+
+
+def naive(task: Task, *levels: Level) -> Any:
+    """The oracle of ``levels`` stacked over ``task``."""
+    problem: Any = NaiveTask(task)
+    for level in levels:
+        problem = NaiveLevel(level, problem)
+    return problem
+
+
+def _constant(s: Any) -> Any:
+    if isinstance(s, tuple):
+        return tuple(_constant(part) for part in s)
+    return s.detach() if isinstance(s, Tensor) else s
+
+
+# Comparison.
+
+
+def error(ours: Tensor, theirs: Tensor | float) -> float:
+    """Largest difference over the largest entry of the oracle's tensor."""
+    theirs = torch.as_tensor(theirs, dtype=torch.float64)
+    assert ours.shape == theirs.shape
+    scale = theirs.abs().max()
+    return float((ours - theirs).abs().max() / (scale if scale > 0 else 1.0))
+
+
+def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = ()) -> float:
+    """Largest `error` over everything that a level and all levels below carry; ages must be the same."""
+    carry, worst = ours.carry, 0.0
+    for i, copy in enumerate(copies):
+        at = (*index, i)
+        assert int(carry.age[at]) == copy.age
+        pairs = [(carry.x, copy.x), (carry.f, copy.f), (carry.g, copy.g)]
+        if copy.s is not None:
+            pairs += list(zip(leaves(carry.state), leaves(copy.s), strict=True))
+        worst = max(worst, *(error(a[at], b) for a, b in pairs))
+        if isinstance(carry.below, LevelState):
+            worst = max(worst, state_error(carry.below, copy.below, at))
+    return worst

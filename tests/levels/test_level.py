@@ -1,0 +1,432 @@
+"""One level: its settings, its window, restarts, what is not finite, clipping."""
+
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from levels import (
+    LSTM,
+    SGD,
+    Adam,
+    Discounted,
+    Fixed,
+    Last,
+    Layout,
+    Level,
+    LevelState,
+    Linear,
+    Log,
+    NonFiniteError,
+    Problem,
+    Quadratic,
+    Skip,
+    Sum,
+    keys,
+)
+from levels.level import DUE
+from levels.tree import leaves, map_leaves
+
+
+def quadratic(dims=3):
+    return Quadratic(dims=dims, dtype="float64")
+
+
+def lay(optimizer, problem=None, **settings):
+    """A level over a problem, its parameters and its state."""
+    laid = Level(optimizer=optimizer, **settings).over(problem or quadratic())
+    params = laid.init_params(keys.seed(0))
+    return laid, params, laid.init_state(params, keys.seed(1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"unroll": 0}, "unroll must be a whole number of at least 1, got 0"),
+        ({"unroll": 2.0}, "unroll must be a whole number of at least 1, got 2.0"),
+        ({"unroll": True}, "unroll must be a whole number of at least 1, got true"),
+        ({"unroll": "auto"}, "unroll must be a whole number of at least 1, got auto"),
+        ({"batch": -1}, "batch must be a whole number of at least 1, got -1"),
+        ({"batch": None}, "batch must be a whole number of at least 1, got none"),
+        ({"unroll": 4, "horizon": 10}, "horizon must be a multiple of the unroll 4, got 10; use 8"),
+        ({"unroll": 4, "horizon": 1}, "horizon must be a multiple of the unroll 4, got 1; use 4"),
+        ({"unroll": 4, "horizon": 0}, "horizon must be a multiple of the unroll 4, got 0; use 4"),
+        ({"unroll": 4, "horizon": -8}, "horizon must be a multiple of the unroll 4, got -8; use 4"),
+        ({"unroll": 4, "horizon": 8.0}, "horizon must be a multiple of the unroll 4, got 8.0; use 20"),
+        ({"unroll": 4, "horizon": "never"}, "horizon must be a multiple of the unroll 4, got never; use 20"),
+        ({"clip": 0}, "clip must be a number above 0 or none, got 0"),
+        ({"clip": -1.5}, "clip must be a number above 0 or none, got -1.5"),
+        ({"clip": math.inf}, "clip must be a number above 0 or none, got inf"),
+        ({"clip": True}, "clip must be a number above 0 or none, got true"),
+        ({"clip": "big"}, "clip must be a number above 0 or none, got big"),
+        ({"stagger": 1}, "stagger must be true or false, got 1"),
+        ({"optimizer": "sgd"}, "optimizer must be an Optimizer, got sgd"),
+        ({"objective": 3}, "objective must be an Objective, got 3"),
+        ({"gradient": None}, "gradient must be an Estimator, got none"),
+        ({"nonfinite": Sum()}, "nonfinite must be a NonFinite, got sum"),
+    ],
+)
+def test_every_bad_setting(settings, sentence):
+    with pytest.raises(ValueError) as caught:
+        Level(**{"optimizer": SGD(), **settings})
+    assert str(caught.value) == sentence
+
+
+def test_settings_that_are_good():
+    assert Level(optimizer=SGD(), unroll=20).life == 100
+    assert Level(optimizer=SGD()).life is None
+    assert Level(optimizer=SGD(), unroll=20, horizon=None).life is None
+    assert Level(optimizer=SGD(), horizon=7).life == 7
+    assert Level(optimizer=SGD(), unroll=3, horizon=6).life == 6
+
+
+def test_auto_batch_is_what_the_problem_suggests():
+    assert Level(optimizer=SGD(), unroll=2).over(quadratic()).batch == Quadratic.copies > 1
+    assert Level(optimizer=SGD()).over(quadratic()).batch == 1
+    assert Level(optimizer=SGD(), unroll=2, batch=3).over(quadratic()).batch == 3
+    assert Level(optimizer=SGD(), unroll=2).over(Level(optimizer=SGD()).over(quadratic())).batch == 1
+    _, _, state = lay(SGD(), unroll=2)
+    assert state.carry.x.shape == (Quadratic.copies, 3)
+
+
+def test_written_form():
+    assert repr(Level(optimizer=SGD(lr=0.5), unroll=4)) == "sgd(lr=0.5)@4"
+    level = Level(optimizer=LSTM(), unroll=4, horizon=8, batch=2, objective=Last(), stagger=False, clip=1.0)
+    assert repr(level) == "lstm@4[horizon=8, batch=2, stagger=false, objective=last, clip=1.0]"
+
+
+def test_nothing_to_optimize_is_refused():
+    below = Level(optimizer=SGD(lr=Fixed(0.1))).over(quadratic())
+    with pytest.raises(ValueError, match=r"^adam@1 lies over something without parameters; nothing there to optimize$"):
+        Level(optimizer=Adam()).over(below)
+
+
+def test_one_window_of_gradient_descent_by_hand():
+    laid, params, state = lay(SGD(lr=0.01, momentum=0.9), unroll=3, batch=2, objective=Discounted(0.5), horizon=None)
+    carry = state.carry
+    x, b, g = carry.x, torch.zeros_like(carry.x), carry.g
+    assert torch.allclose(carry.f, (carry.below.w @ x[..., None]).squeeze(-1).sub(carry.below.y).square().sum(-1))
+    losses = []
+    for _ in range(3):
+        b = 0.9 * b + g
+        x = x - 0.01 * b
+        residual = (carry.below.w @ x[..., None]).squeeze(-1) - carry.below.y
+        g = 2 * (residual[..., None, :] @ carry.below.w).squeeze(-2)
+        losses.append(residual.square().sum(-1))
+    value, _, after = laid.value_and_grad(params, state)
+    assert torch.allclose(value, (losses[0] + 0.5 * losses[1] + 0.25 * losses[2]).mean(), rtol=1e-13)
+    assert torch.allclose(after.carry.x, x, rtol=1e-13)
+    assert torch.allclose(after.carry.g, g, rtol=1e-12)
+    assert torch.allclose(after.carry.f, losses[2], rtol=1e-13)
+    assert torch.allclose(after.carry.state, b, rtol=1e-12)
+    assert after.carry.age.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [(Sum(), [1, 1, 1, 1]), (Last(), [0, 0, 0, 1]), (Discounted(0.5), [1, 0.5, 0.25, 0.125])],
+    ids=str,
+)
+def test_the_hypergradient_of_a_window_by_naive_autograd(objective, weights):
+    """Everything in one graph, but for the gradients that the optimizer reads; two windows with carried state."""
+    rule = SGD(lr=0.02, momentum=0.8)
+    laid, params, state = lay(rule, unroll=4, batch=3, objective=objective, horizon=None)
+    for _ in range(2):
+        w, y = state.carry.below
+        raw = params.clone().requires_grad_()
+        x, b, g, loss = state.carry.x, state.carry.state, state.carry.g, 0.0
+        for weight in weights:
+            b = torch.sigmoid(raw[1]) * b + g
+            x = x - raw[0].exp() * b
+            f = ((w @ x[..., None]).squeeze(-1) - y).square().sum(-1)
+            g = torch.autograd.grad(f.sum(), x, retain_graph=True)[0].detach()
+            loss = loss + weight * f.mean()
+        (expected,) = torch.autograd.grad(loss, raw)
+        value, grad, state = laid.value_and_grad(params, state)
+        assert float(value) == pytest.approx(loss.item(), rel=1e-13)
+        assert torch.allclose(grad, expected, rtol=1e-11)
+
+
+def test_the_hypergradient_of_one_step_in_closed_form():
+    """d f(x - lr g) / d log lr = -lr <g_new, g_old> (Baydin et al. 2018), a mean over copies."""
+    laid, params, state = lay(SGD(lr=0.01), batch=4)
+    for _ in range(3):
+        old = state.carry.g
+        _, grad, state = laid.value_and_grad(params, state)
+        expected = (-0.01 * (state.carry.g * old).sum(-1)).mean()
+        assert float(grad[0]) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("windows", [1, 2, 5])
+def test_stagger_spreads_first_restarts(batch, windows):
+    _, _, state = lay(SGD(), unroll=2, horizon=2 * windows, batch=batch)
+    ages = state.carry.age.tolist()
+    assert ages == [copy * windows // batch * 2 for copy in range(batch)]
+    counts = [ages.count(2 * window) for window in range(windows)]
+    assert max(counts) - min(counts) <= 1
+    _, _, together = lay(SGD(), unroll=2, horizon=2 * windows, batch=batch, stagger=False)
+    _, _, for_ever = lay(SGD(), unroll=2, horizon=None, batch=batch)
+    assert together.carry.age.tolist() == for_ever.carry.age.tolist() == [0] * batch
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.01, momentum=0.9), LSTM(hidden=3)], ids=str)
+def test_restarts_come_at_the_horizon_and_to_the_copies_due_only(optimizer):
+    unroll, horizon = 2, 6
+    laid, params, state = lay(optimizer, unroll=unroll, horizon=horizon, batch=4)
+    ages, problems = state.carry.age.tolist(), set()
+    for _ in range(9):
+        before = state.carry
+        undisturbed = Level(optimizer=optimizer, unroll=unroll, horizon=None, batch=4).over(laid.problem)
+        expected, _ = undisturbed.window(params, before)
+        _, _, state = laid.value_and_grad(params, state)
+        after = state.carry
+        for copy in range(4):
+            due = ages[copy] == horizon
+            assert due != torch.equal(after.below.w[copy], before.below.w[copy])
+            assert due != torch.equal(after.key[copy], before.key[copy])
+            assert due != torch.equal(after.x[copy], expected.x[copy])
+            for mine, theirs in zip(leaves(after), leaves(expected), strict=True):
+                assert due or torch.equal(mine[copy], theirs[copy])
+            ages[copy] = unroll + (0 if due else ages[copy])
+            problems.add(tuple(after.below.y[copy].tolist()))
+        assert after.age.tolist() == ages
+    assert len(problems) == 4 + 2 + 2 + 3 + 3  # first problems; restarts of copies that began at ages 0, 0, 2, 4
+
+
+def test_a_restarted_copy_starts_like_any_other():
+    """Alone or among copies that go on: its start and state depend on its own key only."""
+    laid, params, state = lay(Adam(lr=0.1), unroll=2, horizon=4, batch=2)
+    carry = state.carry._replace(age=torch.tensor([4, 0]))
+    end, window = laid.window(params, carry)
+    everyone = state.carry._replace(age=torch.tensor([4, 4]))
+    all_end, all_window = laid.window(params, everyone)
+    for some, all_ in zip(leaves((end, window.steps)), leaves((all_end, all_window.steps)), strict=True):
+        assert torch.equal(some[0], all_[0])
+    first = window.steps[0]
+    assert torch.equal(first.x[1], carry.x[1])
+    assert not torch.equal(first.x[1], all_window.steps[0].x[1])
+    assert not torch.equal(first.x[0], carry.x[0])
+    assert torch.equal(first.state.m[0], torch.zeros(3, dtype=torch.float64))
+    assert first.state.t.tolist() == [0, 0]
+    residual = all_end.below.w @ first.x[..., None] - all_end.below.y[..., None]
+    assert float(first.f[0]) == pytest.approx(float(residual[0].square().sum()), rel=1e-12)
+
+
+def test_an_optimizer_without_parameters_restarts():
+    laid, params, state = lay(SGD(lr=Fixed(0.01)), unroll=2, horizon=4, batch=2)
+    assert params.shape == (0,)
+    for _ in range(4):
+        value, grad, state = laid.value_and_grad(params, state)
+        assert math.isfinite(float(value))
+        assert grad.shape == (0,)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.5, 1e9])
+def test_clipping_is_exact(clip):
+    settings = {"unroll": 3, "batch": 2, "horizon": None}
+    free, params, state = lay(SGD(lr=Log(0.05, "coordinate")), **settings)
+    bound = Level(optimizer=SGD(lr=Log(0.05, "coordinate")), clip=clip, **settings).over(quadratic())
+    params = params.expand(2, -1)
+    state = free.init_state(params, keys.split(keys.seed(1), 2))
+    value, grad, after = free.value_and_grad(params, state)
+    clipped_value, clipped, clipped_after = bound.value_and_grad(params, state)
+    assert torch.equal(value, clipped_value)
+    for mine, theirs in zip(leaves(after), leaves(clipped_after), strict=True):
+        assert torch.equal(mine, theirs)
+    for i in range(2):
+        norm = math.sqrt(sum(entry**2 for entry in grad[i].tolist()))
+        factor = min(1.0, clip / norm)
+        assert clipped[i].tolist() == pytest.approx([entry * factor for entry in grad[i].tolist()], rel=1e-12)
+        assert norm <= clip or math.hypot(*clipped[i].tolist()) == pytest.approx(clip, rel=1e-12)
+    assert clip < 1e9 or torch.equal(grad, clipped)
+
+
+def test_a_gradient_whose_square_overflows_is_clipped_not_lost():
+    problem, rule = Quadratic(dims=3), SGD(lr=0.1, momentum=0.9)
+    free = Level(optimizer=rule).over(problem)
+    params = free.init_params(keys.seed(0))
+    state = free.init_state(params, keys.seed(1))
+    huge = 1e12 * state.carry.g
+    state = state._replace(carry=state.carry._replace(g=huge, state=huge))
+    grad = free.value_and_grad(params, state)[1]
+    assert 1e20 < float(grad.abs().max()) < math.inf
+    clipped = Level(optimizer=rule, clip=1.0).over(problem).value_and_grad(params, state)[1]
+    exact = grad.double() / torch.linalg.vector_norm(grad.double())
+    assert torch.allclose(clipped.double(), exact, rtol=1e-5)
+
+
+class FragileState(NamedTuple):
+    odd: torch.Tensor
+    step: torch.Tensor
+
+
+class Fragile(Problem):
+    """|x|^2, but copies with an odd number answer nan at their second evaluation (``what``: loss or gradient)."""
+
+    layout = Layout.of({"x": (2,)}, torch.float64)
+
+    def __init__(self, what="loss", at=1):
+        self.what, self.at = what, at
+
+    def init_params(self, key):
+        return 1 + keys.uniform(key, (2,), torch.float64)
+
+    def init_state(self, params, key):
+        return FragileState(params[..., 0] > 1.5, torch.zeros_like(key))
+
+    def value_and_grad(self, params, state):
+        value, grad = params.square().sum(-1), 2 * params
+        bad = state.odd & (state.step == self.at)
+        if self.what == "loss":
+            value = torch.where(bad, math.nan, value)
+        else:
+            grad = torch.where(bad[..., None], math.inf, grad)
+        return value, grad, state._replace(step=state.step + 1)
+
+
+def test_stopping_says_what_and_where():
+    laid, params, state = lay(SGD(lr=0.1), Fragile(), unroll=2, batch=8)
+    with pytest.raises(NonFiniteError) as caught:
+        laid.value_and_grad(params, state)
+    fix = "lower its learning rate, or skip such copies with nonfinite=skip"
+    assert str(caught.value) == f"the problem's loss is not finite; {fix}"
+    assert caught.value.source is laid
+    assert isinstance(caught.value, ArithmeticError)
+    laid, params, state = lay(SGD(lr=0.1), Fragile("gradient"), unroll=1, batch=8)
+    with pytest.raises(NonFiniteError) as caught:
+        laid.value_and_grad(params, state)
+    assert str(caught.value) == f"the problem's gradient is not finite; {fix}"
+
+
+@pytest.mark.parametrize("policy", [{}, {"nonfinite": Skip()}])
+def test_a_start_that_is_not_finite_always_stops(policy):
+    with pytest.raises(NonFiniteError) as caught:
+        lay(SGD(lr=0.1), Fragile(at=0), unroll=2, batch=8, **policy)
+    assert str(caught.value) == "a freshly started problem's loss is not finite; start its parameters smaller"
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.1)], ids=str)
+def test_skipped_copies_stand_still_count_and_restart(what, optimizer):
+    unroll = 1 if what == "gradient" else 2
+    laid, params, state = lay(optimizer, Fragile(what), unroll=unroll, batch=8, horizon=None, nonfinite=Skip())
+    bad, before = state.carry.below.odd, state.carry
+    assert 0 < int(bad.sum()) < 8
+    value, grad, state = laid.value_and_grad(params, state)
+    after = state.carry
+    assert torch.equal(after.skipped, bad.long())
+    assert torch.equal(after.age, torch.where(bad, DUE, unroll))
+    for mine, was in zip(leaves((after.x, after.state, after.f, after.g, after.below)), leaves(before[:5])):
+        assert torch.equal(mine[bad], was[bad])
+    whole = Level(optimizer=optimizer, unroll=unroll, batch=8, horizon=None).over(Fragile(at=99))
+    _, window = whole.window(params, before)
+    losses = torch.where(bad, before.f, window.losses)
+    assert torch.allclose(value, losses.sum(0).mean(), rtol=1e-13)
+    good = map_leaves(lambda leaf: leaf[~bad], before)
+    _, alone, _ = whole.value_and_grad(params, state._replace(carry=good))
+    assert torch.allclose(grad, alone * len(good.f) / 8, rtol=1e-11)
+    _, _, state = laid.value_and_grad(params, state)  # the skipped start afresh; some of them fail again
+    again = state.carry
+    assert (again.key[bad] != before.key[bad]).all()
+    assert torch.equal(again.key[~bad], before.key[~bad])
+    assert (again.skipped[bad] >= 1).all()
+    assert (again.skipped[~bad] == 0).all()
+
+
+def test_counts_survive_restarts_at_both_levels():
+    """The level above restarts its trajectory at every window; what the level below has skipped stays counted."""
+    below = Level(optimizer=SGD(lr=0.1), unroll=2, batch=4, horizon=2, nonfinite=Skip()).over(Fragile(at=2))
+    above = Level(optimizer=SGD(lr=0.1), unroll=2, horizon=2, batch=1).over(below)
+    params = above.init_params(keys.seed(0))
+    state = above.init_state(params, keys.seed(1))
+    counts = [int(state.carry.below.carry.skipped.sum())]
+    seen = {int(state.carry.key)}
+    for _ in range(6):
+        _, _, state = above.value_and_grad(params, state)
+        counts.append(int(state.carry.below.carry.skipped.sum()))
+        seen.add(int(state.carry.key))
+    assert len(seen) == 6  # the window at start-up is followed by five restarts
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+    assert counts[-1] > 8
+
+
+class SpoiledState(NamedTuple):
+    inner: LevelState
+    step: torch.Tensor
+
+
+class Spoiled(Problem):
+    """Another problem whose value is nan at the second evaluation."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @property
+    def layout(self):
+        return self.inner.layout
+
+    def init_params(self, key):
+        return self.inner.init_params(key)
+
+    def init_state(self, params, key):
+        return SpoiledState(self.inner.init_state(params, key), torch.zeros_like(key))
+
+    def value_and_grad(self, params, state):
+        value, grad, inner = self.inner.value_and_grad(params, state.inner)
+        return torch.where(state.step == 1, math.nan, value), grad, SpoiledState(inner, state.step + 1)
+
+
+def test_what_the_level_below_skipped_counts_even_where_the_level_above_skips_the_window():
+    below = Level(optimizer=SGD(lr=0.1), batch=8, nonfinite=Skip()).over(Fragile())
+    above = Level(optimizer=SGD(lr=0.1), batch=2, nonfinite=Skip()).over(Spoiled(below))
+    params = above.init_params(keys.seed(0))
+    state = above.init_state(params, keys.seed(1))
+    _, _, after = above.value_and_grad(params, state)
+    assert after.carry.skipped.tolist() == [1, 1]
+    assert torch.equal(after.carry.x, state.carry.x)
+    before, now = state.carry.below.inner.carry, after.carry.below.inner.carry
+    assert torch.equal(now.x, before.x)
+    assert (now.skipped >= before.skipped).all()
+    assert int(now.skipped.sum()) > int(before.skipped.sum())
+
+
+class Root(SGD):
+    """x - sqrt(lr) g: at lr = 0 it stands still, and its derivative in lr is infinite."""
+
+    name = "root"
+
+    def step(self, h, g, state, x):
+        return x - h["lr"].sqrt() * g, None
+
+
+def test_a_gradient_that_is_not_finite_stops_or_is_skipped():
+    rule = Root(lr=Linear(0.0))
+    laid, params, state = lay(rule, batch=3)
+    with pytest.raises(NonFiniteError) as caught:
+        laid.value_and_grad(params, state)
+    assert str(caught.value) == (
+        "gradient of the meta-loss is not finite; "
+        "shorten its unroll or lower its learning rate, or skip such windows with nonfinite=skip"
+    )
+    assert caught.value.source is laid
+    skipping = Level(optimizer=rule, batch=3, nonfinite=Skip()).over(quadratic())
+    params = torch.tensor([[0.0], [1e-4]], dtype=torch.float64)
+    state = skipping.init_state(params, keys.split(keys.seed(1), 2))
+    _, grad, after = skipping.value_and_grad(params, state)
+    assert grad[0] == 0
+    assert grad[1] != 0
+    assert torch.isfinite(grad).all()
+    assert after.carry.skipped.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_inputs_are_left_alone():
+    laid, params, state = lay(LSTM(hidden=3), Fragile(), unroll=2, horizon=4, batch=6, nonfinite=Skip())
+    for _ in range(3):
+        frozen = [leaf.clone() for leaf in leaves((params, state))]
+        _, _, new = laid.value_and_grad(params, state)
+        for leaf, was in zip(leaves((params, state)), frozen, strict=True):
+            assert torch.equal(leaf, was)
+        state = new
