@@ -124,6 +124,7 @@ class Window(NamedTuple):
     steps: list[Step]  # T
     losses: Tensor  # [T, *batch, copies]
     grads: list[Tensor]  # T of [*batch, copies, n]
+    begun: Tensor  # [*batch, copies] whether the copy's trajectory began with this window
 
 
 class Laid(Problem):
@@ -187,7 +188,7 @@ class Laid(Problem):
             f, g, below = self.problem.value_and_grad(x, below)
             losses.append(f)
             grads.append(g)
-        window = Window(steps, torch.stack(losses), grads)
+        window = Window(steps, torch.stack(losses), grads, carry.age == 0)
         end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
         if torch.isfinite(window.losses.sum() + g.sum()):
             return end, window
@@ -196,7 +197,7 @@ class Laid(Problem):
     def _begin(self, params: Tensor, key: Tensor) -> Carry:
         """Fresh trajectories for keys ``[*batch, copies]``: one evaluation of the problem below."""
         for_params, for_state = keys.split(key, 2).unbind(-1)
-        x = self.problem.init_params(for_params)
+        x = self.optimizer.start(params, self.problem.init_params, for_params)
         state = self.optimizer.init_state(params, x)
         f, g, below = self.problem.value_and_grad(x, self.problem.init_state(x, for_state))
         if not torch.isfinite(f.sum() + g.sum()):
@@ -228,7 +229,7 @@ class Laid(Problem):
         grads = [torch.where(bad[..., None], 0.0, g) for g in window.grads]
         end = keep_named("skipped", choose(bad, start, end), end)
         end = end._replace(age=torch.where(bad, DUE, end.age), skipped=end.skipped + bad)
-        return end, Window(steps, losses, grads)
+        return end, Window(steps, losses, grads, window.begun & ~bad)
 
     def _vet_gradient(self, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         if not torch.isfinite(value).all():

@@ -6,6 +6,8 @@ its weights. State is explicit, so that a window can be run again, differentiate
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -31,6 +33,8 @@ class Optimizer(Part):
     def over(self, below: Layout) -> Self:
         """This optimizer, laid over the parameters that ``below`` describes; ValueError if it does not fit them."""
         laid = copy.copy(self)
+        for name in [name for name in vars(laid) if isinstance(getattr(type(self), name, None), cached_property)]:
+            del laid.__dict__[name]
         object.__setattr__(laid, "_laid", (below, Layout.of(self.shapes(below), below.dtype, below.device)))
         return laid
 
@@ -56,6 +60,21 @@ class Optimizer(Part):
     @abstractmethod
     def init_params(self, key: Tensor) -> Tensor:
         """Fresh parameters of the optimizer, ``[*batch, m]`` for keys ``[*batch]``."""
+
+    def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
+        """Where trajectories begin, ``[*batch, copies, n]`` for keys ``[*batch, copies]``: where the problem says.
+
+        ``fresh(key)`` are the problem's own fresh parameters. An optimizer with a learned start says otherwise.
+        """
+        return fresh(key)
+
+    def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor | None:
+        """The vector-Jacobian product of `start`: ``[*batch, m]``, or None for zero, as where nothing is learned of it.
+
+        ``dx`` ``[*batch, copies, n]`` is the cotangent of where the window began; ``begun`` ``[*batch, copies]`` tells the
+        copies whose trajectory began there.
+        """
+        return None
 
     @abstractmethod
     def init_state(self, params: Tensor, x: Tensor) -> State:

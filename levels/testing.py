@@ -92,6 +92,7 @@ def check_optimizer(
         if differentiable:
             _check_pullback(rule, trial)
             _check_linear(rule, trial)
+            _check_start(rule, trial)
 
 
 # What both suites ask.
@@ -366,14 +367,37 @@ def _first(tensor: Tensor, dims: int) -> Tensor:
 
 
 def _check_reads(rule: Optimizer, trial: _Trial) -> None:
-    usual = _run(rule, trial).x
+    usual = _run(rule, _started(rule, trial)).x
     views = rule.layout.views(trial.params)
     steps = trial.f.shape[-1]
     for name, view in views.items():
         changed = trial._replace(params=rule.layout.flat({**views, name: 1.1 * view + 0.1}))
         got, fix = f"a parameter {name} that changes nothing in {steps} updates", "leave it out, or pass more steps"
-        read = view.numel() == 0 or not torch.equal(_run(rule, changed).x, usual)
+        read = view.numel() == 0 or not torch.equal(_run(rule, _started(rule, changed)).x, usual)
         _require(read, rule, got, "a step that depends on every parameter", fix)
+
+
+def _started(rule: Optimizer, trial: _Trial) -> _Trial:
+    """The trial from where the rule would start it, were ``trial.x`` what the problem offers."""
+    key = torch.zeros(trial.x.shape[:-1], dtype=torch.int64, device=trial.x.device)
+    return trial._replace(x=rule.start(trial.params, lambda _key: trial.x, key))
+
+
+def _check_start(rule: Optimizer, trial: _Trial) -> None:
+    """The pullback of `start` against central differences, for copies that began and for one that did not."""
+    key = keys.seed(7, device=trial.x.device)
+    way = keys.normal(key, tuple(trial.params.shape), trial.params.dtype)
+    dx = keys.normal(keys.fold(key, 1), tuple(trial.x.shape), trial.x.dtype)
+    begun = torch.ones(trial.x.shape[:-1], dtype=torch.bool, device=trial.x.device)
+    begun[..., 0] = False
+    ends = [_started(rule, trial._replace(params=trial.params + h * way)).x for h in (1e-5, -1e-5)]
+    slope = ((ends[0] - ends[1]) / 2e-5 * dx * begun[..., None]).sum((-2, -1))
+    answer = rule.start_pullback(trial.params, dx, begun)
+    pulled = torch.zeros_like(slope) if answer is None else (answer * way).sum(-1)
+    fix = "return the cotangent of params, summed over the copies that began"
+    got = f"start_pullback {pulled.tolist()} along a random direction"
+    near = torch.allclose(pulled, slope, rtol=1e-6, atol=1e-6)
+    _require(near, rule, got, f"{slope.tolist()} by central differences", fix)
 
 
 def _check_zero_gradient(rule: Optimizer, trial: _Trial, differentiable: bool) -> None:

@@ -5,7 +5,9 @@ and nothing below is evaluated or differentiated again: cost is one task gradien
 memory is this level's own carries. The window is swept twice: forward, keeping what each update read; backward,
 
     dx   <- dx + w_t g_t
-    dparams, dstate, dx  <-  pullback of update t at (dx, dstate),      dparams summed over t.
+    dparams, dstate, dx  <-  pullback of update t at (dx, dstate),      dparams summed over t,
+
+and what is left in dx belongs to where the trajectory began, if the optimizer learns that.
 """
 
 from __future__ import annotations
@@ -46,4 +48,7 @@ class FirstOrder(Estimator):
             step = window.steps[t]
             dp, dstate, dx = level.optimizer.pullback(params, step.f, step.g, step.state, step.x, dx, dstate)
             dparams = dparams + dp
+        dp_start = level.optimizer.start_pullback(params, dx, window.begun)
+        if dp_start is not None:
+            dparams = dparams + dp_start
         return value, dparams, LevelState(carry, None)

@@ -1,0 +1,75 @@
+"""A learned start: where the problem below begins is part of the level's parameters.
+
+    x_0 = start,       x_t = rule.update(x_(t-1))
+
+Under a level that restarts after each window, with the last loss as its objective, this is first-order MAML (Finn, Abbeel
+and Levine 2017, arXiv 1703.03400, section 5.2): ``start(sgd(lr=0.1))@5[horizon=5, objective=last] / adam``. With a
+learned step size per coordinate it is Meta-SGD (Li et al. 2017, arXiv 1707.09835):
+``start(sgd(lr=log(0.1, per=coordinate)))``. The start itself begins at one random draw of the problem's own, the same
+for all copies; what is stored is the offset from it, so an untrained start is a sound one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.layout import Layout
+from levels.optimizer import Optimizer
+
+
+@dataclass(frozen=True, repr=False)
+class Start(Optimizer):
+    """``rule``: the optimizer that moves on from the start. ``seed``: of the draw from which the offset counts."""
+
+    name = "start"
+
+    rule: Optimizer
+    seed: int = 0
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """As the rule is."""
+        return self.rule.differentiable
+
+    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
+        return {"offset": (below.size,), **rule}
+
+    def init_params(self, key: Tensor) -> Tensor:
+        rule = self._rule().init_params(key)
+        return torch.cat((rule.new_zeros(*key.shape, self.below.size), rule), dim=-1)
+
+    def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
+        draw = fresh(keys.seed(self.seed, device=key.device).expand_as(key))
+        return draw + params[..., None, : self.below.size]
+
+    def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor:
+        offset = torch.where(begun[..., None], dx, 0.0).sum(-2)
+        return torch.nn.functional.pad(offset, (0, params.shape[-1] - self.below.size))
+
+    def init_state(self, params: Tensor, x: Tensor) -> Any:
+        return self._rule().init_state(params[..., self.below.size :], x)
+
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        return self._rule().update(params[..., self.below.size :], f, g, state, x)
+
+    def pullback(
+        self,
+        params: Tensor,
+        f: Tensor,
+        g: Tensor,
+        state: Any,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None] | None,
+    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
+        n = self.below.size
+        dparams, dstate_old, dx_old = self._rule().pullback(params[..., n:], f, g, state, x, dx, dstate)
+        return torch.nn.functional.pad(dparams, (n, 0)), dstate_old, dx_old
+
+    def _rule(self) -> Optimizer:
+        return self.rule.over(self.below)
