@@ -1,0 +1,108 @@
+"""Hand-made optimizers with their step size tuned, as a researcher who has no learned one would use them.
+
+Each step size of a logarithmic grid runs on the same validation problems. The best is chosen for each measure by
+itself, by the mean over problems; a step size with which any problem diverges loses. If the best lies at an edge,
+the grid is extended that way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels.hyper import HandMade
+from levels.optimizers.adam import Adam
+from levels.optimizers.rmsprop import RMSprop
+from levels.optimizers.sgd import SGD
+from levels.task import Task
+from recursion.deploy import run
+
+BASELINES: dict[str, HandMade] = {
+    "sgd": SGD(),
+    "nag": SGD(momentum=0.9, nesterov=True),
+    "rmsprop": RMSprop(),
+    "adam": Adam(),
+}
+PER_DECADE = 4
+GRID = (-4 * PER_DECADE, 1 * PER_DECADE)  # lowest and highest exponent, in steps of a factor 10^(1/4): 1e-4 to 10
+EXTENSIONS = 4  # decades by which the grid may grow
+
+
+def final_loss(losses: Tensor) -> Tensor:
+    """The loss after the last step: ``[steps + 1, ...]`` to ``[...]``."""
+    return losses[-1]
+
+
+def mean_loss(losses: Tensor) -> Tensor:
+    """The mean of the losses after each step, the start left out: the sum over the run, divided by the steps."""
+    return losses[1:].mean(0)
+
+
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"final": final_loss, "mean": mean_loss}
+
+
+class Tuned(NamedTuple):
+    """What tuning found."""
+
+    step_sizes: dict[str, float]  # by measure
+    params: Tensor  # [measures, m] of the optimizer, in the order of MEASURES
+    scores: dict[str, dict[float, float]]  # by measure: step size -> mean over the validation problems
+    base_steps: int
+
+
+def tune(optimizer: HandMade, task: Task, key: Tensor, steps: int) -> Tuned:
+    """The best step sizes for ``steps`` steps on the validation problems named by ``key`` ``[P]``.
+
+    ``optimizer`` has a field ``lr``; everything else about it stays. ``task`` may be of any split: its validation
+    split is what is used. Costs at least 21 * P * (steps + 1) base steps.
+    """
+    task = task.on("validation")
+    low, high = GRID
+    scores: dict[str, dict[int, float]] = {measure: {} for measure in MEASURES}
+    wanted = list(range(low, high + 1))
+    spent = 0
+    for _ in range(1 + EXTENSIONS):
+        losses = run(optimizer, _params(optimizer, task, wanted), task, key, steps)
+        spent += losses.numel()
+        for measure, values in scores.items():
+            values.update(zip(wanted, MEASURES[measure](losses).mean(-1).tolist(), strict=True))
+        wanted = _beyond(scores)
+        if not wanted:
+            break
+    best = {measure: _best(values) for measure, values in scores.items()}
+    return Tuned(
+        {measure: _step_size(exponent) for measure, exponent in best.items()},
+        _params(optimizer, task, list(best.values())),
+        {measure: {_step_size(e): v for e, v in sorted(values.items())} for measure, values in scores.items()},
+        spent,
+    )
+
+
+def _params(optimizer: HandMade, task: Task, exponents: list[int]) -> Tensor:
+    """Parameters ``[S, m]`` of the optimizer with these step sizes."""
+    key = torch.zeros((), dtype=torch.int64, device=task.layout.device)
+    made = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[type-var]
+    return torch.stack([each.over(task.layout).init_params(key) for each in made])
+
+
+def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:
+    """A decade more of exponents at each edge where some measure has its best."""
+    low, high = min(scores["final"]), max(scores["final"])
+    best = {_best(values) for values in scores.values()}
+    below = range(low - PER_DECADE, low) if low in best else ()
+    above = range(high + 1, high + 1 + PER_DECADE) if high in best else ()
+    return [*below, *above]
+
+
+def _best(values: dict[int, float]) -> int:
+    """The exponent with the lowest score; of equals, as where all diverge, the smallest step size."""
+    return min(sorted(values), key=lambda exponent: values[exponent] if math.isfinite(values[exponent]) else math.inf)
+
+
+def _step_size(exponent: int) -> float:
+    return float(10.0 ** (exponent / PER_DECADE))

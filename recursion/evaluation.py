@@ -1,0 +1,257 @@
+"""Does what a tower learned beat tuned hand-made optimizers on problems that it never saw?
+
+    evaluation = evaluate(tower, states)
+    print(evaluation.scenarios[0].comparisons[0].verdict)
+
+Training problems train, validation problems tune the baselines' step sizes, test problems are reported on. All
+optimizers of a scenario run on the same test problems with the same minibatches, so differences are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.part import require
+from levels.task import Task
+from recursion.baselines import BASELINES, MEASURES, Tuned, tune
+from recursion.deploy import Subject, run
+from recursion.statistics import Estimate, difference, estimate
+from recursion.tower import Tower, TowerState
+
+OURS = "this tower"
+LONG = 10  # the long scenario has this many times the steps, a quarter of the test and half of the tuning problems
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One optimizer by one measure, over all problems (and training seeds)."""
+
+    mean: Estimate
+    diverged: int  # runs in which some loss was not finite
+    runs: int
+    step_size: float | None  # as tuned for this measure; None for what was learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Loss against steps, the start first: median and quartiles over all runs."""
+
+    low: tuple[float, ...]
+    median: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One optimizer in one scenario. ``curve``: with the step size tuned for the mean loss."""
+
+    name: str
+    measures: dict[str, Measured]
+    curve: Curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What was learned against the baseline with the lowest mean on these very problems: the strictest choice."""
+
+    measure: str
+    baseline: str
+    difference: Estimate  # learned less baseline, paired by problem
+    share_lower: float  # of problems (and training seeds) on which the learned one is lower
+    verdict: str  # lower than, higher than, or no difference shown: only if the interval excludes 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One family of held-out problems for a number of steps; ``results``: what was learned first."""
+
+    label: str
+    task: str
+    steps: int
+    problems: int
+    results: tuple[Result, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All numbers of an evaluation.
+
+    ``final`` is the loss after the last step, ``mean`` the mean of the losses after each step: the sum over the run
+    divided by its steps. ``base_steps`` counts task gradients, one for each copy, by what they were for: ``deployment``
+    (getting what was learned out of a deep tower), ``tuning`` (of baselines), ``runs`` (on test problems).
+    """
+
+    tower: str
+    training_seeds: int  # resampled for the intervals if more than one
+    seed: int
+    scenarios: tuple[Scenario, ...]
+    refused: dict[str, str]  # scenarios that what was learned does not fit, and why
+    base_steps: dict[str, int]
+
+    def to_json(self) -> str:
+        """JSON text; numbers that are infinite (a run diverged) become null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
+
+
+def evaluate(
+    tower: Tower,
+    states: Sequence[TowerState],
+    *,
+    seed: int = 0,
+    problems: int = 64,
+    tuning: int = 16,
+    steps: int = 100,
+    windows: int | None = None,
+    transfer: bool = True,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Compare what the tower learned with tuned baselines on held-out problems.
+
+    ``states``: of this tower after training, one for each training seed; copies within a state are averaged.
+    ``problems``: test problems a scenario. ``tuning``: validation problems for each baseline's step size; with too few,
+    step sizes are chosen that diverge on some test problem, which flatters what was learned. ``steps``:
+    base steps a run. ``windows``: steps of each lower tower, see `deploy.learned`. ``transfer``: also the task's
+    variants and runs 10 times as long. ``progress``: called with what is being done and the fraction that is done.
+    Raises ValueError or TypeError for arguments that do not fit; NonFiniteError if a tower below diverges.
+    """
+    for name, value in (("problems", problems), ("tuning", tuning), ("steps", steps), ("windows", windows or 1)):
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        require(good, f"evaluate: {name} must be a whole number of at least 1, got {value}")
+    require(len(states) >= 1, "evaluate: states is empty; give one trained state for each training seed")
+    if not isinstance(tower.task, Task):
+        raise TypeError(f"evaluate: a task with held-out splits is needed, got {tower.task!r}")
+    tell = progress or (lambda _what, _fraction: None)
+    tell("deploying what was learned", 0.0)
+    subject = Subject.of(tower, states, windows=windows, seed=seed)
+    plans, refused = _plans(tower.task, subject, steps, problems, tuning, transfer)
+    spent = {"deployment": subject.base_steps, "tuning": 0, "runs": 0}
+    scenarios, done, total = [], 0.0, sum(plan.cost for plan in plans)
+    for plan in plans:
+        tell_plan = _within(tell, done / total, plan.cost / total)
+        scenarios.append(_scenario(subject, plan, seed, spent, tell_plan))
+        done += plan.cost
+    tell("done", 1.0)
+    return Evaluation(
+        tower=repr(tower),
+        training_seeds=len(subject.sizes),
+        seed=seed,
+        scenarios=tuple(scenarios),
+        refused=refused,
+        base_steps=spent,
+    )
+
+
+class _Plan(NamedTuple):
+    label: str
+    task: Task
+    steps: int
+    problems: int
+    tuning: int
+
+    @property
+    def cost(self) -> float:
+        return float(self.steps * (self.problems + self.tuning))
+
+
+def _plans(
+    task: Task, subject: Subject, steps: int, problems: int, tuning: int, transfer: bool
+) -> tuple[list[_Plan], dict[str, str]]:
+    plans = [_Plan("the task itself", task, steps, problems, tuning)]
+    if transfer:
+        plans += [_Plan(label, variant, steps, problems, tuning) for label, variant in task.variants().items()]
+        few = max(1, problems // 4), max(1, tuning // 2)
+        plans.append(_Plan(f"{LONG * steps} steps", task, LONG * steps, *few))
+    refused = {plan.label: why for plan in plans if (why := subject.misfit(plan.task))}
+    return [plan for plan in plans if plan.label not in refused], refused
+
+
+def _scenario(subject: Subject, plan: _Plan, seed: int, spent: dict[str, int], tell: Progress) -> Scenario:
+    parts = len(BASELINES) + 1
+    tell(f"{plan.label}: {OURS}", 0.0)
+    ours, key, cost = subject.losses(plan.task.on("test"), plan.problems, plan.steps, seed)
+    spent["runs"] += cost
+    results = [_result(OURS, dict.fromkeys(MEASURES, ours), subject.sizes, None, seed)]
+    theirs: dict[str, dict[str, Tensor]] = {}
+    validation_key = keys.split(keys.fold(keys.seed(seed, device=key.device), 1), plan.tuning)
+    for number, (name, optimizer) in enumerate(BASELINES.items(), 1):
+        tell(f"{plan.label}: tuning {name}", number / parts)
+        tuned = tune(optimizer, plan.task, validation_key, plan.steps)
+        losses = run(optimizer, tuned.params, plan.task.on("test"), key, plan.steps)
+        theirs[name] = {measure: losses[:, i : i + 1] for i, measure in enumerate(MEASURES)}
+        results.append(_result(name, theirs[name], [1], tuned, seed))
+        spent["tuning"] += tuned.base_steps
+        spent["runs"] += losses.numel()
+    comparisons = [_compare(measure, ours, subject.sizes, results[1:], theirs, seed) for measure in MEASURES]
+    return Scenario(
+        label=plan.label,
+        task=repr(plan.task),
+        steps=plan.steps,
+        problems=plan.problems,
+        results=tuple(results),
+        comparisons=tuple(comparisons),
+    )
+
+
+def _result(name: str, losses: dict[str, Tensor], sizes: list[int], tuned: Tuned | None, seed: int) -> Result:
+    """``losses`` by the measure that they were tuned for; ``sizes``: copies of each training seed."""
+    measures = {}
+    for measure, run_losses in losses.items():
+        finite = torch.isfinite(run_losses).all(0)
+        measures[measure] = Measured(
+            mean=estimate(_values(measure, run_losses, sizes), seed=seed),
+            diverged=int((~finite).sum()),
+            runs=finite.numel(),
+            step_size=None if tuned is None else tuned.step_sizes[measure],
+        )
+    quartiles = np.quantile(losses["mean"].double().numpy(), (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf")
+    low, median, high = (tuple(float(f"{value:.6g}") for value in row) for row in quartiles)
+    return Result(name=name, measures=measures, curve=Curve(low=low, median=median, high=high))
+
+
+def _values(measure: str, losses: Tensor, sizes: list[int]) -> np.ndarray:
+    """Losses ``[steps + 1, S, P]`` as ``[seeds, P]``: the mean over the copies of each training seed."""
+    values = torch.split(MEASURES[measure](losses).double(), sizes)
+    return torch.stack([copies.mean(0) for copies in values]).cpu().numpy()
+
+
+def _compare(
+    measure: str,
+    ours: Tensor,
+    sizes: list[int],
+    baselines: list[Result],
+    theirs: dict[str, dict[str, Tensor]],
+    seed: int,
+) -> Comparison:
+    best = min(baselines, key=lambda result: result.measures[measure].mean.value).name
+    gap = difference(_values(measure, ours, sizes), _values(measure, theirs[best][measure], [1]))
+    estimated = estimate(gap, seed=seed)
+    words = {-1: f"lower than {best}", 0: f"no difference from {best} shown", 1: f"higher than {best}"}
+    share = float((gap < 0).mean())
+    return Comparison(
+        measure=measure, baseline=best, difference=estimated, share_lower=share, verdict=words[estimated.sign]
+    )
+
+
+def _within(tell: Progress, start: float, share: float) -> Progress:
+    return lambda what, fraction: tell(what, start + share * fraction)
+
+
+def _plain(value: Any) -> Any:
+    """Nested data with numbers that JSON has no word for as None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,45 @@
+"""Writing so that nothing is ever lost: whole files replace whole files, and what goes wrong is said in a sentence."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def explained(doing: str, path: Path) -> Iterator[None]:
+    """Turn an OSError inside into one of the same type whose message says what failed, on which path, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"cannot {doing} {path}: {error.strerror or error}") from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` at once: after a crash at any moment the file is the old one or the new one, whole.
+
+    The bytes go to a temporary file beside it, are flushed to the disk, and take its name; the folder is flushed too.
+    Raises OSError with one sentence; the temporary is removed and what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with explained("write", path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            flush_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in ``folder`` on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
