@@ -1,0 +1,176 @@
+"""The command line: ``tower train``, ``tower eval``, ``tower show``.
+
+Mistakes of the user, non-finite numbers and disks that cannot be written end in one line on stderr and exit code 2;
+Ctrl-C in one line that says how to go on, and 130. Anything else is a bug and shows its traceback. Nothing heavy is
+imported before the arguments are understood.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+EPILOG = """\
+examples:
+  tower train "quadratic: lstm@20 / adam" --steps 500 --out runs/first
+  tower train "quadratic: lstm@20 / adam" --steps 800 --out runs/first --resume
+  tower eval runs/seed0 runs/seed1 runs/seed2 --problems 128
+"""
+NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
+INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = build_parser().parse_args(words)
+        args.words = words
+        run(args)
+    except SystemExit as done:  # argparse, after --help and --version
+        return int(done.code or 0)
+    except KeyboardInterrupt as stop:
+        return _say(f"tower: {stop}" if stop.args else "tower: stopped", INTERRUPTED)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        return _say(f"tower: error: {reason(error)}", 2)
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the arguments say; torch is imported here."""
+    from recursion import commands
+
+    command: Callable[[argparse.Namespace], None] = getattr(commands, args.command)
+    command(args)
+
+
+def is_users(error: Exception) -> bool:
+    """Whether an error is one that a user can mend, rather than a bug."""
+    if isinstance(error, (ValueError, TypeError, OSError)):
+        return True
+    from levels.nonfinite import NonFiniteError
+
+    return isinstance(error, NonFiniteError)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises ValueError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from ``low`` to ``high``."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            upper = f" and at most {high}" if high < 2**31 else ""
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {low}{upper}, got '{text[:40]}'")
+        return number
+
+    return read
+
+
+COUNT = whole(1, 2**53)
+SEED = whole(-(2**63), 2**63 - 1)
+
+
+class Version(argparse.Action):
+    """Prints the version of the installed package and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"tower {version('descent-tower')}\n")
+        parser.exit()
+
+
+def build_parser() -> Parser:
+    """The parser of all commands."""
+    summary = "Train towers of optimizers, and see whether what they learned beats tuned hand-made optimizers."
+    style = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="tower", description=summary, epilog=EPILOG, formatter_class=style, allow_abbrev=False)
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for name, does, fill in (
+        ("train", "train a tower, then evaluate it on held-out problems", _train_options),
+        ("eval", "evaluate trained runs of one tower together", _eval_options),
+        ("show", "say what a tower is", _show_options),
+    ):
+        made = commands.add_parser(
+            name, help=does, description=does[0].upper() + does[1:] + ".", epilog=EPILOG, formatter_class=style,
+            allow_abbrev=False,
+        )  # fmt: skip
+        fill(made)
+    return parser
+
+
+def _train_options(parser: Parser) -> None:
+    parser.add_argument("tower", help=NOTATION)
+    _number(parser, "--steps", 500, "steps of the topmost level, in all sessions together")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of everything random; default 0")
+    parser.add_argument("--out", metavar="DIR", help="run folder; default runs/ and the notation and seed")
+    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint if it has one")
+    parser.add_argument(
+        "--nonfinite",
+        choices=("stop", "skip"),
+        help="on all levels: stop where a loss or gradient is not finite, or skip such copies and count them; "
+        "default as the notation says, which is stop unless it says skip",
+    )
+    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    parser.add_argument("--no-eval", action="store_true", help="train only; default train and evaluate")
+    also = "evaluate also on other problems and for ten times the steps; default on the task itself"
+    parser.add_argument("--transfer", action="store_true", help=also)
+    _evaluation_options(parser)
+
+
+def _eval_options(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of tower train, one for each seed")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the held-out problems; default 0")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation"
+    )
+    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    less = "leave out other problems and ten times the steps"
+    parser.add_argument("--no-transfer", dest="transfer", action="store_false", help=less)
+    _evaluation_options(parser)
+
+
+def _show_options(parser: Parser) -> None:
+    parser.add_argument("tower", help=NOTATION)
+    parser.add_argument("--json", action="store_true", help="print the spec in full instead; default words")
+
+
+def _evaluation_options(parser: Parser) -> None:
+    _number(parser, "--problems", 64, "held-out problems in each comparison")
+    _number(parser, "--eval-steps", 100, "base steps on each of them")
+    _number(parser, "--windows", None, "windows that a learned trainer trains for, at depth 3 and up", "as it was trained")
+
+
+def _number(parser: Parser, name: str, default: int | None, what: str, words: str | None = None) -> None:
+    parser.add_argument(name, type=COUNT, default=default, metavar="N", help=f"{what}; default {words or default}")
+
+
+def _say(line: str, code: int) -> int:
+    sys.stderr.write(line + "\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""What the commands of the command line do; imports torch, so `recursion.cli` imports it late."""
+
+import argparse
+import dataclasses
+import hashlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from levels.nonfinite import NonFiniteError, Skip, Stop
+from recursion import checkpoint, training
+from recursion.describe import describe
+from recursion.files import explained
+from recursion.notation import parse
+from recursion.progress import Stages, display
+from recursion.spec import dumps, loads
+from recursion.tower import Tower, TowerState
+
+POLICIES = {"stop": Stop(), "skip": Skip()}
+RUNS = Path("runs")
+LONGEST = 100  # characters of a notation in a folder's name
+
+
+def train(args: argparse.Namespace) -> None:
+    """``tower train``: train, then evaluate."""
+    tower = read_tower(args.tower)
+    if args.nonfinite is not None:
+        levels = (dataclasses.replace(level, nonfinite=POLICIES[args.nonfinite]) for level in tower.levels)
+        tower = Tower(tower.task, *levels)
+    _use_threads(args)
+    out = RUNS / f"{slug(tower)}-seed{args.seed}" if args.out is None else Path(args.out)
+    _note(f"{tower}: {args.steps} steps of {tower.base_steps} base steps, in {out}")
+    state = _trained(tower, args, out)
+    if not args.no_eval:
+        try:
+            _report(tower, [state], out, 0, args)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; training is complete, evaluate it with: tower eval {out}") from None
+
+
+def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the command is called
+    """``tower eval``: load runs of one tower, and evaluate them together."""
+    _use_threads(args)
+    saved = [checkpoint.load(Path(run) / training.CHECKPOINT) for run in args.runs]
+    first = saved[0].tower
+    for i, (run, one) in enumerate(zip(args.runs, saved)):
+        if not checkpoint.same(first, one.tower):
+            raise ValueError(f"{run} is of '{one.tower}', {args.runs[0]} of '{first}'; evaluate them one by one")
+        for earlier, other in zip(args.runs[:i], saved):
+            if other.seed == one.seed:
+                raise ValueError(f"{earlier} and {run} have the same seed {one.seed}; give each seed once")
+    steps = sorted({int(one.state.step) for one in saved})
+    if len(steps) > 1:
+        _note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
+    several = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{slug(first)}-eval"
+    _report(first, [one.state for one in saved], several if args.out is None else Path(args.out), args.seed, args)
+
+
+def show(args: argparse.Namespace) -> None:
+    """``tower show``: the tower in words, or its spec."""
+    tower = read_tower(args.tower)
+    sys.stdout.write(dumps(tower) if args.json else describe(tower))
+
+
+def read_tower(text: str) -> Tower:
+    """The tower of a notation, or of a spec file if ``text`` ends in ``.json``."""
+    if not text.endswith(".json"):
+        tower: Tower = parse(text)
+        return tower
+    path = Path(text)
+    with explained("read", path):
+        data = path.read_bytes()
+    try:
+        return loads(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def slug(tower: Tower) -> str:
+    """The notation as the name of a folder; a long one is cut and ends in eight digits of its hash."""
+    text = re.sub(r"[^a-z0-9.]+", "-", str(tower).lower()).strip("-")
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}-{hashlib.sha256(str(tower).encode()).hexdigest()[:8]}"
+
+
+def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
+    """The state after training; what interrupts it says how to go on."""
+    try:
+        with display(args.steps, sys.stderr) as shown:
+            return training.train(
+                tower, steps=args.steps, seed=args.seed, out=out, resume=args.resume, on_report=shown, on_notice=_note
+            )
+    except KeyboardInterrupt:
+        words = args.words if args.resume else [*args.words, "--resume"]
+        raise KeyboardInterrupt(f"stopped; go on with: {shlex.join(['tower', *words])}") from None
+    except NonFiniteError as error:
+        if (out / training.CHECKPOINT).exists():
+            error.args = (f"{error}; the state before it is kept in {out}",)
+        raise
+
+
+def _report(tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace) -> None:
+    from recursion.evaluation import evaluate
+    from recursion.reporting import write
+
+    with Stages(sys.stderr) as stages:
+        evaluation = evaluate(
+            tower,
+            states,
+            seed=seed,
+            problems=args.problems,
+            steps=args.eval_steps,
+            windows=args.windows,
+            transfer=args.transfer,
+            progress=stages,
+        )
+    write(evaluation, out, Console(width=None if sys.stdout.isatty() else 120))
+    sys.stdout.write(f"written to {out}: evaluation.json, losses.png\n")
+
+
+def _use_threads(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"tower: {text}\n")

@@ -1,0 +1,153 @@
+"""Training: step a tower, keep its state safe, write down what happened.
+
+    state = train(tower, steps=500, seed=0, out="runs/first")
+    state = train(tower, steps=800, seed=0, out="runs/first", resume=True)
+
+A run folder holds ``spec.json`` (the tower in full), ``checkpoint.safetensors`` (the last state that was kept),
+``metrics.jsonl`` and TensorBoard events, see `recursion.metrics`. Everything random comes from keys in the state, so
+a run that was interrupted and resumed equals one that was not, bit for bit on one CPU with as many threads.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from recursion import checkpoint
+from recursion.files import explained, replace_file
+from recursion.metrics import Metrics
+from recursion.tower import Report, Tower, TowerState
+
+CHECKPOINT = "checkpoint.safetensors"
+SPEC = "spec.json"
+
+
+def train(
+    tower: Tower,
+    *,
+    steps: int,
+    seed: int,
+    out: str | Path,
+    resume: bool = False,
+    every: float = 10.0,
+    on_report: Callable[[Report], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
+) -> TowerState:
+    """Train to ``steps`` steps of the topmost level in all, and return the state there.
+
+    ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be. ``resume``: go on from the folder's
+    checkpoint if it has one; a run that is already there is left as it is. ``every``: seconds between checkpoints, at
+    least 0. ``on_report`` hears of each step, ``on_notice`` of what a user should know, in a sentence.
+
+    Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
+    Raises ValueError for settings out of range, and for a folder that holds a run when ``resume`` is false, or one of
+    another tower or seed when it is true; OSError, with path and reason, if something cannot be written: what was saved
+    before then stays.
+    """
+    _check(steps, seed, every)
+    folder, notice = Path(out), on_notice or _ignore
+    with explained("make the run folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    state, seconds = _begin(tower, seed, folder / CHECKPOINT, resume, notice)
+    if int(state.step) >= steps:
+        notice(f"{folder} is already at step {int(state.step)} of {steps}; nothing left to train")
+        return state
+    with Metrics(folder, keep=int(state.step)) as metrics:
+        if metrics.kept < int(state.step):
+            notice(f"{metrics.path} has no lines for steps {metrics.kept + 1} to {int(state.step)}")
+        run = _Run(tower, seed, folder, metrics, state, time.monotonic() - seconds)
+        run.describe()
+        run.go(steps, every, on_report or _ignore)
+    return run.state
+
+
+@dataclass
+class _Run:
+    """A run in progress: ``state`` is always the last whole one."""
+
+    tower: Tower
+    seed: int
+    folder: Path
+    metrics: Metrics
+    state: TowerState
+    began: float  # in time.monotonic(), as if there had been one session
+
+    def go(self, steps: int, every: float, on_report: Callable[[Report], None]) -> None:
+        """Step until ``steps``; save at the start, so that a bad disk shows at once, by the clock, and at the end."""
+        self.save()
+        saved = time.monotonic()
+        try:
+            while int(self.state.step) < steps:
+                on_report(self.advance())
+                if time.monotonic() - saved >= every:
+                    self.save()
+                    saved = time.monotonic()
+            self.save()
+        except BaseException:
+            self.save()
+            raise
+
+    def advance(self) -> Report:
+        """One step. Its line of metrics comes first: resuming cuts a line without a state, but cannot invent one."""
+        new, report = self.tower.step(self.state)
+        new = checkpoint.settled(new)
+        base_steps = report.step * self.tower.base_steps
+        self.metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - self.began)
+        self.state = new
+        return report
+
+    def save(self) -> None:
+        """Keep the state, its metrics first."""
+        self.metrics.flush()
+        extra = {"seconds": time.monotonic() - self.began, "made with": _surroundings()}
+        checkpoint.save(self.folder / CHECKPOINT, self.tower, self.state, seed=self.seed, extra=extra)
+
+    def describe(self) -> None:
+        """Write the tower's spec for people and for ``tower train``, if notation knows all its parts."""
+        if checkpoint.spec_of(self.tower) is not None:
+            from recursion.spec import dumps
+
+            replace_file(self.folder / SPEC, dumps(self.tower).encode())
+
+
+def _begin(
+    tower: Tower, seed: int, path: Path, resume: bool, notice: Callable[[str], None]
+) -> tuple[TowerState, float]:
+    """The state to go on from, and the seconds that led to it."""
+    with explained("read", path):
+        exists = path.exists()
+    if not exists:
+        return checkpoint.settled(tower.init(seed)), 0.0
+    if not resume:
+        raise ValueError(f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")
+    saved = checkpoint.load(path, tower)
+    if saved.seed != seed:
+        raise ValueError(f"{path.parent} holds a run with seed {saved.seed}, got seed {seed}; resume it with its own")
+    before, now = saved.extra["made with"], _surroundings()
+    if before != now:
+        notice(f"the run was made with {_in_words(before)}, it goes on with {_in_words(now)}: last digits may differ")
+    return saved.state, float(saved.extra["seconds"])
+
+
+def _surroundings() -> dict[str, str]:
+    """What rounding depends on beside the state."""
+    return {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
+
+
+def _in_words(surroundings: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in surroundings.items())
+
+
+def _check(steps: int, seed: int, every: float) -> None:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number of 64 bits, got {seed}")
+    if not every >= 0:
+        raise ValueError(f"every must be a number of seconds of at least 0, got {every}")
+
+
+def _ignore(_: object) -> None:
+    return None

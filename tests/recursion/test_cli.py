@@ -1,0 +1,266 @@
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from levels.tree import named_leaves
+from recursion import checkpoint, cli, progress
+from recursion.notation import parse
+from recursion.spec import dumps
+from recursion.tower import Report
+
+SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
+QUICK = ["--problems", "4", "--eval-steps", "5"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def steps_in(run: str) -> int:
+    return int(checkpoint.load(Path(run) / "checkpoint.safetensors").state.step)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of an error, which comes last; before it there may be what was begun and how far it got."""
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    *before, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("tower: error: ")
+    assert not [text for text in before if "error" in text or not text.startswith(("tower: ", "step "))]
+    return line
+
+
+def test_train_leaves_a_run_and_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", SMALL, "--steps", "4", "--seed", "3", *QUICK]) == 0
+    (run,) = Path("runs").iterdir()
+    assert run.name == "quadratic-dims-3-lstm-hidden-4-layers-1-5-horizon-10-batch-2-adam-seed3"
+    names = {"checkpoint.safetensors", "metrics.jsonl", "spec.json", "evaluation.json", "losses.png"}
+    assert names <= {path.name for path in run.iterdir()}
+    assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "evaluation.json").read_text())["training_seeds"] == 1
+    told = capsys.readouterr()
+    assert "this tower" in told.out
+    assert f"written to {run}" in told.out
+    assert "step 4 of 4, 0 s left, losses" in told.err
+
+
+def test_resuming_by_command_equals_one_run() -> None:
+    assert cli.main(["train", SMALL, "--steps", "5", "--out", "whole", "--no-eval"]) == 0
+    for steps in ("2", "5"):
+        assert cli.main(["train", SMALL, "--steps", steps, "--out", "parts", "--no-eval", "--resume"]) == 0
+    whole, parts = (named_leaves(checkpoint.load(f"{run}/checkpoint.safetensors").state) for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_spec_file_trains_the_same_tower(tmp_path: Path) -> None:
+    (tmp_path / "tower.json").write_text(dumps(parse(SMALL)))
+    assert cli.main(["train", "tower.json", "--steps", "1", "--out", "a", "--no-eval"]) == 0
+    assert repr(checkpoint.load("a/checkpoint.safetensors").tower) == repr(parse(SMALL))
+    assert cli.main(["train", "a/spec.json", "--steps", "2", "--out", "a", "--no-eval", "--resume"]) == 0
+
+
+def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", SMALL, "--steps", "2", "--out", "a", "--no-eval"]
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    assert cli.main([*words, "--resume"]) == 0
+    assert "tower: a is already at step 2 of 2; nothing left to train" in capsys.readouterr().err
+
+
+def test_nonfinite_is_set_on_all_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    wild = "quadratic(dims=3): sgd(lr=1e30)@3[batch=2] / adam"
+    line = fails(capsys, "train", wild, "--steps", "3", "--out", "stop", "--no-eval")
+    assert "level 1" in line
+    assert "not finite" in line
+    skipping = ["train", wild, "--steps", "3", "--out", "skip", "--no-eval", "--nonfinite", "skip"]
+    assert cli.main(skipping) == 0
+    levels = checkpoint.load("skip/checkpoint.safetensors").tower.levels
+    assert [repr(level.nonfinite) for level in levels] == ["skip", "skip"]
+    assert json.loads(Path("skip/metrics.jsonl").read_text().splitlines()[-1])["skipped"][0] > 0
+    assert ", skipped " in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_keeps_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    wild = "quadratic(dims=3): sgd(lr=3.0)@2[horizon=none, batch=2]"
+    line = fails(capsys, "train", wild, "--steps", "400", "--out", "a", "--no-eval")
+    step = steps_in("a")
+    assert f"at top step {step + 1}; " in line
+    assert line.endswith("; the state before it is kept in a")
+    assert step > 0
+
+
+def test_eval_takes_several_seeds_together(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in ("0", "1"):
+        assert cli.main(["train", SMALL, "--steps", "2", "--seed", seed, "--out", f"s{seed}", "--no-eval"]) == 0
+    assert cli.main(["eval", "s0", "s1", *QUICK, "--seed", "5", "--out", "both"]) == 0
+    report = json.loads(Path("both/evaluation.json").read_text())
+    assert (report["training_seeds"], report["seed"]) == (2, 5)
+    assert len(report["scenarios"]) == 1
+    assert report["scenarios"][0]["problems"] == 4
+    assert cli.main(["eval", "s1", *QUICK, "--no-transfer"]) == 0
+    assert Path("s1/losses.png").exists()
+    assert "the same seed 0; give each seed once" in fails(capsys, "eval", "s0", "s1", "s0")
+    assert cli.main(["train", "quadratic: sgd", "--steps", "1", "--out", "other", "--no-eval"]) == 0
+    assert "other is of 'quadratic: sgd', s0 of" in fails(capsys, "eval", "s0", "other")
+    assert "cannot read nowhere/checkpoint.safetensors: No such file" in fails(capsys, "eval", "nowhere")
+
+
+def test_show_says_what_a_tower_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "quadratic: lstm@20[batch=8] / lstm@5[batch=3, horizon=none] / adam"]) == 0
+    told = capsys.readouterr().out
+    for words in (
+        "lstm, updates the 10 parameters of the task",
+        "parameters  5,141, trained by level 2",
+        "100 updates, trajectories restart after 5 windows",
+        "8 copies of the task; 24 below in all",
+        "3 copies of level 1; 3 below in all",
+        "none, trajectories never restart",
+        "parameters  4, fixed, for it is the topmost",
+        "100 base steps a window",
+        "one step: 100 base steps, each on 24 copies of the task",
+        "start-up: 121 base steps",
+    ):
+        assert words in told
+
+
+def test_show_json_is_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", SMALL, "--json"]) == 0
+    assert capsys.readouterr().out == dumps(parse(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "fly"),
+        (["train"], "tower"),
+        (["train", SMALL, "--steps", "0"], "at least 1, got '0'"),
+        (["train", SMALL, "--steps", "-3"], "at least 1, got '-3'"),
+        (["train", SMALL, "--steps", "many"], "at least 1, got 'many'"),
+        (["train", SMALL, "--steps", "1.5"], "at least 1, got '1.5'"),
+        (["train", SMALL, "--seed", str(2**63)], "--seed"),
+        (["train", SMALL, "--threads", "0"], "at least 1 and at most 1024, got '0'"),
+        (["train", SMALL, "--problems", "0"], "--problems"),
+        (["train", SMALL, "--eval-steps", "x"], "--eval-steps"),
+        (["train", SMALL, "--nonfinite", "hope"], "hope"),
+        (["train", SMALL, "--step", "3"], "--step"),
+        (["train", "quadratic: foo"], "unknown optimizer 'foo'"),
+        (["train", "kubic: adam"], "kubic"),
+        (["train", "quadratic: lstm@0 / adam"], "unroll must be a whole number of at least 1, got 0"),
+        (["train", "quadratic: lstm@20[horizon=30] / adam"], "multiple of the unroll 20, got 30"),
+        (["train", "quadratic"], "tower"),
+        (["train", "missing.json"], "cannot read missing.json: No such file or directory"),
+        (["show", "broken.json"], "broken.json: this is not a descent-tower spec"),
+        (["show", "newer.json"], "newer.json: this spec has version 99"),
+        (["eval"], "RUN"),
+        (["eval", "file"], "cannot read file/checkpoint.safetensors: Not a directory"),
+        (["eval", "garbled"], "garbled/checkpoint.safetensors is not a whole checkpoint"),
+        (["train", SMALL, "--out", "garbled", "--resume"], "garbled/checkpoint.safetensors is not a whole checkpoint"),
+        (["train", SMALL, "--out", "garbled"], "garbled already holds a run; resume it (--resume)"),
+        (["train", SMALL, "--out", "file"], "cannot make the run folder file: File exists"),
+        (["train", SMALL, "--out", "/proc/nowhere/run"], "cannot make the run folder /proc/nowhere/run"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "broken.json").write_text('{"format": ')
+    (tmp_path / "newer.json").write_text(json.dumps({**json.loads(dumps(parse(SMALL))), "version": 99}))
+    (tmp_path / "garbled").mkdir()
+    (tmp_path / "garbled" / "checkpoint.safetensors").write_bytes(b"junk" * 100)
+    assert says in fails(capsys, *words)
+
+
+def test_a_reason_is_one_line() -> None:
+    assert cli.reason(ValueError("one\n  two\n")) == "one two"
+    assert cli.reason(ValueError()) == "ValueError"
+    assert cli.reason(OSError(28, "No space left on device", "here")) == "here: No space left on device"
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recursion import commands
+
+    def broken(args) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr(commands, "show", broken)
+    with pytest.raises(AttributeError, match="a bug"):
+        cli.main(["show", SMALL])
+
+
+def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert capsys.readouterr().out.count("\n  tower ") == 3
+    for command, options in {"train": 10, "eval": 6, "show": 1}.items():
+        (group,) = [action for action in cli.build_parser()._actions if action.dest == "command"]
+        assert group.choices is not None
+        actions = [a for a in group.choices[command]._actions if a.option_strings and a.dest != "help"]
+        assert len(actions) >= options
+        for action in actions:
+            flag = action.nargs == 0
+            assert flag or "default" in (action.help or ""), action.option_strings
+
+
+def test_help_and_version_do_not_import_torch() -> None:
+    code = "import sys; from recursion import cli; cli.main([sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    for word in ("--help", "--version"):
+        done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True)
+        assert done.returncode == 0
+    assert done.stdout.startswith("tower 0.")
+
+
+def test_ctrl_c_says_how_to_go_on() -> None:
+    words = ["train", SMALL, "--steps", "100000", "--out", "a run"]
+    process = subprocess.Popen([sys.executable, "-m", "recursion.cli", *words], stderr=subprocess.PIPE, text=True)
+    lines = Path("a run/metrics.jsonl")
+    while not (lines.exists() and lines.stat().st_size > 500):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    *_, last = process.communicate()[1].splitlines()
+    assert process.returncode == 130
+    said = f"tower: stopped; go on with: tower train {shlex.quote(SMALL)} --steps 100000 --out 'a run' --resume"
+    assert last == said
+    assert steps_in("a run") in (len(lines.read_text().splitlines()), len(lines.read_text().splitlines()) - 1)
+
+
+class Stream:
+    """A text stream that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal, self.text = terminal, ""
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        return None
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
+    shown = {}
+    for terminal in (True, False):
+        stream = Stream(terminal)
+        with progress.display(200, stream) as report:  # type: ignore[arg-type]
+            for step in range(101, 201):
+                report(Report(step, [0.5, 7.25], [0, 3]))
+        shown[terminal] = stream.text
+    assert "200/200" in shown[True]
+    lines = shown[False].splitlines()
+    assert [line.split()[1] for line in lines] == ["120", "140", "160", "180", "200"]
+    assert lines[-1] == "step 200 of 200, 0 s left, losses 0.5 7.25, skipped 0 3"

@@ -1,0 +1,283 @@
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from levels import SGD, Adam, Level, NonFiniteError, Quadratic, Skip
+from levels.tree import named_leaves
+from recursion import Tower, TowerState, checkpoint
+from recursion.notation import parse
+from recursion.training import train
+
+SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
+TOWERS = {
+    "depth 1": Tower(Quadratic(dims=3), Level(optimizer=SGD(momentum=0.9, lr=0.01), unroll=2, batch=3, horizon=4)),
+    "unrolls 1": parse("quadratic(dims=3): sgd@1 / sgd"),
+    "views": parse("quadratic(dims=50): sgd(lr=1e-4)@1 / sgd"),  # its state begins as views, which round differently
+    "restarts": parse(SMALL),
+    "depth 3": parse(
+        "quadratic(dims=3): lstm(hidden=4, layers=1)@4[batch=2, horizon=8] / lstm(hidden=3)@2[horizon=4] / adam"
+    ),
+    "digits": parse("digits-mlp(hidden=[3], minibatch=8): adam@2[batch=2, horizon=4] / sgd"),
+}
+STEPS = 6
+
+
+def assert_same(one: TowerState, other: TowerState) -> None:
+    left, right = named_leaves(one), named_leaves(other)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The metrics of a run but for the seconds, which must rise."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line.pop("seconds") for line in lines]
+    assert seconds == sorted(seconds)
+    return lines
+
+
+@dataclass(frozen=True, repr=False)
+class Fragile(Quadratic):
+    """Does something at its n-th evaluation."""
+
+    name = "fragile"
+    calls: ClassVar[int] = 0
+    at: ClassVar[int] = -1
+    error: ClassVar[BaseException | None] = None
+
+    def value_and_grad(self, params, state):
+        Fragile.calls += 1
+        value, grad, state = super().value_and_grad(params, state)
+        if Fragile.calls == Fragile.at:
+            if Fragile.error is not None:
+                raise Fragile.error
+            value = value * torch.nan
+        return value, grad, state
+
+
+@pytest.fixture
+def fragile():
+    """Sets when and how the task breaks; None for a loss that is not a number."""
+
+    def arm(at: int, error: BaseException | None) -> None:
+        Fragile.calls, Fragile.at, Fragile.error = 0, at, error
+
+    yield arm
+    arm(0, None)
+    Fragile.at = -1
+
+
+FRAGILE = Tower(Fragile(dims=3), Level(optimizer=SGD(lr=0.01), unroll=3, batch=2), Level(optimizer=Adam()))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_resuming_equals_an_uninterrupted_run(name: str, tmp_path: Path) -> None:
+    tower = TOWERS[name]
+    whole = train(tower, steps=STEPS, seed=3, out=tmp_path / "whole")
+    assert int(whole.step) == STEPS
+    for stop in range(1, STEPS):
+        out = tmp_path / str(stop)
+        train(tower, steps=stop, seed=3, out=out)
+        assert_same(train(tower, steps=STEPS, seed=3, out=out, resume=True), whole)
+        assert_same(checkpoint.load(out / "checkpoint.safetensors", tower).state, whole)
+        assert metrics(out) == metrics(tmp_path / "whole")
+
+
+def test_training_is_stepping(tmp_path: Path) -> None:
+    tower = parse(SMALL)
+    state, reports = tower.init(3), []
+    for _ in range(STEPS):
+        state, report = tower.step(state)
+        reports.append(report)
+    seen = []
+    assert_same(train(tower, steps=STEPS, seed=3, out=tmp_path, on_report=seen.append), state)
+    assert seen == reports
+    assert metrics(tmp_path) == [
+        {"step": r.step, "losses": r.losses, "skipped": r.skipped, "base_steps": 5 * r.step} for r in reports
+    ]
+
+
+def test_a_run_folder_says_what_it_is(tmp_path: Path) -> None:
+    train(parse(SMALL), steps=1, seed=0, out=tmp_path / "a" / "b")
+    spec = (tmp_path / "a" / "b" / "spec.json").read_text()
+    assert json.loads(spec)["levels"][0]["optimizer"]["hidden"] == 4
+    assert len(spec.splitlines()) > 20
+    names = {path.name for path in (tmp_path / "a" / "b").iterdir() if not path.name.startswith("events")}
+    assert names == {"checkpoint.safetensors", "metrics.jsonl", "spec.json"}
+
+
+def test_tensorboard_events_hold_every_step(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(parse(SMALL), steps=2, seed=0, out=tmp_path)
+    train(parse(SMALL), steps=4, seed=0, out=tmp_path, resume=True)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    losses = [event.value for event in events.Scalars("loss/level 2")]
+    assert losses == pytest.approx([line["losses"][1] for line in metrics(tmp_path)])
+    assert len(losses) == 4
+
+
+def test_without_tensorboard_there_are_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(parse(SMALL), steps=2, seed=0, out=tmp_path)
+    assert len(metrics(tmp_path)) == 2
+    assert not list(tmp_path.glob("events*"))
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 6, 7, 12, 18])
+def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at: int, tmp_path: Path, fragile) -> None:
+    whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")
+    fragile(at, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped")
+    path = tmp_path / "stopped" / "checkpoint.safetensors"
+    startup = 1 + 3
+    if at <= startup:
+        assert not path.exists()
+    else:
+        assert int(checkpoint.load(path, FRAGILE).state.step) == (at - startup - 1) // 3
+    assert_same(train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", resume=True), whole)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [NonFiniteError, RuntimeError])
+def test_an_error_keeps_the_last_good_state(error: type[Exception], tmp_path: Path, fragile) -> None:
+    whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")
+    fragile(12, None if error is NonFiniteError else error("broken"))
+    with pytest.raises(error, match=r"level 1 .* at top step 3" if error is NonFiniteError else "broken"):
+        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped")
+    assert int(checkpoint.load(tmp_path / "stopped" / "checkpoint.safetensors", FRAGILE).state.step) == 2
+    assert_same(train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", resume=True), whole)
+
+
+def test_a_run_that_stopped_goes_on_skipping(tmp_path: Path, fragile) -> None:
+    skipping = Tower(FRAGILE.task, *(Level(optimizer=level.optimizer, unroll=level.unroll, batch=level.batch,
+                                           nonfinite=Skip()) for level in FRAGILE.levels))  # fmt: skip
+    fragile(12, None)
+    with pytest.raises(NonFiniteError):
+        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path)
+    fragile(6, None)  # the template's start takes four
+    train(skipping, steps=STEPS, seed=1, out=tmp_path, resume=True)
+    assert [line["skipped"] for line in metrics(tmp_path)] == [[0, 0]] * 2 + [[2, 0]] * 4
+    assert json.loads((tmp_path / "spec.json").read_text())["levels"][0]["nonfinite"]["name"] == "skip"
+
+
+def test_an_interrupt_between_steps_keeps_that_step(tmp_path: Path) -> None:
+    def stop(report) -> None:
+        if report.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(parse(SMALL), steps=STEPS, seed=0, out=tmp_path, on_report=stop)
+    assert int(checkpoint.load(tmp_path / "checkpoint.safetensors").state.step) == 4
+
+
+def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
+    def kept(every: float) -> list[int]:
+        steps, path = [], tmp_path / str(every)
+        look = lambda report: steps.append(int(checkpoint.load(path / "checkpoint.safetensors").state.step))  # noqa: E731
+        train(parse(SMALL), steps=3, seed=0, out=path, every=every, on_report=look)
+        return steps
+
+    assert kept(0.0) == [0, 1, 2]  # each step is kept after it was reported
+    assert kept(1000.0) == [0, 0, 0]
+
+
+def test_a_folder_with_a_run_is_refused_unless_resuming(tmp_path: Path) -> None:
+    tower = parse(SMALL)
+    train(tower, steps=2, seed=0, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"already holds a run; resume it \(--resume\) or choose another"):
+        train(tower, steps=3, seed=0, out=tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run with seed 0, got seed 1"):
+        train(tower, steps=3, seed=1, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"is of the tower 'quadratic\(dims=3\): lstm.*not of 'quadratic: sgd'"):
+        train(parse("quadratic: sgd"), steps=3, seed=0, out=tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resuming_a_finished_run_does_nothing_and_says_so(tmp_path: Path) -> None:
+    notices, reports = [], []
+    done = train(parse(SMALL), steps=3, seed=0, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for steps in (2, 3):
+        again = train(parse(SMALL), steps=steps, seed=0, out=tmp_path, resume=True,
+                      on_notice=notices.append, on_report=reports.append)  # fmt: skip
+        assert_same(again, done)
+    assert notices == [f"{tmp_path} is already at step 3 of {steps}; nothing left to train" for steps in (2, 3)]
+    assert reports == []
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resuming_where_there_is_nothing_begins(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "losses": [0, 0]}\n{"st')  # killed before its first checkpoint
+    state = train(parse(SMALL), steps=2, seed=0, out=tmp_path, resume=True)
+    assert_same(state, train(parse(SMALL), steps=2, seed=0, out=tmp_path / "other"))
+    assert metrics(tmp_path) == metrics(tmp_path / "other")
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "losses": [1', '{"step": 3}\n{"step": 4}\n', "nonsense\n", "[]\n"])
+def test_metrics_beyond_the_checkpoint_are_cut(tail: str, tmp_path: Path) -> None:
+    train(parse(SMALL), steps=2, seed=0, out=tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(tail)
+    train(parse(SMALL), steps=3, seed=0, out=tmp_path, resume=True)
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_metrics_that_are_gone_are_told(tmp_path: Path) -> None:
+    notices: list[str] = []
+    train(parse(SMALL), steps=3, seed=0, out=tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    train(parse(SMALL), steps=4, seed=0, out=tmp_path, resume=True, on_notice=notices.append)
+    assert notices == [f"{tmp_path / 'metrics.jsonl'} has no lines for steps 1 to 3"]
+    assert [line["step"] for line in metrics(tmp_path)] == [4]
+
+
+def test_other_threads_are_told(tmp_path: Path) -> None:
+    notices: list[str] = []
+    train(parse(SMALL), steps=1, seed=0, out=tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        train(parse(SMALL), steps=2, seed=0, out=tmp_path, resume=True, on_notice=notices.append)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(notices) == 1
+    assert f"threads {threads}, it goes on with torch {torch.__version__}, threads {threads + 1}" in notices[0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"steps": 2.5}, {"steps": True}, {"seed": 2**63}, {"seed": "0"}, {"every": -1.0}], ids=str
+)
+def test_settings_out_of_range_are_refused(wrong: dict, tmp_path: Path) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        train(parse(SMALL), **{"steps": 1, "seed": 0, "out": tmp_path / "new", **wrong})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    def nested(report) -> None:
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            train(parse(SMALL), steps=9, seed=0, out=tmp_path, resume=True)
+        seen.append(report.step)
+
+    seen: list[int] = []
+    train(parse(SMALL), steps=2, seed=0, out=tmp_path, on_report=nested)
+    assert seen == [1, 2]
+
+
+def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match=rf"cannot make the run folder {out}: (File exists|Not a directory)"):
+            train(parse(SMALL), steps=1, seed=0, out=out)
+    assert (tmp_path / "file").read_text() == "mine"
