@@ -1,7 +1,8 @@
 """Exact, deterministic memory: the bytes of all tensor storages that are alive, whoever holds them.
 
-Every storage that a torch operation returns is counted from then until it is freed: tensors in Python, in autograd
-graphs, in backward sweeps. Scratch space inside one operation is not seen. Numbers do not depend on the machine.
+Every storage that a torch operation returns (also as a view) is counted from then until it is freed: tensors in
+Python, in autograd graphs, in backward sweeps. Scratch space inside one operation is not seen.
+Numbers do not depend on the machine.
 """
 
 import weakref
@@ -10,11 +11,10 @@ from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within this context, ``bytes`` and ``count`` of storages made in it and still alive, and their ``peak`` bytes."""
+    """Within this context, ``bytes`` and ``count`` of storages met in it and still alive, and their ``peak`` bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,9 +23,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = function(*args, **(kwargs or {}))
-        given = {id(tensor.untyped_storage()) for tensor in tree_leaves(args) if isinstance(tensor, torch.Tensor)}
-        for tensor in tree_leaves(returned):
-            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in given:
+        for tensor in returned if isinstance(returned, (tuple, list)) else (returned,):
+            if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
         return returned
 

@@ -15,8 +15,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Discounted, Fixed, Last, Level, LevelState, Linear, Log, Logit
-from levels import MeanLog, Quadratic, RMSprop, Sum, Task, keys
+from levels import (
+    LSTM,
+    SGD,
+    Adam,
+    DigitsMLP,
+    Discounted,
+    Fixed,
+    Last,
+    Level,
+    LevelState,
+    Linear,
+    Log,
+    Logit,
+    MeanLog,
+    Quadratic,
+    RMSprop,
+    Sum,
+    Task,
+    keys,
+)
 from levels.tree import leaves
 
 TINY = torch.finfo(torch.float64).tiny

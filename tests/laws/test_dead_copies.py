@@ -93,7 +93,7 @@ def test_without_deaths_skipping_is_not_noticed():
 
 
 def test_the_error_names_level_and_step():
-    """Start-up of unrolls 2 and 3 under a top of 1 makes 1 + 2 + 2*3 = 9 evaluations and a top step 6: the 16th is in step 2."""
+    """Unrolls 2, 3, 1: start-up makes 1 + 2 + 2*3 = 9 evaluations, a top step 6, so the 16th is in step 2."""
     levels = [Level(optimizer=SGD(lr=0.001), unroll=2, horizon=None, batch=4),
               Level(optimizer=SGD(lr=0.001), unroll=3, horizon=None, batch=2),
               Level(optimizer=SGD(lr=0.001), batch=1)]  # fmt: skip

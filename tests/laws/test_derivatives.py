@@ -10,8 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from levels import LSTM, SGD, Adam, Discounted, Last, Layout, Level, Log, Logit, LossTask, MeanLog, Quadratic, RMSprop
-from levels import Sum, keys
+from levels import (
+    LSTM,
+    SGD,
+    Adam,
+    Discounted,
+    Last,
+    Layout,
+    Level,
+    Log,
+    Logit,
+    LossTask,
+    MeanLog,
+    Quadratic,
+    RMSprop,
+    Sum,
+    keys,
+)
 from levels.optimizer import Optimizer
 from levels.tree import leaves, map_leaves, with_leaves
 

@@ -10,8 +10,24 @@ import pytest
 import torch
 from oracle import error, evaluate, naive, state_error
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Discounted, Last, Level, Linear, Log, Logit, MeanLog, Quadratic
-from levels import RMSprop, Sum, Task, keys
+from levels import (
+    LSTM,
+    SGD,
+    Adam,
+    DigitsMLP,
+    Discounted,
+    Last,
+    Level,
+    Linear,
+    Log,
+    Logit,
+    MeanLog,
+    Quadratic,
+    RMSprop,
+    Sum,
+    Task,
+    keys,
+)
 
 TOLERANCE = 1e-10
 

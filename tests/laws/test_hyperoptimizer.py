@@ -1,17 +1,18 @@
-"""Unroll-1 towers are the hyperoptimizers of "Gradient Descent: The Ultimate Optimizer" (Chandra et al. 2022), step by step.
+"""Unroll-1 towers are the hyperoptimizers of Chandra et al. (2022, arXiv 1909.13371), step by step.
 
 Compared with the authors' own package, run as its README says, on the digits perceptron in float64: a torch module
 and torch's cross entropy on their side, our task on ours, the same minibatches.
 
-The shift at start-up. gdtuo moves all levels from its first step on, with hypergradients that are still 0: that of
-level 2 is <g_1, g_2>-like and needs two evaluations of the task, that of level k needs k. A level of ours is laid over a
-problem that has been evaluated once, so start-up evaluates the task h times at height h, moving level k only once its
-gradient exists. Up to there gdtuo adds zeros. So our state after `init` is gdtuo's at its h-th evaluation, h - 1 updates
-in, and our top step s is its evaluation h + s: from the same initial parameters, with nothing to inject.
+The shift at start-up. gdtuo moves all levels from its first step on, but with hypergradients that are still 0: a step
+size has one only once two gradients of the task are known (it is minus their product), the level above it once three
+are, and so on. We lay a level over a problem that has been evaluated, so start-up at height h evaluates the task h
+times and moves each level from when it has a gradient. Up to there gdtuo adds zeros. So our state after `init` is
+gdtuo's at its h-th evaluation, h - 1 updates in, and our top step s is its evaluation h + s: both begin with the same
+task parameters and hyperparameters, and nothing is injected.
 
-What differs between the two Adams is put straight by hand. gdtuo starts v at eps: our carries are plain tuples, so the
-start-up of level 2 is written out below from one with v = eps. gdtuo stores beta as z with beta = (tanh z + 1) / 2, we store
-u with beta = sigmoid(u), so u = 2 z; a step of size k in z is one of 4 k in u (half the slope, twice the length).
+Two things differ between the Adams. gdtuo starts v at eps: our state is explicit, so the start-up of level 2 is
+written out below, from a carry with v = eps. gdtuo stores beta as z with beta = (tanh z + 1) / 2, we store u with
+beta = sigmoid(u), so u = 2 z; a step of size k in z is one of 4 k in u (half the slope, twice the length).
 """
 
 from typing import Any, NamedTuple
@@ -93,8 +94,7 @@ def sgd(rate: float, above: Any = None) -> Any:
 
 def ours(tower: Tower, state: TowerState) -> list[Moment]:
     moments = [_moment(tower, state)]
-    for state, _ in tower.run(state, STEPS):
-        moments.append(_moment(tower, state))
+    moments += [_moment(tower, after) for after, _ in tower.run(state, STEPS)]
     return moments
 
 
