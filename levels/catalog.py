@@ -100,7 +100,7 @@ def article(noun: str) -> str:
 
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
-    """What the constructor of a part, or of `Level`, takes: by name, in order."""
+    """What the constructor of a part, or of `Level`, takes: by name, in order; free settings aside."""
     if not dataclasses.is_dataclass(cls):
         return {}
     try:
@@ -115,8 +115,16 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
             not field.kw_only,
         )
         for field in dataclasses.fields(cls)
-        if field.init
+        if field.init and "free" not in field.metadata
     }
+
+
+def setting_of(cls: type, name: str) -> Setting | None:
+    """The setting of a class called ``name``, a field or a free one (`levels.part.free`); None if there is none."""
+    if name in settings_of(cls) or not dataclasses.is_dataclass(cls):
+        return settings_of(cls).get(name)
+    hints = (field.metadata["free"] for field in dataclasses.fields(cls) if "free" in field.metadata)
+    return next((Setting(name, hint, required=False, positional=False) for hint in hints), None)
 
 
 def require_plain(cls: type) -> None:
@@ -132,9 +140,12 @@ def require_plain(cls: type) -> None:
 def make(cls: type, given: Mapping[str, Any]) -> Any:
     """``cls(**given)``; ValueError, in one sentence, for settings unknown, missing, of a wrong kind, or refused."""
     known = settings_of(cls)
+    hints: dict[str, Any] = {}
     for name in given:
-        if name not in known:
+        setting = setting_of(cls, name)
+        if setting is None:
             raise ValueError(unknown_setting(cls, name, list(known)))
+        hints[name] = setting.hint
     require_plain(cls)
     for setting in known.values():
         if setting.required and setting.name not in given:
@@ -142,7 +153,7 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in given.items():
         try:
-            values[name] = settle(value, known[name].hint)
+            values[name] = settle(value, hints[name])
         except ValueError as error:
             who = f"{label(cls)}: " if issubclass(cls, Part) else ""
             raise ValueError(f"{who}{name} {error}") from error

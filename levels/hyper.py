@@ -160,7 +160,8 @@ class HandMade(Optimizer):
         layout = self.layout
         parts = [torch.full((size,), hyper.raw(hyper.start), dtype=layout.dtype, device=layout.device)
                  for hyper, size in zip(self.hypers.values(), layout.sizes)]  # fmt: skip
-        return torch.cat(parts).repeat(*key.shape, 1)
+        nothing = torch.zeros(0, dtype=layout.dtype, device=layout.device)
+        return torch.cat([nothing, *parts]).repeat(*key.shape, 1)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         stored = self.layout.views(params)

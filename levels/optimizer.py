@@ -8,14 +8,17 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from levels.derivatives import differentiated, pull_update
 from levels.layout import Layout
 from levels.part import Part
 from levels.tree import State, leaves, with_leaves
+
+Scope = Literal["coordinate", "tensor", "problem"]
 
 
 class Optimizer(Part):
@@ -27,6 +30,13 @@ class Optimizer(Part):
 
     differentiable: bool = True
     """Whether `update` can be differentiated; if not, no level above can train this one by backpropagation."""
+
+    scope: Scope = "problem"
+    """What the update of one coordinate may read of ``g``, ``x`` and ``state``: of that coordinate only, of its tensor,
+    or of the whole problem. It says how the work on a large model may be cut into pieces."""
+
+    reads_loss: bool = False
+    """Whether `update` reads ``f``; if not, it may be given anything."""
 
     _laid: tuple[Layout, Layout] | None = None
 
@@ -71,8 +81,8 @@ class Optimizer(Part):
     def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor | None:
         """The vector-Jacobian product of `start`: ``[*batch, m]``, or None for zero, as where nothing is learned of it.
 
-        ``dx`` ``[*batch, copies, n]`` is the cotangent of where the window began; ``begun`` ``[*batch, copies]`` tells the
-        copies whose trajectory began there.
+        ``dx`` ``[*batch, copies, n]`` is the cotangent of where the window began; ``begun`` ``[*batch, copies]`` tells
+        the copies whose trajectory began there.
         """
         return None
 
@@ -85,7 +95,8 @@ class Optimizer(Part):
         """One step: the next ``x`` and the next state.
 
         ``f`` ``[*batch, copies]`` and ``g`` ``[*batch, copies, n]`` are the value and gradient at ``x``. Must be
-        differentiable in ``params``, ``state`` and ``x`` for a level above to train it by backpropagation.
+        differentiable in ``params``, ``state`` and ``x`` for a level above to train it by backpropagation, and, for
+        exact gradients, by `torch.func` and in ``f`` and ``g`` too.
         """
 
     def pullback(
@@ -102,8 +113,12 @@ class Optimizer(Part):
 
         ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each tensor of the state, None for zero) are the
         cotangents of what `update` returned. Returns those of ``params`` ``[*batch, m]``, ``state`` and ``x``.
-        This one asks autograd, one step at a time; an optimizer with a closed form may say it instead.
+        This one asks autograd, one step at a time; an optimizer with a closed form may say it instead, in operations
+        that can be differentiated themselves.
         """
+        if differentiated():
+            slopes = pull_update(self, params, f, g, state, x, dx, dstate)
+            return slopes.params, slopes.state, slopes.x
         tensors = leaves(state)
         smooth = [i for i, leaf in enumerate(tensors) if leaf.is_floating_point()]
         with torch.enable_grad():

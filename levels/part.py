@@ -33,11 +33,24 @@ def title(part: Part) -> str:
     return cls.name if ours or "." in cls.__qualname__ else f"{cls.__module__}.{cls.__name__}"
 
 
+def free(hint: Any) -> Any:
+    """A dataclass field for settings of any name: pairs of a name and a value of the type ``hint``.
+
+    The class writes its own ``__init__``, which takes them as keyword arguments; notation writes them as settings.
+    """
+    return dataclasses.field(default=(), kw_only=True, metadata={"free": hint})
+
+
 def settings(part: Part) -> dict[str, Any]:
-    """All fields of a part that its constructor takes, by name."""
+    """All settings of a part that its constructor takes, by name: its fields, and the `free` ones in one of them."""
+    found: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
-        return {}
-    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init}
+        return found
+    for field in dataclasses.fields(part):
+        if field.init:
+            value = getattr(part, field.name)
+            found |= dict(value) if "free" in field.metadata else {field.name: value}
+    return found
 
 
 def positional(part: Part) -> dict[str, Any]:
@@ -64,7 +77,8 @@ def changed(part: Part) -> dict[str, Any]:
             defaults[field.name] = field.default_factory()
         else:
             defaults[field.name] = field.default
-    return {key: value for key, value in settings(part).items() if notate(value) != notate(defaults[key])}
+    missing = dataclasses.MISSING
+    return {key: value for key, value in settings(part).items() if notate(value) != notate(defaults.get(key, missing))}
 
 
 def notate(value: Any) -> str:

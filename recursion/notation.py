@@ -136,10 +136,11 @@ class _Reader:
         self._next()
         if name in given:
             raise ValueError(f"{catalog.label(cls)} is given {name} twice; leave one out")
-        if name not in known:
+        setting = known.get(name) if cls is Level else catalog.setting_of(cls, name)
+        if setting is None:
             note = f"; {name}: {WRITTEN_OUTSIDE[name]}" if cls is Level and name in WRITTEN_OUTSIDE else ""
             raise ValueError(catalog.unknown_setting(cls, name, list(known)) + note)
-        return known[name]
+        return setting
 
     def _positional(self, cls: type, known: Mapping[str, Setting], given: dict[str, Any], named: bool) -> Setting:
         label, names = catalog.label(cls), [setting.name for setting in known.values() if setting.positional]

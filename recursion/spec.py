@@ -42,6 +42,16 @@ def from_spec(spec: object) -> Tower:
     return Tower(base, *(_at(f"level {number}", partial(_level, level)) for number, level in enumerate(levels, 1)))
 
 
+def part_to_spec(part: Part) -> dict[str, Any]:
+    """One part alone as JSON data, its name first. ValueError if it holds what JSON cannot."""
+    return _named("the part", part.name, part)
+
+
+def part_from_spec(data: object, kind: str) -> Any:
+    """The part of that kind (``optimizer``, ``task``, ...) that `part_to_spec` wrote. ValueError, in one line."""
+    return _at(kind, lambda: _part(kind, data, kind))
+
+
 def dumps(tower: Tower) -> str:
     """The spec of a tower as JSON text, indented by two."""
     return json.dumps(to_spec(tower), indent=2, allow_nan=False) + "\n"
@@ -135,8 +145,8 @@ def _part(name: str, data: object, *kinds: str) -> Any:
 
 
 def _made(cls: type, data: Mapping[str, object]) -> Any:
-    known = catalog.settings_of(cls)
-    given = {key: _value(key, value, known[key].hint) if key in known else value for key, value in data.items()}
+    known = {key: catalog.setting_of(cls, key) for key in data}
+    given = {key: _value(key, data[key], setting.hint) if setting else data[key] for key, setting in known.items()}
     return catalog.make(cls, given)
 
 

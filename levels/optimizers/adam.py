@@ -31,6 +31,7 @@ class Adam(HandMade):
     """``lr`` and ``eps`` move in log space, ``beta1`` and ``beta2`` in logit space."""
 
     name = "adam"
+    scope = "coordinate"
 
     lr: Hyper | float = hyper(1e-3, Log)
     beta1: Hyper | float = hyper(0.9, Logit)
@@ -42,14 +43,27 @@ class Adam(HandMade):
         require(len(self.hypers) == 4, "adam: lr, beta1, beta2 and eps must be numbers, got none for one of them")
 
     def init_state(self, params: Tensor, x: Tensor) -> AdamState:
-        steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-        return AdamState(torch.zeros_like(x), torch.zeros_like(x), steps)
+        return no_moments(x)
 
     def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
-        t = state.t + 1
-        m = h["beta1"] * state.m + (1 - h["beta1"]) * g
-        v = h["beta2"] * state.v + (1 - h["beta2"]) * g * g
-        m_hat = m / (1 - h["beta1"] ** t[..., None])
-        v_hat = v / (1 - h["beta2"] ** t[..., None])
-        root = torch.sqrt(v_hat + torch.finfo(x.dtype).tiny)
-        return x - h["lr"] * m_hat / (root + h["eps"]), AdamState(m, v, t)
+        m_hat, root, state = moments(h["beta1"], h["beta2"], g, state)
+        return x - h["lr"] * m_hat / (root + h["eps"]), state
+
+
+def no_moments(x: Tensor) -> AdamState:
+    """The state before the first step, for ``x`` ``[*batch, copies, n]``."""
+    steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+    return AdamState(torch.zeros_like(x), torch.zeros_like(x), steps)
+
+
+def moments(
+    beta1: Tensor | float, beta2: Tensor | float, g: Tensor, state: AdamState
+) -> tuple[Tensor, Tensor, AdamState]:
+    """The bias-corrected mean of the gradients, the root of that of their squares, and the state advanced."""
+    t = state.t + 1
+    power = t[..., None].to(g.dtype)  # a whole number would make beta^t single precision where beta is a number
+    m = beta1 * state.m + (1 - beta1) * g
+    v = beta2 * state.v + (1 - beta2) * g * g
+    m_hat = m / (1 - beta1**power)
+    v_hat = v / (1 - beta2**power)
+    return m_hat, torch.sqrt(v_hat + torch.finfo(g.dtype).tiny), AdamState(m, v, t)

@@ -1,12 +1,24 @@
-"""RMSprop (Tieleman and Hinton 2012, Coursera lecture 6.5), as torch.optim.RMSprop, not centered.
+"""RMSprop (Tieleman and Hinton 2012, Coursera lecture 6.5), as torch.optim.RMSprop.
 
     v <- decay * v + (1 - decay) * g^2
     x <- x - lr * g / (sqrt(v) + eps)
 
-``decay`` is torch's ``alpha``. The smallest normal number under the root keeps hypergradients finite at v = 0.
+Centered (Graves 2013, arXiv 1308.0850, equations 38 to 45), v - a^2 takes the place of v under the root, a variance:
+
+    a <- decay * a + (1 - decay) * g
+
+With momentum the step has a buffer:
+
+    b <- momentum * b + g / (sqrt(v) + eps)
+    x <- x - lr * b
+
+``decay`` is torch's ``alpha``; weight decay adds ``weight_decay * x`` to the gradient first. The smallest normal number
+under the root keeps hypergradients finite at v = 0. Where v - a^2 rounds to 0 or below (a gradient that never
+changes) it counts as a constant 0; torch has the root of the negative number there, nan.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,24 +27,49 @@ from levels.hyper import HandMade, Hyper, Log, Logit, hyper
 from levels.part import require
 
 
+class RMSpropState(NamedTuple):
+    """Averages and buffer of each copy, ``[*batch, copies, n]``; None for what the settings leave out."""
+
+    v: Tensor
+    a: Tensor | None
+    b: Tensor | None
+
+
 @dataclass(frozen=True, repr=False)
 class RMSprop(HandMade):
-    """``lr`` and ``eps`` move in log space, ``decay`` in logit space."""
+    """``lr``, ``eps`` and ``weight_decay`` move in log space, ``decay`` and ``momentum`` in logit space."""
 
     name = "rmsprop"
+    scope = "coordinate"
 
     lr: Hyper | float = hyper(0.01, Log)
     decay: Hyper | float = hyper(0.99, Logit)
     eps: Hyper | float = hyper(1e-8, Log)
+    momentum: Hyper | float | None = hyper(None, Logit)
+    weight_decay: Hyper | float | None = hyper(None, Log)
+    centered: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.hypers) == 3, "rmsprop: lr, decay and eps must be numbers, got none for one of them")
+        missing = None in (self.lr, self.decay, self.eps)
+        require(not missing, "rmsprop: lr, decay and eps must be numbers, got none for one of them")
+        require(isinstance(self.centered, bool), f"rmsprop: centered must be true or false, got {self.centered}")
 
-    def init_state(self, params: Tensor, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+    def init_state(self, params: Tensor, x: Tensor) -> RMSpropState:
+        zeros = torch.zeros_like(x)
+        return RMSpropState(zeros, zeros if self.centered else None, None if self.momentum is None else zeros)
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        v = h["decay"] * state + (1 - h["decay"]) * g * g
-        root = torch.sqrt(v + torch.finfo(x.dtype).tiny)
-        return x - h["lr"] * g / (root + h["eps"]), v
+    def step(self, h: dict[str, Tensor], g: Tensor, state: RMSpropState, x: Tensor) -> tuple[Tensor, RMSpropState]:
+        if "weight_decay" in h:
+            g = g + h["weight_decay"] * x
+        v, a = h["decay"] * state.v + (1 - h["decay"]) * g * g, state.a
+        spread = v
+        if a is not None:
+            a = h["decay"] * a + (1 - h["decay"]) * g
+            spread = v - a * a
+            spread = torch.where(spread > 0, spread, 0.0)
+        step = g / (torch.sqrt(spread + torch.finfo(x.dtype).tiny) + h["eps"])
+        b = state.b
+        if b is not None:
+            step = b = h["momentum"] * b + step
+        return x - h["lr"] * step, RMSpropState(v, a, b)

@@ -21,6 +21,7 @@ class SGD(HandMade):
     """``lr`` and ``weight_decay`` move in log space, ``momentum`` in logit space, unless a `Hyper` says otherwise."""
 
     name = "sgd"
+    scope = "coordinate"
 
     lr: Hyper | float = hyper(0.01, Log)
     momentum: Hyper | float | None = hyper(None, Logit)

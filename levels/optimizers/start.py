@@ -2,10 +2,13 @@
 
     x_0 = start,       x_t = rule.update(x_(t-1))
 
-Under a level that restarts after each window, with the last loss as its objective, this is first-order MAML (Finn, Abbeel
-and Levine 2017, arXiv 1703.03400, section 5.2): ``start(sgd(lr=0.1))@5[horizon=5, objective=last] / adam``. With a
-learned step size per coordinate it is Meta-SGD (Li et al. 2017, arXiv 1707.09835):
-``start(sgd(lr=log(0.1, per=coordinate)))``. The start itself begins at one random draw of the problem's own, the same
+On a level that restarts after each window, with the last loss as its objective, this is MAML (Finn, Abbeel and Levine
+2017, arXiv 1703.03400), first-order unless the level's gradient is exact:
+
+    task: start(sgd(lr=0.1))@5[horizon=5, objective=last] / adam
+
+With a step size per coordinate, ``start(sgd(lr=log(0.1, per=coordinate)))``, it is Meta-SGD (Li et al. 2017,
+arXiv 1707.09835). The start itself begins at one random draw of the problem's own, the same
 for all copies; what is stored is the offset from it, so an untrained start is a sound one.
 """
 
@@ -34,6 +37,11 @@ class Start(Optimizer):
     def differentiable(self) -> bool:  # type: ignore[override]
         """As the rule is."""
         return self.rule.differentiable
+
+    @property
+    def reads_loss(self) -> bool:  # type: ignore[override]
+        """As the rule does."""
+        return self.rule.reads_loss
 
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}

@@ -1,0 +1,43 @@
+"""AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101, Algorithm 2).
+
+    m, v as in Adam
+    x <- x - lr * weight_decay * x
+    x <- x - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+As torch.optim.AdamW. A deviation of both from the paper: the decay is multiplied with ``lr``, where the paper has a
+schedule of its own for both. In Adam's L2 penalty the decay would be part of g and be divided by sqrt(v).
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from levels.hyper import HandMade, Hyper, Log, Logit, hyper
+from levels.optimizers.adam import AdamState, moments, no_moments
+from levels.part import require
+
+
+@dataclass(frozen=True, repr=False)
+class AdamW(HandMade):
+    """``lr``, ``eps`` and ``weight_decay`` move in log space, ``beta1`` and ``beta2`` in logit space."""
+
+    name = "adamw"
+    scope = "coordinate"
+
+    lr: Hyper | float = hyper(1e-3, Log)
+    beta1: Hyper | float = hyper(0.9, Logit)
+    beta2: Hyper | float = hyper(0.999, Logit)
+    eps: Hyper | float = hyper(1e-8, Log)
+    weight_decay: Hyper | float = hyper(0.01, Log)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fix = "adamw: lr, beta1, beta2, eps and weight_decay must be numbers, got none; adam has no weight_decay"
+        require(len(self.hypers) == 5, fix)
+
+    def init_state(self, params: Tensor, x: Tensor) -> AdamState:
+        return no_moments(x)
+
+    def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
+        m_hat, root, state = moments(h["beta1"], h["beta2"], g, state)
+        return x * (1 - h["lr"] * h["weight_decay"]) - h["lr"] * m_hat / (root + h["eps"]), state

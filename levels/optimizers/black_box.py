@@ -1,0 +1,177 @@
+"""Black box: a torch optimizer that nothing can differentiate, run as it is, one copy after another.
+
+Each copy of each step builds the optimizer afresh over its own tensors, gives it back what it remembered, lets it step
+and reads off what it remembers now. That costs a Python loop over copies; there is no other honest way to run code
+that knows one model only. What is remembered are the entries of ``state`` and those of ``param_groups`` that change:
+tensors stay tensors, numbers become tensors, so the state is a tree of tensors like any other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from levels.layout import Layout
+from levels.part import require
+
+Build = Callable[[list[nn.Parameter], Sequence[Mapping[str, float]]], torch.optim.Optimizer]
+"""An optimizer over the tensors of a layout, given the hyperparameters of each tensor by name."""
+
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
+PROBES = 3  # steps after which a structure is taken to stay
+
+
+class BoxState(NamedTuple):
+    """What a black box remembers."""
+
+    t: Tensor  # int64 [*batch, copies], steps so far
+    slots: tuple[Tensor, ...]  # [*batch, copies, ...]
+
+
+class BlackBox:
+    """A torch optimizer over a layout. ValueError if it does not run there, or hides what it remembers."""
+
+    def __init__(self, build: Build, starts: Mapping[str, float], below: Layout, label: str) -> None:
+        self.build, self.below, self.label = build, below, label
+        self.counted: list[set[str]] = []  # for each param group, the entries that change
+        ones = torch.ones(below.size, dtype=below.dtype, device=below.device)
+        generator = torch.get_rng_state()
+        try:
+            first, last, fault = self._probe(ones, [starts] * len(below.entries))
+        except Exception as error:  # whatever a stranger's code raises
+            raise ValueError(f"{label} does not run over {_named(below)}: {error}") from error
+        drew = not torch.equal(generator, torch.get_rng_state())
+        torch.set_rng_state(generator)
+        require(not drew, f"{label} draws random numbers from torch's global generator; runs could not be repeated")
+        require(not fault, f"{label} keeps {fault} where a copy's state cannot be read and put back")
+        self.values, self.spec = optree.tree_flatten(last)
+        require(self._kinds(first) == self._kinds(last), f"{label} changes what it remembers from step to step")
+
+    def init_state(self, x: Tensor) -> BoxState:
+        """Nothing remembered, for ``x`` ``[*batch, copies, n]``."""
+        lead = x.shape[:-1]
+        slots = (value for value in map(_as_tensor, self.values) if value is not None)
+        return BoxState(
+            torch.zeros(lead, dtype=torch.int64, device=x.device),
+            tuple(torch.zeros(lead + value.shape, dtype=value.dtype, device=x.device) for value in slots),
+        )
+
+    @torch.no_grad()
+    def step(self, values: Mapping[str, Tensor], g: Tensor, state: BoxState, x: Tensor) -> tuple[Tensor, BoxState]:
+        """One step of every copy; ``values`` are the hyperparameters of each tensor, ``[*batch, copies, tensors]``."""
+        lead, dims = x.shape[:-1], x.dim() - 1
+        flat = {name: value.flatten(0, dims - 1).tolist() for name, value in values.items()}
+        slots = [slot.flatten(0, dims - 1) for slot in state.slots]
+        rows = []
+        for i, (old, grad, t) in enumerate(
+            zip(x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1]), state.t.flatten())
+        ):
+            groups = [{name: copies[i][j] for name, copies in flat.items()} for j in range(len(self.below.entries))]
+            rows.append(self._step_alone(old, grad, groups, [slot[i] for slot in slots] if t > 0 else None))
+        stacked = [torch.stack(column) for column in zip(*rows)]
+        new, *new_slots = (column.reshape(lead + column.shape[1:]) for column in stacked)
+        return new, BoxState(state.t + 1, tuple(new_slots))
+
+    def _step_alone(
+        self, x: Tensor, g: Tensor, groups: Sequence[Mapping[str, float]], slots: list[Tensor] | None
+    ) -> list[Tensor]:
+        """One copy: its next ``x`` ``[n]``, then its slots."""
+        tensors = self._tensors(x)
+        optimizer = self.build(tensors, groups)
+        if slots is not None:
+            self._remind(optimizer, tensors, slots)
+        self._advance(optimizer, tensors, g)
+        memory = self._memory(optimizer, tensors)
+        same = self._kinds(memory) == self._kinds(optree.tree_unflatten(self.spec, self.values))
+        require(same, f"{self.label} remembers something else than at its first steps; it cannot run here")
+        kept = [one.to(x.device) for one in map(_as_tensor, optree.tree_leaves(memory)) if one is not None]
+        return [self.below.flat(dict(zip(dict(self.below.entries), (p.detach() for p in tensors)))), *kept]
+
+    def _probe(self, x: Tensor, groups: Sequence[Mapping[str, float]]) -> tuple[Any, Any, str]:
+        """What it remembers after one step and after `PROBES`, and what it keeps elsewhere, if anything."""
+        tensors = self._tensors(x)
+        optimizer = self.build(tensors, groups)
+        before = [dict(group) for group in optimizer.param_groups]
+        hidden = _plain_attributes(optimizer)
+        self._advance(optimizer, tensors, x / 2)
+        states = [_copied(optimizer, tensors)]
+        for _ in range(PROBES - 1):
+            self._advance(optimizer, tensors, x / 2)
+        for old, group in zip(before, optimizer.param_groups):
+            changed = {key for key in group if key != "params" and (key not in old or not _same(old[key], group[key]))}
+            self.counted.append(changed)
+        faults = [name for name, value in _plain_attributes(optimizer).items() if not _same(hidden.get(name), value)]
+        faults += [str(key) for key in optimizer.state if not isinstance(key, Tensor)]
+        odd = {type(value) for value in optree.tree_leaves(states[0])} - {*NUMBERS, str, Tensor, nn.Parameter}
+        faults += [kind.__name__ for kind in odd]
+        last = self._memory(optimizer, tensors)
+        return (states[0], last[1]), last, ", ".join(faults)
+
+    def _tensors(self, x: Tensor) -> list[nn.Parameter]:
+        return [nn.Parameter(view.clone()) for view in self.below.views(x).values()]
+
+    def _advance(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], g: Tensor) -> None:
+        with torch.no_grad():
+            for tensor, slope in zip(tensors, self.below.views(g).values()):
+                tensor.grad = slope.clone()
+            optimizer.step()
+
+    def _memory(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter]) -> Any:
+        groups = [
+            {key: group[key] for key in keys if key in group}
+            for keys, group in zip(self.counted, optimizer.param_groups)
+        ]
+        return _copied(optimizer, tensors), groups
+
+    def _remind(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], slots: list[Tensor]) -> None:
+        """Give back what a copy remembered."""
+        given = iter(slots)
+        values = [value if _as_tensor(value) is None else _like(value, next(given)) for value in self.values]
+        states, groups = optree.tree_unflatten(self.spec, values)
+        for tensor, entries in zip(tensors, states):
+            if entries:
+                optimizer.state[tensor] = entries
+        for group, entries in zip(optimizer.param_groups, groups):
+            group.update(entries)
+
+    def _kinds(self, memory: Any) -> Any:
+        """The structure of what is remembered, with shapes and dtypes; other things as they are."""
+        values, spec = optree.tree_flatten(memory)
+        tensors = [_as_tensor(value) for value in values]
+        return spec, [
+            value if one is None else (type(value), one.shape, one.dtype) for value, one in zip(values, tensors)
+        ]
+
+
+def _copied(optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter]) -> Any:
+    """The entries of each tensor, in containers of their own, for an optimizer may fill its lists in place."""
+    entries: Any = [dict(optimizer.state[tensor]) if tensor in optimizer.state else {} for tensor in tensors]
+    return optree.tree_map(lambda value: value, entries)
+
+
+def _plain_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, (int, float, Tensor))}
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    """A tensor or number as a tensor of its own; None for anything else."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return torch.tensor(value, dtype=NUMBERS[type(value)]) if type(value) in NUMBERS else None
+
+
+def _like(value: Any, slot: Tensor) -> Any:
+    """What a slot holds, as the kind of thing that ``value`` is; torch keeps step counts in memory of the CPU."""
+    return slot.to(value.device, copy=True) if isinstance(value, Tensor) else slot.item()
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return bool(one is other or one == other)
+
+
+def _named(below: Layout) -> str:
+    return ", ".join(f"{name}{list(shape)}" for name, shape in below.entries)

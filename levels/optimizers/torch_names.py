@@ -1,0 +1,63 @@
+"""Names of torch optimizers: the classes of torch.optim in lower case, everybody else's by a dotted path."""
+
+import inspect
+import sys
+from importlib import import_module
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from levels.part import notate, require
+
+Kind = type[torch.optim.Optimizer]
+
+
+def classes() -> dict[str, Kind]:
+    """The classes of torch.optim by their names in lower case, sorted."""
+    found = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    base = torch.optim.Optimizer
+    return {name: kind for name, kind in sorted(found.items()) if issubclass(kind, base) and kind is not base}
+
+
+def find(rule: str | type) -> Kind:
+    """The class that a name or a path means. ValueError if there is none, or it is no optimizer."""
+    kind: Any = rule
+    if isinstance(rule, str) and "." in rule:
+        home, _, name = rule.rpartition(".")
+        try:
+            kind = getattr(import_module(home), name, None)
+        except ImportError as error:
+            raise ValueError(f"torch: cannot import {home!r} ({error}); install it or put it on PYTHONPATH") from error
+    elif isinstance(rule, str):
+        known = ", ".join(classes())
+        require(rule.lower() in classes(), f"torch: torch.optim has no {rule!r}; it has {known}")
+        kind = classes()[rule.lower()]
+    good = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    require(good, f"torch: {notate(rule)} is not a subclass of torch.optim.Optimizer")
+    found: Kind = kind
+    return found
+
+
+def name_of(kind: Kind) -> str | Kind:
+    """The shortest name by which `find` finds a class again; the class itself if none does."""
+    if classes().get(kind.__name__.lower()) is kind:
+        return kind.__name__.lower()
+    for home in accumulate(kind.__module__.split("."), "{}.{}".format):
+        if getattr(sys.modules.get(home), kind.__name__, None) is kind:
+            return f"{home}.{kind.__name__}"
+    return kind
+
+
+def defaults(kind: Kind) -> dict[str, Any]:
+    """What a class's constructor takes beside the parameters, with its defaults."""
+    return {one.name: one.default for one in _arguments(kind) if one.kind != one.VAR_KEYWORD}
+
+
+def takes_any(kind: Kind) -> bool:
+    """Whether a class's constructor takes settings of any name."""
+    return any(one.kind == one.VAR_KEYWORD for one in _arguments(kind))
+
+
+def _arguments(kind: Kind) -> list[inspect.Parameter]:
+    return list(inspect.signature(kind).parameters.values())[1:]

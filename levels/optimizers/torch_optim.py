@@ -1,0 +1,231 @@
+"""Any torch.optim.Optimizer as an optimizer of a level.
+
+    TorchOptim(torch.optim.SGD, lr=0.1, momentum=Logit(0.9))        torch(sgd, lr=0.1, momentum=logit(0.9))
+    TorchOptim(pytorch_optimizer.Lion, lr=Log(1e-3))                torch("pytorch_optimizer.Lion", lr=log(0.001))
+
+What torch.optim has and can be differentiated goes through `higher`, by the rules of `levels.optimizers.torch_rules`:
+one call for all copies, every hyperparameter a parameter of the level, torch's defaults included. Everything else is a
+black box (`levels.optimizers.black_box`): the class itself runs, copy by copy, and cannot be differentiated, so it is
+the topmost level, or trained by something that needs no derivative. Of a black box only what is given as
+a `Hyper` is a parameter; a plain number is a constant, for nobody knows in which space a stranger's setting lives.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, ClassVar, NamedTuple, Self
+
+import higher
+import torch
+from torch import Tensor, nn
+
+from levels.hyper import HandMade, Hyper, Linear, Log, Logit
+from levels.layout import Layout
+from levels.optimizers import torch_names, torch_rules
+from levels.optimizers.black_box import BlackBox, BoxState
+from levels.part import free, notate, require
+
+Value = Hyper | float | bool | str | None | tuple[Hyper | float | None, ...]
+"""What a setting takes."""
+
+REFUSED = {
+    "LBFGS": "it asks for the loss several times a step and remembers more with every step",
+    "SparseAdam": "it takes sparse gradients only; use adam",
+}
+SPACES: dict[str, type[Hyper] | None] = {
+    "lr": Log, "momentum": Logit, "dampening": Linear, "weight_decay": Log, "betas.0": Logit, "betas.1": Logit,
+    "eps": Log, "rho": Logit, "alpha": Logit, "lambd": Log, "lr_decay": Log, "momentum_decay": Log,
+    "initial_accumulator_value": Log, "etas.0": Logit, "etas.1": Log, "step_sizes.0": None, "step_sizes.1": None,
+}  # fmt: skip
+"""Where a plain number given for a hyperparameter moves; None: it stays, unless a `Hyper` is given."""
+
+HOW = ("foreach", "fused", "capturable", "differentiable")  # options that say how torch computes, not what
+
+
+class TorchState(NamedTuple):
+    """What a differentiable rule remembers."""
+
+    t: Tensor  # int64 [*batch, copies], steps so far
+    slots: dict[str, Tensor]  # [*batch, copies, n], by torch's names
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class TorchOptim(HandMade):
+    """``rule``: a class, its name in torch.optim, or its dotted path. ``settings``: what its constructor takes.
+
+    A number moves in the space that suits it (``lr`` and the like in log, decay rates in logit), a `Hyper` in its own.
+    A plain 0 switches something off, as in torch; ``linear(0)`` is learned from 0. ValueError for what a rule lacks.
+    """
+
+    name = "torch"
+
+    rule: str | type
+    settings: tuple[tuple[str, Value], ...] = free(Value)
+
+    _rule: ClassVar[Any] = None  # higher's, of a class that can be differentiated
+    _box: ClassVar[BlackBox | None] = None  # of any other that is laid over something
+
+    def __init__(self, rule: str | type, **settings: Value) -> None:
+        pairs = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
+        object.__setattr__(self, "rule", torch_names.name_of(torch_names.find(rule)))
+        object.__setattr__(self, "settings", pairs)
+        object.__setattr__(self, "differentiable", self._known)
+        object.__setattr__(self, "scope", "coordinate" if self._known else "problem")
+        self._check()
+
+    @cached_property
+    def kind(self) -> torch_names.Kind:
+        """The class."""
+        return torch_names.find(self.rule)
+
+    @cached_property
+    def hypers(self) -> dict[str, Hyper]:
+        """The hyperparameters by torch's names; ``betas.0`` is the first of ``betas``."""
+        found = {name: self._hyper(name, given) for name, given in _flat(self._complete).items()}
+        return {name: hyper for name, hyper in found.items() if hyper is not None}
+
+    def over(self, below: Layout) -> Self:
+        laid = super().over(below)
+        if not self._known:
+            object.__setattr__(laid, "_box", BlackBox(self._over_tensors, self._starts, below, repr(self)))
+        return laid
+
+    def init_state(self, params: Tensor, x: Tensor) -> TorchState | BoxState:
+        if not self._known:
+            return self._black_box.init_state(x)
+        names = torch_rules.slots_of(torch_rules.REMEMBERS[self.kind], self._complete)
+        steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
+        return TorchState(steps, {name: torch.zeros_like(x) for name in names})
+
+    def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        if not self._known:
+            return self._black_box.step({name: self._each_tensor(h[name], x) for name in h}, g, state, x)
+        group, slots = self._rule.param_groups[0] | self._filled(h), dict(state.slots)
+        g, decayed = torch_rules.prepared(group, g, x)
+        # g is at hand, and torch.func may be at work: higher's `step` would ask autograd, so the rule alone is called.
+        rule = copy.copy(self._rule)
+        rule.param_groups = [{**group, "params": [decayed], "weight_decay": 0, "maximize": False}]
+        rule.state = [{0: {"step": state.t[..., None].to(x.dtype), **slots}}]
+        rule._update([[g]])
+        new = rule.param_groups[0]["params"][0]
+        return new, TorchState(state.t + 1, {name: rule.state[0][0][name] for name in slots})
+
+    @property
+    def _known(self) -> bool:
+        """Whether there is a differentiable rule."""
+        return self.kind in torch_rules.REMEMBERS
+
+    @property
+    def _black_box(self) -> BlackBox:
+        assert self.below.size, "nothing to optimize"
+        assert self._box is not None
+        return self._box
+
+    @cached_property
+    def _complete(self) -> dict[str, Any]:
+        """All settings that matter: those given, over torch's defaults where there is a rule."""
+        return (torch_names.defaults(self.kind) if self._known else {}) | dict(self.settings)
+
+    @cached_property
+    def _starts(self) -> dict[str, float]:
+        return {name: hyper.start for name, hyper in self.hypers.items()}
+
+    def _of_higher(self) -> higher.optim.DifferentiableOptimizer:
+        """Higher's rule for the class, over one tensor, where hyperparameters start; copied for each update."""
+        torch_rules.register()
+        tensors = [nn.Parameter(torch.zeros(1))]
+        return higher.get_diff_optim(self.kind(tensors, **self._filled(self._starts)), tensors)
+
+    def _hyper(self, name: str, given: Value) -> Hyper | None:
+        """The hyperparameter that a setting is, None if it is a constant."""
+        if isinstance(given, Hyper):
+            return given
+        space = self._space(name, given)
+        return None if space is None else space(float(given))  # type: ignore[arg-type]
+
+    def _space(self, name: str, given: Any) -> type[Hyper] | None:
+        """Where a plain value moves, None if it does not: in a black box, and 0, which switches off all but ``lr``."""
+        if not self._known or name not in SPACES or (given == 0 and name != "lr"):
+            return None
+        return Log if self.kind is torch.optim.ASGD and name == "alpha" else SPACES[name]  # there it is an exponent
+
+    def _filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with ``values`` for hyperparameters; in the pairs of torch.optim a whole number is a float."""
+        filled: dict[str, Any] = {}
+        for name, given in self._complete.items():
+            if not isinstance(given, tuple):
+                filled[name] = values.get(name, given)
+                continue
+            items = [values.get(f"{name}.{i}", item) for i, item in enumerate(given)]
+            filled[name] = tuple(float(item) if self._known and isinstance(item, int) else item for item in items)
+        return filled
+
+    def _over_tensors(
+        self, tensors: list[nn.Parameter], values: Sequence[Mapping[str, float]]
+    ) -> torch.optim.Optimizer:
+        """The class over the tensors of a layout; one param group for all unless something is shared by tensor."""
+        if all(hyper.per == "value" for hyper in self.hypers.values()):
+            return self.kind(tensors, **self._filled(values[0]))
+        varied = {name.partition(".")[0] for name in self.hypers}
+        groups: list[dict[str, Any]] = []
+        for tensor, own in zip(tensors, values):
+            groups.append({"params": [tensor]} | {name: self._filled(own)[name] for name in varied})
+        return self.kind(groups, **self._filled(self._starts))
+
+    def _each_tensor(self, value: Tensor, x: Tensor) -> Tensor:
+        """A hyperparameter that broadcasts against ``x``, for each tensor: ``[*batch, copies, tensors]``."""
+        firsts = [0, *accumulate(self.below.sizes)][:-1]
+        return value.expand(x.shape)[..., [min(first, self.below.size - 1) for first in firsts]]
+
+    # What is refused, by name.
+
+    def _check(self) -> None:
+        for base in self.kind.__mro__:
+            if base.__module__.startswith("torch.optim.") and base.__name__ in REFUSED:
+                raise ValueError(f"{self}: {base.__name__} cannot run as a level: {REFUSED[base.__name__]}")
+        takes = torch_names.defaults(self.kind)
+        for name, given in self.settings:
+            known = name in takes or torch_names.takes_any(self.kind)
+            require(known, f"{self}: {self.kind.__name__} has no setting {name!r}; it has {', '.join(takes)}")
+            how = name in HOW and bool(given) and (self._known or name == "differentiable")
+            require(not how, f"{self}: {name} says how torch computes and has no place here; leave it out")
+            if self._known:
+                self._check_shape(name, given, takes[name])
+        for name, given in _flat(dict(self.settings)).items():
+            self._check_value(name, given)
+        if self._known:
+            try:
+                object.__setattr__(self, "_rule", self._of_higher())
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self}: {error}") from error
+
+    def _check_shape(self, name: str, given: Value, default: Value) -> None:
+        count = len(default) if isinstance(default, tuple) else 0
+        good = len(given) == count if isinstance(given, tuple) else count == 0
+        require(good, f"{self}: {name} must be {f'a list of {count}' if count else 'one value'}, got {notate(given)}")
+        good = isinstance(given, bool) or not isinstance(default, bool)
+        require(good, f"{self}: {name} must be true or false, got {notate(given)}")
+
+    def _check_value(self, name: str, given: Any) -> None:
+        good = given is None or isinstance(given, (Hyper, bool, int, float, str))
+        require(good, f"{self}: {name} must be a number, a word or a hyperparameter, got {notate(given)}")
+        if isinstance(given, Hyper):
+            fine = self._known or given.per != "coordinate"
+            require(fine, f"{self}: a black box has one {name} for each tensor at most; use per=tensor")
+            require(not self._known or name in SPACES, f"{self}: {name} cannot be learned; give it a plain value")
+        elif self._known and name in SPACES:
+            number = isinstance(given, (int, float)) and not isinstance(given, bool)
+            require(number, f"{self}: {name} must be a number, got {notate(given)}")
+            space = self._space(name, given)
+            inside = space is None or space.low < given < space.high
+            require(inside, f"{self}: {name}={given} cannot be learned in {space and space.name}; use linear({given})")
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with each item of a tuple under a name of its own: ``betas.0``, ``betas.1``."""
+    flat: dict[str, Any] = {}
+    for name, given in settings.items():
+        flat |= {f"{name}.{i}": item for i, item in enumerate(given)} if isinstance(given, tuple) else {name: given}
+    return flat
