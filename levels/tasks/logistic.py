@@ -1,0 +1,72 @@
+"""Logistic regression on a table of real measurements: convex, with one minimum that other solvers know.
+
+    f(W, b) = mean over examples of -log softmax(W^T u + b)[label] + penalty / 2 |W|^2
+
+Two classes have two columns in W; scikit-learn, which keeps only their difference, has half the penalty for it.
+Every key draws another start and, with minibatches, another order of them; splits share no row of the table.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from levels.layout import Layout
+from levels.part import notate, require
+from levels.task import LossTask, Task
+from levels.tasks.data import Labelled, Table, table
+from levels.tasks.nets import Cursor, cross_entropy, dense, fresh, require_number, require_whole
+
+TABLES = ("breast-cancer", "wine")
+
+
+@dataclass(frozen=True, repr=False)
+class Logistic(LossTask):
+    """``data``: breast-cancer (30 columns, 2 classes) or wine (13 columns, 3 classes). ``penalty``: on the weights, not
+    the biases, 0 or more. ``minibatch``: examples in each loss, drawn with replacement; None takes all of them.
+    """
+
+    name = "logistic"
+    copies = 16
+
+    data: Table = "breast-cancer"
+    penalty: float = 0.01
+    minibatch: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tables = " or ".join(TABLES)
+        require(self.data in TABLES, f"{self.name}: data must be {tables}, got {notate(self.data)}")
+        require_number(self.name, penalty=self.penalty)
+        require(self.penalty >= 0, f"{self.name}: penalty must be 0 or more, got {self.penalty}")
+        if self.minibatch is not None:
+            require_whole(self.name, minibatch=self.minibatch)
+
+    def examples(self) -> Labelled:
+        """The rows of this task's split."""
+        return table(self.data, self.split, self.torch_dtype)
+
+    @property
+    def layout(self) -> Layout:
+        inputs, _, classes = self.examples()
+        return Layout.of({"layer.weight": (inputs.shape[1], classes), "layer.bias": (classes,)}, self.torch_dtype)
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return fresh(self.layout, self.own(key))
+
+    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
+        return Cursor.start(self.own(key))
+
+    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+        inputs, labels, _ = self.examples()
+        views = self.layout.views(params)
+        if self.minibatch is not None:
+            rows = state.draw(self.minibatch, len(labels))
+            inputs, labels = inputs[rows], labels[rows]
+        logits = dense(views, "layer", inputs)
+        fit = cross_entropy(logits, torch.broadcast_to(labels, logits.shape[:-1]))
+        return fit + self.penalty / 2 * views["layer.weight"].square().sum((-2, -1)), state.next()
+
+    def variants(self) -> dict[str, Task]:
+        other: Table = "wine" if self.data == "breast-cancer" else "breast-cancer"
+        return {other: replace(self, data=other)}

@@ -1,0 +1,109 @@
+"""What the networks among the tasks share: starts, layers over copies, minibatches drawn from keys.
+
+Activations are ``[*batch, rows, features]``, weights ``[*batch, inputs, outputs]``: all copies are one batched
+matrix product, never a loop.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.layout import Layout
+from levels.part import notate, require
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
+
+
+class Cursor(NamedTuple):
+    """Where a copy stands in its data."""
+
+    key: Tensor  # int64 [*batch]
+    step: Tensor  # int64 [*batch], minibatches drawn so far
+
+    @classmethod
+    def start(cls, key: Tensor) -> "Cursor":
+        """At the first minibatch of keys ``[*batch]``."""
+        return cls(key, torch.zeros_like(key))
+
+    def draw(self, count: int, high: int) -> Tensor:
+        """``count`` numbers below ``high`` for this minibatch, with replacement: int64 ``[*batch, count]``."""
+        return keys.integers(keys.fold(self.key, self.step), (count,), high)
+
+    def next(self) -> "Cursor":
+        """At the next minibatch."""
+        return self._replace(step=self.step + 1)
+
+
+def fresh(layout: Layout, key: Tensor) -> Tensor:
+    """Starts ``[*batch, n]`` by the last word of each name.
+
+    ``weight`` is normal with deviation 1/sqrt(inputs), inputs being all dimensions but the last; ``embedding`` is
+    standard normal; ``scale`` is 1; anything else is 0.
+    """
+    views = layout.views(keys.normal(key, (layout.size,), layout.dtype))
+    return layout.flat({name: _start(name, shape, views[name]) for name, shape in layout.entries})
+
+
+def _start(name: str, shape: tuple[int, ...], drawn: Tensor) -> Tensor:
+    kind = name.rpartition(".")[2]
+    if kind == "weight":
+        return drawn / math.sqrt(math.prod(shape[:-1]))
+    if kind == "embedding":
+        return drawn
+    return torch.ones_like(drawn) if kind == "scale" else torch.zeros_like(drawn)
+
+
+def dense_shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the dense layers between ``widths``."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
+        shapes[f"layer{i}.weight"] = (fan_in, fan_out)
+        shapes[f"layer{i}.bias"] = (fan_out,)
+    return shapes
+
+
+def dense(views: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """``x W + b`` of the layer ``name``: ``[*batch, rows, inputs]`` to ``[*batch, rows, outputs]``."""
+    return torch.matmul(x, views[f"{name}.weight"]) + views[f"{name}.bias"][..., None, :]
+
+
+def perceptron(views: Mapping[str, Tensor], x: Tensor, activation: str) -> Tensor:
+    """Dense layers ``layer0``, ``layer1``, ... with an activation between them; the last is linear."""
+    for i in range(sum(name.endswith(".weight") for name in views)):
+        x = dense(views, f"layer{i}", ACTIVATIONS[activation](x) if i else x)
+    return x
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over rows, in nats: ``[*batch, rows, classes]`` and int64 ``[*batch, rows]`` to ``[*batch]``."""
+    chosen = logits.gather(-1, labels[..., None]).squeeze(-1)
+    return (logits.logsumexp(-1) - chosen).mean(-1)
+
+
+def require_whole(who: str, least: int = 1, **values: object) -> None:
+    """ValueError unless every value is a whole number of at least ``least``."""
+    for name, value in values.items():
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        require(good, f"{who}: {name} must be a whole number of at least {least}, got {notate(value)}")
+
+
+def require_number(who: str, *, above: float = -math.inf, **values: object) -> None:
+    """ValueError unless every value is a finite number above a bound."""
+    for name, value in values.items():
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
+        bound = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
+        require(good, f"{who}: {name} must be {bound}, got {notate(value)}")
+
+
+def require_activation(who: str, activation: str) -> None:
+    """ValueError unless the activation is known."""
+    known = ", ".join(ACTIVATIONS)
+    require(activation in ACTIVATIONS, f"{who}: activation must be one of {known}, got {notate(activation)}")

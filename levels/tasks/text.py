@@ -1,0 +1,184 @@
+"""Character language models on real text: a recurrent one and a small transformer, cross entropy in nats a character.
+
+The text is the documentation that Python's standard library carries (`pydoc_data.topics`), English and some code. It
+differs between Python versions, so numbers compare only where `Characters.sha256` is the same; for Python 3.11.7 it
+begins with 6d5b0d1e6aed. The splits are stretches of it, in order: 80, 10 and 10 percent. The alphabet is printable
+ASCII and the line break, 96 in all. Every key draws another start and other places of the text.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from levels.layout import Layout
+from levels.part import require
+from levels.task import LossTask, Task
+from levels.tasks.data import ALPHABET, topics
+from levels.tasks.nets import Cursor, cross_entropy, dense, fresh, require_whole
+
+
+@dataclass(frozen=True, repr=False)
+class Characters(LossTask):
+    """A model of the next character; abstract in the model.
+
+    ``width``: units of the model. ``length``: characters read in a row; each is followed by one to be told.
+    ``minibatch``: pieces of text in each loss, drawn with replacement.
+    """
+
+    copies = 2
+
+    width: int = 32
+    length: int = 32
+    minibatch: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole(self.name, width=self.width, length=self.length, minibatch=self.minibatch)
+        here = find_spec("pydoc_data") is not None
+        require(here, f"{self.name}: this Python lacks pydoc_data of its standard library; install a complete Python")
+        shortest = min(len(topics(split).codes) for split in ("train", "validation", "test"))
+        require(
+            self.length < shortest, f"{self.name}: length must be below the {shortest} of a split, got {self.length}"
+        )
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole text, in UTF-8: which version of it this is."""
+        return topics(self.split).sha256
+
+    @abstractmethod
+    def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
+        """Of the next character: int64 ``[*batch, minibatch, length]`` to ``[*batch, minibatch * length, 96]``."""
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return fresh(self.layout, self.own(key))
+
+    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
+        return Cursor.start(self.own(key))
+
+    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+        codes = topics(self.split).codes
+        starts = state.draw(self.minibatch, len(codes) - self.length)
+        piece = codes[starts[..., None] + torch.arange(self.length + 1)]  # [*batch, minibatch, length + 1]
+        logits = self.logits(self.layout.views(params), piece[..., :-1])
+        return cross_entropy(logits, piece[..., 1:].flatten(-2)), state.next()
+
+    def variants(self) -> dict[str, Task]:
+        return {
+            f"{2 * self.width} units": replace(self, width=2 * self.width),
+            f"{2 * self.length} characters": replace(self, length=2 * self.length),
+        }
+
+
+def embed(embedding: Tensor, tokens: Tensor) -> Tensor:
+    """Each copy's own rows: ``[*batch, words, width]`` and int64 ``[*batch, count]`` to ``[*batch, count, width]``."""
+    return embedding.gather(-2, tokens[..., None].expand(*tokens.shape, embedding.shape[-1]))
+
+
+@dataclass(frozen=True, repr=False)
+class CharGRU(Characters):
+    """One gated recurrent unit (Cho et al. 2014, arXiv 1406.1078), as torch has it, from a state of 0:
+
+        r, z = sigmoid(E_rz[c] + U_rz h + b_rz),    n = tanh(E_n[c] + r * (U_n h + b_n)),    h <- (1 - z) n + z h
+
+    and a dense layer to the next character: 15,552 parameters with 32 units. ``embedding`` holds E for r, z and n.
+    """
+
+    name = "char-gru"
+
+    @property
+    def layout(self) -> Layout:
+        units = self.width
+        return Layout.of(
+            {
+                "gates.embedding": (len(ALPHABET), 3 * units),
+                "state.weight": (units, 3 * units),
+                "state.bias": (3 * units,),
+                "out.weight": (units, len(ALPHABET)),
+                "out.bias": (len(ALPHABET),),
+            },
+            self.torch_dtype,
+        )
+
+    def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
+        gates = embed(views["gates.embedding"], read.flatten(-2)).reshape(*read.shape, -1)
+        h = gates.new_zeros(*read.shape[:-1], self.width)  # [*batch, minibatch, width]
+        states = []
+        for gate in gates.unbind(-2):  # a character after the other
+            r, z, n = gate.chunk(3, -1)
+            u_r, u_z, u_n = dense(views, "state", h).chunk(3, -1)
+            z = torch.sigmoid(z + u_z)
+            h = (1 - z) * torch.tanh(n + torch.sigmoid(r + u_r) * u_n) + z * h
+            states.append(h)
+        return dense(views, "out", torch.stack(states, -2).flatten(-3, -2))
+
+
+@dataclass(frozen=True, repr=False)
+class CharTransformer(Characters):
+    """A decoder with normalisation before each part, as in GPT-2 (Radford et al. 2019), positions learned.
+
+    ``heads``: of attention, a divisor of ``width``. ``blocks``: of attention and a perceptron four times as wide.
+    Attention is written out, because the fused one has no second derivative on a CPU. 20,032 parameters.
+    """
+
+    name = "char-transformer"
+
+    heads: int = 2
+    blocks: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_whole(self.name, heads=self.heads, blocks=self.blocks)
+        fits = self.width % self.heads == 0
+        require(fits, f"{self.name}: heads must divide the width {self.width}, got {self.heads}")
+
+    @property
+    def layout(self) -> Layout:
+        width = self.width
+        shapes: dict[str, tuple[int, ...]] = {"token.embedding": (len(ALPHABET), width)}
+        shapes["place.embedding"] = (self.length, width)
+        for i in range(self.blocks):
+            shapes |= _norm(f"block{i}.norm0", width) | _dense(f"block{i}.mix", width, 3 * width)
+            shapes |= _dense(f"block{i}.join", width, width) | _norm(f"block{i}.norm1", width)
+            shapes |= _dense(f"block{i}.up", width, 4 * width) | _dense(f"block{i}.down", 4 * width, width)
+        return Layout.of(shapes | _norm("norm", width) | _dense("out", width, len(ALPHABET)), self.torch_dtype)
+
+    def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
+        count = read.shape[-2]
+        places = torch.cat([views["place.embedding"]] * count, -2)  # [*batch, minibatch * length, width]
+        x = embed(views["token.embedding"], read.flatten(-2)) + places
+        for i in range(self.blocks):
+            x = x + self._attend(views, f"block{i}", normalise(views, f"block{i}.norm0", x), count)
+            up = dense(views, f"block{i}.up", normalise(views, f"block{i}.norm1", x))
+            x = x + dense(views, f"block{i}.down", torch.nn.functional.gelu(up))
+        return dense(views, "out", normalise(views, "norm", x))
+
+    def _attend(self, views: Mapping[str, Tensor], block: str, x: Tensor, count: int) -> Tensor:
+        """Causal attention within each of ``count`` pieces: ``[*batch, count * length, width]`` to the same."""
+        mixed = dense(views, f"{block}.mix", x).reshape(*x.shape[:-2], count, self.length, 3, self.heads, -1)
+        query, key, value = mixed.movedim((-3, -2), (0, -3)).unbind(0)  # [*batch, count, heads, length, width / heads]
+        scores = torch.matmul(query, key.mT) / math.sqrt(key.shape[-1])
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        shares = scores.masked_fill(future, -math.inf).softmax(-1)
+        joined = torch.matmul(shares, value).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        return dense(views, f"{block}.join", joined)
+
+
+def normalise(views: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    """Layer normalisation with each copy's own scale and shift, epsilon 1e-5: ``[*batch, rows, width]`` to the same."""
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    scale, shift = views[f"{name}.scale"][..., None, :], views[f"{name}.shift"][..., None, :]
+    return (x - mean) * torch.rsqrt(variance + 1e-5) * scale + shift
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.scale": (width,), f"{name}.shift": (width,)}
+
+
+def _dense(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}

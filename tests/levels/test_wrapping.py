@@ -1,0 +1,406 @@
+"""Mixtures, augmentation and loaders: tasks made from other tasks, or from a user's own data."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from levels import SGD, Augmented, DigitsMLP, Level, LoaderTask, Mixture, ModuleTask, Quadratic, Rosenbrock, keys
+from levels.task import SPLITS
+from levels.tasks.wrapping import open_key, whole
+from levels.testing import check_problem
+from recursion import Tower
+from recursion.notation import parse
+from recursion.spec import dumps, loads
+
+SMALL = DigitsMLP(hidden=(3,), minibatch=8)
+
+
+def batch_of(*shape, seed=0):
+    return keys.split(keys.seed(seed), math.prod(shape)).reshape(shape)
+
+
+def halves(*shape, seed=0):
+    return keys.split(batch_of(*shape, seed=seed), 2).unbind(-1)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Mixture((Quadratic(dims=5), Quadratic(dims=10))),
+        Mixture((Quadratic(dims=5), SMALL, Rosenbrock(dims=3)), dtype="float64"),
+        Mixture((Augmented(Quadratic(dims=5)), Quadratic()), dtype="float64"),
+        Augmented(Quadratic()),
+        Augmented(Quadratic(), dtype="float64", split="test"),
+        Augmented(SMALL, low=0.1, high=10.0, per="tensor", dtype="float64"),
+        Augmented(Mixture((Quadratic(dims=3), Quadratic(dims=4))), dtype="float64"),
+    ],
+    ids=str,
+)
+def test_tasks_conform(task):
+    check_problem(task)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+def test_either_half_leads_back_to_the_whole_key(shape):
+    key = batch_of(*shape, seed=4)
+    for_params, for_state = keys.split(key, 2).unbind(-1)
+    assert torch.equal(whole(for_params, "params"), key)
+    assert torch.equal(whole(for_state, "state"), key)
+    first, second = open_key(Quadratic(), for_params, "params"), open_key(Quadratic(), for_state, "state")
+    assert torch.equal(first.shared, second.shared)
+    assert torch.equal(whole(first.inner, "params"), whole(second.inner, "state"))
+    assert not (first.inner == second.inner).any()
+
+
+def test_the_way_back_for_any_64_bits():
+    key = keys.bits(keys.seed(0), (10000,))
+    for_params, for_state = keys.split(key, 2).unbind(-1)
+    assert torch.equal(whole(for_params, "params"), key)
+    assert torch.equal(whole(for_state, "state"), key)
+
+
+def test_each_copy_of_a_mixture_is_one_of_its_tasks():
+    """Value, gradient and state by hand, over steps; behind a smaller member everything is exactly 0."""
+    tasks = (Quadratic(dims=5), SMALL, Rosenbrock(dims=3))
+    mixture = Mixture(tasks, dtype="float64")
+    for_params, for_state = halves(4, 6)
+    params = mixture.init_params(for_params)
+    state = mixture.init_state(params, for_state)
+    assert mixture.layout.size == 64 * 3 + 3 + 30 + 10
+    assert set(state.member.flatten().tolist()) == {0, 1, 2}
+    for number in range(3):
+        value, grad, after = mixture.value_and_grad(params, state)
+        for i in range(4):
+            for j in range(6):
+                k = int(state.member[i, j])
+                member = mixture.members[k]
+                n = member.layout.size
+                own = None
+                if state.states[k] is not None:
+                    own = type(state.states[k])(*(leaf[i, j] for leaf in state.states[k]))
+                f, g, _ = member.value_and_grad(params[i, j, :n], own)
+                assert float(value[i, j]) == pytest.approx(float(f), rel=1e-12)
+                assert torch.allclose(grad[i, j, :n], g, rtol=1e-10, atol=1e-14)
+                assert (params[i, j, n:] == 0).all()
+                assert (grad[i, j, n:] == 0).all()
+        assert torch.equal(after.member, state.member)
+        assert torch.equal(after.states[1].step, (number + 1) * (state.member == 1))
+        params, state = params - 0.01 * grad, after
+
+
+def test_a_mixture_starts_each_copy_as_its_member_would():
+    mixture = Mixture((Quadratic(dims=2), Quadratic(dims=3)), dtype="float64")
+    for_params, for_state = halves(4000)
+    params = mixture.init_params(for_params)
+    member = mixture.init_state(params, for_state).member
+    assert abs(float(member.double().mean()) - 0.5) < 5 * 0.5 / math.sqrt(4000)
+    assert torch.equal(params[:, 2] == 0, member == 0)
+    drawn = torch.cat((params[:, :2].flatten(), params[member == 1, 2]))
+    assert abs(float(drawn.mean())) < 5 / math.sqrt(len(drawn))
+    assert float(drawn.var()) == pytest.approx(1, rel=0.1)
+
+
+def test_a_mixture_in_a_tower():
+    """Start and problem belong together there too, also after restarts; the padding never moves."""
+    level = Level(optimizer=SGD(lr=1e-3), unroll=2, horizon=4, batch=32)
+    tower = Tower(Mixture((Quadratic(dims=2), Quadratic(dims=6))), level)
+    state = tower.init(seed=0)
+    for _ in range(5):
+        carry = state.carry
+        assert torch.equal((carry.x[..., 2:] == 0).all(-1), carry.below.member == 0)
+        assert 0 < int((carry.below.member == 0).sum()) < 32
+        state, _ = tower.step(state)
+
+
+def test_members_of_one_layout_keep_its_names():
+    one = Mixture((SMALL, DigitsMLP(hidden=(3,), activation="relu", minibatch=4)))
+    assert one.layout == SMALL.layout
+    two = Mixture((SMALL, Quadratic()))
+    assert two.layout.entries == (("padded", (SMALL.layout.size,)),)
+    assert Mixture((SMALL, Quadratic())).copies == 64
+    assert Mixture((SMALL,)).copies == 4
+
+
+def test_members_take_the_split_of_the_mixture():
+    mixture = Mixture((Quadratic(), SMALL), split="validation", dtype="float64")
+    assert mixture.members == (
+        Quadratic(split="validation", dtype="float64"),
+        DigitsMLP(hidden=(3,), minibatch=8, split="validation", dtype="float64"),
+    )
+    assert [task.split for task in mixture.on("test").members] == ["test", "test"]
+    assert mixture.variants() == {
+        "quadratic alone": mixture.members[0],
+        "digits-mlp(hidden=[3], minibatch=8) alone": mixture.members[1],
+    }
+
+
+class Opaque(Quadratic):
+    """A task whose gradient cannot be differentiated."""
+
+    differentiable = False
+
+
+def test_wrappers_can_be_differentiated_if_what_they_wrap_can():
+    assert Mixture((Quadratic(), SMALL)).differentiable
+    assert Augmented(Quadratic()).differentiable
+    assert not Mixture((Quadratic(), Opaque())).differentiable
+    assert not Augmented(Opaque()).differentiable
+
+
+@pytest.mark.parametrize("per", ["copy", "tensor"])
+def test_augmentation_is_a_change_of_unit(per):
+    task = Augmented(SMALL, per=per, dtype="float64")
+    for_params, for_state = halves(2, 50)
+    params = task.init_params(for_params)
+    state = task.init_state(params, for_state)
+    inner = task.inner
+    own = state.inner
+    for _ in range(2):
+        value, grad, state = task.value_and_grad(params, state)
+        f, g, own = inner.value_and_grad(state.scale * params, own)
+        assert torch.allclose(value, f, rtol=1e-12)
+        assert torch.allclose(grad, state.scale * g, rtol=1e-12)
+        params = params - 0.1 * grad / state.scale**2
+    logs = state.scale.log10()
+    assert logs.min() >= -3
+    assert logs.max() <= 3
+    assert logs.min() < -2.8
+    assert logs.max() > 2.8
+    views = [view.flatten(2) for view in inner.layout.views(logs).values()]
+    assert all(torch.equal(view, view[..., :1].expand_as(view)) for view in views)
+    together = all(torch.equal(view[..., 0], views[0][..., 0]) for view in views)
+    assert together == (per == "copy")
+
+
+def test_scales_are_log_uniform():
+    task = Augmented(Quadratic(dims=1), low=0.01, high=10.0, dtype="float64")
+    for_params, for_state = halves(20000)
+    share = (task.init_state(task.init_params(for_params), for_state).scale.log10() + 2) / 3
+    tenths = torch.histc(share, 10, 0, 1) / 20000
+    assert ((tenths - 0.1).abs() < 5 * math.sqrt(0.09 / 20000)).all()
+
+
+def test_an_augmented_start_is_the_tasks_own():
+    """Scale times start is standard normal for a quadratic, whatever the scale: both halves drew the same one."""
+    task = Augmented(Quadratic(), dtype="float64")
+    for_params, for_state = halves(2000)
+    params = task.init_params(for_params)
+    seen = task.init_state(params, for_state).scale * params
+    assert float(seen.var()) == pytest.approx(1, rel=0.05)
+    assert float(seen.abs().max()) < 7
+    assert float(params.abs().max()) > 500
+    inside = open_key(task, for_params, "params").inner
+    assert torch.allclose(seen, task.inner.init_params(inside), rtol=1e-12)
+
+
+def test_notation_and_spec_of_wrapped_tasks():
+    for text, task in (
+        ("mixture([quadratic(5), quadratic(10)])", Mixture((Quadratic(5), Quadratic(10)))),
+        ("augmented(quadratic(10))", Augmented(Quadratic(10))),
+        ("augmented(rosenbrock, 0.1, 10, per=tensor)", Augmented(Rosenbrock(), 0.1, 10, "tensor")),
+        ("mixture([augmented(quadratic), digits-mlp], split=test)",
+         Mixture((Augmented(Quadratic()), DigitsMLP()), split="test")),
+    ):  # fmt: skip
+        tower = parse(f"{text}: adam")
+        assert tower.task == task
+        assert parse(repr(tower)).task == task
+        assert loads(dumps(tower)).task == task
+    assert repr(Mixture((Quadratic(5), Quadratic(10)))) == "mixture([quadratic(dims=5), quadratic])"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "sentence"),
+    [
+        (lambda: Mixture(()), ValueError, "mixture: it needs at least one task, got none"),
+        (lambda: Mixture(Quadratic()), TypeError, "mixture: expected a list of tasks, got quadratic"),
+        (lambda: Mixture((SGD(),)), TypeError, "mixture: expected a task, got sgd"),
+        (
+            lambda: Mixture((Quadratic(split="test"),)),
+            ValueError,
+            "mixture: set split and dtype on the mixture, not on the task in it, got quadratic(split=test)",
+        ),
+        (lambda: Augmented(SGD()), TypeError, "augmented: expected a task, got sgd"),
+        (
+            lambda: Augmented(Quadratic(dtype="float64")),
+            ValueError,
+            "augmented: set split and dtype on the augmented, not on the task in it, got quadratic(dtype=float64)",
+        ),
+        (
+            lambda: Augmented(Quadratic(), low=0.0),
+            ValueError,
+            "augmented: low must be a finite number above 0, got 0.0",
+        ),
+        (
+            lambda: Augmented(Quadratic(), 2.0, 1.0),
+            ValueError,
+            "augmented: low must be at most high, got 2.0 and 1.0",
+        ),
+        (
+            lambda: Augmented(Quadratic(), per="coordinate"),
+            ValueError,
+            "augmented: per must be copy or tensor, got coordinate",
+        ),
+    ],
+)
+def test_bad_wrappers(make, error, sentence):
+    with pytest.raises(error) as caught:
+        make()
+    assert str(caught.value) == sentence
+
+
+# Loaders.
+
+
+def tensors(examples=20, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(examples, 4, generator=generator, dtype=torch.float64)
+    return inputs, torch.randint(3, (examples,), generator=generator)
+
+
+def loader(examples=20, seed=0, **options):
+    return DataLoader(TensorDataset(*tensors(examples, seed)), **{"batch_size": 5, "shuffle": True, **options})
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def loader_task(train=None, **settings):
+    given = {"dtype": "float64", "train": loader() if train is None else train} | settings
+    return LoaderTask(make=network, loss_function=nn.functional.cross_entropy, **given)
+
+
+def test_a_loader_task_conforms():
+    check_problem(loader_task(validation=loader(seed=1), test=loader(seed=2)))
+
+
+def test_a_loader_equals_its_tensors():
+    """The same rows of the same data as ModuleTask draws, given its keys."""
+    ours = loader_task()
+    theirs = ModuleTask(
+        make=network, loss_function=nn.functional.cross_entropy, train=tensors(), minibatch=5, dtype="float64"
+    )
+    params = ours.init_params(batch_of(2, 3))
+    state, other = (task.init_state(params, batch_of(2, 3, seed=1)) for task in (ours, theirs))
+    for _ in range(3):
+        value, grad, state = ours.value_and_grad(params, state)
+        expected, slope, other = theirs.value_and_grad(params, other)
+        assert torch.allclose(value, expected, rtol=1e-12)
+        assert torch.allclose(grad, slope, rtol=1e-10, atol=1e-14)
+        params = params - grad
+
+
+class Jittered(Dataset):
+    """Items augmented at random."""
+
+    def __init__(self):
+        self.inputs, self.targets = tensors()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, number):
+        return self.inputs[number] + torch.randn(4), self.targets[number]
+
+
+def test_random_augmentation_is_drawn_from_the_key():
+    task = loader_task(DataLoader(Jittered(), 5, shuffle=True))
+    check_problem(task, splits=("train",))
+    rows = torch.zeros(5, dtype=torch.int64)
+    first, again, other = (task.fetch(key, rows)[0] for key in (keys.seed(0), keys.seed(0), keys.seed(1)))
+    assert torch.equal(first, again)
+    assert (first != other).all()
+    assert len(first.unique(dim=0)) == 5
+
+
+def test_a_collate_function_is_honoured():
+    def joined(items):
+        return torch.stack([2 * item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
+
+    task = loader_task(loader(collate_fn=joined))
+    inputs, targets = task.fetch(keys.seed(0), torch.tensor([3, 1]))
+    assert torch.equal(inputs, 2 * tensors()[0][[3, 1]])
+    assert torch.equal(targets, tensors()[1][[3, 1]])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(*tensors()))
+
+
+ORDER = "loader: the train loader has an order of its own, but items are drawn at random by keys; "
+PAIRS = "loader: minibatches must be pairs of tensors, inputs and targets"
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: loader(shuffle=False), f"{ORDER}build it with shuffle=True"),
+        (
+            lambda: loader(
+                shuffle=None, sampler=torch.utils.data.RandomSampler(TensorDataset(*tensors()), num_samples=7)
+            ),
+            f"{ORDER}build it with shuffle=True",
+        ),
+        (
+            lambda: loader(generator=torch.Generator()),
+            "loader: the train loader has a generator, but items are drawn by keys; leave it out",
+        ),
+        (
+            lambda: loader(num_workers=2),
+            "loader: the train loader has 2 workers, which are not used; set num_workers=0",
+        ),
+        (
+            lambda: loader(pin_memory=True),
+            "loader: the train loader pins memory, which is not done here; leave pin_memory out",
+        ),
+        (
+            lambda: loader(batch_size=None, shuffle=None),
+            "loader: the train loader has a batch_sampler or no batches; set batch_size and shuffle=True",
+        ),
+        (
+            lambda: DataLoader(Stream(), 5),
+            "loader: the train loader reads a stream; give it a dataset with a length and items by number",
+        ),
+        (
+            lambda: loader(collate_fn=lambda items: {"inputs": items}),
+            f"{PAIRS}, got dict; pass a collate_fn that joins items so",
+        ),
+    ],
+)
+def test_loaders_that_are_refused(make, sentence):
+    with pytest.raises(ValueError) as caught:
+        loader_task(make())
+    assert str(caught.value) == sentence
+
+
+def test_other_mistakes_with_loaders():
+    with pytest.raises(ValueError, match=r"^loader: there is no test loader; pass test=DataLoader\(\.\.\.\)$"):
+        loader_task().on("test")
+    with pytest.raises(TypeError, match=r"^loader: train must be a DataLoader, got tuple$"):
+        loader_task(tensors())
+    with pytest.raises(ValueError, match=r"^module: 1 \(Dropout\) draws from the global generator"):
+        LoaderTask(make=lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout()), train=loader(),
+                   loss_function=nn.functional.cross_entropy)  # fmt: skip
+
+
+def test_minibatches_of_several_shapes():
+    def ragged(items):
+        width = 4 + int(items[0][1] == 0)
+        return torch.zeros(len(items), width, dtype=torch.float64), torch.tensor([int(item[1]) for item in items])
+
+    task = loader_task(loader(collate_fn=ragged))
+    params = task.init_params(batch_of(16))
+    with pytest.raises(ValueError) as caught:
+        task.value_and_grad(params, task.init_state(params, batch_of(16)))
+    sentence = "loader: minibatches must have one shape, got [(5, 4), (5, 5)]; pad them to one"
+    assert str(caught.value) == sentence
+
+
+def test_splits_of_wrapped_tasks_share_no_problem():
+    for task in (Mixture((Quadratic(2), Quadratic(3)), dtype="float64"), Augmented(Quadratic(2), dtype="float64")):
+        drawn = torch.cat([task.on(split).init_params(halves(500)[0]) for split in SPLITS])
+        assert len(drawn.unique(dim=0)) == 1500
