@@ -10,6 +10,7 @@ The ``g`` that ends a window starts the next one, and it is also the cotangent o
 nothing is evaluated twice, at any height. No level knows its height.
 """
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.derivatives import constant, differentiated
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
@@ -125,6 +127,8 @@ class Window(NamedTuple):
     losses: Tensor  # [T, *batch, copies]
     grads: list[Tensor]  # T of [*batch, copies, n]
     begun: Tensor  # [*batch, copies] whether the copy's trajectory began with this window
+    asked: list[State]  # T states with which the problem was asked; empty unless wanted
+    stood: Tensor | None = None  # [*batch, copies] whether the copy was skipped and stood still; None: no copy did
 
 
 class Laid(Problem):
@@ -136,6 +140,10 @@ class Laid(Problem):
         self.problem = problem
         self.optimizer = level.optimizer.over(problem.layout)
         self.batch = level.batch if level.batch != "auto" else problem.copies if level.unroll > 1 else 1
+        if isinstance(problem, Laid):
+            problem.level.gradient.check(problem)
+        self.differentiable = level.gradient.differentiable
+        self.symmetric = level.clip is None and level.gradient.symmetric(self)
 
     @property
     def layout(self) -> Layout:
@@ -151,8 +159,11 @@ class Laid(Problem):
     def init_state(self, params: Tensor, key: Tensor) -> LevelState:
         return self.level.gradient.init_state(self, params, key)
 
-    @torch.no_grad()
     def value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        with contextlib.nullcontext() if differentiated() else torch.no_grad():
+            return self._value_and_grad(params, state)
+
+    def _value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         value, grad, state = self.level.gradient.value_and_grad(self, params, state)
         if not torch.isfinite(value.sum() + grad.sum()):
             grad, state = self._vet_gradient(value, grad, state)
@@ -170,49 +181,75 @@ class Laid(Problem):
 
     def start(self, params: Tensor, key: Tensor) -> Carry:
         """A carry at the start of trajectories, for keys ``[*batch]``, with staggered ages."""
-        carry = self._begin(params, keys.split(key, self.batch))
-        if not self.level.stagger or self.level.life is None:
-            return carry
-        windows = self.level.life // self.level.unroll
-        phase = torch.arange(self.batch, device=key.device) * windows // self.batch
-        return carry._replace(age=carry.age + phase * self.level.unroll)
+        carry = self.begin(params, keys.split(key, self.batch))
+        return carry._replace(age=carry.age + self.first_ages())
 
-    def window(self, params: Tensor, carry: Carry) -> tuple[Carry, Window]:
-        """Run one window from ``carry``; copies whose trajectory is over start afresh first."""
-        carry = self._restart(params, carry)
-        x, state, f, g, below = carry[:5]
-        steps, losses, grads = [], [], []
-        for _ in range(self.level.unroll):
-            steps.append(Step(f, g, state, x))
-            x, state = self.optimizer.update(params, f, g, state, x)
-            f, g, below = self.problem.value_and_grad(x, below)
-            losses.append(f)
-            grads.append(g)
-        window = Window(steps, torch.stack(losses), grads, carry.age == 0)
-        end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
-        if torch.isfinite(window.losses.sum() + g.sum()):
-            return end, window
-        return self._vet_window(carry, end, window)
-
-    def _begin(self, params: Tensor, key: Tensor) -> Carry:
-        """Fresh trajectories for keys ``[*batch, copies]``: one evaluation of the problem below."""
-        for_params, for_state = keys.split(key, 2).unbind(-1)
-        x = self.optimizer.start(params, self.problem.init_params, for_params)
+    def begin(self, params: Tensor, key: Tensor) -> Carry:
+        """Fresh trajectories for keys ``[*batch, copies]``, all of age 0: one evaluation of the problem below."""
+        x = self.optimizer.start(params, self.problem.init_params, keys.split(key, 2)[..., 0])
         state = self.optimizer.init_state(params, x)
-        f, g, below = self.problem.value_and_grad(x, self.problem.init_state(x, for_state))
+        f, g, below = self._ask(x, self.asked_first(x, key))
         if not torch.isfinite(f.sum() + g.sum()):
             Stop().handle(self, *_complaint("a freshly started problem's", f, "start its parameters smaller"))
         count = torch.zeros_like(key)
         return Carry(x, state, f, g, below, count, key, count)
 
-    def _restart(self, params: Tensor, carry: Carry) -> Carry:
+    def asked_first(self, x: Tensor, key: Tensor) -> State:
+        """The state with which the problem is asked at ``x`` ``[*batch, n]`` where trajectories of these keys begin."""
+        return self.problem.init_state(x.detach(), keys.split(key, 2)[..., 1])
+
+    def first_ages(self) -> Tensor:
+        """Ages ``[copies]`` that the first trajectories are given: spread over the windows of a life, if staggered."""
+        ages = torch.arange(self.batch, device=self.layout.device)
+        if not self.level.stagger or self.level.life is None:
+            return torch.zeros_like(ages)
+        return ages * (self.level.life // self.level.unroll) // self.batch * self.level.unroll
+
+    def due(self, age: Tensor) -> Tensor:
+        """Whether a copy of this age restarts before its next window."""
         life = self.level.life
-        due = carry.age < 0 if life is None else (carry.age < 0) | (carry.age >= life)
+        return age < 0 if life is None else (age < 0) | (age >= life)
+
+    def window(self, params: Tensor, carry: Carry, *, record: bool = True, asked: bool = False) -> tuple[Carry, Window]:
+        """Run one window from ``carry``; copies whose trajectory is over start afresh first.
+
+        Without ``record``, only the losses are kept of it: `Window.steps` and `Window.grads` are empty. With
+        ``asked``, the states with which the problem was asked are kept too, for those who ask it again.
+        """
+        carry = self._restart(params, carry)
+        x, state, f, g, below = carry[:5]
+        steps, losses, grads, states = [], [], [], []
+        for _ in range(self.level.unroll):
+            if record:
+                steps.append(Step(f, g, state, x))
+            if asked:
+                states.append(below)
+            x, state = self.optimizer.update(params, f, g, state, x)
+            f, g, below = self._ask(x, below)
+            losses.append(f)
+            if record:
+                grads.append(g)
+        window = Window(steps, torch.stack(losses), grads, carry.age == 0, states)
+        end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
+        if torch.isfinite(window.losses.sum() + g.sum()):
+            return end, window
+        return self._vet_window(carry, end, window)
+
+    def _ask(self, x: Tensor, below: State) -> tuple[Tensor, Tensor, State]:
+        """The problem's answer; what it carries on is a constant for every derivative."""
+        f, g, below = self.problem.value_and_grad(x, below)
+        return f, g, constant(below) if differentiated() else below
+
+    def _restart(self, params: Tensor, carry: Carry) -> Carry:
+        due = self.due(carry.age)
+        if differentiated():  # what began outside of what is differentiated begins again, within
+            due = due | (carry.age == 0)
         if not due.any():
             return carry
+        key = torch.where(carry.age == 0, carry.key, keys.fold(carry.key, RESTART))
         rows = due.flatten().nonzero().squeeze(-1)
         owners = params[..., None, :].expand(*due.shape, -1).reshape(due.numel(), -1)[rows]  # [k, m]
-        fresh = self._begin(owners, keys.fold(carry.key.flatten()[rows], RESTART)[:, None])
+        fresh = self.begin(owners, key.flatten()[rows][:, None])
         restarted: Carry = keep_named("skipped", scatter(rows, fresh, carry, due.dim()), carry)
         return restarted
 
@@ -229,7 +266,8 @@ class Laid(Problem):
         grads = [torch.where(bad[..., None], 0.0, g) for g in window.grads]
         end = keep_named("skipped", choose(bad, start, end), end)
         end = end._replace(age=torch.where(bad, DUE, end.age), skipped=end.skipped + bad)
-        return end, Window(steps, losses, grads, window.begun & ~bad)
+        asked = [choose(bad, start.below, state) for state in window.asked]
+        return end, Window(steps, losses, grads, window.begun & ~bad, asked, bad)
 
     def _vet_gradient(self, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         if not torch.isfinite(value).all():

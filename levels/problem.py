@@ -22,6 +22,12 @@ class Problem(ABC):
     copies: int = 1
     """How many copies a level with an unroll should hold of it, if nobody says otherwise."""
 
+    differentiable: bool = True
+    """Whether `value_and_grad` can itself be differentiated, by `torch.func`; exact gradients above need that."""
+
+    symmetric: bool = True
+    """Whether the gradient is the derivative of the value, so that its own derivative is symmetric."""
+
     @property
     @abstractmethod
     def layout(self) -> Layout:

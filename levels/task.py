@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.derivatives import differentiated
 from levels.part import Part, require
 from levels.problem import Problem
 from levels.tree import State
@@ -65,8 +66,20 @@ class LossTask(Task):
         """Loss ``[*batch]`` at ``params`` ``[*batch, n]``, each copy's from its own, and the next state."""
 
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        if differentiated():
+            return self._composed(params, state)
         with torch.enable_grad():
             leaf = params.detach().requires_grad_()
             value, state = self.loss(leaf, state)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), grad, state
+
+    def _composed(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """`value_and_grad` for `torch.func` to differentiate; slower."""
+
+        def total(params: Tensor) -> tuple[Tensor, tuple[Tensor, State]]:
+            value, new = self.loss(params, state)
+            return value.sum(), (value, new)
+
+        grad, (value, state) = torch.func.grad(total, has_aux=True)(params)
+        return value, grad, state

@@ -27,6 +27,13 @@ class LevelState(NamedTuple):
 class Estimator(Part):
     """Abstract. ``level`` is the laid level that asks; ``params`` ``[*batch, m]`` are its optimizer's parameters."""
 
+    differentiable: bool = False
+    """Whether `value_and_grad` composes with `torch.func`, so that exact gradients can be taken above."""
+
+    def symmetric(self, level: Laid) -> bool:
+        """Whether what this gives for ``level`` is the derivative of the value, rather than an estimate of it."""
+        return False
+
     @abstractmethod
     def check(self, level: Laid) -> None:
         """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""

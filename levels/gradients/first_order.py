@@ -30,6 +30,7 @@ class FirstOrder(Estimator):
     """Truncated backpropagation that takes the problem's gradient as data; carries are constants at window edges."""
 
     name = "first-order"
+    differentiable = True
 
     def check(self, level: Laid) -> None:
         fix = "let it be the topmost level, or use an optimizer that can be differentiated"

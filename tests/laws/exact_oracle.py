@@ -1,0 +1,130 @@
+"""Naive nested autograd that follows every path: the oracle of exact gradients, and of towers that mix estimators.
+
+As in oracle.py, one copy at a time and from the equations, but gradients stay in the graph: a level's answer is a
+graph of its parameters that holds the graphs, and the backward graphs, of all windows below. Where a level does not
+give the derivative of its value (first order; a clipped gradient), what it gives is taken for that derivative.
+"""
+
+from typing import Any
+
+import torch
+from oracle import OBJECTIVES, RULES, Copy, NaiveLevel, NaiveTask
+from torch import Tensor
+
+from levels import FirstOrder, Level, Task, keys
+from levels.tree import leaves, with_leaves
+
+
+class Word(torch.autograd.Function):
+    """A value whose derivative in ``x`` is said to be ``g``; that is differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, g: Tensor) -> Tensor:
+        ctx.save_for_backward(g)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        (g,) = ctx.saved_tensors
+        return slope * g, None, None
+
+
+class ExactTask(NaiveTask):
+    """A task: value and gradient are graphs of ``x``."""
+
+    true = True
+
+    def ask(self, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        f, state = self.value(x, state)
+        (g,) = torch.autograd.grad(f, x, create_graph=True)
+        return f, g, state
+
+
+class ExactLevel(NaiveLevel):
+    """A level whose gradient, exact or first order, is a graph of ``theta``. Without learned starts."""
+
+    def __init__(self, level: Level, below: Any) -> None:
+        super().__init__(level, below)
+        self.exact = not isinstance(level.gradient, FirstOrder)
+        self.true = self.exact and level.clip is None and below.true
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        """Value, gradient and the copies behind the window; the first two as graphs of ``theta``."""
+        runs = [self.run(theta, copy) for copy in copies]
+        value = sum(self.meta(losses) for losses, *_ in runs) / len(runs)
+        if self.exact:
+            (g,) = torch.autograd.grad(value, theta, create_graph=True)
+        else:
+            g = sum(self.first_order(*run[:4]) for run in runs) / len(runs)
+        if self.level.clip is not None:
+            g = g * (self.level.clip / g.norm()).clamp(max=1.0)
+        return value if self.true else Word.apply(theta, value.detach(), g), g, [run[4] for run in runs]
+
+    def meta(self, losses: list[Tensor]) -> Tensor:
+        return OBJECTIVES[type(self.level.objective)](self.level.objective, losses)
+
+    def run(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], list[Tensor], list[Any], list[Any], Copy]:
+        """Losses and gradients of one copy's window, what each update read (through aliases) and returned, the end."""
+        if self.level.life is not None and copy.age >= self.level.life:
+            copy = self.begin(keys.fold(copy.key, -1))
+        x, s, _, g, below, age, key = copy
+        losses, grads, reads, returns = [], [], [], []
+        for _ in range(self.level.unroll):
+            read = alias(theta), alias(s), alias(x)
+            x, s = RULES[type(self.optimizer)](self.optimizer, read[0], g, *read[1:])
+            reads.append(read)
+            returns.append((x, s))
+            x = x if x.requires_grad else x.requires_grad_()
+            f, g, below = self.below.ask(x, below)
+            losses.append(f)
+            grads.append(g)
+        f, still = losses[-1].detach(), None if s is None else on_tensors(torch.detach, s)
+        end = Copy(x.detach(), still, f, g.detach(), below, age + self.level.unroll, key)
+        return losses, grads, reads, returns, end
+
+    def first_order(self, losses: list[Tensor], grads: list[Tensor], reads: list[Any], returns: list[Any]) -> Tensor:
+        """Backpropagation that stops at gradients, as a graph: only what was read through aliases is followed."""
+        weights = torch.autograd.grad(self.meta(losses), losses, create_graph=True, allow_unused=True)
+        dtheta, dx, ds = torch.zeros_like(reads[0][0]), torch.zeros_like(reads[0][2]), None
+        for weight, g, read, (x, s) in reversed(list(zip(weights, grads, reads, returns))):
+            dx = dx if weight is None else dx + weight * g
+            floats = [leaf for leaf in tensors(s) if leaf.requires_grad]
+            slopes = [dx, *(ds or [torch.zeros_like(leaf) for leaf in floats])]
+            inputs = [read[0], read[2], *tensors(read[1])]
+            dp, dx, *ds = torch.autograd.grad(
+                [x, *floats], inputs, slopes, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            dtheta = dtheta + dp
+        return dtheta
+
+    def begin(self, key: Tensor) -> Copy:
+        x = self.below.init_params(keys.fold(key, 1)).requires_grad_()
+        f, g, below = self.below.ask(x, self.below.start(x.detach(), keys.fold(key, 2)))
+        return Copy(x.detach(), None, f.detach(), g.detach(), below, 0, key)
+
+
+def alias(tree: Any) -> Any:
+    """The same numbers at another place of the graph; constants become leaves."""
+
+    def twin(leaf: Any) -> Any:
+        return leaf * 1 if leaf.requires_grad else leaf.clone().requires_grad_()
+
+    return None if tree is None else on_tensors(twin, tree)
+
+
+def on_tensors(function: Any, tree: Any) -> Any:
+    """``function`` of the tensors of a rule's memory; its step counts are plain numbers."""
+    done = [function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves(tree)]
+    return with_leaves(tree, done)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [] if tree is None else [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def exactly(task: Task, *levels: Level) -> Any:
+    """The oracle of ``levels`` stacked over ``task``."""
+    problem: Any = ExactTask(task)
+    for level in levels:
+        problem = ExactLevel(level, problem)
+    return problem

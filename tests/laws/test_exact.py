@@ -1,0 +1,311 @@
+"""Exact gradients against naive nested autograd, differences, forward mode, and hand-written MAML.
+
+Relative, in float64. Each side of a comparison carries its own state on, so errors would add up.
+"""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from exact_oracle import ExactTask, exactly
+from exact_parts import MOMENTUM, Anchored, Polyak, digits, first, level, lstm, quadratic, second_window, stacked
+from oracle import error, state_error
+from test_dead_copies import Doomed, Dying
+from test_derivatives import Slope, repeated, slopes
+from torch import Tensor
+
+from levels import (
+    SGD,
+    Adam,
+    DigitsMLP,
+    Discounted,
+    Laid,
+    Last,
+    Layout,
+    Level,
+    LevelState,
+    Log,
+    MeanLog,
+    Quadratic,
+    RMSprop,
+    Skip,
+    Start,
+    Sum,
+    Task,
+    TorchOptim,
+    keys,
+)
+from levels.derivatives import push
+from levels.tree import leaves, with_leaves
+
+TOLERANCE = 1e-9
+
+
+class Case(NamedTuple):
+    """A tower, and how many copies of its topmost level run side by side."""
+
+    task: Task
+    levels: tuple[Level, ...]
+    batch: int = 1
+    windows: int = 3
+
+
+def compare(case: Case) -> float:
+    """Largest error over the windows, for a topmost level that moves along its gradient in between."""
+    ours, theirs = stacked(case.task, case.levels), exactly(case.task, *case.levels)
+    key = keys.split(keys.seed(7), case.batch)
+    params = ours.init_params(key)
+    state = ours.init_state(params, key)
+    mine = [row.clone() for row in params]
+    copies = [theirs.start(row, k) for row, k in zip(mine, key)]
+    worst = max(state_error(state, c, (i,)) for i, c in enumerate(copies))
+    for _ in range(case.windows):
+        value, grad, state = ours.value_and_grad(params, state)
+        params = params - 0.01 * grad / grad.norm(dim=-1, keepdim=True)
+        for i in range(case.batch):
+            f, g, copies[i] = theirs.ask(mine[i].requires_grad_(), copies[i])
+            g = g.detach()
+            worst = max(worst, error(value[i], f.detach()), error(grad[i], g), state_error(state, copies[i], (i,)))
+            mine[i] = mine[i].detach() - 0.01 * g / g.norm()
+    return worst
+
+
+OPTIMIZERS = {
+    "sgd": SGD(lr=0.01),
+    "nesterov": SGD(lr=Log(0.01, per="coordinate"), momentum=0.8, weight_decay=0.1, nesterov=True),
+    "momentum": SGD(lr=0.01, momentum=0.9),
+    "adam": Adam(lr=Log(0.1, per="tensor"), eps=1e-3),
+    "rmsprop": RMSprop(lr=0.02, decay=0.9),
+    "lstm": lstm(3, 2),
+}
+OBJECTIVES = [Sum(), Last(), MeanLog(), Discounted(0.7)]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_depth_1(optimizer, objective):
+    part = level(OPTIMIZERS[optimizer], 4, objective=objective, horizon=8, batch=2)
+    assert compare(Case(quadratic(), (part,), batch=2)) < TOLERANCE
+
+
+TOWERS = {
+    "1 digits": Case(digits(), (level(lstm(), 3, batch=2, objective=MeanLog()),)),
+    "2 momentum / adam": Case(quadratic(), (level(MOMENTUM, 3, batch=2, horizon=6), level(Adam(0.1), 3)), batch=2),
+    "2 lstm / adam": Case(
+        quadratic(2), (level(lstm(), 3, batch=2, horizon=6), level(Adam(0.01), 2, objective=MeanLog()))
+    ),
+    "2 digits": Case(
+        digits(), (level(SGD(lr=Log(0.1, per="tensor"), momentum=0.5), 2), level(RMSprop(), 2)), windows=2
+    ),
+    "3 momentum / lstm / adam": Case(
+        quadratic(2),
+        (level(MOMENTUM, 2, horizon=4), level(lstm(1), 2, objective=MeanLog()), level(Adam(0.01), 2)),
+        windows=2,
+    ),
+    "3 adam / sgd / momentum": Case(
+        quadratic(2),
+        (level(Adam(0.1), 2, batch=2, horizon=4), level(SGD(0.01), 3), level(MOMENTUM, 2, objective=Last())),
+        batch=2,
+    ),
+    "2 first order over exact": Case(quadratic(), (level(Adam(0.1), 3), first(MOMENTUM, 3, batch=2))),
+    "2 exact over first order": Case(quadratic(), (first(Adam(0.1), 3), level(MOMENTUM, 3, batch=2)), batch=2),
+    "2 exact over clipped": Case(quadratic(), (level(Adam(0.1), 3, clip=0.5, batch=2), level(MOMENTUM, 3))),
+    "2 exact over first order, lstm": Case(
+        quadratic(2), (first(lstm(), 2, batch=2, objective=MeanLog()), level(Adam(0.01), 2, clip=0.1))
+    ),
+    "3 first over exact over first": Case(
+        quadratic(2), (first(MOMENTUM, 2), level(Adam(0.1), 3), first(MOMENTUM, 2)), windows=2
+    ),
+    "3 exact over first over exact": Case(
+        quadratic(2), (level(MOMENTUM, 2), first(Adam(0.1), 3), level(MOMENTUM, 2)), windows=2
+    ),
+    "3 exact over exact over first": Case(
+        quadratic(2), (first(MOMENTUM, 2), level(Adam(0.1), 2), level(MOMENTUM, 3)), windows=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers(name):
+    assert len(TOWERS[name].levels) == int(name[0])
+    assert compare(TOWERS[name]) < TOLERANCE
+
+
+# Differences and forward mode, where windows below begin anew, so that nothing is cut off at their edges.
+
+
+def value(laid: Laid, params: Tensor, state: LevelState) -> Tensor:
+    return laid.meta_loss(laid.window(params, state.carry, record=False)[1].losses)[0]
+
+
+DIFFERENCES = {
+    **{f"1 {name}": (level(optimizer, 4, batch=2, horizon=8),) for name, optimizer in OPTIMIZERS.items()},
+    "1 torch adam": (level(TorchOptim("adam", lr=0.1, eps=1e-3), 4, batch=2),),
+    "1 reads f": (level(Polyak(), 4, batch=2, objective=MeanLog()),),
+    "1 start": (level(Start(Anchored()), 3, batch=2, horizon=3),),
+    "2 momentum / adam": (level(MOMENTUM, 3, batch=2, horizon=3), level(Adam(0.1, eps=1e-2), 3, objective=Last())),
+    "2 lstm / momentum": (level(lstm(2), 2, horizon=2), level(SGD(0.001, momentum=0.5), 3)),
+    "2 start / adam": (level(Start(MOMENTUM), 2, batch=2, horizon=2), level(Adam(0.1, eps=1e-2), 3, horizon=3)),
+    "2 start of a start": (level(Start(Anchored()), 2, horizon=2), level(Start(Polyak()), 3, horizon=3)),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_differences(name):
+    laid, params, state = second_window(quadratic(2), *DIFFERENCES[name])
+    _, grad, _ = laid.value_and_grad(params, state)
+    expected = slopes(lambda p: value(laid, p, repeated(state, len(p))).sum(-1), params)
+    assert error(grad, expected) < 1e-7
+
+
+DEEP = (
+    level(Start(MOMENTUM), 2, batch=2, horizon=2),
+    level(Start(Adam(0.1, eps=1e-2)), 2, horizon=4),
+    level(Polyak(), 2, objective=MeanLog()),
+)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_forward_mode_agrees_and_the_hessian_is_symmetric(depth):
+    """Along any direction the value moves as the gradient says, at every depth; also in a first window."""
+    laid = stacked(quadratic(2), DEEP[:depth])
+    key = keys.split(keys.seed(3), 2)
+    params = laid.init_params(key)
+    state = laid.init_state(params, key)
+    u, v = (keys.normal(keys.fold(key, i), (laid.layout.size,), torch.float64) for i in (1, 2))
+    for _ in range(2):
+        _, grad, after = laid.value_and_grad(params, state)
+        pushed = [push(lambda p: laid.value_and_grad(p, state)[:2], params, w) for w in (u, v)]  # noqa: B023
+        for w, ((_, again), (slope, _)) in zip((u, v), pushed):
+            assert error(again, grad) < 1e-12
+            assert error(slope, (grad * w).sum(-1)) < 1e-10
+        bends = [bend for _, (_, bend) in pushed]
+        assert error((v * bends[0]).sum(-1), (u * bends[1]).sum(-1)) < 1e-10
+        state = after
+
+
+def test_the_jacobian_of_a_first_order_gradient_is_not_symmetric():
+    laid, params, state = second_window(quadratic(), first(Adam(0.1), 3))
+    assert not laid.symmetric
+    assert stacked(quadratic(), (level(Adam(0.1), 3),)).symmetric
+    jacobian = torch.func.jacfwd(lambda p: laid.value_and_grad(p, state)[1])(params)[0, :, 0]
+    assert error(jacobian, jacobian.T) > 0.01
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_can_be_differentiated_twice(name):
+    """`gradcheck` and `gradgradcheck` of one update in everything that it reads."""
+    rule = OPTIMIZERS[name].over(Layout.of({"w": (2,), "b": (1,)}, torch.float64))
+    key = keys.seed(4)
+    params = rule.init_params(key)
+    x, g = keys.normal(key, (2, 1, 3), torch.float64).unbind()
+    _, state = rule.update(params, x[:, 0], g, rule.init_state(params, x), x)
+    tensors = leaves(state)
+    floats = [leaf.detach() for leaf in tensors if leaf.is_floating_point()]
+
+    def update(params: Tensor, g: Tensor, x: Tensor, *floats: Tensor) -> tuple[Tensor, ...]:
+        left = iter(floats)
+        full = [next(left) if leaf.is_floating_point() else leaf for leaf in tensors]
+        new, after = rule.update(params, x[:, 0], g, with_leaves(state, full), x)
+        return new, *(leaf for leaf in leaves(after) if leaf.is_floating_point())
+
+    inputs = [tensor.clone().requires_grad_() for tensor in (params, 2 * g, x, *floats)]
+    assert torch.autograd.gradcheck(update, inputs)
+    assert torch.autograd.gradgradcheck(update, inputs)
+
+
+def test_losses_can_be_differentiated_twice():
+    for task in (DigitsMLP(hidden=(2,), minibatch=4, dtype="float64", activation="tanh"), Slope()):
+        key = keys.seed(1)
+        x = task.init_params(key)[None]
+        state = task.init_state(x, key[None])
+        some = x[:, -5:].clone().requires_grad_()
+        loss = lambda tail: task.loss(torch.cat((x[:, :-5], tail), -1), state)[0]  # noqa: B023, E731
+        assert torch.autograd.gradcheck(loss, some)
+        assert torch.autograd.gradgradcheck(loss, some)
+        f, g, _ = task.value_and_grad(x, state)
+        (again, composed), _ = push(lambda x: task.value_and_grad(x, state)[:2], x, x)  # noqa: B023
+        assert max(error(again, f), error(composed, g)) < 1e-12
+
+
+# Model-agnostic meta-learning with its second derivatives.
+
+
+def maml(task: Task, offset: Tensor, raw: Tensor, key: Tensor, unroll: int) -> Tensor:
+    """The loss after ``unroll`` steps of gradient descent from a learned start, as a graph of start and log step."""
+    draw = task.init_params(keys.seed(0))
+    total = torch.zeros((), dtype=torch.float64)
+    for k in key:
+        state = task.init_state(draw, keys.fold(k, 2))
+        x = draw + offset
+        for _ in range(unroll):
+            residual = state.w @ x - state.y
+            (g,) = torch.autograd.grad((residual**2).sum(), x, create_graph=True)
+            x = x - raw.exp() * g
+        total = total + ((state.w @ x - state.y) ** 2).sum() / len(key)
+    return total
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_maml(unroll):
+    """Exact over a learned start is MAML (Finn et al. 2017, equation 1), in every window; first order is not."""
+    task = quadratic()
+    part = level(Start(SGD(lr=0.02)), unroll, batch=3, horizon=unroll, objective=Last(), stagger=False)
+    laid, key = part.over(task), keys.seed(9)
+    params = laid.init_params(key)
+    state, trajectories = laid.init_state(params, key), keys.split(key, 3)
+    for _ in range(3):
+        value, grad, after = laid.value_and_grad(params, state)
+        offset, raw = params[:-1].clone().requires_grad_(), params[-1].clone().requires_grad_()
+        loss = maml(task, offset, raw, trajectories, unroll)
+        expected = torch.cat([one.reshape(-1) for one in torch.autograd.grad(loss, (offset, raw))])
+        assert error(value, loss.detach()) < 1e-12
+        assert error(grad, expected) < TOLERANCE
+        rough = first(part.optimizer, unroll, batch=3, horizon=unroll, objective=Last(), stagger=False).over(task)
+        assert error(rough.value_and_grad(params, state)[1], expected) > 0.01
+        params, state = params - 0.05 * grad, after
+        trajectories = keys.fold(trajectories, -1)
+
+
+# Copies that are not finite.
+
+
+class Poisoned(Dying):
+    """As `Dying`, but what kills a copy poisons its derivatives too."""
+
+    name = "poisoned"
+
+    def value_and_grad(self, params: Tensor, state: Doomed) -> tuple[Tensor, Tensor, Doomed]:
+        f, g, below = Quadratic.value_and_grad(self, params, state.below)
+        poison = torch.where(state.dies & (state.calls + 1 == self.fatal), torch.nan, 1.0).to(f.dtype)
+        return f * poison, g * poison[..., None], Doomed(below, state.calls + 1, state.dies)
+
+
+class ExactDying(ExactTask):
+    """The oracle's `Dying`: its copies never die."""
+
+    def value(self, x: Tensor, state: Doomed) -> tuple[Tensor, Doomed]:
+        return (state.below.w @ x - state.below.y).square().sum(), state._replace(calls=state.calls + 1)
+
+
+@pytest.mark.parametrize("fatal", [2, 3])
+@pytest.mark.parametrize("optimizer", [lstm(3), Adam(lr=0.1), MOMENTUM], ids=repr)
+def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer, fatal):
+    """The mean over the living of six copies equals that of a level that never met the dead ones."""
+    part = level(optimizer, 3, batch=6, nonfinite=Skip())
+    task = Poisoned(dims=3, dtype="float64", fatal=fatal)
+    laid, oracle = part.over(task), exactly(task, part)
+    oracle.below = ExactDying(task)
+    key = keys.seed(2)
+    params = laid.init_params(key)
+    state, copies = laid.init_state(params, key), oracle.start(params, key)
+    dead = state.carry.below.dies
+    assert 0 < dead.sum() < 6
+    _, grad, after = laid.value_and_grad(params, state)
+    living = [copy for copy, gone in zip(copies, dead) if not gone]
+    _, expected, _ = oracle.ask(params.clone().requires_grad_(), living)
+    assert error(grad, expected.detach() * len(living) / 6) < TOLERANCE
+    assert torch.equal(after.carry.skipped, dead.long())
+    over = level(SGD(0.001), 2).over(laid)
+    top = over.init_params(key)
+    assert over.value_and_grad(top, over.init_state(top, key))[1].isfinite().all()
