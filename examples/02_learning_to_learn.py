@@ -1,7 +1,7 @@
 """Learning to learn by gradient descent by gradient descent, on quadratics. About 20 seconds.
 
-An LSTM is trained by Adam on 64 random quadratics at a time (unroll 20, restarts after 100 steps), then frozen and put to
-quadratics that it never saw, beside Adam with the best of 17 step sizes. You should see about
+An LSTM is trained by Adam on 64 random quadratics at a time (unroll 20, restarts after 100 steps), then frozen and
+put to quadratics that it never saw, beside Adam with the best of 17 step sizes. You should see about
 
     adam, best step size 0.56: sum of losses 380.3, final loss 0.358
     lstm, learned            : sum of losses 130.1, final loss 0.216

@@ -1,11 +1,12 @@
-"""An optimizer and a network of your own, checked and stacked three levels high. About 60 seconds.
+"""An optimizer and a network of your own, checked and stacked three levels high. About 15 seconds.
 
-A sign-momentum rule, written below, trains an LSTM, which trains an LSTM, which trains a small tanh network given as an
-ordinary nn.Module, on the wine data of scikit-learn. Both parts pass the public conformance checks first. You should see
+A sign-momentum rule, written below, trains an LSTM, which trains an LSTM, which trains a small tanh network given as
+an ordinary nn.Module, on the wine data of scikit-learn. Both parts pass the public conformance checks first. You
+should see about
 
     checks passed
-    untrained trainer: loss after 40 steps 1.40
-    trained trainer  : loss after 40 steps 0.16
+    untrained trainer: loss after 40 steps 1.257
+    trained trainer  : loss after 40 steps 0.115
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from recursion.deploy import run
 
 @dataclass(frozen=True, repr=False)
 class Signum(HandMade):
-    """b <- momentum b + (1 - momentum) g, x <- x - lr tanh(b / tau): sign momentum (Bernstein et al. 2018), made smooth."""
+    """b <- momentum b + (1 - momentum) g, x <- x - lr tanh(b / tau): Signum (Bernstein et al. 2018), made smooth."""
 
     name = "signum"
 
@@ -55,7 +56,7 @@ def wine() -> ModuleTask:
 
 
 def final_loss(tower: Tower, trainer: Tensor) -> float:
-    """Train a fresh LSTM for 25 windows with the given trainer ``[m]``, then a network that neither has seen, 40 steps."""
+    """Train a fresh LSTM for 25 windows with a trainer ``[m]``, then a network that neither has seen, 40 steps."""
     below = tower.under()
     state = below.init(seed=1, params=trainer)
     for state, _report in below.run(state, 5):

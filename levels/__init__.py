@@ -2,27 +2,52 @@
 
 from levels import keys
 from levels.gradients.estimator import Estimator, LevelState
+from levels.gradients.evolution import NRES, PES, Antithetic, ESSingle, Evolution, FullES, TruncatedES
+from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
+from levels.gradients.mixture import Mix
 from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
 from levels.layout import Layout
 from levels.level import Carry, Laid, Level, Window
 from levels.nonfinite import NonFinite, NonFiniteError, Skip, Stop
 from levels.objectives import Discounted, Last, MeanLog, Objective, Sum
 from levels.optimizer import Optimizer
+from levels.optimizers.adagrad import Adagrad
 from levels.optimizers.adam import Adam
+from levels.optimizers.adamw import AdamW
+from levels.optimizers.by_name import ByName
 from levels.optimizers.lstm import LSTM
+from levels.optimizers.mlp import MLPOptimizer
+from levels.optimizers.module import ModuleOptimizer
+from levels.optimizers.muon import Muon
 from levels.optimizers.rmsprop import RMSprop
+from levels.optimizers.rnnprop import RNNProp
 from levels.optimizers.sgd import SGD
+from levels.optimizers.start import Start
+from levels.optimizers.torch_optim import TorchOptim
 from levels.part import Part
 from levels.problem import Problem
 from levels.task import LossTask, Task
-from levels.tasks.mlp import MLP, DigitsMLP
+from levels.tasks.augmented import Augmented
+from levels.tasks.convnet import ConvNet, DigitsConvNet, FashionConvNet, MnistConvNet
+from levels.tasks.loader import LoaderTask
+from levels.tasks.logistic import Logistic
+from levels.tasks.mixture import Mixture
+from levels.tasks.mlp import MLP, DigitsMLP, FashionMLP, Mnist1dMLP, MnistMLP
 from levels.tasks.module import ModuleTask
+from levels.tasks.noisy_quadratic import NoisyQuadratic
+from levels.tasks.photo import Photo
 from levels.tasks.quadratic import Quadratic
+from levels.tasks.rosenbrock import Rosenbrock
+from levels.tasks.text import Characters, CharGRU, CharTransformer
 
 __all__ = [
-    "LSTM", "MLP", "SGD", "Adam", "Carry", "DigitsMLP", "Discounted", "Estimator", "FirstOrder", "Fixed", "HandMade",
-    "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "Log", "Logit", "LossTask", "MeanLog",
-    "ModuleTask", "NonFinite", "NonFiniteError", "Objective", "Optimizer", "Part", "Problem", "Quadratic", "RMSprop",
-    "Skip", "Stop", "Sum", "Task", "Window", "hyper", "keys",
+    "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Augmented", "ByName", "Carry",
+    "CharGRU", "CharTransformer", "Characters", "ConvNet", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle",
+    "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP", "FirstOrder", "Fixed", "FullES", "HandMade",
+    "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LoaderTask", "Log", "Logistic", "Logit",
+    "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP",
+    "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite", "NonFiniteError", "Objective", "Optimizer",
+    "Part", "Photo", "Problem", "Quadratic", "RMSprop", "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task",
+    "TorchOptim", "TruncatedES", "Window", "hyper", "keys",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ def split(key: Tensor, count: int) -> Tensor:
 def bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     """64 random bits an entry: int64 ``[*batch, *shape]`` for keys ``[*batch]``."""
     draws = torch.arange(1, math.prod(shape) + 1, device=key.device)
-    return _mix(key[..., None] + draws * GAMMA).reshape(*key.shape, *shape)
+    return _mix(key[..., None] + draws * GAMMA).reshape((*key.shape, *shape))
 
 
 def uniform(key: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -89,6 +89,8 @@ def check_optimizer(
         _check_repeats(rule, partial(_fresh_run, rule, seed, steps))
         _check_mixing(rule, trial)
         _check_reads(rule, trial)
+        _check_scope(rule, trial)
+        _check_loss(rule, trial)
         if differentiable:
             _check_pullback(rule, trial)
             _check_linear(rule, trial)
@@ -375,6 +377,31 @@ def _check_reads(rule: Optimizer, trial: _Trial) -> None:
         got, fix = f"a parameter {name} that changes nothing in {steps} updates", "leave it out, or pass more steps"
         read = view.numel() == 0 or not torch.equal(_run(rule, _started(rule, changed)).x, usual)
         _require(read, rule, got, "a step that depends on every parameter", fix)
+
+
+def _check_scope(rule: Optimizer, trial: _Trial) -> None:
+    """What happens in one coordinate (tensor) is not noticed in others, and one that is alone gets the same steps."""
+    if rule.scope == "problem":
+        return
+    name, shape = ("one", ()) if rule.scope == "coordinate" else rule.below.entries[-1]
+    usual, start = _run(rule, trial).x, rule.below.size - math.prod(shape)  # the last one begins there
+    fix = 'do not mix them, or declare another scope, "problem" to be safe'
+    wanted = f"a step that reads its own {rule.scope} alone, as scope declares"
+    x, g = (torch.cat((t[:, :, :start], 1.5 * t[:, :, start:] + 0.1), dim=2) for t in (trial.x, trial.g))
+    others = _run(rule, trial._replace(x=x, g=g)).x[..., :start]
+    got = f"another x when g and x of another {rule.scope} changed"
+    _require(_close(others, usual[..., :start]), rule, got, wanted, fix)
+    lone = rule.over(Layout.of({name: shape}, rule.below.dtype, rule.below.device))
+    if lone.layout.entries == rule.layout.entries:
+        itself = _run(lone, trial._replace(x=trial.x[:, :, start:], g=trial.g[:, :, start:])).x
+        _require(_close(itself, usual[..., start:]), rule, f"another x for a {rule.scope} alone", wanted, fix)
+
+
+def _check_loss(rule: Optimizer, trial: _Trial) -> None:
+    if not rule.reads_loss:
+        same = torch.equal(_run(rule, trial._replace(f=2 * trial.f + 1)).x, _run(rule, trial).x)
+        fix = "declare reads_loss = True, or do not read f"
+        _require(same, rule, "another x for another f", "none, as its reads_loss is false", fix)
 
 
 def _started(rule: Optimizer, trial: _Trial) -> _Trial:

@@ -3,11 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recursion.drop_in import DropIn as DropIn
+    from recursion.export import Exported as Exported
     from recursion.tower import Report as Report
     from recursion.tower import Tower as Tower
     from recursion.tower import TowerState as TowerState
 
-HOME = {"Report": "recursion.tower", "Tower": "recursion.tower", "TowerState": "recursion.tower"}
+HOME = {
+    "DropIn": "recursion.drop_in",
+    "Exported": "recursion.export",
+    "Report": "recursion.tower",
+    "Tower": "recursion.tower",
+    "TowerState": "recursion.tower",
+}
 
 __all__ = sorted(HOME)
 

@@ -67,7 +67,7 @@ def save(
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "digest": _digest(content, tensors),
+        "digest": digest(content, tensors),
         "content": content,
     }
     replace_file(Path(path), to_bytes(tensors, metadata))
@@ -90,7 +90,7 @@ def load(path: str | Path, tower: Tower | None = None) -> Saved:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole checkpoint, it is truncated or garbled ({error}); {LOST}") from error
-    if _digest(metadata["content"], tensors) != metadata["digest"]:
+    if digest(metadata["content"], tensors) != metadata["digest"]:
         raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {LOST}")
     content = json.loads(metadata["content"])
     tower = _rebuilt(path, content) if tower is None else tower
@@ -172,9 +172,10 @@ def _described(tensor: Tensor | None) -> str:
     return "nothing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(content.encode(), digest_size=16)
+def digest(content: str, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of some text and of tensors on the CPU, with their names, dtypes and shapes."""
+    summed = hashlib.blake2b(content.encode(), digest_size=16)
     for name in sorted(tensors):
-        digest.update(f"{name} {_described(tensors[name])}".encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        summed.update(f"{name} {_described(tensors[name])}".encode())
+        summed.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return summed.hexdigest()

@@ -1,4 +1,4 @@
-"""The command line: ``tower train``, ``tower eval``, ``tower show``.
+"""The command line: ``tower train``, ``tower eval``, ``tower export``, ``tower show``.
 
 Mistakes of the user, non-finite numbers and disks that cannot be written end in one line on stderr and exit code 2;
 Ctrl-C in one line that says how to go on, and 130. Anything else is a bug and shows its traceback. Nothing heavy is
@@ -15,6 +15,7 @@ examples:
   tower train "quadratic: lstm@20 / adam" --steps 500 --out runs/first
   tower train "quadratic: lstm@20 / adam" --steps 800 --out runs/first --resume
   tower eval runs/seed0 runs/seed1 runs/seed2 --problems 128
+  tower export runs/first --out lstm.safetensors
 """
 NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
@@ -111,6 +112,7 @@ def build_parser() -> Parser:
     for name, does, fill in (
         ("train", "train a tower, then evaluate it on held-out problems", _train_options),
         ("eval", "evaluate trained runs of one tower together", _eval_options),
+        ("export", "write what a run learned to a file, to use as a torch.optim.Optimizer", _export_options),
         ("show", "say what a tower is", _show_options),
     ):
         made = commands.add_parser(
@@ -147,9 +149,18 @@ def _eval_options(parser: Parser) -> None:
         "--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation"
     )
     parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    parser.add_argument("--on", metavar="TASK", help="another task to evaluate on; default the tower's own")
     less = "leave out other problems and ten times the steps"
     parser.add_argument("--no-transfer", dest="transfer", action="store_false", help=less)
     _evaluation_options(parser)
+
+
+def _export_options(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of tower train")
+    parser.add_argument("--out", metavar="FILE", help="default optimizer.safetensors in the run folder")
+    _number(parser, "--copy", 1, "which of the optimizers that the tower trained side by side, from 1")
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the runs below a trainer; default 0")
+    _windows(parser)
 
 
 def _show_options(parser: Parser) -> None:
@@ -160,7 +171,13 @@ def _show_options(parser: Parser) -> None:
 def _evaluation_options(parser: Parser) -> None:
     _number(parser, "--problems", 64, "held-out problems in each comparison")
     _number(parser, "--eval-steps", 100, "base steps on each of them")
-    _number(parser, "--windows", None, "windows that a learned trainer trains for, at depth 3 and up", "as it was trained")
+    _windows(parser)
+
+
+def _windows(parser: Parser) -> None:
+    _number(
+        parser, "--windows", None, "windows that a learned trainer trains for, at depth 3 and up", "as it was trained"
+    )
 
 
 def _number(parser: Parser, name: str, default: int | None, what: str, words: str | None = None) -> None:

@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 
 from levels.nonfinite import NonFiniteError, Skip, Stop
+from levels.optimizers.start import Start
+from levels.task import Task
 from recursion import checkpoint, training
 from recursion.describe import describe
 from recursion.files import explained
@@ -56,8 +58,28 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
     steps = sorted({int(one.state.step) for one in saved})
     if len(steps) > 1:
         _note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
+    on = None if args.on is None else read_task(args.on)
     several = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{slug(first)}-eval"
-    _report(first, [one.state for one in saved], several if args.out is None else Path(args.out), args.seed, args)
+    _report(first, [one.state for one in saved], several if args.out is None else Path(args.out), args.seed, args, on)
+
+
+def export(args: argparse.Namespace) -> None:
+    """``tower export``: the optimizer that a run came to, in a file of its own."""
+    from recursion.export import learned_by
+
+    saved = checkpoint.load(Path(args.run) / training.CHECKPOINT)
+    exported = learned_by(
+        saved.tower, saved.state, seed=saved.seed, copy=args.copy, windows=args.windows, deploy_seed=args.seed
+    )
+    out = Path(args.run) / "optimizer.safetensors" if args.out is None else Path(args.out)
+    exported.save(out)
+    if isinstance(exported.optimizer, Start):
+        _note("a learned start is where the tower's task begins; on a model of your own only the rule is at work")
+    spent = f", {exported.source['base_steps']} base steps spent" if saved.tower.depth > 2 else ""
+    sys.stdout.write(
+        f"{exported.optimizer}, {len(exported.weights)} parameters{spent}, written to {out}; use it with\n"
+    )
+    sys.stdout.write(f"  optimizer = recursion.export.load({str(out)!r})(model.parameters())\n")
 
 
 def show(args: argparse.Namespace) -> None:
@@ -78,6 +100,14 @@ def read_tower(text: str) -> Tower:
         return loads(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_task(text: str) -> Task:
+    """The task of a notation."""
+    task = parse(f"{text}: sgd").task
+    if not isinstance(task, Task):
+        raise ValueError(f"--on takes a task, got '{text}'")
+    return task
 
 
 def slug(tower: Tower) -> str:
@@ -104,7 +134,9 @@ def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
         raise
 
 
-def _report(tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace) -> None:
+def _report(
+    tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace, on: Task | None = None
+) -> None:
     from recursion.evaluation import evaluate
     from recursion.reporting import write
 
@@ -112,6 +144,7 @@ def _report(tower: Tower, states: list[TowerState], out: Path, seed: int, args: 
         evaluation = evaluate(
             tower,
             states,
+            on=on,
             seed=seed,
             problems=args.problems,
             steps=args.eval_steps,

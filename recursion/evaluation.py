@@ -109,6 +109,7 @@ def evaluate(
     tower: Tower,
     states: Sequence[TowerState],
     *,
+    on: Task | None = None,
     seed: int = 0,
     problems: int = 64,
     tuning: int = 16,
@@ -120,6 +121,7 @@ def evaluate(
     """Compare what the tower learned with tuned baselines on held-out problems.
 
     ``states``: of this tower after training, one for each training seed; copies within a state are averaged.
+    ``on``: another family of problems than the tower's, to see how far what was learned carries.
     ``problems``: test problems a scenario. ``tuning``: validation problems for each baseline's step size; with too few,
     step sizes are chosen that diverge on some test problem, which flatters what was learned. ``steps``:
     base steps a run. ``windows``: steps of each lower tower, see `deploy.learned`. ``transfer``: also the task's
@@ -130,12 +132,14 @@ def evaluate(
         good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         require(good, f"evaluate: {name} must be a whole number of at least 1, got {value}")
     require(len(states) >= 1, "evaluate: states is empty; give one trained state for each training seed")
-    if not isinstance(tower.task, Task):
-        raise TypeError(f"evaluate: a task with held-out splits is needed, got {tower.task!r}")
+    family = tower.task if on is None else on
+    if not isinstance(family, Task):
+        raise TypeError(f"evaluate: a task with held-out splits is needed, got {family!r}")
     tell = progress or (lambda _what, _fraction: None)
     tell("deploying what was learned", 0.0)
     subject = Subject.of(tower, states, windows=windows, seed=seed)
-    plans, refused = _plans(tower.task, subject, steps, problems, tuning, transfer)
+    require(on is None or not subject.misfit(family), f"evaluate: {subject.misfit(family)}")
+    plans, refused = _plans(family, subject, steps, problems, tuning, transfer)
     spent = {"deployment": subject.base_steps, "tuning": 0, "runs": 0}
     scenarios, done, total = [], 0.0, sum(plan.cost for plan in plans)
     for plan in plans:

@@ -9,7 +9,7 @@ from test_deploy import Bowl
 
 from levels import SGD, Adam, Level, Log, Quadratic, keys
 from recursion.baselines import BASELINES, MEASURES, tune
-from recursion.deploy import run
+from recursion.deploy import Subject, run
 from recursion.evaluation import OURS, evaluate
 from recursion.statistics import difference, estimate
 from recursion.tower import Tower
@@ -249,3 +249,17 @@ def test_refusals_say_what_to_do():
 def _one(pair):
     tower, state = pair
     return tower, [state]
+
+
+def test_what_was_learned_is_tried_on_another_family():
+    tower, _ = trained(Bowl(), 0.1)
+    other = Quadratic(dims=3, dtype="float64")
+    tower64 = Tower(Bowl(dtype="float64"), *tower.levels)
+    state64 = tower64.init(0)
+    evaluation = small(tower64, [state64], on=other)
+    assert evaluation.scenarios[0].task == repr(other)
+    by_hand = Subject.of(tower64, [state64], windows=None, seed=0).losses(other.on("test"), 6, 8, 0)[0]
+    assert evaluation.scenarios[0].results[0].measures["final"].mean.value == pytest.approx(by_hand[-1].mean().item())
+    fussy = Tower(Bowl(), Level(optimizer=SGD(lr=Log(0.1, "coordinate")), unroll=2), Level(optimizer=Adam()))
+    with pytest.raises(ValueError, match="takes 5 parameters on quadratic"):
+        small(fussy, [fussy.init(0)], on=Quadratic(dims=5))
