@@ -44,7 +44,8 @@ class Level:
     (the 2016 paper's 100 steps of 20) and None where it is 1. ``batch``: copies of the problem below, at least 1;
     ``auto`` is what the problem suggests (`Problem.copies`) where ``unroll`` is above 1, and 1 where it is 1.
     ``stagger``: whether first restarts are spread over the copies. ``objective``: how losses become a meta-loss.
-    ``gradient``: how the meta-loss is differentiated. ``clip``: largest norm of that gradient, None for any.
+    ``gradient``: how the meta-loss is differentiated. ``clip``: largest norm of that gradient, None for any;
+    the levels above take what is left for the gradient, in their own gradients too.
     ``nonfinite``: what to do about losses and gradients that are not finite.
     """
 

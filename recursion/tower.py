@@ -99,7 +99,7 @@ class Tower:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
         with torch.no_grad(), self._named(number):
-            carry, window = self.top.window(state.params, state.carry)
+            carry, window = self.top.window(state.params, state.carry, record=False)
         new = TowerState(state.params, carry, state.step + 1)
         losses = [float(carry.f.mean()) for carry in self.carries(new)]
         losses[-1] = float(window.losses.mean())

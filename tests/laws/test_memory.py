@@ -79,9 +79,9 @@ def peak_bytes(unrolls: tuple[int, ...]) -> int:
 
 
 def carry_bytes() -> list[int]:
-    """What one update of each level reads: x, g and the momentum, and its loss."""
-    sizes = DIMS, DIMS + 1, DIMS + 1  # a level's optimizer has a step size for each coordinate and one momentum
-    return [8 * (tensors * n + 1) for n, tensors in zip(sizes, (3, 3, 2))]
+    """What one update of each level reads: x, g and the momentum, and its loss; of the topmost only losses are kept."""
+    sizes = DIMS, DIMS + 1, 0  # a level's optimizer has a step size for each coordinate and one momentum
+    return [8 * (3 * n + 1) for n in sizes]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_memory_is_the_sum_of_the_unrolls(peaks):
     """Peak = constant + sum_k T_k carry_k: the constant from the smallest tower, all others within 2 percent."""
     carries = carry_bytes()
     constant = peaks[2, 2, 2] - 2 * sum(carries)
-    assert 0 < constant < 3 * sum(carries)  # where windows start, and temporaries: less than three carries a level
+    assert 0 < constant < 4 * sum(carries)  # where windows start, and temporaries: less than four carries a level
     for unrolls, peak in peaks.items():
         assert peak == pytest.approx(constant + sum(t * c for t, c in zip(unrolls, carries)), rel=0.02)
 

@@ -25,7 +25,7 @@ def test_an_untrained_start_is_one_draw_of_the_problem_for_all_copies():
 
 
 def test_the_gradient_of_a_start_is_first_order_maml_by_hand():
-    """x_0 = start, two SGD steps on each of three quadratics, loss at the end: d/dstart of f(x_2) is g_2, first order."""
+    """x_0 = start, two SGD steps on each of three quadratics, gradients as data, the loss at the end."""
     task = Quadratic(dims=4, dtype="float64")
     level = Level(optimizer=Start(SGD(lr=Linear(0.01))), unroll=2, horizon=2, batch=3, objective=Last(), stagger=False)
     laid = level.over(task)
