@@ -14,7 +14,7 @@ def describe(tower: Tower) -> str:
 
 
 def _lines(tower: Tower) -> Iterator[str]:
-    costs = list(accumulate((level.unroll for level in tower.levels), mul))
+    costs = tower.costs
     copies = list(accumulate((laid.batch for laid in reversed(tower.laid)), mul))[::-1]
     layout = tower.laid[0].problem.layout
     tensors = ", ".join(f"{name} {list(shape)}" for name, shape in layout.entries)

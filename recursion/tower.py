@@ -6,13 +6,14 @@
 
 Each level but the topmost is trained by the one above it. The topmost runs with fixed parameters: nothing
 differentiates it. One `step` is one window of the topmost level, so a tower with unrolls T1, ..., TN pays
-exactly T1 * ... * TN task gradients for it, and one more evaluation below for each restart.
+exactly T1 * ... * TN task gradients for it in first order, and one more evaluation below for each restart.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -74,9 +75,18 @@ class Tower:
         return len(self.levels)
 
     @property
+    def costs(self) -> list[int]:
+        """Task gradients that a window of each level costs, level 1 first, for each copy of the task; restarts apart.
+
+        The product of the unrolls, where gradients are first-order; see `Estimator.evaluations` for the others.
+        """
+        trained = [level.gradient.evaluations(level.unroll) for level in self.levels[:-1]]
+        return list(itertools.accumulate([*trained, self.levels[-1].unroll], operator.mul))
+
+    @property
     def base_steps(self) -> int:
-        """Task gradients that one step costs after start-up, restarts apart: the product of the unrolls."""
-        return math.prod(level.unroll for level in self.levels)
+        """Task gradients that one step costs after start-up; the last of `costs`."""
+        return self.costs[-1]
 
     def init(self, seed: int, *, params: Tensor | None = None) -> TowerState:
         """State at the start. ``params`` ``[m]``: of the topmost optimizer, if it is not to start with its own.

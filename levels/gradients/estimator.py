@@ -34,6 +34,10 @@ class Estimator(Part):
         """Whether what this gives for ``level`` is the derivative of the value, rather than an estimate of it."""
         return False
 
+    def evaluations(self, unroll: int) -> int:
+        """Evaluations of the problem below that a window of ``unroll`` costs, for each of the level's copies."""
+        return unroll
+
     @abstractmethod
     def check(self, level: Laid) -> None:
         """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""

@@ -92,6 +92,9 @@ class Antithetic(Estimator):
     def schedule(self) -> Schedule:
         """For how long a draw is kept and whether draws are summed."""
 
+    def evaluations(self, unroll: int) -> int:
+        return 2 * self.pairs * unroll
+
     def check(self, level: Laid) -> None:
         noise, accumulate = self.schedule()
         unroll, life = level.level.unroll, level.level.life

@@ -54,6 +54,9 @@ class Exact(Estimator):
             require(problem.differentiable, f"{what} has a gradient that cannot be differentiated by {self}; {fix}")
         _check_gradient(problem)
 
+    def evaluations(self, unroll: int) -> int:
+        return 2 * unroll - 1
+
     def symmetric(self, level: Laid) -> bool:
         return level.problem.symmetric
 

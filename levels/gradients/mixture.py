@@ -66,6 +66,9 @@ class Mix(Estimator):
         good = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool) and 0 < self.decay < 1
         require(good, f"mix: decay must be a number between 0 and 1, got {notate(self.decay)}")
 
+    def evaluations(self, unroll: int) -> int:
+        return self.first.evaluations(unroll) + self.second.evaluations(unroll)
+
     def check(self, level: Laid) -> None:
         self.first.check(level)
         self.second.check(level)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from live import LiveBytes
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -19,7 +20,6 @@ from recursion import DropIn, Tower, cli
 from recursion.export import export, learned_by, load
 from recursion.notation import parse
 from recursion.pieces import Pieces
-from tests.laws.live import LiveBytes
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,113 @@
+"""The stack: how a tower is built, written, started, stepped, cut, and what it says when something is wrong."""
+
+import math
+
+import pytest
+import torch
+
+from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Level, Mix, NonFiniteError, Problem, Quadratic
+from recursion import Tower
+
+STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam()))
+
+
+class Counted(Problem):
+    """A quadratic that counts the copies whose gradients it was asked for."""
+
+    def __init__(self) -> None:
+        self.problem, self.asked = Quadratic(dims=3, dtype="float64"), 0
+
+    @property
+    def layout(self):
+        return self.problem.layout
+
+    def init_params(self, key):
+        return self.problem.init_params(key)
+
+    def init_state(self, params, key):
+        return self.problem.init_state(params, key)
+
+    def value_and_grad(self, params, state):
+        self.asked += math.prod(params.shape[:-1])
+        return self.problem.value_and_grad(params, state)
+
+
+def test_a_tower_prints_its_notation():
+    assert repr(Tower(Quadratic(), *STACK)) == "quadratic: lstm(hidden=3)@4[batch=2] / sgd@3 / adam"
+    assert (
+        repr(Tower(Quadratic(), Level(optimizer=SGD()), Level(optimizer=SGD(), unroll=2))) == "quadratic: sgd@1 / sgd@2"
+    )
+
+
+def test_what_cannot_be_a_tower_is_refused():
+    with pytest.raises(ValueError, match="at least one level, got none; add an optimizer"):
+        Tower(Quadratic())
+    with pytest.raises(TypeError, match="stands on a task, got 'quadratic'"):
+        Tower("quadratic", *STACK)
+    with pytest.raises(ValueError, match=r"level 3 \(adam@1\) takes 4 parameters, got shape \[5\]"):
+        Tower(Quadratic(), *STACK).init(0, params=torch.zeros(5))
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_another():
+    tower = Tower(Quadratic(), *STACK)
+    ends = [tower.carries(tower.step(tower.init(seed))[0])[0].x for seed in (0, 0, 1)]
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_a_report_has_a_loss_and_a_count_for_each_level():
+    tower = Tower(Quadratic(), *STACK)
+    state = tower.init(0)
+    for number, (state, report) in enumerate(tower.run(state, 3), 1):  # noqa: B020
+        assert (report.step, int(state.step)) == (number, number)
+        assert report.skipped == [0, 0, 0]
+        assert report.losses[0] == pytest.approx(tower.carries(state)[0].f.mean().item())
+        assert report.losses[1] > report.losses[0]  # a sum of four losses above one of them
+
+
+def test_carries_are_the_levels_from_the_bottom_up():
+    tower = Tower(Quadratic(dims=5), *STACK)
+    shapes = [tuple(carry.x.shape) for carry in tower.carries(tower.init(0))]
+    assert shapes == [(1, 1, 2, 5), (1, 1, tower.laid[0].layout.size), (1, 1)]
+
+
+def test_the_tower_under_the_top_never_restarts():
+    under = Tower(Quadratic(), *STACK).under()
+    assert repr(under) == "quadratic: lstm(hidden=3)@4[batch=2] / sgd@3[horizon=none]"
+
+
+def test_what_is_not_finite_names_level_and_step():
+    tower = Tower(Quadratic(), Level(optimizer=SGD(lr=1e8)))
+    sentence = r"^level 1 \(sgd\(lr=100000000.0\)@1\): .* is not finite at top step \d+; "
+    with pytest.raises(NonFiniteError, match=sentence):
+        for _ in tower.run(tower.init(0), 100):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("gradients", "expected"),
+    [
+        ((FirstOrder(), FirstOrder()), 4 * 3 * 2),
+        ((Exact(), FirstOrder()), 7 * 3 * 2),
+        ((Exact(), Exact()), 7 * 5 * 2),
+        ((PES(pairs=3), FirstOrder()), 4 * 6 * 3 * 2),
+        ((FirstOrder(), PES(pairs=2)), 4 * 3 * 4 * 2),
+        ((Mix(FirstOrder(), PES(pairs=2)), FirstOrder()), (4 + 4 * 4) * 3 * 2),
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_base_steps_are_what_the_task_counts(gradients, expected):
+    task, batch = Counted(), 5
+    levels = [
+        Level(
+            optimizer=SGD(lr=1e-3), unroll=unroll, batch=copies, horizon=20 * unroll, stagger=False, gradient=gradient
+        )
+        for unroll, copies, gradient in zip((4, 3), (batch, 1), gradients, strict=True)
+    ]
+    tower = Tower(task, *levels, Level(optimizer=SGD(lr=1e-6), unroll=2))
+    state = tower.init(0)
+    for _ in range(2):
+        before = task.asked
+        state, _ = tower.step(state)
+        assert task.asked - before == batch * tower.base_steps == batch * expected
