@@ -5,6 +5,7 @@ from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.evolution import NRES, PES, Antithetic, ESSingle, Evolution, FullES, TruncatedES
 from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
+from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
 from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
 from levels.layout import Layout
@@ -44,9 +45,9 @@ from levels.tasks.text import Characters, CharGRU, CharTransformer
 __all__ = [
     "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Augmented", "ByName", "Carry",
     "CharGRU", "CharTransformer", "Characters", "ConvNet", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle",
-    "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP", "FirstOrder", "Fixed", "FullES", "HandMade",
-    "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LoaderTask", "Log", "Logistic", "Logit",
-    "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP",
+    "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP", "FirstOrder", "Fixed", "Forward", "FullES",
+    "HandMade", "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LoaderTask", "Log", "Logistic",
+    "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP",
     "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite", "NonFiniteError", "Objective", "Optimizer",
     "Part", "Photo", "Problem", "Quadratic", "RMSprop", "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task",
     "TorchOptim", "TruncatedES", "Window", "hyper", "keys",

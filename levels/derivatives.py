@@ -42,8 +42,8 @@ def constant(state: State) -> State:
     return map_leaves(torch.detach, state)
 
 
-def push(function: Callable[[Tensor], Any], x: Tensor, v: Tensor) -> tuple[Any, Any]:
-    """``function(x)`` and its derivative along ``v``, by forward mode."""
+def push(function: Callable[[Any], Any], x: State, v: State) -> tuple[Any, Any]:
+    """``function(x)`` and its derivative along ``v``, by forward mode; ``x`` and ``v`` are tensors or trees of them."""
     _load_rules()
     pushed = jvp(function, (x,), (v,))
     return pushed[0], pushed[1]

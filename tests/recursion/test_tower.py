@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Level, Mix, NonFiniteError, Problem, Quadratic
+from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Problem, Quadratic
 from recursion import Tower
 
 STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam()))
@@ -90,6 +90,7 @@ def test_what_is_not_finite_names_level_and_step():
         ((FirstOrder(), FirstOrder()), 4 * 3 * 2),
         ((Exact(), FirstOrder()), 7 * 3 * 2),
         ((Exact(), Exact()), 7 * 5 * 2),
+        ((Forward(), FirstOrder()), 8 * 3 * 2),
         ((PES(pairs=3), FirstOrder()), 4 * 6 * 3 * 2),
         ((FirstOrder(), PES(pairs=2)), 4 * 3 * 4 * 2),
         ((Mix(FirstOrder(), PES(pairs=2)), FirstOrder()), (4 + 4 * 4) * 3 * 2),
