@@ -33,7 +33,7 @@ class FirstOrder(Estimator):
     differentiable = True
 
     def check(self, level: Laid) -> None:
-        fix = "let it be the topmost level, or use an optimizer that can be differentiated"
+        fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
         require(level.optimizer.differentiable, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
 
     def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
