@@ -15,7 +15,7 @@ only be loaded with the tower given, and is then compared by the names, shapes a
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,18 +81,7 @@ def load(path: str | Path, tower: Tower | None = None) -> Saved:
     it changes what happens next, not what happened.
     """
     path = Path(path)
-    with explained("read", path):
-        path.open("rb").close()
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_format(path, metadata)
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole checkpoint, it is truncated or garbled ({error}); {LOST}") from error
-    if digest(metadata["content"], tensors) != metadata["digest"]:
-        raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {LOST}")
-    content = json.loads(metadata["content"])
+    content, tensors = read_sealed(path, _check_format, LOST)
     tower = _rebuilt(path, content) if tower is None else tower
     _check_tower(path, content, tower)
     state = _restored(path, tower.init(content["seed"]), tensors)
@@ -100,6 +89,27 @@ def load(path: str | Path, tower: Tower | None = None) -> Saved:
 
 
 LOST = "restore it from a copy, or delete it and train again"
+
+
+def read_sealed(
+    path: Path, check: Callable[[Path, Mapping[str, str]], None], lost: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Content and tensors of a safetensors file whose metadata ``check`` accepts and whose digest fits.
+
+    ``lost``: what to do about one that is damaged. Raises OSError if it cannot be read, ValueError if it is damaged.
+    """
+    with explained("read", path):
+        path.open("rb").close()
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            check(path, metadata)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole file, it is truncated or garbled ({error}); {lost}") from error
+    if digest(metadata["content"], tensors) != metadata["digest"]:
+        raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {lost}")
+    return json.loads(metadata["content"]), tensors
 
 
 def spec_of(tower: Tower) -> dict[str, Any] | None:

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from levels.layout import Layout
 from levels.optimizer import Optimizer
 from levels.part import require
-from recursion.checkpoint import digest
+from recursion.checkpoint import digest, read_sealed
 from recursion.deploy import is_optimizer, learned
 from recursion.drop_in import DropIn
-from recursion.files import explained, replace_file
+from recursion.files import replace_file
 from recursion.pieces import fits_any_layout
 from recursion.spec import part_from_spec, part_to_spec
 from recursion.tower import Tower, TowerState
@@ -118,18 +117,7 @@ def load(path: str | Path) -> Exported:
     else, was written by a newer version, or names an optimizer that is not here.
     """
     path = Path(path)
-    with explained("read", path):
-        path.open("rb").close()
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_format(path, metadata)
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or garbled ({error}); {LOST}") from error
-    if digest(metadata["content"], tensors) != metadata["digest"]:
-        raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {LOST}")
-    content = json.loads(metadata["content"])
+    content, tensors = read_sealed(path, _check_format, LOST)
     try:
         optimizer = part_from_spec(content["optimizer"], "optimizer")
         below = None if content["below"] is None else Layout.of(dict(content["below"]), tensors["weights"].dtype)

@@ -91,7 +91,7 @@ def test_settled_states_are_laid_out_as_loaded_ones() -> None:
 def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"not a whole checkpoint, it is truncated or garbled"):
+    with pytest.raises(ValueError, match=r"not a whole file, it is truncated or garbled"):
         checkpoint.load(saved)
 
 
