@@ -1,6 +1,8 @@
 """What one level of a tower is, and everything it can be made of."""
 
 from levels import keys
+from levels.gradients.backward import Backward
+from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.evolution import NRES, PES, Antithetic, ESSingle, Evolution, FullES, TruncatedES
 from levels.gradients.exact import Exact
@@ -11,7 +13,7 @@ from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
 from levels.layout import Layout
 from levels.level import Carry, Laid, Level, Window
 from levels.nonfinite import NonFinite, NonFiniteError, Skip, Stop
-from levels.objectives import Discounted, Last, MeanLog, Objective, Sum
+from levels.objectives import Discounted, Last, MeanLog, Objective, Sum, TimeTo
 from levels.optimizer import Optimizer
 from levels.optimizers.adagrad import Adagrad
 from levels.optimizers.adam import Adam
@@ -31,6 +33,7 @@ from levels.problem import Problem
 from levels.task import LossTask, Task
 from levels.tasks.augmented import Augmented
 from levels.tasks.convnet import ConvNet, DigitsConvNet, FashionConvNet, MnistConvNet
+from levels.tasks.held_out import HeldOut
 from levels.tasks.loader import LoaderTask
 from levels.tasks.logistic import Logistic
 from levels.tasks.mixture import Mixture
@@ -43,12 +46,13 @@ from levels.tasks.rosenbrock import Rosenbrock
 from levels.tasks.text import Characters, CharGRU, CharTransformer
 
 __all__ = [
-    "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Augmented", "ByName", "Carry",
-    "CharGRU", "CharTransformer", "Characters", "ConvNet", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle",
-    "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP", "FirstOrder", "Fixed", "Forward", "FullES",
-    "HandMade", "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LoaderTask", "Log", "Logistic",
-    "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP",
-    "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite", "NonFiniteError", "Objective", "Optimizer",
-    "Part", "Photo", "Problem", "Quadratic", "RMSprop", "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task",
-    "TorchOptim", "TruncatedES", "Window", "hyper", "keys",
+    "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Augmented", "Backward",
+    "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters", "ConvNet", "DigitsConvNet",
+    "DigitsMLP", "Discounted", "ESSingle", "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP",
+    "FirstOrder", "Fixed", "Forward", "FullES", "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level",
+    "LevelState", "Linear", "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix",
+    "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic",
+    "NonFinite", "NonFiniteError", "Objective", "Optimizer", "Part", "Photo", "Problem", "Quadratic", "RMSprop",
+    "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Window",
+    "hyper", "keys",
 ]  # fmt: skip

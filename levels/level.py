@@ -43,10 +43,11 @@ class Level:
     trajectory below restarts, a multiple of ``unroll``; None never; ``auto`` is 5 windows where ``unroll`` is above 1
     (the 2016 paper's 100 steps of 20) and None where it is 1. ``batch``: copies of the problem below, at least 1;
     ``auto`` is what the problem suggests (`Problem.copies`) where ``unroll`` is above 1, and 1 where it is 1.
-    ``stagger``: whether first restarts are spread over the copies. ``objective``: how losses become a meta-loss.
-    ``gradient``: how the meta-loss is differentiated. ``clip``: largest norm of that gradient, None for any;
-    the levels above take what is left for the gradient, in their own gradients too.
-    ``nonfinite``: what to do about losses and gradients that are not finite.
+    ``stagger``: whether first restarts are spread over the copies. ``ahead``: updates that a window looks on, at least
+    ``unroll``; the trajectory goes on from where it was after ``unroll`` of them, the others are looked at and given
+    up. None for ``unroll``. ``objective``: how losses become a meta-loss. ``gradient``: how the meta-loss is
+    differentiated. ``clip``: largest norm of that gradient, None for any; the levels above take what is left for the
+    gradient, in their own gradients too. ``nonfinite``: what to do about losses and gradients that are not finite.
     """
 
     optimizer: Optimizer
@@ -54,6 +55,7 @@ class Level:
     horizon: int | None | Literal["auto"] = "auto"
     batch: int | Literal["auto"] = "auto"
     stagger: bool = True
+    ahead: int | None = None
     objective: Objective = Sum()
     gradient: Estimator = FirstOrder()
     clip: float | None = None
@@ -69,6 +71,11 @@ class Level:
             good = _whole(horizon) and horizon > 0 and horizon % self.unroll == 0
             near = max(1, round(horizon / self.unroll)) * self.unroll if _whole(horizon) else 5 * self.unroll
             require(good, f"horizon must be a multiple of the unroll {self.unroll}, got {notate(horizon)}; use {near}")
+        ahead = self.ahead
+        good = ahead is None or (_whole(ahead) and ahead >= self.unroll)
+        require(
+            good, f"ahead must be a whole number of at least the unroll {self.unroll}, or none, got {notate(ahead)}"
+        )
         clip = self.clip
         good = clip is None or (isinstance(clip, (int, float)) and not isinstance(clip, bool) and 0 < clip < math.inf)
         require(good, f"clip must be a number above 0 or none, got {notate(clip)}")
@@ -88,6 +95,11 @@ class Level:
         if self.horizon == "auto":
             return 5 * self.unroll if self.unroll > 1 else None
         return self.horizon
+
+    @property
+    def reach(self) -> int:
+        """Updates that a window runs: ``ahead``, or the unroll."""
+        return self.ahead or self.unroll
 
     def over(self, problem: Problem) -> "Laid":
         """This level laid over ``problem``: itself a problem, whose parameters are the optimizer's."""
@@ -122,11 +134,12 @@ class Step(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A window that was run: what update t read, and the loss and gradient at the parameters that it led to."""
+    """A window that was run: what update t read, and what counts at the parameters that it led to (`Problem.judge`)."""
 
     steps: list[Step]  # T
     losses: Tensor  # [T, *batch, copies]
     grads: list[Tensor]  # T of [*batch, copies, n]
+    x: Tensor  # [*batch, copies, n] where it ended
     begun: Tensor  # [*batch, copies] whether the copy's trajectory began with this window
     asked: list[State]  # T states with which the problem was asked; empty unless wanted
     stood: Tensor | None = None  # [*batch, copies] whether the copy was skipped and stood still; None: no copy did
@@ -189,7 +202,7 @@ class Laid(Problem):
         """Fresh trajectories for keys ``[*batch, copies]``, all of age 0: one evaluation of the problem below."""
         x = self.optimizer.start(params, self.problem.init_params, keys.split(key, 2)[..., 0])
         state = self.optimizer.init_state(params, x)
-        f, g, below = self._ask(x, self.asked_first(x, key))
+        f, g, _, _, below = self._ask(x, self.asked_first(x, key), judged=False)
         if not torch.isfinite(f.sum() + g.sum()):
             Stop().handle(self, *_complaint("a freshly started problem's", f, "start its parameters smaller"))
         count = torch.zeros_like(key)
@@ -211,35 +224,41 @@ class Laid(Problem):
         life = self.level.life
         return age < 0 if life is None else (age < 0) | (age >= life)
 
-    def window(self, params: Tensor, carry: Carry, *, record: bool = True, asked: bool = False) -> tuple[Carry, Window]:
+    def window(
+        self, params: Tensor, carry: Carry, *, record: bool = True, asked: bool = False, judged: bool = True
+    ) -> tuple[Carry, Window]:
         """Run one window from ``carry``; copies whose trajectory is over start afresh first.
 
-        Without ``record``, only the losses are kept of it: `Window.steps` and `Window.grads` are empty. With
-        ``asked``, the states with which the problem was asked are kept too, for those who ask it again.
+        T is the level's `reach`; the carry returned is the one after ``unroll`` updates. Without ``record``, only the
+        losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``asked``, the states with
+        which the problem was asked are kept too, for those who ask it again. Without ``judged``, losses are what the
+        problem answers, whatever it counts.
         """
         carry = self._restart(params, carry)
         x, state, f, g, below = carry[:5]
         steps, losses, grads, states = [], [], [], []
-        for _ in range(self.level.unroll):
+        for t in range(self.level.reach):
             if record:
                 steps.append(Step(f, g, state, x))
             if asked:
                 states.append(below)
             x, state = self.optimizer.update(params, f, g, state, x)
-            f, g, below = self._ask(x, below)
-            losses.append(f)
+            f, g, value, slope, below = self._ask(x, below, judged)
+            losses.append(value)
             if record:
-                grads.append(g)
-        window = Window(steps, torch.stack(losses), grads, carry.age == 0, states)
-        end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
-        if torch.isfinite(window.losses.sum() + g.sum()):
+                grads.append(slope)
+            if t + 1 == self.level.unroll:
+                end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
+        window = Window(steps, torch.stack(losses), grads, x, carry.age == 0, states)
+        if torch.isfinite(window.losses.sum() + f.sum() + g.sum() + slope.sum()):
             return end, window
-        return self._vet_window(carry, end, window)
+        return self._vet_window(carry, end, window, [f[..., None], g, slope])
 
-    def _ask(self, x: Tensor, below: State) -> tuple[Tensor, Tensor, State]:
-        """The problem's answer; what it carries on is a constant for every derivative."""
+    def _ask(self, x: Tensor, below: State, judged: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, State]:
+        """The problem's answer, and what of it counts; what it carries on is a constant for every derivative."""
         f, g, below = self.problem.value_and_grad(x, below)
-        return f, g, constant(below) if differentiated() else below
+        value, slope, below = self.problem.judge(x, f, g, below) if judged else (f, g, below)
+        return f, g, value, slope, constant(below) if differentiated() else below
 
     def _restart(self, params: Tensor, carry: Carry) -> Carry:
         due = self.due(carry.age)
@@ -254,9 +273,13 @@ class Laid(Problem):
         restarted: Carry = keep_named("skipped", scatter(rows, fresh, carry, due.dim()), carry)
         return restarted
 
-    def _vet_window(self, start: Carry, end: Carry, window: Window) -> tuple[Carry, Window]:
-        """Some loss or gradient may not be finite: refuse it, or let the copies concerned stand still."""
-        bad = ~(torch.isfinite(window.losses).all(0) & torch.isfinite(end.g).all(-1))
+    def _vet_window(self, start: Carry, end: Carry, window: Window, last: list[Tensor]) -> tuple[Carry, Window]:
+        """Some loss or gradient may not be finite: refuse it, or let the copies concerned stand still.
+
+        ``last``: what was answered at the end of the window.
+        """
+        finite = [torch.isfinite(answer).all(-1) for answer in (end.f[..., None], end.g, *last)]
+        bad = ~torch.stack([torch.isfinite(window.losses).all(0), *finite]).all(0)
         if not bad.any():
             return end, window
         fix = "lower its learning rate, or skip such copies with nonfinite=skip"
@@ -268,7 +291,8 @@ class Laid(Problem):
         end = keep_named("skipped", choose(bad, start, end), end)
         end = end._replace(age=torch.where(bad, DUE, end.age), skipped=end.skipped + bad)
         asked = [choose(bad, start.below, state) for state in window.asked]
-        return end, Window(steps, losses, grads, window.begun & ~bad, asked, bad)
+        x = torch.where(bad[..., None], start.x, window.x)
+        return end, Window(steps, losses, grads, x, window.begun & ~bad, asked, bad)
 
     def _vet_gradient(self, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         if not torch.isfinite(value).all():

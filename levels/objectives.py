@@ -4,13 +4,14 @@ An objective is a function of the losses ``[T, ...]`` of one window and, in clos
 respect to each of them: the weights ``w_t`` with which gradients rise a level.
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from levels.part import Part, require
+from levels.part import Part, notate, require
 
 
 class Objective(Part):
@@ -83,3 +84,34 @@ class Discounted(Objective):
     def weights(self, losses: Tensor) -> Tensor:
         powers = self.discount ** torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
         return powers.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+
+
+@dataclass(frozen=True, repr=False)
+class TimeTo(Objective):
+    """L = sum_t sigmoid((log f_t - log target) / width): updates of the window at which the loss is above ``target``.
+
+    Over the windows of a trajectory that comes down for good, the sum is the time to the target. ``width`` above 0 is
+    the range of log f in which an update counts in part: losses further off than some widths have next to no gradient,
+    so begin wide, or estimate by evolution, for which a narrow one will do. Losses and ``target`` must be above 0.
+    """
+
+    name = "time-to"
+
+    target: float
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("target", "width"):
+            value = getattr(self, name)
+            good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+            require(good, f"time-to: {name} must be a number above 0, got {notate(value)}")
+
+    def value(self, losses: Tensor) -> Tensor:
+        return self._above(losses).sum(0)
+
+    def weights(self, losses: Tensor) -> Tensor:
+        above = self._above(losses)
+        return above * (1 - above) / (losses * self.width)
+
+    def _above(self, losses: Tensor) -> Tensor:
+        return torch.sigmoid((losses.log() - math.log(self.target)) / self.width)

@@ -25,6 +25,9 @@ class Problem(ABC):
     differentiable: bool = True
     """Whether `value_and_grad` can itself be differentiated, by `torch.func`; exact gradients above need that."""
 
+    judging: int = 0
+    """Evaluations that `judge` costs, beside that of `value_and_grad`."""
+
     symmetric: bool = True
     """Whether the gradient is the derivative of the value, so that its own derivative is symmetric."""
 
@@ -44,3 +47,11 @@ class Problem(ABC):
     @abstractmethod
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Value ``[*batch]`` and gradient ``[*batch, n]`` at ``params`` ``[*batch, n]``, and the state advanced."""
+
+    def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """What a level above counts at ``params``: a value, its gradient, and the state behind it.
+
+        ``f``, ``g`` and ``state`` are what `value_and_grad` just answered there: what the optimizer reads. Counted is
+        the same, unless a problem judges by other data than it trains on (`levels.tasks.held_out`).
+        """
+        return f, g, state

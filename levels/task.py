@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class Task(Part, Problem):
 
     split: Split = "train"
     dtype: str = "float32"
+
+    has_data: ClassVar[bool] = False
+    """Whether splits are other data for the same problems: parameters trained on one can be asked about on another."""
 
     def __post_init__(self) -> None:
         require(self.split in SPLITS, f"{self.name}: split must be one of {', '.join(SPLITS)}, got {self.split!r}")

@@ -136,8 +136,8 @@ def _best(tower: Tower, states: Sequence[TowerState], seed: int, *, problems: in
 
 
 def is_optimizer(tower: Tower) -> bool:
-    """Whether the tower itself is the optimizer: it has one level, or every unroll is 1 and nothing ever restarts."""
-    return tower.depth == 1 or all(level.unroll == 1 and level.life is None for level in tower.levels)
+    """Whether the tower itself is the optimizer: it has one level, or none looks beyond 1 update or ever restarts."""
+    return tower.depth == 1 or all(level.reach == 1 and level.life is None for level in tower.levels)
 
 
 @torch.no_grad()
@@ -213,7 +213,8 @@ class Watched(Problem):
     """
 
     def __init__(self, problem: Problem, *, record: bool = False) -> None:
-        self.problem, self.record, self.copies = problem, record, problem.copies
+        self.problem, self.record = problem, record
+        self.copies, self.judging = problem.copies, problem.judging
         self.base_steps = 0
         self.losses: list[Tensor] = []  # [P] each
 
@@ -239,6 +240,10 @@ class Watched(Problem):
             self.losses.append(value.masked_fill(over, torch.inf).flatten())
             value, grad = value.masked_fill(over, 1.0), grad.masked_fill(over[..., None], 0.0)
         return value, grad, state
+
+    def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        self.base_steps += self.judging * f.numel()
+        return self.problem.judge(params, f, g, state)
 
     def __repr__(self) -> str:
         return repr(self.problem)

@@ -34,10 +34,14 @@ def _level(number: int, laid: Laid, cost: int, copies: int, top: bool) -> Iterat
     yield f"level {number}: {level}"
     yield f"  optimizer   {level.optimizer}, updates the {laid.problem.layout.size:,} parameters of {below}"
     yield f"  parameters  {laid.layout.size:,}, {fate}"
-    yield f"  unroll      {_count(level.unroll, 'update')} a window"
+    yield f"  unroll      {_count(level.unroll, 'update')} a window{_ahead(level)}"
     yield f"  horizon     {_horizon(level)}"
     yield f"  batch       {_count(laid.batch, 'copy', 'copies')} of {below}; {copies:,} below in all"
     yield f"  cost        {_count(cost, 'base step')} a window"
+
+
+def _ahead(level: Level) -> str:
+    return "" if level.ahead is None else f", which looks on for {_count(level.reach, 'update')}"
 
 
 def _horizon(level: Level) -> str:

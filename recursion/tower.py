@@ -68,6 +68,9 @@ class Tower:
                 raise type(error)(f"level {number} ({level}): {error}") from error
             self.laid.append(below)
         self.top = self.laid[-1]
+        if levels[-1].ahead is not None:
+            what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
+            raise ValueError(f"{what}; leave ahead out")
 
     @property
     def depth(self) -> int:
@@ -80,7 +83,8 @@ class Tower:
 
         The product of the unrolls, where gradients are first-order; see `Estimator.evaluations` for the others.
         """
-        trained = [level.gradient.evaluations(level.unroll) for level in self.levels[:-1]]
+        judging = [laid.problem.judging for laid in self.laid]
+        trained = [level.gradient.evaluations(level, more) for level, more in zip(self.levels[:-1], judging)]
         return list(itertools.accumulate([*trained, self.levels[-1].unroll], operator.mul))
 
     @property
@@ -109,7 +113,7 @@ class Tower:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
         with torch.no_grad(), self._named(number):
-            carry, window = self.top.window(state.params, state.carry, record=False)
+            carry, window = self.top.window(state.params, state.carry, record=False, judged=False)
         new = TowerState(state.params, carry, state.step + 1)
         losses = [float(carry.f.mean()) for carry in self.carries(new)]
         losses[-1] = float(window.losses.mean())
@@ -133,7 +137,7 @@ class Tower:
     def under(self) -> Tower:
         """The tower without its topmost level; the level that becomes topmost goes on for ever, never restarting."""
         *rest, top = self.levels[:-1]
-        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None))
+        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None, ahead=None))
 
     def __repr__(self) -> str:
         written = [repr(level) for level in self.levels]

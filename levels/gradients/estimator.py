@@ -14,7 +14,7 @@ from torch import Tensor
 from levels.part import Part
 
 if TYPE_CHECKING:
-    from levels.level import Carry, Laid
+    from levels.level import Carry, Laid, Level
 
 
 class LevelState(NamedTuple):
@@ -34,9 +34,12 @@ class Estimator(Part):
         """Whether what this gives for ``level`` is the derivative of the value, rather than an estimate of it."""
         return False
 
-    def evaluations(self, unroll: int) -> int:
-        """Evaluations of the problem below that a window of ``unroll`` costs, for each of the level's copies."""
-        return unroll
+    def evaluations(self, level: Level, judging: int = 0) -> int:
+        """Evaluations of the problem below that a window of ``level`` costs, for each of its copies.
+
+        ``judging``: what the problem adds to each update that counts (`Problem.judging`).
+        """
+        return level.reach * (1 + judging)
 
     @abstractmethod
     def check(self, level: Laid) -> None:

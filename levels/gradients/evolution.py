@@ -46,7 +46,7 @@ from levels.part import notate, require
 from levels.tree import State, map_leaves
 
 if TYPE_CHECKING:
-    from levels.level import Laid
+    from levels.level import Laid, Level
 
 Noise = Literal["window", "episode"] | int
 """For how long a draw is kept: one window, a whole trajectory, or that many updates."""
@@ -92,8 +92,8 @@ class Antithetic(Estimator):
     def schedule(self) -> Schedule:
         """For how long a draw is kept and whether draws are summed."""
 
-    def evaluations(self, unroll: int) -> int:
-        return 2 * self.pairs * unroll
+    def evaluations(self, level: Level, judging: int = 0) -> int:
+        return 2 * self.pairs * level.reach * (1 + judging)
 
     def check(self, level: Laid) -> None:
         noise, accumulate = self.schedule()

@@ -3,7 +3,7 @@
 First order takes the gradient that feeds the optimizer as data. Here ``g_t = grad P(x_t)`` is a function of ``x_t``, so
 its cotangent comes back to ``x_t`` by the Jacobian J of the gradient, and that of ``f_t`` by the gradient:
 
-    dx   <- dx + (w_t + df) g_t + J(x_t)^T dg
+    dx   <- dx + w_t g_t + df g_t + J(x_t)^T dg
     dparams, df, dg, dstate, dx  <-  pullback of update t at (dx, dstate),      dparams summed over t.
 
 J is a Hessian, so symmetric, and ``J^T dg`` is forward mode through the problem's answer at ``x_t`` (mixed mode, Kemaev
@@ -22,6 +22,7 @@ is not symmetric, so ``J^T dg`` is reverse mode through it. It holds the graph o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,22 +30,21 @@ from torch import Tensor
 
 from levels import keys
 from levels.derivatives import Cotangents, pull_gradient, pull_init_state, pull_update, push
-from levels.gradients.estimator import Estimator, LevelState
-from levels.level import Laid, Window
+from levels.gradients.backward import Backward
+from levels.level import Carry, Laid, Level, Window
 from levels.part import require
 from levels.problem import Problem
 
 
 @dataclass(frozen=True, repr=False)
-class Exact(Estimator):
+class Exact(Backward):
     """The gradient of a window's meta-loss with every path in it followed; carries are constants at window edges."""
 
     name = "exact"
-    differentiable = True
+    asks = True
 
     def check(self, level: Laid) -> None:
-        fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
-        require(level.optimizer.differentiable, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
+        super().check(level)
         problem: Problem = level
         while isinstance(problem, Laid):
             _check_update(problem)
@@ -54,31 +54,28 @@ class Exact(Estimator):
             require(problem.differentiable, f"{what} has a gradient that cannot be differentiated by {self}; {fix}")
         _check_gradient(problem)
 
-    def evaluations(self, unroll: int) -> int:
-        return 2 * unroll - 1
+    def evaluations(self, level: Level, judging: int = 0) -> int:
+        return level.reach * (2 + judging) - 1
 
     def symmetric(self, level: Laid) -> bool:
         return level.problem.symmetric
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
-        return LevelState(level.start(params, key), None)
-
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        carry, window = level.window(params, state.carry, asked=True)
-        value, weights = level.meta_loss(window.losses)
+    def sweep(
+        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor]
+    ) -> Tensor:
         dparams, dx, df, dg = (torch.zeros_like(tensor) for tensor in (params, carry.x, carry.f, carry.g))
         dstate: list[Tensor | None] = []
         last = len(window.steps) - 1
         for t in range(last, -1, -1):
-            dx = dx + (weights[t] + df)[..., None] * window.grads[t]
-            if t < last:  # what the last gradient feeds lies beyond the edge
-                dx = dx + _bent(level, window, t, dg)
+            dx = dx + slope(t)
+            if t < last:  # what the last answer feeds lies beyond the edge
+                dx = dx + df[..., None] * window.steps[t + 1].g + _bent(level, window, t, dg)
             step = window.steps[t]
             dp, df, dg, dstate, dx = pull_update(level.optimizer, params, *step, dx, dstate)
             dparams = dparams + dp
-        if window.begun.any():
-            dparams = dparams + _start_slopes(level, params, carry.key, window, Cotangents(dp, df, dg, dstate, dx))
-        return value, dparams, LevelState(carry, None)
+        if not window.begun.any():
+            return dparams
+        return dparams + _start_slopes(level, params, carry.key, window, Cotangents(dp, df, dg, dstate, dx))
 
 
 def _bent(level: Laid, window: Window, t: int, dg: Tensor) -> Tensor:

@@ -12,44 +12,34 @@ and what is left in dx belongs to where the trajectory began, if the optimizer l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from levels.gradients.estimator import Estimator, LevelState
-from levels.part import require
+from levels.gradients.backward import Backward
 
 if TYPE_CHECKING:
-    from levels.level import Laid
+    from levels.level import Carry, Laid, Window
 
 
 @dataclass(frozen=True, repr=False)
-class FirstOrder(Estimator):
+class FirstOrder(Backward):
     """Truncated backpropagation that takes the problem's gradient as data; carries are constants at window edges."""
 
     name = "first-order"
-    differentiable = True
 
-    def check(self, level: Laid) -> None:
-        fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
-        require(level.optimizer.differentiable, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
-
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
-        return LevelState(level.start(params, key), None)
-
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        carry, window = level.window(params, state.carry)
-        value, weights = level.meta_loss(window.losses)
+    def sweep(
+        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor]
+    ) -> Tensor:
         dparams = torch.zeros_like(params)
         dx, dstate = torch.zeros_like(carry.x), None
         for t in reversed(range(len(window.steps))):
-            dx = dx + weights[t][..., None] * window.grads[t]
+            dx = dx + slope(t)
             step = window.steps[t]
             dp, dstate, dx = level.optimizer.pullback(params, step.f, step.g, step.state, step.x, dx, dstate)
             dparams = dparams + dp
         dp_start = level.optimizer.start_pullback(params, dx, window.begun)
-        if dp_start is not None:
-            dparams = dparams + dp_start
-        return value, dparams, LevelState(carry, None)
+        return dparams if dp_start is None else dparams + dp_start

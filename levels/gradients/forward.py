@@ -33,7 +33,7 @@ from levels import keys
 from levels.derivatives import push
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.exact import Exact
-from levels.level import DUE, Laid, Step
+from levels.level import DUE, Laid, Level, Step
 from levels.nonfinite import Skip
 from levels.part import notate, require
 from levels.problem import Problem
@@ -65,8 +65,8 @@ class Forward(Estimator):
         good = isinstance(self.limit, int) and not isinstance(self.limit, bool) and self.limit >= 1
         require(good, f"forward: limit must be a whole number of at least 1, got {notate(self.limit)}")
 
-    def evaluations(self, unroll: int) -> int:
-        return 2 * unroll
+    def evaluations(self, level: Level, judging: int = 0) -> int:
+        return level.reach * (2 + judging)
 
     def check(self, level: Laid) -> None:
         size, optimizer = level.layout.size, level.optimizer
@@ -98,14 +98,18 @@ class Forward(Estimator):
         if window.begun.any():
             fresh = _at_start(level, params, carry.key, window.steps[0], window.begun)
             slopes = choose(window.begun, fresh, slopes)
-        dparams = torch.zeros_like(params)
-        for step, asked, g, weight in zip(window.steps, window.asked, window.grads, weights):
+        dparams, carried = torch.zeros_like(params), slopes
+        answers = [*(step.g for step in window.steps[1:]), carry.g]  # the last one counts only where the window ends
+        for t, (step, asked, g) in enumerate(zip(window.steps, window.asked, answers)):
             slopes = _advance(level, params, step, asked, g, slopes)
             if window.stood is not None:  # there the problem may answer anything
                 slopes = choose(window.stood, map_leaves(torch.zeros_like, slopes), slopes)
-            dparams = dparams + (weight[..., None] * slopes.f).sum(-2)
-        age = torch.where(_finite(slopes, params.dim()), carry.age, DUE)
-        return value, dparams, LevelState(carry._replace(age=age), slopes)
+            counted = (weights[t][..., None] * window.grads[t])[..., None, :] * slopes.x  # [*batch, copies, m, n]
+            dparams = dparams + counted.sum((-3, -1))
+            if t + 1 == level.level.unroll:
+                carried = slopes
+        age = torch.where(_finite(carried, params.dim()), carry.age, DUE)
+        return value, dparams, LevelState(carry._replace(age=age), carried)
 
 
 def _advance(level: Laid, params: Tensor, step: Step, asked: State, g: Tensor, slopes: Sensitivities) -> Sensitivities:
@@ -157,7 +161,7 @@ def _bent_at_start(level: Laid, key: Tensor, x: Tensor, dx: Tensor, begun: Tenso
 
 def _check_tangents(level: Laid) -> None:
     """ValueError unless all tangents can be pushed at once, tried on one update of one copy."""
-    tried = replace(level.level, unroll=1, horizon=None, batch=1, nonfinite=Skip()).over(level.problem)
+    tried = replace(level.level, unroll=1, ahead=None, horizon=None, batch=1, nonfinite=Skip()).over(level.problem)
     key = keys.seed(0, device=level.layout.device)
     params = tried.init_params(key)
     state = tried.init_state(params, key)

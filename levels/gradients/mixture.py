@@ -23,7 +23,7 @@ from levels.gradients.estimator import Estimator, LevelState
 from levels.part import notate, require
 
 if TYPE_CHECKING:
-    from levels.level import Laid
+    from levels.level import Laid, Level
 
 
 class Track(NamedTuple):
@@ -66,8 +66,8 @@ class Mix(Estimator):
         good = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool) and 0 < self.decay < 1
         require(good, f"mix: decay must be a number between 0 and 1, got {notate(self.decay)}")
 
-    def evaluations(self, unroll: int) -> int:
-        return self.first.evaluations(unroll) + self.second.evaluations(unroll)
+    def evaluations(self, level: Level, judging: int = 0) -> int:
+        return self.first.evaluations(level, judging) + self.second.evaluations(level, judging)
 
     def check(self, level: Laid) -> None:
         self.first.check(level)

@@ -27,6 +27,7 @@ class ConvNet(LossTask):
     """
 
     copies = 4
+    has_data = True
 
     channels: tuple[int, ...] = (8, 16)
     activation: str = "relu"

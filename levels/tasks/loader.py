@@ -40,6 +40,7 @@ class LoaderTask(LossTask):
     """
 
     name = "loader"
+    has_data = True
 
     make: Callable[[], nn.Module]
     loss_function: Callable[[Tensor, Tensor], Tensor]

@@ -28,6 +28,7 @@ class Logistic(LossTask):
 
     name = "logistic"
     copies = 16
+    has_data = True
 
     data: Table = "breast-cancer"
     penalty: float = 0.01

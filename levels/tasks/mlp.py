@@ -25,6 +25,7 @@ class MLP(LossTask):
     """
 
     copies = 4
+    has_data = True
 
     hidden: tuple[int, ...] = (20,)
     activation: str = "sigmoid"

@@ -43,6 +43,7 @@ class ModuleTask(LossTask):
     """
 
     name = "module"
+    has_data = True
 
     make: Callable[[], nn.Module]
     loss_function: Callable[[Tensor, Tensor], Tensor]

@@ -38,6 +38,7 @@ class NoisyQuadratic(Task):
 
     name = "noisy-quadratic"
     copies = 64
+    has_data = True
 
     dims: int = 20
     low: float = 0.01

@@ -31,6 +31,7 @@ class Characters(LossTask):
     """
 
     copies = 2
+    has_data = True
 
     width: int = 32
     length: int = 32

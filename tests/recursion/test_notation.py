@@ -246,7 +246,7 @@ def test_what_parts_write():
 TASKS = "a tower is written 'quadratic: lstm@20 / adam'"
 LEVELS = "a level is written 'lstm(hidden=20)@20[batch=64]'"
 END = "the end of the text"
-OF_LEVEL = "it has horizon, batch, stagger, objective, gradient, clip, nonfinite"
+OF_LEVEL = "it has horizon, batch, stagger, ahead, objective, gradient, clip, nonfinite"
 
 WRONG = {
     # the shape of a tower

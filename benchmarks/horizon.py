@@ -1,0 +1,352 @@
+"""Short-horizon bias (Wu et al. 2018, arXiv 1803.02021): the step size that each look-ahead chooses, and what it costs.
+
+    python -m benchmarks.horizon [--out benchmarks/results] [--effort 1.0]
+
+SGD on the noisy quadratic, from standard normal starts. A look-ahead H judges a step size by the mean expected loss of
+H steps; what is said of losses is their excess over sum_i h_i sigma^2 / 2, which no step size removes. Lines are the
+closed form, dots what towers learn (mean and standard deviation over five seeds, 64 copies each). Left, the choice:
+
+- from the start: each window is a whole trajectory. Fast directions still have to fall, so short look-aheads choose
+  large step sizes. First order leaves out what a gradient owes to the step size, and errs more with every step of H;
+- cut out: windows of H in runs of 10,000 steps, each judged from where the run has come to. What a window leaves to
+  later ones counts for nothing in it, so it pays to be cautious. Forward mode with windows of 10 cuts nothing off;
+- on the way: after 1000 steps whose step size was chosen anew at each, with look-ahead 1. The noise was driven out of
+  the fast directions, only slow ones still have to fall; a short look-ahead does not see that they will.
+
+Right, the mean loss of 10,000 steps with those choices (what was chosen on the way is kept for the 9,000 steps left), and
+where the choice is made anew every H steps, from where the run has come to (closed form).
+Last, at one step size: the slope of forward mode against the closed form, and its memory, up to 10,000 steps.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from levels import SGD, Adam, Estimator, Exact, FirstOrder, Forward, Level, NoisyQuadratic, keys
+from recursion import Tower
+from tests.laws.live import LiveBytes
+
+AHEAD = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+LONG, STOOD = 10_000, 1000
+SEEDS, COPIES, START = 5, 64, 0.1
+TASK = NoisyQuadratic(low=0.001, noise=0.1, dtype="float64")
+
+
+@dataclass(frozen=True, repr=False)
+class Underway(NoisyQuadratic):
+    """The same, begun where ``steps`` steps have led whose step size was the best for the step to come (`nearest`)."""
+
+    name = "underway"
+
+    steps: int = STOOD
+
+    @cached_property
+    def begun(self) -> Tensor:
+        """E x^2 there."""
+        start = fresh(self)
+        for _ in range(self.steps):
+            start = squares(self, nearest(self, start), start, 1)
+        return start
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return self.begun.sqrt() * super().init_params(key)
+
+
+# The closed form: E x^2 of each coordinate, ``[*batch, n]``, for step sizes ``[*batch, 1]``. With q = (1 - lr h)^2 it
+# goes to lr h sigma^2 / (2 - lr h) as q^t; this is `NoisyQuadratic.expected_sgd`, summed up.
+
+
+def fresh(task: NoisyQuadratic) -> Tensor:
+    """E x^2 of a standard normal start."""
+    return torch.ones(task.dims, dtype=task.torch_dtype)
+
+
+def squares(task: NoisyQuadratic, rate: Tensor, start: Tensor, steps: int) -> Tensor:
+    """E x^2 after ``steps`` steps from ``start``."""
+    bent = rate * task.curvature
+    settled = bent * task.noise**2 / (2 - bent)
+    return settled + (1 - bent) ** (2 * steps) * (start - settled)
+
+
+def mean_squares(task: NoisyQuadratic, rate: Tensor, start: Tensor, steps: float, every: int = 1) -> Tensor:
+    """Mean of E x^2 after 0, every, 2 every, ... of ``steps`` steps."""
+    bent = rate * task.curvature
+    settled = bent * task.noise**2 / (2 - bent)
+    q = (1 - bent) ** 2
+    return settled + (1 - q**steps) / (1 - q**every) * every / steps * (start - settled)
+
+
+def excess(task: NoisyQuadratic, rate: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Mean expected loss ``[*batch]`` after 1, ..., ``steps`` steps, over the noise's part."""
+    return (task.curvature * mean_squares(task, rate, squares(task, rate, start, 1), steps)).sum(-1) / 2
+
+
+def exact_slope(task: NoisyQuadratic, rate: Tensor, start: Tensor, steps: int) -> Tensor:
+    """Derivative of `excess` in the step size, ``[*batch]``, the start being a constant."""
+    rate = rate.detach().requires_grad_()
+    return torch.autograd.grad(excess(task, rate, start, steps).sum(), rate)[0].squeeze(-1)
+
+
+def first_order_slope(task: NoisyQuadratic, rate: Tensor, start: Tensor, steps: int) -> Tensor:
+    """What first order takes for it: -sum_i h_i E x_t S_t, the mean over t, where S_t is the sum of gradients so far.
+
+    E x S goes to (1 - lr h) (E x S + h E x^2) - lr (h sigma)^2 with a step.
+    """
+    h, square, product, total = task.curvature, start, torch.zeros_like(start), torch.zeros_like(rate[..., 0])
+    for _ in range(steps):
+        product = (1 - rate * h) * (product + h * square) - rate * (h * task.noise) ** 2
+        square = squares(task, rate, square, 1)
+        total = total - (h * product).sum(-1)
+    return total / steps
+
+
+class Cost(NamedTuple):
+    """Excess losses of a run of 10,000 steps."""
+
+    mean: float
+    last: float
+
+
+Slope = Callable[[NoisyQuadratic, Tensor, Tensor, int], Tensor]
+
+
+def chosen(task: NoisyQuadratic, steps: int, *, slope: Slope = exact_slope, cut: bool = False) -> float:
+    """The least step size at which a slope turns positive; with ``cut``, of windows cut out of long runs with it."""
+    low, high = 1e-5, 1.9
+    for _ in range(5):
+        rates = torch.logspace(math.log10(low), math.log10(high), 50, dtype=torch.float64)[:, None]
+        start = mean_squares(task, rates, start_of(task), LONG, steps) if cut else start_of(task)
+        place = int((slope(task, rates, start, steps) > 0).long().argmax())
+        assert place > 0, "no step size at which the slope turns positive"
+        low, high = rates[place - 1].item(), rates[place].item()
+    return math.sqrt(low * high)
+
+
+def start_of(task: NoisyQuadratic) -> Tensor:
+    """E x^2 where trajectories of this task begin."""
+    return task.begun if isinstance(task, Underway) else fresh(task)
+
+
+def nearest(task: NoisyQuadratic, start: Tensor) -> Tensor:
+    """The step size ``[1]`` that is best for one step."""
+    h = task.curvature
+    return (h**2 * start).sum(-1, keepdim=True) / (h**3 * (start + task.noise**2)).sum(-1, keepdim=True)
+
+
+def anew(task: NoisyQuadratic, steps: int) -> Cost:
+    """A long run whose step size is chosen anew every ``steps`` steps."""
+    rates = torch.logspace(-5, math.log10(1.9), 1000, dtype=torch.float64)[:, None]
+    start, total = fresh(task), 0.0
+    for begun in range(0, LONG, steps):
+        run = min(steps, LONG - begun)
+        rate = rates[excess(task, rates, start, steps).argmin()] if steps > 1 else nearest(task, start)
+        total += run * float(excess(task, rate, start, run))
+        start = squares(task, rate, start, run)
+    return Cost(total / LONG, float(task.curvature @ start) / 2)
+
+
+def kept(task: NoisyQuadratic, rate: float) -> Cost:
+    """A long run with this step size: from its start, or, on the way, for the steps that are left."""
+    total, left, start = 0.0, LONG, fresh(task)
+    if isinstance(task, Underway):
+        left = LONG - task.steps
+        for _ in range(task.steps):
+            best = nearest(task, start)
+            total, start = total + float(excess(task, best, start, 1)), squares(task, best, start, 1)
+    rates = torch.tensor([rate], dtype=torch.float64)
+    total += left * float(excess(task, rates, start, left))
+    return Cost(total / LONG, float(task.curvature @ squares(task, rates, start, left)) / 2)
+
+
+# What towers learn.
+
+
+def learn(task: NoisyQuadratic, gradient: Estimator, unroll: int, horizon: int, steps: float) -> dict[str, Any]:
+    """The step size of each seed over ``steps`` steps: the geometric mean over their second half."""
+    level = Level(optimizer=SGD(lr=START), unroll=unroll, horizon=horizon, batch=COPIES, gradient=gradient)
+    pace = min(0.1, 5 * unroll / horizon)  # at most five e-foldings in a trajectory
+    tower = Tower(task, level, Level(optimizer=Adam(lr=pace), batch=SEEDS))
+    state, logs, begun = tower.init(seed=0), [], time.perf_counter()
+    for _ in range(math.ceil(steps / unroll)):
+        state, _ = tower.step(state)
+        logs.append(state.carry.x[:, 0])
+    rates = torch.stack(logs[len(logs) // 2 :]).mean(0).exp()
+    seconds = round(time.perf_counter() - begun, 1)
+    print(f"{seconds:6.1f} s  {tower}", flush=True)
+    return {"rates": rates.tolist(), "windows": len(logs), "seconds": seconds, "tower": repr(tower)}
+
+
+def towers(effort: float) -> dict[str, dict[int, dict[str, Any]]]:
+    """All that is learned: by method, by look-ahead."""
+
+    def whole(gradient: Estimator, ahead: int) -> dict[str, Any]:
+        return learn(TASK, gradient, ahead, ahead, effort * max(40, 150 / ahead**0.3) * ahead)
+
+    def forward(task: NoisyQuadratic, ahead: int) -> dict[str, Any]:
+        unroll = min(ahead, 10)
+        return learn(task, Forward(), unroll, ahead, effort * max(150 * unroll, 2.5 * ahead))
+
+    return {
+        "start, forward": {ahead: forward(TASK, ahead) for ahead in AHEAD},
+        "start, exact": {ahead: whole(Exact(), ahead) for ahead in AHEAD[:6]},
+        "start, first order": {ahead: whole(FirstOrder(), ahead) for ahead in AHEAD[:6]},
+        "cut out, exact": {ahead: learn(TASK, Exact(), ahead, LONG, effort * 1.5 * LONG) for ahead in (1, 10, 100)},
+        "on the way, forward": {ahead: forward(Underway(**vars(TASK)), ahead) for ahead in (1, 10, 100, 1000)},
+    }
+
+
+def lines() -> dict[str, dict[int, float]]:
+    """The closed form of the same, by method, by look-ahead."""
+    way = Underway(**vars(TASK))
+    return {
+        "start": {ahead: chosen(TASK, ahead) for ahead in AHEAD},
+        "start, first order": {ahead: chosen(TASK, ahead, slope=first_order_slope) for ahead in AHEAD[:6]},
+        "cut out": {ahead: chosen(TASK, ahead, cut=True) for ahead in AHEAD},
+        "on the way": {ahead: chosen(way, ahead) for ahead in (*AHEAD[:-1], LONG - STOOD)},
+    }
+
+
+def slopes(rate: float = START, runs: int = 256) -> dict[int, dict[str, float]]:
+    """Forward mode in windows of 10, at one step size: its slope of the mean loss so far in log lr, and its memory."""
+    laid = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
+    key, found = keys.split(keys.seed(1), runs), {}
+    with LiveBytes() as live:
+        params = laid.init_params(key)
+        state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
+        for step in range(10, LONG + 1, 10):
+            live.reset_peak()
+            _, grad, state = laid.value_and_grad(params, state)
+            total = total + grad[:, 0]
+            if step in AHEAD[2:]:
+                expected = rate * float(exact_slope(TASK, torch.tensor([rate], dtype=torch.float64), fresh(TASK), step))
+                error = float(total.std()) / step / math.sqrt(runs)
+                slope, z = float(total.mean()) / step, (float(total.mean()) / step - expected) / error
+                found[step] = {"slope": slope, "error": error, "expected": expected, "z": z, "peak_bytes": live.peak}
+    return found
+
+
+# What is shown.
+
+
+def cost_of(line: str, rate: float) -> Cost:
+    return kept(Underway(**vars(TASK)) if "way" in line else TASK, rate)
+
+
+def center(learned: dict[str, Any]) -> tuple[float, float]:
+    """Mean over seeds and standard deviation of log10 of the step size."""
+    logs = torch.tensor(learned["rates"], dtype=torch.float64).log10()
+    return float(logs.mean()), float(logs.std())
+
+
+def show(result: dict[str, Any]) -> None:
+    print(
+        "look-ahead: closed form; learned, its log10 error and the spread over seeds; mean, last excess of 10,000 steps"
+    )
+    for method, points in result["learned"].items():
+        line = method if "first" in method else method.split(",")[0]
+        for ahead, learned in points.items():
+            expected, (mean, spread) = result["lines"][line][ahead], center(learned)
+            cost = cost_of(line, 10**mean)
+            print(
+                f"{method:>20} {ahead:>6}: {expected:.4f}  {10**mean:.4f} {mean - math.log10(expected):+.4f}"
+                f" {spread:.4f}  {cost.mean:.3g} {cost.last:.3g}"
+            )
+    for ahead, cost in result["anew"].items():
+        print(f"{'anew':>20} {ahead:>6}:  {cost.mean:.3g} {cost.last:.3g}")
+    print("forward mode at one step size: steps, slope, standard error, closed form, z, peak KiB")
+    for step, found in result["slopes"].items():
+        print("  ".join([f"{step:>6}", *(f"{value:.4g}" for value in list(found.values())[:-1])]), end="  ")
+        print(f"{found['peak_bytes'] / 1024:.1f}")
+
+
+COLORS = {"start": "C0", "start, first order": "C1", "cut out": "C2", "on the way": "C3"}
+MARKS = {"forward": "o", "exact": "x", "first order": "+"}
+
+
+def draw_rates(axes: Axes, result: dict[str, Any]) -> None:
+    for line, rates in result["lines"].items():
+        axes.plot(list(rates), list(rates.values()), color=COLORS[line], lw=1, label=line)
+    for method, points in result["learned"].items():
+        line, _, gradient = method.rpartition(", ")
+        color = COLORS.get(method, COLORS[line])
+        for ahead, learned in points.items():
+            mean, spread = center(learned)
+            bar = [[10**mean - 10 ** (mean - spread)], [10 ** (mean + spread) - 10**mean]]
+            axes.errorbar([ahead], [10**mean], bar, fmt=MARKS[gradient], color=color, ms=6, mfc="none", capsize=2)
+    for gradient, mark in MARKS.items():
+        axes.plot([], [], mark, color="black", mfc="none", label=f"learned, {gradient}")
+    axes.axhline(result["lines"]["start"][LONG], color="black", lw=0.8, ls=":", label="best for 10,000 steps")
+    axes.set(xscale="log", yscale="log", xlabel="look-ahead, steps", ylabel="step size", title="what is chosen")
+
+
+def draw_costs(axes: Axes, result: dict[str, Any]) -> None:
+    for line, rates in result["lines"].items():
+        if line in MARKS or "first" in line:
+            continue
+        axes.plot(
+            list(rates), [cost_of(line, rate).mean for rate in rates.values()], color=COLORS[line], lw=1, label=line
+        )
+    for method, points in result["learned"].items():
+        line, _, gradient = method.rpartition(", ")
+        costs = [cost_of(line, 10 ** center(learned)[0]).mean for learned in points.values()]
+        axes.plot(list(points), costs, MARKS[gradient], color=COLORS.get(method, COLORS[line]), ms=6, mfc="none")
+    anew = result["anew"]
+    axes.plot(
+        list(anew), [cost.mean for cost in anew.values()], color="C4", lw=1, ls="--", label="chosen anew each time"
+    )
+    best = cost_of("start", result["lines"]["start"][LONG]).mean
+    axes.axhline(best, color="black", lw=0.8, ls=":", label="best single step size")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="look-ahead, steps",
+        ylabel="mean excess loss",
+        title="what 10,000 steps cost",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--effort", type=float, default=1.0, help="steps of all that is learned, as a factor")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = {
+        "task": repr(TASK),
+        "seeds": SEEDS,
+        "copies": COPIES,
+        "effort": options.effort,
+        "torch": torch.__version__,
+    }
+    result: dict[str, Any] = {
+        "settings": settings,
+        "lines": lines(),
+        "anew": {ahead: anew(TASK, ahead) for ahead in AHEAD},
+        "slopes": slopes(),
+        "learned": towers(options.effort),
+    }
+    show(result)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "horizon.json").write_text(json.dumps(result, indent=1) + "\n")
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    for draw, axes in zip((draw_rates, draw_costs), panels):
+        draw(axes, result)
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(options.out / "horizon.png", dpi=120)
+    print(f"wrote {options.out / 'horizon.json'} and horizon.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Where the time of a tower goes: by function of this project, and by torch operation.
+
+    python -m benchmarks W1 --profile [--out benchmarks/results]
+
+Two runs of the same steps. Under cProfile, the time of torch's own functions counts for the function of this project
+that called them, directly or through torch's Python; under torch's profiler, each operation counts without those that
+it calls, and what is left of the wall clock is Python. Both profilers slow what they watch: shares are what to read,
+and the title has the time of a step without either. Where a picture's numbers from before a change lie beside it
+(``profile_w1_before.json``), they are drawn too. One thread.
+"""
+
+import cProfile
+import json
+import pstats
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+
+from recursion import Tower
+from recursion.notation import parse
+
+TOWERS = {
+    "w1": "quadratic: lstm@20[batch=128, horizon=none] / adam",
+    "depth3": "quadratic: lstm@20[batch=16] / lstm(scale=0.02)@5[batch=2, horizon=200] / adam",
+}
+OURS = ("levels", "recursion")
+SHOWN = 12
+Caller = tuple[str, int, str]
+
+
+def profile(name: str, out: Path, *, steps: int = 20, suffix: str = "") -> Path:
+    """Profile a tower of `TOWERS` and write ``profile_NAME.json`` and ``.png`` into ``out``; returns the picture."""
+    torch.set_num_threads(1)
+    tower = parse(TOWERS[name])
+    found = measure(tower, steps)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"profile_{name}{suffix}.json").write_text(json.dumps(found, indent=1) + "\n")
+    before = out / f"profile_{name}_before.json"
+    earlier = json.loads(before.read_text()) if before.exists() and not suffix else None
+    picture = out / f"profile_{name}{suffix}.png"
+    draw(found, earlier, picture)
+    return picture
+
+
+def measure(tower: Tower, steps: int) -> dict[str, Any]:
+    """Milliseconds a step: alone, by function and by operation."""
+    state = tower.init(seed=0)
+    for _ in range(3):
+        state, _ = tower.step(state)
+    times = []
+    for _ in range(steps):
+        begin = time.process_time()
+        state, _ = tower.step(state)
+        times.append(1e3 * (time.process_time() - begin))
+    functions, operations = by_function(tower, state, steps), by_operation(tower, state, steps)
+    times.sort()
+    return {"tower": repr(tower), "ms": times[len(times) // 2], "functions": functions, "operations": operations}
+
+
+def by_function(tower: Tower, state: Any, steps: int) -> dict[str, float]:
+    """Milliseconds a step spent in each function of this project, torch's functions counting for their callers."""
+    profiler = cProfile.Profile(time.process_time)
+    profiler.enable()
+    for _ in range(steps):
+        state, _ = tower.step(state)
+    profiler.disable()
+    stats: dict[Caller, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    spent: Counter[str] = Counter()
+    for function, (_, _, own, _, callers) in stats.items():
+        for owner, share in owners(function, callers, stats).items():
+            spent[owner] += 1e3 * own * share / steps
+    return dict(spent.most_common())
+
+
+def owners(function: Caller, callers: dict[Caller, Any], stats: dict[Caller, Any], depth: int = 8) -> dict[str, float]:
+    """Whose time a function's own time is, in shares: its own if it is ours, else its callers'."""
+    path = Path(function[0])
+    if any(part in OURS for part in path.parts[:-1]):
+        return {f"{path.stem}.{function[2]}": 1.0}
+    total = sum(entry[2] for entry in callers.values())
+    if not total or not depth:
+        return {"outside": 1.0}
+    shares: Counter[str] = Counter()
+    for caller, entry in callers.items():
+        for owner, share in owners(caller, stats[caller][4], stats, depth - 1).items():
+            shares[owner] += share * entry[2] / total
+    return shares
+
+
+def by_operation(tower: Tower, state: Any, steps: int) -> dict[str, float]:
+    """Milliseconds a step in each torch operation by itself, and in Python between them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            state, _ = tower.step(state)
+        wall = 1e3 * (time.perf_counter() - begin) / steps
+    spent: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        spent[event.key.removeprefix("aten::")] += event.self_cpu_time_total / 1e3 / steps
+    spent["Python between operations"] = max(0.0, wall - spent.total())
+    return dict(spent.most_common())
+
+
+def draw(found: dict[str, Any], before: dict[str, Any] | None, path: Path) -> None:
+    """Bars of the largest entries, the shares of a step written on them."""
+    figure, panels = plt.subplots(1, 2, figsize=(15, 5.6), layout="constrained")
+    title = f"{found['tower']}\n{found['ms']:.1f} ms a step of processor time"
+    if before:
+        title += f" (before: {before['ms']:.1f} ms, another run)"
+    figure.suptitle(title, fontsize=11)
+    for axes, kind in zip(panels, ("functions", "operations")):
+        draw_bars(axes, found[kind], before[kind] if before else None)
+        axes.set(title=f"by {kind[:-1]}", xlabel="ms a step while watched (share of all)")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_bars(axes: Axes, spent: dict[str, float], before: dict[str, float] | None) -> None:
+    both = Counter(spent)
+    for name, ms in (before or {}).items():
+        both[name] = max(both[name], ms)
+    names = [name for name, _ in both.most_common(SHOWN)]
+    rows = [("now", spent, "C0")] if before is None else [("before", before, "0.75"), ("now", spent, "C0")]
+    height = 0.8 / len(rows)
+    for number, (label, numbers, color) in enumerate(rows):
+        total = sum(numbers.values())
+        shown = [*(numbers.get(name, 0.0) for name in names)]
+        shown.append(total - sum(shown))
+        bars = axes.barh([i + number * height for i in range(len(shown))], shown, height, color=color, label=label)
+        axes.bar_label(bars, [f"{ms:.2f} ({ms / total:.0%})" for ms in shown], padding=3, fontsize=8)
+    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(names) + 1)], [*names, "all others"])
+    axes.invert_yaxis()
+    axes.margins(x=0.18)
+    axes.spines[["top", "right"]].set_visible(False)
+    if before is not None:
+        axes.legend()

@@ -1,0 +1,450 @@
+"""Windows that look ahead, and gradients bootstrapped from what they see there. Relative, in float64."""
+
+import math
+import re
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import pytest
+import torch
+from exact_oracle import ExactLevel, ExactTask, Word, alias, on_tensors
+from exact_parts import MOMENTUM, BlackBox, digits, lstm, quadratic, stacked
+from exact_parts import level as exact
+from oracle import RULES, Copy, error, state_error
+from test_exact import Poisoned
+from test_forward import Whole
+from torch import Tensor
+
+from levels import (
+    PES,
+    SGD,
+    Adam,
+    Bootstrapped,
+    Discounted,
+    ESSingle,
+    Estimator,
+    Exact,
+    FirstOrder,
+    Forward,
+    HeldOut,
+    Laid,
+    Last,
+    Level,
+    LevelState,
+    MeanLog,
+    Mix,
+    NoisyQuadratic,
+    Skip,
+    Task,
+    keys,
+)
+from levels.tasks.nets import Cursor
+from levels.tree import leaves, map_leaves
+from recursion import Tower, checkpoint
+from recursion.notation import parse
+from recursion.spec import dumps, loads
+
+TOLERANCE = 1e-10
+
+
+def level(optimizer: object, unroll: int, ahead: int | None, gradient: Estimator, **settings: object) -> Level:
+    return exact(optimizer, unroll, **{"ahead": ahead, "gradient": gradient, "horizon": 6, "batch": 3, **settings})
+
+
+# Against levels without ahead: one that looks as far, and one that goes as far.
+
+ESTIMATORS = {
+    "first-order": (lstm(1), FirstOrder()),
+    "exact": (Adam(0.1, eps=1e-3), Exact()),
+    "forward": (MOMENTUM, Forward()),
+    "pes": (lstm(1), PES(sigma=0.1, pairs=2)),
+    "es-single": (MOMENTUM, ESSingle(sigma=0.1)),
+}
+BELOW = {
+    "task": (),
+    "level": (level(MOMENTUM, 1, 2, Exact(), horizon=2, batch=1),),
+}
+
+
+class Trio(NamedTuple):
+    """A level that looks ahead, one whose windows are as long as it looks, and one whose windows are as long as its."""
+
+    ours: Laid
+    far: Laid
+    near: Laid
+
+
+def trio(task: Any, part: Level) -> Trio:
+    far, near = replace(part, unroll=part.reach, ahead=None), replace(part, ahead=None)
+    return Trio(part.over(task), far.over(task), near.over(task))
+
+
+def equal(one: Any, other: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
+@pytest.mark.parametrize("below", BELOW)
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_it_sees_what_a_longer_window_sees_and_goes_on_as_a_shorter_one(name, below):
+    """Bit for bit, over a life of three windows and more, staggered over two copies; also what estimators remember."""
+    three = trio(stacked(quadratic(2), BELOW[below]), level(ESTIMATORS[name][0], 2, 6, ESTIMATORS[name][1], batch=2))
+    key = keys.seed(4)
+    params = three.ours.init_params(key)
+    state, ages = three.ours.init_state(params, key), set()
+    for _ in range(4):
+        ages |= set(state.carry.age.tolist())
+        value, grad, after = three.ours.value_and_grad(params, state)
+        seen, gone = three.far.value_and_grad(params, state), three.near.value_and_grad(params, state)
+        assert equal((value, grad), seen[:2])
+        assert equal(after, gone[2])
+        assert not torch.equal(value, gone[0])
+        assert not torch.equal(grad, gone[1])
+        params, state = params - 0.01 * grad / grad.norm(), after
+    assert ages == {0, 2, 4, 6}
+
+
+@pytest.mark.parametrize("name", ["first-order", "exact", "forward", "pes"])
+def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name):
+    """It weighs what it does for a longer window, stays where it was and begins again; the others go on."""
+    optimizer, gradient = ESTIMATORS[name]
+    task = Poisoned(dims=3, dtype="float64", fatal=5)  # asked once at the start, twice within the unroll
+    three = trio(task, level(optimizer, 2, 6, gradient, batch=6, stagger=False, nonfinite=Skip()))
+    key = keys.seed(2)
+    params = three.ours.init_params(key)
+    state = three.ours.init_state(params, key)
+    dead = state.carry.below.dies
+    assert 0 < dead.sum() < len(dead)
+    value, grad, after = three.ours.value_and_grad(params, state)
+    gone = three.near.value_and_grad(params, state)[2]
+    assert not gone.carry.skipped.any()
+    for mask, expected in ((dead, state.carry), (~dead, gone.carry)):
+        kept = map_leaves(lambda leaf, mask=mask: leaf[mask], after.carry._replace(age=expected.age, skipped=dead * 0))
+        assert equal(kept, map_leaves(lambda leaf, mask=mask: leaf[mask], expected))
+    assert torch.equal(after.carry.age, torch.where(dead, -1, 2))
+    assert torch.equal(after.carry.skipped, dead.long())
+    assert equal((value, grad), three.far.value_and_grad(params, state)[:2])
+    for _ in range(3):
+        state = after
+        value, grad, after = three.ours.value_and_grad(params, state)
+        assert equal((value, grad), three.far.value_and_grad(params, state)[:2])
+    assert (after.carry.age[dead] > 0).any()
+
+
+# Against naive autograd, every window from the carry as a constant.
+
+
+def held(copy: Copy) -> Copy:
+    """What a copy carries on as constants; the problem below keeps what it wants to."""
+    return on_tensors(torch.detach, copy._replace(below=None))._replace(below=copy.below)
+
+
+class AheadLevel(ExactLevel):
+    """Runs on as far as its level looks; what it carries on is where the unroll ended."""
+
+    def run(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], list[Tensor], list[Any], list[Any], Copy]:
+        if self.level.life is not None and copy.age >= self.level.life:
+            copy = self.begin(keys.fold(copy.key, -1))
+        x, s, _, g, below, age, key = copy
+        losses, grads, reads, returns = [], [], [], []
+        for t in range(1, self.level.reach + 1):
+            reads.append((alias(theta), alias(s), alias(x)))
+            x, s = RULES[type(self.optimizer)](self.optimizer, reads[-1][0], g, *reads[-1][1:])
+            returns.append((x, s))
+            x = x if x.requires_grad else x.requires_grad_()
+            f, g, below = self.below.ask(x, below)
+            counted, slope, below = self.judge(x, f, g, below)
+            losses.append(counted)
+            grads.append(slope)
+            if t == self.level.unroll:
+                end = held(Copy(x, s, f, g, below, age + t, key))
+        return losses, grads, reads, returns, end
+
+    def judge(self, x: Tensor, f: Tensor, g: Tensor, below: Any) -> tuple[Tensor, Tensor, Any]:
+        return f, g, below
+
+
+class AheadWhole(Whole):
+    """The same for forward mode: what it carries on stays in the graph."""
+
+    judge = AheadLevel.judge
+
+    def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Copy]:
+        if self.level.life is not None and copy.age >= self.level.life:
+            copy = self.begin(keys.fold(copy.key, -1))
+        x, s, f, g, below, age, key = copy
+        losses = []
+        for t in range(1, self.level.reach + 1):
+            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
+            f, g, below = self.below.ask(x, below)
+            counted, _, below = self.judge(x, f, g, below)
+            losses.append(counted)
+            if t == self.level.unroll:
+                end = Copy(x, s, f, g, below, age + t, key)
+        return losses, end
+
+
+class BootLevel(ExactLevel):
+    """1/2 |x_T - x_ahead|^2 as a graph of ``theta`` through T updates, x_ahead and what is carried on being data."""
+
+    def __init__(self, level: Level, below: Any) -> None:
+        super().__init__(level, below)
+        self.exact, self.true = isinstance(level.gradient.through, Exact), False
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        runs = [self.follow(theta, copy) for copy in copies]
+        value = sum(self.meta(losses) for losses, *_ in runs) / len(runs)
+        (g,) = torch.autograd.grad(sum(distance for _, distance, _ in runs) / len(runs), theta)
+        return Word.apply(theta, value.detach(), g), g, [end for *_, end in runs]
+
+    def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Tensor, Copy]:
+        if self.level.life is not None and copy.age >= self.level.life:
+            copy = self.begin(keys.fold(copy.key, -1))
+        x, s, _, g, below, age, key = copy
+        losses = []
+        for t in range(1, self.level.reach + 1):
+            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g if self.exact else g.detach(), s, x)
+            f, g, below = self.below.ask(x, below)
+            losses.append(f)
+            if t == self.level.unroll:
+                reached, end = x, held(Copy(x, s, f, g, below, age + t, key))
+        return losses[: self.level.unroll], (reached - x.detach()).square().sum() / 2, end
+
+
+def naive(task: Task, *parts: Level) -> Any:
+    """The oracle of levels stacked over ``task``."""
+    problem: Any = ExactTask(task)
+    for part in parts:
+        kinds = {Forward: AheadWhole, Bootstrapped: BootLevel}
+        problem = kinds.get(type(part.gradient), AheadLevel)(part, problem)
+    return problem
+
+
+class Case(NamedTuple):
+    """A tower without its topmost level, and windows."""
+
+    task: Task
+    levels: tuple[Level, ...]
+    windows: int = 5
+
+
+def compare(ours: Laid, theirs: Any, windows: int, move: float = 0.01) -> float:
+    """Largest error of values, gradients and carries, for parameters that move along the gradient in between."""
+    key = keys.seed(7)
+    params = ours.init_params(key)
+    mine, state, copies = params.clone(), ours.init_state(params, key), theirs.start(params, key)
+    worst = state_error(state, on_tensors(torch.detach, copies))
+    for _ in range(windows):
+        value, grad, state = ours.value_and_grad(params, state)
+        f, g, copies = theirs.ask(mine.requires_grad_(), copies)
+        carried = on_tensors(torch.detach, copies)
+        worst = max(worst, error(value, f.detach()), error(grad, g.detach()), state_error(state, carried))
+        params = params - move * grad / grad.norm()
+        mine = mine.detach() - move * g.detach() / g.norm()
+    return worst
+
+
+FIRST, BOTH = FirstOrder(), (FirstOrder(), Exact(), Forward())
+CASES = {
+    **{f"momentum, {g}": Case(quadratic(), (level(MOMENTUM, 2, 5, g),)) for g in BOTH},
+    **{f"adam, {g}": Case(quadratic(), (level(Adam(0.1, eps=1e-3), 2, 6, g, objective=MeanLog()),)) for g in BOTH},
+    **{f"last, {g}": Case(quadratic(), (level(MOMENTUM, 3, 4, g, objective=Last()),)) for g in BOTH},
+    **{f"lstm, {g}": Case(quadratic(2), (level(lstm(2), 1, 4, g, horizon=None, batch=2),)) for g in BOTH[:2]},
+    "minibatches": Case(digits(), (level(SGD(0.1, momentum=0.5), 2, 4, Exact(), horizon=4, batch=2),)),
+    **{
+        f"{g} over {h}": Case(quadratic(2), (level(MOMENTUM, 1, 3, h, batch=2), level(Adam(0.01), 2, 3, g, batch=2)))
+        for g, h in ((FIRST, FIRST), (FIRST, Exact()), (Exact(), Exact()), (Exact(), FIRST), (FIRST, Forward()))
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_naive_autograd(name):
+    case = CASES[name]
+    assert compare(stacked(case.task, case.levels), naive(*case[:1], *case.levels), case.windows) < TOLERANCE
+
+
+# Bootstrapped.
+
+THROUGH = (Bootstrapped(), Bootstrapped(Exact()))
+BOOTED = {
+    **{f"momentum, {g}": Case(quadratic(), (level(MOMENTUM, 2, 6, g, batch=3),)) for g in THROUGH},
+    **{f"decay, {g}": Case(quadratic(), (level(SGD(0.01, 0.8, 0.1), 3, 4, g, objective=Last()),)) for g in THROUGH},
+    **{f"lstm, {g}": Case(quadratic(2), (level(lstm(2), 2, 5, g, objective=Discounted(0.7)),)) for g in THROUGH},
+    **{f"digits, {g}": Case(digits(), (level(lstm(1), 1, 3, g, horizon=None, batch=1),), 3) for g in THROUGH},
+    **{
+        f"{g} over exact": Case(quadratic(2), (exact(MOMENTUM, 2, horizon=4), level(Adam(0.1), 2, 4, g, horizon=4)))
+        for g in THROUGH
+    },
+    "first order over it": Case(quadratic(2), (level(MOMENTUM, 2, 4, THROUGH[1]), level(Adam(0.1), 2, 3, FIRST))),
+}
+
+
+@pytest.mark.parametrize("name", BOOTED)
+def test_bootstrapped_by_hand(name):
+    case = BOOTED[name]
+    assert compare(stacked(case.task, case.levels), naive(*case[:1], *case.levels), case.windows) < TOLERANCE
+
+
+def test_bootstrapped_reports_the_losses_of_its_unroll():
+    part = level(MOMENTUM, 2, 6, THROUGH[1])
+    laid, near = part.over(quadratic()), replace(part, ahead=None, gradient=FIRST).over(quadratic())
+    params = laid.init_params(keys.seed(0))
+    state = laid.init_state(params, keys.seed(0))
+    for _ in range(4):
+        expected, _, after = near.value_and_grad(params, state)
+        value, _, state = laid.value_and_grad(params, state)
+        assert equal((value, state), (expected, after))
+
+
+def test_a_step_along_the_bootstrapped_gradient_gets_sooner_to_where_it_would_get():
+    part = level(SGD(0.001), 2, 20, THROUGH[1], batch=8, horizon=None)
+    laid, far = part.over(quadratic()), replace(part, unroll=20, ahead=None, gradient=FIRST).over(quadratic())
+    params = laid.init_params(keys.seed(0))
+    state = laid.init_state(params, keys.seed(0))
+    _, grad, after = laid.value_and_grad(params, state)
+    target = far.window(params, state.carry)[0].x
+    moved = laid.window(params - 0.1 * grad / grad.norm(), state.carry)[0].x
+    gaps = [(x - target).square().sum(-1).mean() for x in (moved, after.carry.x)]
+    assert gaps[0] < 0.99 * gaps[1]
+
+
+# What it costs.
+
+
+class Tallied(NoisyQuadratic):
+    """Notes for how many copies it is asked."""
+
+    name = "tallied"
+    asked: ClassVar[list[int]] = []
+
+    def value_and_grad(self, params: Tensor, state: Cursor) -> tuple[Tensor, Tensor, Cursor]:
+        self.asked.append(math.prod(params.shape[:-1]))
+        return super().value_and_grad(params, state)
+
+
+COSTLY = [FirstOrder(), Exact(), Forward(), PES(pairs=2), Mix(Exact(), ESSingle()), *THROUGH]
+FEW, MANY = SGD(1e-3), Tallied(dims=2)
+
+
+@pytest.mark.parametrize("task", [MANY, HeldOut(MANY)], ids=str)
+@pytest.mark.parametrize("gradient", COSTLY, ids=str)
+def test_counted_costs_are_those_that_a_tower_states(gradient, task):
+    """Windows of every level, behind their start and before a restart; batches of 2 and 3."""
+    settings = {"horizon": 1200, "batch": 2}
+    levels = level(FEW, 3, 5, gradient, **settings), level(FEW, 2, 4, FIRST, **settings), exact(FEW, 3, batch=3)
+    tower = Tower(task, *levels)
+    state = tower.init(0)
+    Tallied.asked.clear()
+    tower.step(state)
+    assert sum(Tallied.asked) == tower.base_steps * 2 * 2 * 3
+    for number in (0, 1):
+        laid, key = tower.laid[number], keys.seed(0)
+        params = laid.init_params(key)
+        _, _, behind = laid.value_and_grad(params, laid.init_state(params, key))
+        Tallied.asked.clear()
+        laid.value_and_grad(params, behind)
+        assert sum(Tallied.asked) == tower.costs[number] * 2 ** (number + 1)
+
+
+@pytest.mark.parametrize("task", [MANY, HeldOut(MANY)], ids=str)
+@pytest.mark.parametrize("gradient", [Exact(), Forward(), Bootstrapped(Exact())], ids=str)
+def test_costs_above_an_exact_level(gradient, task):
+    settings = {"horizon": None, "batch": 1}
+    tower = Tower(task, level(FEW, 3, 5, Exact(), **settings), level(FEW, 2, 4, gradient, **settings), exact(FEW, 2))
+    state = tower.step(tower.init(0))[0]
+    Tallied.asked.clear()
+    tower.step(state)
+    assert sum(Tallied.asked) == tower.base_steps
+
+
+def test_costs_by_hand():
+    """Level 1 looks 5 ahead of 3, level 2 4 ahead of 2; held out, each of the 5 is asked once more."""
+    expected = {FirstOrder(): (5, 10), Exact(): (9, 14), Forward(): (10, 15), PES(pairs=2): (20, 40)}
+    expected |= {Bootstrapped(): (5, 10), Bootstrapped(Exact()): (7, 12)}
+    for gradient, costs in expected.items():
+        for task, cost in zip((MANY, HeldOut(MANY)), costs):
+            levels = level(FEW, 3, 5, gradient, horizon=30), level(FEW, 2, 4, FIRST, horizon=4)
+            assert Tower(task, *levels, exact(FEW, 3)).costs == [cost, 4 * cost, 12 * cost]
+
+
+# Towers, and what is refused.
+
+TEXTS = [
+    "quadratic(dims=2): sgd(momentum=0.5)@2[ahead=6, batch=2] / adam@2[ahead=4, gradient=exact, batch=2] / adam",
+    "quadratic(dims=2): lstm(hidden=2)@2[ahead=3, batch=2, gradient=pes(pairs=2)] / sgd",
+    "quadratic(dims=2): sgd@2[ahead=6, batch=2, gradient=forward] / adam@2[ahead=3, batch=2] / sgd",
+    "quadratic(dims=2): lstm(hidden=2)@2[ahead=8, batch=2, gradient=bootstrapped(exact)] / adam",
+    "quadratic(dims=2): lstm(hidden=2)@2[ahead=8, gradient=bootstrapped, objective=time-to(0.5)] / adam@1 / sgd",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_towers_are_written_down_and_resume_bit_for_bit(text, tmp_path):
+    tower = parse(text)
+    assert parse(repr(tower)).levels == loads(dumps(tower)).levels == tower.levels
+    assert repr(loads(dumps(tower))) == repr(tower) == text
+    state = tower.init(0)
+    for step in range(8):
+        if step == 4:
+            checkpoint.save(tmp_path / "c", tower, state, seed=0)
+        state = checkpoint.settled(tower.step(state)[0])
+    saved = checkpoint.load(tmp_path / "c")
+    again = saved.state
+    for _ in range(4):
+        again = checkpoint.settled(saved.tower.step(again)[0])
+    assert equal(again, state)
+    assert not torch.equal(again.carry.x, saved.state.carry.x)
+
+
+def test_ahead_none_and_the_unroll_are_the_same():
+    parts = [level(MOMENTUM, 2, ahead, Exact()).over(quadratic()) for ahead in (None, 2)]
+    params = parts[0].init_params(keys.seed(0))
+    results = [part.value_and_grad(params, part.init_state(params, keys.seed(0))) for part in parts]
+    assert equal(*results)
+
+
+REFUSED = [
+    ("sgd@2[ahead=4]", r"level 1 \(sgd@2\[ahead=4\]\) is the topmost: nothing is trained by .*; leave ahead out"),
+    ("sgd@2 / adam[ahead=4]", r"level 2 .* is the topmost: .*; leave ahead out"),
+    ("sgd@4[ahead=3] / adam", "ahead must be a whole number of at least the unroll 4, or none, got 3"),
+    ("sgd@4[ahead=0] / adam", "at least the unroll 4, or none, got 0"),
+    ("sgd@4[ahead=true] / adam", "at least the unroll 4, or none, got true"),
+    ("sgd@4[ahead=4.5] / adam", "at least the unroll 4, or none, got 4.5"),
+    ("sgd@5[gradient=bootstrapped] / adam", "after its window of 5; set ahead=20"),
+    ("sgd@5[ahead=5, gradient=bootstrapped(exact)] / adam", "after its window of 5; set ahead=20"),
+    ("sgd@5[ahead=9, gradient=bootstrapped(pes)] / adam", "bootstrapped: through must be first-order or exact, got pes"),
+    ("sgd@2[ahead=9, gradient=bootstrapped(forward)] / adam", "through must be first-order or exact, got forward"),
+    (
+        "torch(Adafactor)@2[ahead=9, gradient=bootstrapped] / adam",
+        "cannot be differentiated by first-order; .*gradient=pes",
+    ),
+    (
+        "sgd@2[ahead=4, gradient=bootstrapped(exact)] / sgd@2[gradient=exact] / adam",
+        r"level 2 .*the level below, .*bootstrapped.* cannot be differentiated by exact; use",
+    ),
+    (
+        "sgd@2[gradient=pes] / sgd@2[ahead=3, gradient=bootstrapped(exact)] / adam",
+        r"level 2 .*the level below, .*pes.* cannot be differentiated by exact; use",
+    ),
+]
+
+
+@pytest.mark.parametrize(("levels", "message"), REFUSED)
+def test_what_cannot_work_is_refused_when_the_tower_is_built(levels, message):
+    with pytest.raises(ValueError, match=message):
+        parse(f"quadratic(dims=2): {levels}")
+
+
+def test_a_tower_under_one_that_looks_ahead_does_not():
+    tower = parse("quadratic(dims=2): sgd@2 / adam@2[ahead=4] / adam")
+    assert repr(tower.under()) == "quadratic(dims=2): sgd@2 / adam@2[horizon=none]"
+    with pytest.raises(ValueError, match=re.escape("leave ahead out")):
+        Tower(tower.task, *tower.levels[:-1])
+
+
+def test_black_boxes_look_ahead_by_evolution():
+    laid = level(BlackBox(0.01), 2, 6, PES(sigma=0.1)).over(quadratic())
+    far = level(BlackBox(0.01), 6, None, PES(sigma=0.1)).over(quadratic())
+    params = laid.init_params(keys.seed(0))
+    state: LevelState = laid.init_state(params, keys.seed(0))
+    assert equal(laid.value_and_grad(params, state)[:2], far.value_and_grad(params, state)[:2])
