@@ -6,7 +6,7 @@ or a peer's. Every side runs in processes of its own (`benchmarks.worker`), of w
 1. Proof. A process for each side computes the same few numbers from the same seed; they are compared with those of the
    first side, and a side that disagrees is not timed.
 2. Warm-up. A fresh process for each side takes its first steps, with empty compile caches.
-3. Rounds. In each, every side in turn, shuffled, does a block of steps of at least `BLOCK` seconds. So a busy machine
+3. Rounds. In each, every side in turn, shuffled, does a block of steps, about `BLOCK` seconds of them. So a busy machine
    slows all of them; a ratio is taken within each round, and its median and quartiles are over the rounds.
 """
 
@@ -21,12 +21,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median, quantiles
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 BLOCK = 0.3
-"""Seconds that a block of steps lasts at least."""
+"""Seconds that a block of steps lasts about, or one step."""
+
+ROOT = Path(__file__).parents[1]
+"""Where workers run, so that they find this package."""
 
 MOST = 1000
 """Steps in a block at most."""
@@ -45,7 +49,7 @@ class Side(Protocol):
 
 
 class Workload(Protocol):
-    """What a module ``benchmarks/wN.py`` has; ``draw`` and ``summary`` may be left out.
+    """What a module ``benchmarks/wN.py`` has; ``IMPORTS``, ``draw`` and ``summary`` may be left out.
 
     ``SIDES[name](**variant)`` builds a side, importing its peer only then; what it cannot do is an `Unsupported`.
     ``threads`` is for the worker, and 1 where a variant does not say; factories that name it are given it as well.
@@ -57,12 +61,14 @@ class Workload(Protocol):
     VARIANTS: dict[str, dict[str, Any]]
     SIDES: dict[str, Callable[..., Side]]
     TOLERANCE: float | dict[str, float]
+    IMPORTS: dict[str, list[str]]
+    """Modules by side that are imported before memory is counted from there; what is imported later counts."""
 
     def draw(self, result: dict[str, Any], path: str) -> None:
-        """A picture of its own of what `run` returned, instead of bars."""
+        """A picture of its own of a whole result, as it is kept in JSON, instead of bars."""
 
     def summary(self, result: dict[str, Any]) -> list[str]:
-        """Lines to print behind the tables, as markup of rich."""
+        """Lines to print behind the tables."""
 
 
 class Unsupported(Exception):
@@ -98,8 +104,11 @@ class Worker:
         self.cache = tempfile.TemporaryDirectory(prefix="benchmark-cache-")
         command = [sys.executable, "-m", "benchmarks.worker", workload, side, json.dumps(variant)]
         environment = os.environ | surroundings(variant.get("threads", 1), self.cache.name)
+        self.errors = tempfile.TemporaryFile("w+")
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=ROOT
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +116,7 @@ class Worker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
         self.cache.cleanup()
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -120,8 +130,10 @@ class Worker:
             pass
         line = self.process.stdout.readline()
         if not line:
-            _, errors = self.process.communicate()
-            raise WorkerError(f"died with status {self.process.returncode}: {errors.strip()[-300:] or 'no message'}")
+            self.process.wait()
+            self.errors.seek(0)
+            last = self.errors.read().strip()[-300:] or "no message"
+            raise WorkerError(f"died with status {self.process.returncode}: {last}")
         answer: dict[str, Any] = json.loads(line)
         if answer.get("unsupported"):
             raise Unsupported(answer["unsupported"])

@@ -6,8 +6,8 @@ The meta-loss is the sum of the losses after each of T updates from a fixed star
 the step sizes and the logit of the momentum, follows every path: also how each gradient moves with the weights. All
 sides ask the same task for the same minibatches, so they run the same model code:
 
-  - levels: a level with ``gradient=exact``.
-  - naive: one autograd graph for the whole window, ``create_graph=True`` at each gradient, kept until the end. Weights
+  - ours: a level with ``gradient=exact``.
+  - naive autograd: one autograd graph for the whole window, ``create_graph=True`` at each gradient, kept until the end. Weights
     are one flat tensor, as in levels: that is quicker than one tensor for each parameter.
   - higher: `higher.innerloop_ctx` with its differentiable SGD; step sizes and momentum by ``override``.
 
@@ -17,11 +17,13 @@ A step is one value and gradient. The MLP has 8,970 parameters and minibatches o
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import Side
 from levels import SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, keys
 from levels.task import LossTask
 
@@ -35,14 +37,6 @@ MODELS: dict[str, Callable[..., LossTask]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{model} unroll {unroll}": {"model": model, "unroll": unroll} for model in MODELS for unroll in UNROLLS
 }
-
-
-class Side(Protocol):
-    """What is measured."""
-
-    def prove(self) -> dict[str, list[float]]: ...
-
-    def step(self) -> None: ...
 
 
 class Start(NamedTuple):
@@ -160,4 +154,5 @@ def side(kind: type[Measured]) -> Callable[..., Side]:
     return build
 
 
-SIDES: dict[str, Callable[..., Side]] = {"levels": side(Ours), "naive": side(Naive), "higher": side(Higher)}
+SIDES: dict[str, Callable[..., Side]] = {"ours": side(Ours), "naive autograd": side(Naive), "higher": side(Higher)}
+PREPARE: dict[str, Callable[[], object]] = {"higher": lambda: import_module("higher")}

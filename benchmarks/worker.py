@@ -67,12 +67,13 @@ class Host:
         self.side: Side | None = None
 
     def built(self) -> Side:
-        """The side, built at first use; what its peers' import holds is where memory is counted from."""
+        """The side, built at first use; memory is counted from what the process holds once `Workload.IMPORTS` are in."""
         if self.side is None:
             begin = time.perf_counter()
             factory = self.module.SIDES[self.name]
             given = {k: v for k, v in self.variant.items() if k != "threads" or takes_threads(factory)}
-            getattr(self.module, "PREPARE", {}).get(self.name, lambda: None)()
+            for name in getattr(self.module, "IMPORTS", {}).get(self.name, []):
+                importlib.import_module(name)
             self.start = resident()
             self.side = factory(**given)
             self.build = time.perf_counter() - begin

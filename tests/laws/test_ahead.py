@@ -249,7 +249,7 @@ CASES = {
     **{f"adam, {g}": Case(quadratic(), (level(Adam(0.1, eps=1e-3), 2, 6, g, objective=MeanLog()),)) for g in BOTH},
     **{f"last, {g}": Case(quadratic(), (level(MOMENTUM, 3, 4, g, objective=Last()),)) for g in BOTH},
     **{f"lstm, {g}": Case(quadratic(2), (level(lstm(2), 1, 4, g, horizon=None, batch=2),)) for g in BOTH[:2]},
-    "minibatches": Case(digits(), (level(SGD(0.1, momentum=0.5), 2, 4, Exact(), horizon=4, batch=2),)),
+    "minibatches": Case(digits(), (level(SGD(0.1, momentum=0.5), 2, 3, Exact(), horizon=4, batch=1),), 3),
     **{
         f"{g} over {h}": Case(quadratic(2), (level(MOMENTUM, 1, 3, h, batch=2), level(Adam(0.01), 2, 3, g, batch=2)))
         for g, h in ((FIRST, FIRST), (FIRST, Exact()), (Exact(), Exact()), (Exact(), FIRST), (FIRST, Forward()))
@@ -350,8 +350,8 @@ def test_counted_costs_are_those_that_a_tower_states(gradient, task):
 @pytest.mark.parametrize("gradient", [Exact(), Forward(), Bootstrapped(Exact())], ids=str)
 def test_costs_above_an_exact_level(gradient, task):
     settings = {"horizon": None, "batch": 1}
-    tower = Tower(task, level(FEW, 3, 5, Exact(), **settings), level(FEW, 2, 4, gradient, **settings), exact(FEW, 2))
-    state = tower.step(tower.init(0))[0]
+    tower = Tower(task, level(FEW, 2, 3, Exact(), **settings), level(FEW, 1, 2, gradient, **settings), exact(FEW, 1))
+    state = tower.init(0)
     Tallied.asked.clear()
     tower.step(state)
     assert sum(Tallied.asked) == tower.base_steps
@@ -370,11 +370,11 @@ def test_costs_by_hand():
 # Towers, and what is refused.
 
 TEXTS = [
-    "quadratic(dims=2): sgd(momentum=0.5)@2[ahead=6, batch=2] / adam@2[ahead=4, gradient=exact, batch=2] / adam",
-    "quadratic(dims=2): lstm(hidden=2)@2[ahead=3, batch=2, gradient=pes(pairs=2)] / sgd",
-    "quadratic(dims=2): sgd@2[ahead=6, batch=2, gradient=forward] / adam@2[ahead=3, batch=2] / sgd",
-    "quadratic(dims=2): lstm(hidden=2)@2[ahead=8, batch=2, gradient=bootstrapped(exact)] / adam",
-    "quadratic(dims=2): lstm(hidden=2)@2[ahead=8, gradient=bootstrapped, objective=time-to(0.5)] / adam@1 / sgd",
+    "quadratic(dims=2): sgd(momentum=0.5)@2[batch=2, ahead=6] / adam@2[batch=2, ahead=4, gradient=exact] / adam",
+    "quadratic(dims=2): lstm(hidden=2)@2[batch=2, ahead=3, gradient=pes(pairs=2)] / sgd",
+    "quadratic(dims=2): sgd@2[batch=2, ahead=6, gradient=forward] / adam@2[batch=2, ahead=3] / sgd",
+    "quadratic(dims=2): lstm(hidden=2)@2[batch=2, ahead=8, gradient=bootstrapped(through=exact)] / adam",
+    "quadratic(dims=2): lstm(hidden=2)@2[ahead=8, objective=time-to(0.5), gradient=bootstrapped] / adam@1 / sgd",
 ]
 
 
@@ -408,11 +408,13 @@ REFUSED = [
     ("sgd@2 / adam[ahead=4]", r"level 2 .* is the topmost: .*; leave ahead out"),
     ("sgd@4[ahead=3] / adam", "ahead must be a whole number of at least the unroll 4, or none, got 3"),
     ("sgd@4[ahead=0] / adam", "at least the unroll 4, or none, got 0"),
-    ("sgd@4[ahead=true] / adam", "at least the unroll 4, or none, got true"),
-    ("sgd@4[ahead=4.5] / adam", "at least the unroll 4, or none, got 4.5"),
+    ("sgd@4[ahead=4.5] / adam", "ahead must be a whole number or none, got 4.5"),
     ("sgd@5[gradient=bootstrapped] / adam", "after its window of 5; set ahead=20"),
     ("sgd@5[ahead=5, gradient=bootstrapped(exact)] / adam", "after its window of 5; set ahead=20"),
-    ("sgd@5[ahead=9, gradient=bootstrapped(pes)] / adam", "bootstrapped: through must be first-order or exact, got pes"),
+    (
+        "sgd@5[ahead=9, gradient=bootstrapped(pes)] / adam",
+        "bootstrapped: through must be first-order or exact, got pes",
+    ),
     ("sgd@2[ahead=9, gradient=bootstrapped(forward)] / adam", "through must be first-order or exact, got forward"),
     (
         "torch(Adafactor)@2[ahead=9, gradient=bootstrapped] / adam",
@@ -433,6 +435,13 @@ REFUSED = [
 def test_what_cannot_work_is_refused_when_the_tower_is_built(levels, message):
     with pytest.raises(ValueError, match=message):
         parse(f"quadratic(dims=2): {levels}")
+
+
+@pytest.mark.parametrize("ahead", [True, 4.5, "far", 3, 0, -4])
+def test_ahead_is_a_whole_number_of_at_least_the_unroll(ahead):
+    expected = f"ahead must be a whole number of at least the unroll 4, or none, got {str(ahead).lower()}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        Level(optimizer=FEW, unroll=4, ahead=ahead)
 
 
 def test_a_tower_under_one_that_looks_ahead_does_not():

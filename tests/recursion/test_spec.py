@@ -94,6 +94,7 @@ def test_a_spec_is_in_full():
                 "horizon": "auto",
                 "batch": 2,
                 "stagger": True,
+                "ahead": None,
                 "objective": {"name": "discounted", "discount": 0.5},
                 "gradient": {"name": "first-order"},
                 "clip": None,
@@ -239,7 +240,7 @@ def changed(path: str, value: object) -> object:
 
 
 FOREIGN = "this is not a descent-tower spec: "
-LEVEL = "it has optimizer, unroll, horizon, batch, stagger, objective, gradient, clip, nonfinite"
+LEVEL = "it has optimizer, unroll, horizon, batch, stagger, ahead, objective, gradient, clip, nonfinite"
 
 
 @pytest.mark.parametrize(
