@@ -37,7 +37,7 @@ def peak(kind: type[Measured], task: LossTask, unroll: int) -> int:
     kind(start(task, 2)).step()  # first calls fill torch's caches
     with LiveBytes() as live:
         side.step()
-    return live.peak
+    return int(live.peak)
 
 
 def measure(largest: int) -> dict[str, Any]:
@@ -71,7 +71,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for color, (minibatch, sides) in zip(("C0", "C1"), sizes.items()):
             for side, line in (("naive", "--x"), ("exact", "-o")):
                 label = f"{'naive nested autograd' if side == 'naive' else 'exact mode'}, minibatch {minibatch}"
-                axes.loglog(list(sides[side]), [b / 2**20 for b in sides[side].values()], line, color=color, label=label)
+                axes.loglog(
+                    list(sides[side]), [b / 2**20 for b in sides[side].values()], line, color=color, label=label
+                )
         unrolls = list(sides["exact"])
         alone = [result["carry_bytes"][name] * t / 2**20 for t in unrolls]
         axes.plot(unrolls, alone, ":", color="black", label="the carries alone")

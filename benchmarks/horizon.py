@@ -13,7 +13,7 @@ closed form, dots what towers learn (mean and standard deviation over five seeds
 - on the way: after 1000 steps whose step size was chosen anew at each, with look-ahead 1. The noise was driven out of
   the fast directions, only slow ones still have to fall; a short look-ahead does not see that they will.
 
-Right, the mean loss of 10,000 steps with those choices (what was chosen on the way is kept for the 9,000 steps left), and
+Right, the mean loss of 10,000 steps with those choices (what was chosen on the way is kept for the 9,000 left), and
 where the choice is made anew every H steps, from where the run has come to (closed form).
 Last, at one step size: the slope of forward mode against the closed form, and its memory, up to 10,000 steps.
 """
@@ -23,6 +23,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from levels import SGD, Adam, Estimator, Exact, FirstOrder, Forward, Level, NoisyQuadratic, keys
+from levels.tree import leaves
 from recursion import Tower
 from tests.laws.live import LiveBytes
 
@@ -146,7 +148,7 @@ def nearest(task: NoisyQuadratic, start: Tensor) -> Tensor:
 
 def anew(task: NoisyQuadratic, steps: int) -> Cost:
     """A long run whose step size is chosen anew every ``steps`` steps."""
-    rates = torch.logspace(-5, math.log10(1.9), 1000, dtype=torch.float64)[:, None]
+    rates = torch.logspace(-4, math.log10(1.9), 400, dtype=torch.float64)[:, None]
     start, total = fresh(task), 0.0
     for begun in range(0, LONG, steps):
         run = min(steps, LONG - begun)
@@ -172,13 +174,15 @@ def kept(task: NoisyQuadratic, rate: float) -> Cost:
 # What towers learn.
 
 
-def learn(task: NoisyQuadratic, gradient: Estimator, unroll: int, horizon: int, steps: float) -> dict[str, Any]:
-    """The step size of each seed over ``steps`` steps: the geometric mean over their second half."""
+def learn(
+    task: NoisyQuadratic, gradient: Estimator, unroll: int, horizon: int, windows: float, pace: float = 0.1
+) -> dict[str, Any]:
+    """The step size of each seed over so many ``windows``: the geometric mean over their second half."""
     level = Level(optimizer=SGD(lr=START), unroll=unroll, horizon=horizon, batch=COPIES, gradient=gradient)
-    pace = min(0.1, 5 * unroll / horizon)  # at most five e-foldings in a trajectory
+    pace = min(pace, 5 * unroll / horizon)  # at most five e-foldings in a trajectory
     tower = Tower(task, level, Level(optimizer=Adam(lr=pace), batch=SEEDS))
     state, logs, begun = tower.init(seed=0), [], time.perf_counter()
-    for _ in range(math.ceil(steps / unroll)):
+    for _ in range(math.ceil(windows)):
         state, _ = tower.step(state)
         logs.append(state.carry.x[:, 0])
     rates = torch.stack(logs[len(logs) // 2 :]).mean(0).exp()
@@ -191,18 +195,23 @@ def towers(effort: float) -> dict[str, dict[int, dict[str, Any]]]:
     """All that is learned: by method, by look-ahead."""
 
     def whole(gradient: Estimator, ahead: int) -> dict[str, Any]:
-        return learn(TASK, gradient, ahead, ahead, effort * max(40, 150 / ahead**0.3) * ahead)
+        return learn(TASK, gradient, ahead, ahead, effort * 60)
+
+    def cut(gradient: Estimator, ahead: int) -> dict[str, Any]:
+        return learn(TASK, gradient, ahead, LONG, effort * 1.5 * LONG / ahead)
 
     def forward(task: NoisyQuadratic, ahead: int) -> dict[str, Any]:
         unroll = min(ahead, 10)
-        return learn(task, Forward(), unroll, ahead, effort * max(150 * unroll, 2.5 * ahead))
+        return learn(task, Forward(), unroll, ahead, effort * max(150, 1.5 * ahead / unroll), 0.05)
 
+    way = Underway(**vars(TASK))
     return {
-        "start, forward": {ahead: forward(TASK, ahead) for ahead in AHEAD},
-        "start, exact": {ahead: whole(Exact(), ahead) for ahead in AHEAD[:6]},
-        "start, first order": {ahead: whole(FirstOrder(), ahead) for ahead in AHEAD[:6]},
-        "cut out, exact": {ahead: learn(TASK, Exact(), ahead, LONG, effort * 1.5 * LONG) for ahead in (1, 10, 100)},
-        "on the way, forward": {ahead: forward(Underway(**vars(TASK)), ahead) for ahead in (1, 10, 100, 1000)},
+        "start, forward": {ahead: forward(TASK, ahead) for ahead in (1, 10, 100, 1000, LONG)},
+        "start, exact": {ahead: whole(Exact(), ahead) for ahead in (1, 10, 100)},
+        "start, first order": {ahead: whole(FirstOrder(), ahead) for ahead in (1, 10, 100, 300)},
+        "cut out, exact": {ahead: cut(Exact(), ahead) for ahead in (10,)},
+        "cut out, first order": {ahead: cut(FirstOrder(), ahead) for ahead in (1, 10, 100)},
+        "on the way, forward": {ahead: forward(way, ahead) for ahead in (1, 10, 100, 1000)},
     }
 
 
@@ -213,26 +222,30 @@ def lines() -> dict[str, dict[int, float]]:
         "start": {ahead: chosen(TASK, ahead) for ahead in AHEAD},
         "start, first order": {ahead: chosen(TASK, ahead, slope=first_order_slope) for ahead in AHEAD[:6]},
         "cut out": {ahead: chosen(TASK, ahead, cut=True) for ahead in AHEAD},
+        "cut out, first order": {ahead: chosen(TASK, ahead, slope=first_order_slope, cut=True) for ahead in AHEAD[:6]},
         "on the way": {ahead: chosen(way, ahead) for ahead in (*AHEAD[:-1], LONG - STOOD)},
     }
 
 
 def slopes(rate: float = START, runs: int = 256) -> dict[int, dict[str, float]]:
-    """Forward mode in windows of 10, at one step size: its slope of the mean loss so far in log lr, and its memory."""
+    """Forward mode in windows of 10, at one step size: its slope of the mean loss so far in log lr, and its memory.
+
+    The memory is the peak of a window, in bytes, with the state that it is handed.
+    """
     laid = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
     key, found = keys.split(keys.seed(1), runs), {}
-    with LiveBytes() as live:
-        params = laid.init_params(key)
-        state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
-        for step in range(10, LONG + 1, 10):
-            live.reset_peak()
+    params, rates = laid.init_params(key), torch.tensor([rate], dtype=torch.float64)
+    state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
+    for step in range(10, LONG + 1, 10):
+        held = sum(leaf.nbytes for leaf in leaves(state))
+        with LiveBytes() if step in AHEAD else nullcontext() as live:
             _, grad, state = laid.value_and_grad(params, state)
-            total = total + grad[:, 0]
-            if step in AHEAD[2:]:
-                expected = rate * float(exact_slope(TASK, torch.tensor([rate], dtype=torch.float64), fresh(TASK), step))
-                error = float(total.std()) / step / math.sqrt(runs)
-                slope, z = float(total.mean()) / step, (float(total.mean()) / step - expected) / error
-                found[step] = {"slope": slope, "error": error, "expected": expected, "z": z, "peak_bytes": live.peak}
+        total = total + grad[:, 0]
+        if live is not None:
+            expected = rate * float(exact_slope(TASK, rates, fresh(TASK), step))
+            slope, error = float(total.mean()) / step, float(total.std()) / step / math.sqrt(runs)
+            numbers = {"slope": slope, "error": error, "expected": expected, "z": (slope - expected) / error}
+            found[step] = {**numbers, "bytes": held + live.peak}
     return found
 
 
@@ -267,7 +280,7 @@ def show(result: dict[str, Any]) -> None:
     print("forward mode at one step size: steps, slope, standard error, closed form, z, peak KiB")
     for step, found in result["slopes"].items():
         print("  ".join([f"{step:>6}", *(f"{value:.4g}" for value in list(found.values())[:-1])]), end="  ")
-        print(f"{found['peak_bytes'] / 1024:.1f}")
+        print(f"{found['bytes'] / 1024:.1f}")
 
 
 COLORS = {"start": "C0", "start, first order": "C1", "cut out": "C2", "on the way": "C3"}

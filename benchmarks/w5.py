@@ -1,42 +1,52 @@
-"""W5: exact meta-gradients of momentum SGD, step sizes for each tensor, over one window of a network's training.
+"""W5: exact meta-gradients of one window of a network's training, beside nested autograd.
 
     python -m benchmarks W5
 
-The meta-loss is the sum of the losses after each of T updates from a fixed start; its gradient, in the logarithms of
-the step sizes and the logit of the momentum, follows every path: also how each gradient moves with the weights. All
-sides ask the same task for the same minibatches, so they run the same model code:
+The meta-loss is the sum of the losses after each of T updates from a fixed start; its gradient follows every path:
+also how each gradient moves with the weights. What is trained is momentum SGD, in the logarithms of a step size for
+each tensor and the logit of the momentum; on one line, the coordinatewise LSTM. All sides ask the same task for the
+same minibatches, so they run the same model code:
 
   - ours: a level with ``gradient=exact``.
-  - naive autograd: one autograd graph for the whole window, ``create_graph=True`` at each gradient, kept until the end. Weights
-    are one flat tensor, as in levels: that is quicker than one tensor for each parameter.
+  - naive autograd: one graph for the whole window, ``create_graph=True`` at each gradient, kept until the end.
+    Weights are one flat tensor, as in levels, which is quicker than one tensor for each parameter.
   - higher: `higher.innerloop_ctx` with its differentiable SGD; step sizes and momentum by ``override``.
 
-A step is one value and gradient. The MLP has 8,970 parameters and minibatches of 128 digits; the transformer has
-20,032 and minibatches of 8 pieces of 32 characters.
+A step is one value and gradient. The MLP has 8,970 parameters and minibatches of 128 digits (1,510 under the LSTM);
+the transformer has 20,032 and minibatches of 8 pieces of 32 characters.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from benchmarks.harness import Side
-from levels import SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, keys
+from benchmarks.harness import Numbers, Side, Unsupported
+from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, Optimizer, keys
 from levels.task import LossTask
 
-TITLE = "W5: exact meta-gradients of momentum SGD, by unroll"
-TOLERANCE = 1e-3
+TITLE = "W5: exact meta-gradients by unroll"
+TOLERANCE = 1e-4
 UNROLLS = (20, 80, 320)
 MODELS: dict[str, Callable[..., LossTask]] = {
-    "mlp": lambda **settings: DigitsMLP(hidden=(64, 64), minibatch=128, **settings),
+    "mlp": lambda **settings: DigitsMLP(hidden=(64, 64), **settings),
     "transformer": lambda **settings: CharTransformer(minibatch=8, **settings),
+    "small mlp": DigitsMLP,
 }
+RULES: dict[str, Optimizer] = {"sgd": SGD(lr=Log(0.03, per="tensor"), momentum=0.9), "lstm": LSTM()}
 VARIANTS: dict[str, dict[str, Any]] = {
-    f"{model} unroll {unroll}": {"model": model, "unroll": unroll} for model in MODELS for unroll in UNROLLS
+    f"{model} unroll {unroll}": {"model": model, "unroll": unroll}
+    for model in ("mlp", "transformer")
+    for unroll in UNROLLS
 }
+VARIANTS["transformer unroll 20 in float64"] = {"model": "transformer", "unroll": 20, "dtype": "float64"}
+VARIANTS["small mlp unroll 20 by an lstm"] = {"model": "small mlp", "unroll": 20, "rule": "lstm"}
 
 
 class Start(NamedTuple):
@@ -45,16 +55,15 @@ class Start(NamedTuple):
     task: LossTask
     laid: Laid  # the level over the task
     state: LevelState
-    params: Tensor  # [m] raw: a step size for each tensor, then the momentum
+    params: Tensor  # [m] of the optimizer; for SGD raw, a step size for each tensor and then the momentum
     x: Tensor  # [n] weights
     cursor: Any  # of the minibatch at x
     unroll: int
 
 
-def start(task: LossTask, unroll: int) -> Start:
+def start(task: LossTask, unroll: int, rule: str = "sgd") -> Start:
     """The start of a window of ``unroll`` updates over ``task``, from fixed seeds."""
-    rule = SGD(lr=Log(0.03, per="tensor"), momentum=0.9)
-    laid = Level(optimizer=rule, unroll=unroll, horizon=None, batch=1, gradient=Exact()).over(task)
+    laid = Level(optimizer=RULES[rule], unroll=unroll, horizon=None, batch=1, gradient=Exact()).over(task)
     params, key = laid.init_params(keys.seed(0)), keys.seed(1)
     state = laid.init_state(params, key)
     x = state.carry.x[0]
@@ -69,9 +78,9 @@ class Measured(ABC):
 
     @abstractmethod
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        """Meta-loss ``[]`` and its gradient ``[m]`` in the raw parameters."""
+        """Meta-loss ``[]`` and its gradient ``[m]`` in the optimizer's parameters."""
 
-    def prove(self) -> dict[str, list[float]]:
+    def prove(self) -> Numbers:
         value, grad = self.meta_gradient()
         return {"meta-loss": [float(value)], "meta-gradient": grad.tolist()}
 
@@ -91,19 +100,38 @@ class Naive(Measured):
     """Nested autograd with the whole graph retained."""
 
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        task, raw = self.start.task, self.start.params.clone().requires_grad_()
-        rates, momentum = task.layout.spread(raw[:-1].exp()), raw[-1].sigmoid()
-        x, buffer = self.start.x.clone().requires_grad_(), torch.zeros_like(self.start.x)
+        task, params = self.start.task, self.start.params.clone().requires_grad_()
+        x, state = self.start.x.clone().requires_grad_(), None
+        update = self.by_sgd(params) if isinstance(self.start.laid.optimizer, SGD) else self.by_rule(params)
         f, cursor = task.loss(x, self.start.cursor)
         total = torch.zeros_like(f)
         for _ in range(self.start.unroll):
             (g,) = torch.autograd.grad(f, x, create_graph=True)
-            buffer = momentum * buffer + g
-            x = x - rates * buffer
+            x, state = update(g, state, x)
             f, cursor = task.loss(x, cursor)
             total = total + f
-        (grad,) = torch.autograd.grad(total, raw)
+        (grad,) = torch.autograd.grad(total, params)
         return total.detach(), grad
+
+    def by_sgd(self, params: Tensor) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, Tensor]]:
+        """Momentum SGD as one writes it, hyperparameters read once."""
+        rates, momentum = self.start.task.layout.spread(params[:-1].exp()), params[-1].sigmoid()
+
+        def update(g: Tensor, buffer: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+            buffer = g if buffer is None else momentum * buffer + g
+            return x - rates * buffer, buffer
+
+        return update
+
+    def by_rule(self, params: Tensor) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]:
+        """Another rule, by its own update for one copy."""
+        rule, first, f = self.start.laid.optimizer, self.start.state.carry.state, self.start.state.carry.f
+
+        def update(g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+            new, state = rule.update(params, f, g[None], first if state is None else state, x[None])
+            return new[0], state
+
+        return update
 
 
 class Model(nn.Module):
@@ -121,10 +149,12 @@ class Model(nn.Module):
 
 
 class Higher(Measured):
-    """`higher` 0.2.1, as its documentation has it."""
+    """`higher` 0.2.1, as its documentation has it; one parameter group for each tensor. Unsupported for an LSTM."""
 
     def __init__(self, begun: Start) -> None:
         super().__init__(begun)
+        if not isinstance(begun.laid.optimizer, SGD):
+            raise Unsupported("higher has no learned optimizers")
         self.model = Model(begun.task, begun.x)
         groups = [{"params": [weights]} for weights in self.model.parameters()]
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
@@ -132,8 +162,8 @@ class Higher(Measured):
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
         import higher
 
-        raw = self.start.params.clone().requires_grad_()
-        override = {"lr": list(raw[:-1].exp().unbind()), "momentum": [raw[-1].sigmoid()]}
+        params = self.start.params.clone().requires_grad_()
+        override = {"lr": list(params[:-1].exp().unbind()), "momentum": [params[-1].sigmoid()]}
         with higher.innerloop_ctx(self.model, self.optimizer, override=override) as (model, optimizer):
             f, cursor = model(self.start.cursor)
             total = torch.zeros_like(f)
@@ -141,18 +171,63 @@ class Higher(Measured):
                 optimizer.step(f)
                 f, cursor = model(cursor)
                 total = total + f
-        (grad,) = torch.autograd.grad(total, raw)
+        (grad,) = torch.autograd.grad(total, params)
         return total.detach(), grad
 
 
 def side(kind: type[Measured]) -> Callable[..., Side]:
-    """What builds a side of that kind for a variant; ``dtype`` is float32 or float64."""
+    """What builds a side of that kind for a variant."""
 
-    def build(model: str, unroll: int, dtype: str = "float32") -> Side:
-        return kind(start(MODELS[model](dtype=dtype), unroll))
+    def build(model: str, unroll: int, rule: str = "sgd", dtype: str = "float32") -> Side:
+        return kind(start(MODELS[model](dtype=dtype), unroll, rule))
 
     return build
 
 
 SIDES: dict[str, Callable[..., Side]] = {"ours": side(Ours), "naive autograd": side(Naive), "higher": side(Higher)}
 PREPARE: dict[str, Callable[[], object]] = {"higher": lambda: import_module("higher")}
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """Ours over naive autograd, a line for each variant that has both."""
+    lines = []
+    for label, found in result["variants"].items():
+        ours, naive = found["sides"].get("ours"), found["sides"].get("naive autograd")
+        if ours and naive and ours["seconds"] and naive["seconds"]:
+            time, memory = ours["step"][0] / naive["step"][0], ours["peak"] / max(naive["peak"], 1)
+            lines.append(f"{label}: ours takes {time:.2f} of naive autograd's time and {memory:.2f} of its memory")
+    return lines
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Time and peak memory against the unroll, a row of panels for each model that was run at several."""
+    curves: dict[str, dict[str, list[tuple[int, dict[str, Any]]]]] = {}
+    for found in result["variants"].values():
+        settings = found["settings"]
+        if settings.keys() <= {"model", "unroll", "threads"}:
+            for name, row in found["sides"].items():
+                if row["seconds"]:
+                    curves.setdefault(settings["model"], {}).setdefault(name, []).append((settings["unroll"], row))
+    shape = (max(1, len(curves)), 2)
+    figure, panels = plt.subplots(*shape, figsize=(11, 3.8 * shape[0]), layout="constrained", squeeze=False)
+    for (model, sides), (left, right) in zip(curves.items(), panels):
+        for color, (name, points) in zip(("C1", "C0", "C2"), sides.items()):
+            unrolls = [unroll for unroll, _ in points]
+            middle, low, high = zip(*([1e3 * s for s in row["step"]] for _, row in points))
+            left.loglog(unrolls, middle, "-o", color=color, label=name)
+            left.fill_between(unrolls, low, high, color=color, alpha=0.2, linewidth=0)
+            right.loglog(unrolls, [row["peak"] / 1e6 for _, row in points], "-o", color=color, label=name)
+        finish(left, f"{model}: time of a meta-gradient", "ms; band: quartiles", unrolls)
+        finish(right, f"{model}: peak memory", "MB beyond the process after its imports", unrolls)
+    figure.suptitle(f"{result['title']}\n{result['machine']['cpu']}, {result['rounds']} rounds", fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def finish(axes: Axes, title: str, label: str, unrolls: list[int]) -> None:
+    axes.set(title=title, xlabel="unroll", ylabel=label)
+    axes.set_xticks(unrolls, [str(t) for t in unrolls])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.2)
+    axes.legend(fontsize=8)

@@ -13,6 +13,7 @@ nothing is evaluated twice, at any height. No level knows its height.
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
 from levels.nonfinite import NonFinite, Stop
 from levels.objectives import Objective, Sum
-from levels.optimizer import Optimizer
+from levels.optimizer import Optimizer, Pulled
 from levels.part import notate, require
 from levels.problem import Problem
 from levels.tree import State, choose, keep_named, scatter
@@ -131,6 +132,7 @@ class Step(NamedTuple):
     g: Tensor
     state: State
     x: Tensor
+    pull: Callable[[Tensor, list[Tensor | None] | None], Pulled] | None = None  # of the update, if it was wanted
 
 
 class Window(NamedTuple):
@@ -225,12 +227,20 @@ class Laid(Problem):
         return age < 0 if life is None else (age < 0) | (age >= life)
 
     def window(
-        self, params: Tensor, carry: Carry, *, record: bool = True, asked: bool = False, judged: bool = True
+        self,
+        params: Tensor,
+        carry: Carry,
+        *,
+        record: bool = True,
+        pulls: bool = False,
+        asked: bool = False,
+        judged: bool = True,
     ) -> tuple[Carry, Window]:
         """Run one window from ``carry``; copies whose trajectory is over start afresh first.
 
         T is the level's `reach`; the carry returned is the one after ``unroll`` updates. Without ``record``, only the
-        losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``asked``, the states with
+        losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``pulls``, steps have their
+        `Step.pull`, unless copies were skipped. With ``asked``, the states with
         which the problem was asked are kept too, for those who ask it again. Without ``judged``, losses are what the
         problem answers, whatever it counts.
         """
@@ -238,11 +248,15 @@ class Laid(Problem):
         x, state, f, g, below = carry[:5]
         steps, losses, grads, states = [], [], [], []
         for t in range(self.level.reach):
-            if record:
-                steps.append(Step(f, g, state, x))
+            read, pull = (f, g, state, x), None
             if asked:
                 states.append(below)
-            x, state = self.optimizer.update(params, f, g, state, x)
+            if pulls:
+                x, state, pull = self.optimizer.linearized(params, *read)
+            else:
+                x, state = self.optimizer.update(params, *read)
+            if record:
+                steps.append(Step(*read, pull))
             f, g, value, slope, below = self._ask(x, below, judged)
             losses.append(value)
             if record:
@@ -285,7 +299,7 @@ class Laid(Problem):
         fix = "lower its learning rate, or skip such copies with nonfinite=skip"
         self.level.nonfinite.handle(self, *_complaint("the problem's", window.losses, fix))
         still = Step(start.f, start.g, start.state, start.x)
-        steps = [choose(bad, still, step) for step in window.steps]
+        steps = [choose(bad, still, step._replace(pull=None)) for step in window.steps]
         losses = torch.where(bad, start.f, window.losses)
         grads = [torch.where(bad[..., None], 0.0, g) for g in window.grads]
         end = keep_named("skipped", choose(bad, start, end), end)

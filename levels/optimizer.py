@@ -7,7 +7,7 @@ its weights. State is explicit, so that a window can be run again, differentiate
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, Self
 
 import torch
@@ -19,6 +19,9 @@ from levels.part import Part
 from levels.tree import State, leaves, with_leaves
 
 Scope = Literal["coordinate", "tensor", "problem"]
+
+Pulled = tuple[Tensor, list[Tensor | None], Tensor]
+"""Cotangents of an update's ``params``, ``state`` (one for each tensor of it, None for zero) and ``x``."""
 
 
 class Optimizer(Part):
@@ -99,6 +102,15 @@ class Optimizer(Part):
         exact gradients, by `torch.func` and in ``f`` and ``g`` too.
         """
 
+    def linearized(
+        self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor
+    ) -> tuple[Tensor, State, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
+        """`update`, and its `pullback` as a function of ``dx`` and ``dstate``.
+
+        This one begins anew there; an optimizer whose update makes what its pullback needs may hand it over instead.
+        """
+        return *self.update(params, f, g, state, x), partial(self.pullback, params, f, g, state, x)
+
     def pullback(
         self,
         params: Tensor,
@@ -108,7 +120,7 @@ class Optimizer(Part):
         x: Tensor,
         dx: Tensor,
         dstate: list[Tensor | None] | None,
-    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
+    ) -> Pulled:
         """The vector-Jacobian product of one `update`, ``f`` and ``g`` being data.
 
         ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each tensor of the state, None for zero) are the

@@ -44,7 +44,7 @@ class Backward(Estimator):
         return LevelState(level.start(params, key), None)
 
     def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        carry, window = level.window(params, state.carry, asked=self.asks)
+        carry, window = level.window(params, state.carry, pulls=not self.asks, asked=self.asks)
         value, weights = level.meta_loss(window.losses)
         grad = self.sweep(level, params, carry, window, lambda t: weights[t][..., None] * window.grads[t])
         return value, grad, LevelState(carry, None)

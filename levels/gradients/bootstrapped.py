@@ -60,7 +60,7 @@ class Bootstrapped(Estimator):
 
     def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         assert isinstance(self.through, Backward)
-        carry, whole = level.window(params, state.carry, asked=self.through.asks)
+        carry, whole = level.window(params, state.carry, pulls=not self.through.asks, asked=self.through.asks)
         window, last = _first(whole, level.level.unroll), level.level.unroll - 1
         value, _ = level.meta_loss(window.losses)
         gap = (carry.x - whole.x.detach()) / carry.x.shape[-2]

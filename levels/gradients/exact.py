@@ -71,7 +71,7 @@ class Exact(Backward):
             if t < last:  # what the last answer feeds lies beyond the edge
                 dx = dx + df[..., None] * window.steps[t + 1].g + _bent(level, window, t, dg)
             step = window.steps[t]
-            dp, df, dg, dstate, dx = pull_update(level.optimizer, params, *step, dx, dstate)
+            dp, df, dg, dstate, dx = pull_update(level.optimizer, params, *step[:4], dx, dstate)
             dparams = dparams + dp
         if not window.begun.any():
             return dparams

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,8 @@ class FirstOrder(Backward):
         for t in reversed(range(len(window.steps))):
             dx = dx + slope(t)
             step = window.steps[t]
-            dp, dstate, dx = level.optimizer.pullback(params, step.f, step.g, step.state, step.x, dx, dstate)
+            pull = step.pull or partial(level.optimizer.pullback, params, *step[:4])
+            dp, dstate, dx = pull(dx, dstate)
             dparams = dparams + dp
         dp_start = level.optimizer.start_pullback(params, dx, window.begun)
         return dparams if dp_start is None else dparams + dp_start

@@ -1,7 +1,8 @@
 """LSTM cells for coordinatewise optimizers: a stack of layers, one step forward and its derivative.
 
 Each coordinate of each copy is a row with hidden states of its own; the copies of one optimizer share its weights,
-so everything is ``[groups, rows, ...]``: one group for each set of weights, for batched matrix products.
+so everything is ``[groups, ..., rows]``: one group for each set of weights, for batched matrix products, and each gate
+in one piece of memory. States are handed out with their copies first, but lie in memory as they were made.
 
 The cell is plain matrix products. tanh(a) is taken as 2 sigmoid(2a) - 1, so that one sigmoid serves all four gates,
 and the derivative is written out: both are several times faster than what autograd makes of separate gates. Weights
@@ -23,12 +24,15 @@ LSTMState = tuple[tuple[Tensor, Tensor], ...]
 
 Views = dict[str, Tensor]
 
+KEPT = 2**18  # most hidden units over all rows of which a step is kept for its derivative: about 7 MiB of float32
+
 
 class Cell(NamedTuple):
-    """One layer of one step, with what its derivative needs; all ``[groups, rows, ...]``."""
+    """One layer of one step, with what its derivative needs; all ``[groups, ..., rows]``."""
 
-    z: Tensor  # [.., inputs + hidden] what the gates read
-    gates: Tensor  # [.., 4 * hidden] sigmoids: input, forget, cell (of twice its argument), output
+    z: Tensor  # [.., inputs + hidden, ..] what the gates read
+    gates: Tensor  # [.., 4 * hidden, ..] sigmoids: input, forget, cell (of twice its argument), output
+    fresh: Tensor  # [.., hidden, ..] tanh of the cell gate's argument
     c_old: Tensor
     tanh_c: Tensor
     h: Tensor
@@ -70,60 +74,76 @@ class Cells:
         return tuple((zeros, zeros) for _ in range(self.layers))
 
     def weights(self, layout: Layout, params: Tensor) -> Views:
-        """Weights ``[groups, i, o]`` and biases ``[groups, 1, o]``; the cell gate's are doubled, see the top."""
+        """Weights ``[groups, i, o]`` and biases ``[groups, o, 1]``; the cell gate's are doubled, see the top."""
         views = layout.views(params.reshape(-1, params.shape[-1]))
         double = params.new_ones(4 * self.hidden)
         double[2 * self.hidden : 3 * self.hidden] = 2.0
         for layer in range(self.layers):
             views[f"layer{layer}.weight"] = views[f"layer{layer}.weight"] * double
-            views[f"layer{layer}.bias"] = (views[f"layer{layer}.bias"] * double)[:, None]
-        views["out.bias"] = views["out.bias"][:, None]
+            views[f"layer{layer}.bias"] = (views[f"layer{layer}.bias"] * double)[..., None]
+        views["out.bias"] = views["out.bias"][..., None]
         return views
 
     def forward(self, views: Views, inputs: Tensor, state: LSTMState) -> tuple[Tensor, list[Cell]]:
-        """The output ``[groups, rows, 1]`` for inputs ``[groups, rows, inputs]``, and the cells."""
+        """The output ``[groups, 1, rows]`` for inputs ``[groups, inputs, rows]``, and the cells."""
         cells: list[Cell] = []
         out = inputs
         for layer, (h, c) in enumerate(state):
-            z = torch.cat((out, by_group(h)), dim=-1)
-            gates = torch.baddbmm(views[f"layer{layer}.bias"], z, views[f"layer{layer}.weight"]).sigmoid()
-            i, forget, cell, o = gates.chunk(4, dim=-1)
-            c_old = by_group(c)
-            c_new = forget * c_old + i * (2 * cell - 1)
+            z = torch.cat((out, by_feature(h)), dim=-2)
+            gates = torch.baddbmm(views[f"layer{layer}.bias"], views[f"layer{layer}.weight"].mT, z).sigmoid()
+            i, forget, cell, o = gates.chunk(4, dim=-2)
+            c_old = by_feature(c)
+            fresh = 2 * cell - 1
+            c_new = torch.addcmul(forget * c_old, i, fresh)
             tanh_c = 2 * torch.sigmoid(2 * c_new) - 1
             out = o * tanh_c
-            cells.append(Cell(z, gates, c_old, tanh_c, out, c_new))
-        return torch.baddbmm(views["out.bias"], out, views["out.weight"]), cells
+            cells.append(Cell(z, gates, fresh, c_old, tanh_c, out, c_new))
+        return torch.baddbmm(views["out.bias"], views["out.weight"].mT, out), cells
 
     def advanced(self, cells: list[Cell], state: LSTMState) -> LSTMState:
         """The state after a step, shaped as the one before."""
-        return tuple((cell.h.reshape(h.shape), cell.c.reshape(c.shape)) for cell, (h, c) in zip(cells, state))
+        return tuple((by_copy(cell.h, h.shape), by_copy(cell.c, c.shape)) for cell, (h, c) in zip(cells, state))
 
     def backward(
         self, views: Views, cells: list[Cell], state: LSTMState, dout: Tensor, dstate: list[Tensor | None] | None
     ) -> tuple[Views, list[Tensor | None], Tensor]:
-        """Cotangents of the weights (by name, ``[groups, ...]``), the state and the inputs."""
-        slopes = {"out.weight": cells[-1].h.mT @ dout, "out.bias": dout.sum(-2)}
-        dh = dout * views["out.weight"].mT  # [groups, rows, hidden]
+        """Cotangents of the weights (by name, ``[groups, ...]``), the state and the inputs ``[groups, inputs, rows]``."""
+        slopes = {"out.weight": cells[-1].h @ dout.mT, "out.bias": dout.sum(-1)}
+        dh = views["out.weight"] * dout  # [groups, hidden, rows]
         dold: list[Tensor | None] = []
         for layer in reversed(range(self.layers)):
             dh_next, dc_next = dstate[2 * layer : 2 * layer + 2] if dstate else (None, None)
             dgates, dc = _cell_slopes(cells[layer], dh, dh_next, dc_next)
-            slopes[f"layer{layer}.weight"] = cells[layer].z.mT @ dgates
-            slopes[f"layer{layer}.bias"] = dgates.sum(-2)
-            dz = dgates @ views[f"layer{layer}.weight"].mT
-            dh = dz[..., : -self.hidden]
-            dold = [dz[..., -self.hidden :].reshape(state[layer][0].shape), dc.reshape(state[layer][1].shape), *dold]
+            slopes[f"layer{layer}.weight"] = cells[layer].z @ dgates.mT
+            slopes[f"layer{layer}.bias"] = dgates.sum(-1)
+            dz = views[f"layer{layer}.weight"] @ dgates
+            h, c = state[layer]
+            dold = [by_copy(dz[..., -self.hidden :, :], h.shape), by_copy(dc, c.shape), *dold]
+            dh = dz[..., : -self.hidden, :]
         for layer in range(self.layers):
             for name in (f"layer{layer}.weight", f"layer{layer}.bias"):
                 slopes[name][..., 2 * self.hidden : 3 * self.hidden] *= 2
         return slopes, dold, dh
+
+    def keeps(self, g: Tensor) -> bool:
+        """Whether what a step made of ``g`` ``[*batch, copies, n]`` is kept for its derivative, not made again."""
+        return g.numel() * self.hidden * self.layers <= KEPT
 
 
 def by_group(tensor: Tensor) -> Tensor:
     """``[*batch, copies, n, k]`` as ``[groups, rows, k]``."""
     groups = math.prod(tensor.shape[:-3])
     return tensor.reshape(groups, -1, tensor.shape[-1])
+
+
+def by_feature(tensor: Tensor) -> Tensor:
+    """``[*batch, copies, n, k]`` as ``[groups, k, rows]``; nothing is copied of what `by_copy` made."""
+    return by_group(tensor).mT
+
+
+def by_copy(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `by_feature`: ``[groups, k, rows]`` as ``[*batch, copies, n, k]``, laid out in memory as it is."""
+    return tensor.mT.view(shape)
 
 
 def ungrouped(layout: Layout, slopes: Views, params: Tensor) -> Tensor:
@@ -134,11 +154,12 @@ def ungrouped(layout: Layout, slopes: Views, params: Tensor) -> Tensor:
 
 def _cell_slopes(cell: Cell, dh: Tensor, dh_next: Tensor | None, dc_next: Tensor | None) -> tuple[Tensor, Tensor]:
     """Cotangents of the gates' arguments and of ``c_old``, given those of h (from above and from later) and c."""
-    i, forget, half, o = cell.gates.chunk(4, dim=-1)
+    i, forget, _, o = cell.gates.chunk(4, dim=-2)
     if dh_next is not None:
-        dh = dh + dh_next.reshape(dh.shape)
-    dc = dh * o * (1 - cell.tanh_c * cell.tanh_c)
+        dh = dh + by_feature(dh_next)
+    dc = dh * o
+    dc = torch.addcmul(dc, dc, cell.tanh_c.square(), value=-1)
     if dc_next is not None:
-        dc = dc + dc_next.reshape(dc.shape)
-    slopes = torch.cat((dc * (2 * half - 1), dc * cell.c_old, 2 * dc * i, dh * cell.tanh_c), dim=-1)
-    return slopes * (cell.gates * (1 - cell.gates)), dc * forget
+        dc = dc + by_feature(dc_next)
+    slopes = torch.cat((dc * cell.fresh, dc * cell.c_old, 2 * dc * i, dh * cell.tanh_c), dim=-2)
+    return slopes * torch.addcmul(cell.gates, cell.gates, cell.gates, value=-1), dc * forget

@@ -13,15 +13,16 @@ starts at 1, a deviation; see `levels.optimizers.cells` for the cell, its start 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.optimizers.cells import Cells, LSTMState, by_group, ungrouped
+from levels.optimizer import Optimizer, Pulled
+from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_feature, by_group, ungrouped
 from levels.part import require
 
 
@@ -62,9 +63,17 @@ class LSTM(Optimizer):
         return self.cells.start_state(x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
-        views = self.cells.weights(self.layout, params)
-        out, cells = self.cells.forward(views, by_group(log_and_sign(g, self.p)), state)
+        _, out, cells = self._forward(params, g, state)
         return x + self.scale * out.reshape(x.shape), self.cells.advanced(cells, state)
+
+    def linearized(
+        self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor
+    ) -> tuple[Tensor, LSTMState, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
+        if not self.cells.keeps(g):
+            return super().linearized(params, f, g, state, x)
+        views, out, cells = self._forward(params, g, state)
+        new = x + self.scale * out.reshape(x.shape), self.cells.advanced(cells, state)
+        return *new, partial(self._backward, params, views, cells, state)
 
     def pullback(
         self,
@@ -75,18 +84,34 @@ class LSTM(Optimizer):
         x: Tensor,
         dx: Tensor,
         dstate: list[Tensor | None] | None,
-    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
+    ) -> Pulled:
+        views, _, cells = self._forward(params, g, state)
+        return self._backward(params, views, cells, state, dx, dstate)
+
+    def _forward(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Cell]]:
+        """The weights, the output ``[groups, 1, rows]``, and the cells."""
         views = self.cells.weights(self.layout, params)
-        _, cells = self.cells.forward(views, by_group(log_and_sign(g, self.p)), state)
-        dout = self.scale * by_group(dx[..., None])
+        inputs = log_and_sign(by_group(g[..., None]).squeeze(-1), self.p, dim=-2)
+        return views, *self.cells.forward(views, inputs, state)
+
+    def _backward(
+        self,
+        params: Tensor,
+        views: Views,
+        cells: list[Cell],
+        state: LSTMState,
+        dx: Tensor,
+        dstate: list[Tensor | None] | None,
+    ) -> Pulled:
+        dout = self.scale * by_feature(dx[..., None])
         slopes, dold, _ = self.cells.backward(views, cells, state, dout, dstate)
         return ungrouped(self.layout, slopes, params), dold, dx
 
 
-def log_and_sign(g: Tensor, p: float) -> Tensor:
-    """The gradient as a size and a sign of comparable scale: ``[...]`` to ``[..., 2]`` (appendix A)."""
+def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:
+    """The gradient as a size and a sign of comparable scale, along a new dimension ``dim`` of 2 (appendix A)."""
     magnitude = g.abs()
     large = magnitude >= math.exp(-p)
     size = torch.where(large, magnitude.clamp_min(math.exp(-p)).log() / p, -1.0)
     sign = torch.where(large, g.sign(), g * math.exp(p))
-    return torch.stack((size, sign), dim=-1)
+    return torch.stack((size, sign), dim=dim)

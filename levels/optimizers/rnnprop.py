@@ -24,7 +24,7 @@ from torch import Tensor
 from levels.layout import Layout
 from levels.optimizer import Optimizer
 from levels.optimizers.adam import AdamState, moments, no_moments
-from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_group, ungrouped
+from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_copy, by_feature, ungrouped
 from levels.part import require
 
 EPS = 1e-8
@@ -38,7 +38,7 @@ class RNNPropState(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One step forward, with what its derivative needs; ``[groups, rows, ...]`` but for the first three."""
+    """One step forward, with what its derivative needs; ``[groups, ..., rows]`` but for the first three."""
 
     adam: AdamState
     m_tilde: Tensor  # [*batch, copies, n]
@@ -112,20 +112,19 @@ class RNNProp(Optimizer):
         views = self.cells.weights(self.layout, params)
         run = self._forward(views, g, state)
         later = dstate or [None] * (3 + 2 * self.layers)
-        dout = -self.scale * by_group(dx[..., None]) * (1 - torch.tanh(run.out).square())
+        dout = -self.scale * by_feature(dx[..., None]) * (1 - torch.tanh(run.out).square())
         slopes, dold, du = self.cells.backward(views, run.cells, state.cells, dout, later[3:])
         du = du * torch.where(run.u > 0, 1.0, run.u + 1)  # of ELU: u + 1 is exp of its argument below 0
-        slopes["in.weight"], slopes["in.bias"] = run.inputs.mT @ du, du.sum(-2)
-        dinputs = (du @ views["in.weight"].mT).reshape(*x.shape, 2)
+        slopes["in.weight"], slopes["in.bias"] = run.inputs @ du.mT, du.sum(-1)
+        dinputs = by_copy(views["in.weight"] @ du, torch.Size((*x.shape, 2)))
         dm, dv = self._moment_slopes(run, g, dinputs, later[0], later[1])
         return ungrouped(self.layout, slopes, params), [dm, dv, None, *dold], dx
 
     def _forward(self, views: Views, g: Tensor, state: RNNPropState) -> Pass:
         m_hat, root, adam = moments(self.beta1, self.beta2, g, state.adam)
         m_tilde = m_hat / (root + EPS)
-        inputs = by_group(torch.stack((m_tilde, g / (root + EPS)), dim=-1))
-        bias = views["in.bias"][:, None]
-        u = torch.nn.functional.elu(torch.baddbmm(bias, inputs, views["in.weight"]))
+        inputs = by_feature(torch.stack((m_tilde, g / (root + EPS)), dim=-1))
+        u = torch.nn.functional.elu(torch.baddbmm(views["in.bias"][..., None], views["in.weight"].mT, inputs))
         out, cells = self.cells.forward(views, u, state.cells)
         return Pass(adam, m_tilde, root, inputs, u, cells, out)
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from levels import Discounted, Last, MeanLog, Sum
+from levels import Discounted, Last, Level, MeanLog, Quadratic, Sum, TimeTo, keys
+from recursion.notation import parse
 
 LOSSES = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
 BY_HAND = {
@@ -15,6 +16,9 @@ BY_HAND = {
     Discounted(): lambda column: sum(0.9**t * loss for t, loss in enumerate(column)),
     Discounted(1.0): lambda column: sum(column),
     Discounted(0.3): lambda column: sum(0.3**t * loss for t, loss in enumerate(column)),
+    TimeTo(0.5): lambda column: sum(loss / (loss + 0.5) for loss in column),
+    TimeTo(0.2, width=0.5): lambda column: sum(loss**2 / (loss**2 + 0.04) for loss in column),
+    TimeTo(3.0, width=2): lambda column: sum((1 + math.sqrt(3.0 / loss)) ** -1 for loss in column),
 }
 
 
@@ -44,3 +48,59 @@ def test_weights_are_derivatives(objective, shape):
 def test_discounts_outside_are_refused(discount):
     with pytest.raises(ValueError, match=f"^discounted: discount must be above 0 and at most 1, got {discount}$"):
         Discounted(discount)
+
+
+@pytest.mark.parametrize("target", [0.11, 0.5, 0.9, 2.0])
+def test_time_to_counts_the_losses_above_its_target_as_its_width_goes_to_0(target):
+    """Off by at most one over 1 + the ratio to the target to the power 1/width, for each loss."""
+    above = (target < LOSSES).sum(0)
+    for width in (1e-1, 1e-2, 1e-3, 1e-4):
+        off = (TimeTo(target, width).value(LOSSES) - above).abs()
+        most = torch.sigmoid(-(LOSSES / target).log().abs() / width).sum(0)
+        assert (off <= most + 1e-12).all()
+    nearest = (LOSSES / target).log().abs().min()
+    assert nearest > 1e-4 * 30
+    assert off.max() < 1e-12
+
+
+def test_time_to_adds_up_over_windows_to_when_the_target_is_reached():
+    losses = 0.8 ** torch.arange(30.0, dtype=torch.float64)  # at or below 0.1 from the 12th on, of index 11
+    sharp = TimeTo(0.1, width=1e-4)
+    assert float(sum(sharp.value(window) for window in losses.split(5))) == pytest.approx(11, abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [0.03, 1.0, 20.0])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_time_to_weighs_by_the_derivative_at_any_scale(width, scale):
+    losses = (scale * LOSSES).requires_grad_()
+    objective = TimeTo(0.4 * scale, width)
+    (expected,) = torch.autograd.grad(objective.value(losses).sum(), losses)
+    torch.testing.assert_close(objective.weights(losses.detach()), expected, rtol=1e-9, atol=0.0)
+    assert (expected >= 0).all()
+    assert (expected > 0).any()
+
+
+def test_time_to_in_a_level_is_half_the_window_at_the_target():
+    """A level that stands still: each update counts by one half where the loss is the target."""
+    tower = parse("quadratic(dims=2, dtype=float64): sgd(lr=linear(0.0))@4[batch=1, objective=time-to(0.7)] / sgd")
+    laid, key = tower.laid[0], keys.seed(0)
+    params = laid.init_params(key)
+    loss = float(laid.init_state(params, key).carry.f)
+    level = Level(optimizer=tower.levels[0].optimizer, unroll=4, batch=1, objective=TimeTo(loss))
+    laid = level.over(Quadratic(dims=2, dtype="float64"))
+    value, grad, _ = laid.value_and_grad(params, laid.init_state(params, key))
+    assert float(value) == pytest.approx(2.0, rel=1e-14)
+    g = laid.init_state(params, key).carry.g
+    assert float(grad) == pytest.approx(-(1 + 2 + 3 + 4) * float(g.square().sum()) / (4 * loss), rel=1e-12)
+    assert repr(parse(repr(tower))) == repr(tower)
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.5, math.inf, math.nan, "half", True])
+def test_targets_and_widths_outside_are_refused(bad):
+    shown = {"half": "half", True: "true"}.get(bad, str(bad))
+    with pytest.raises(ValueError, match=f"^time-to: target must be a number above 0, got {shown}$"):
+        TimeTo(bad)
+    with pytest.raises(ValueError, match=f"^time-to: width must be a number above 0, got {shown}$"):
+        TimeTo(0.5, width=bad)
+    with pytest.raises(ValueError, match="target"):
+        parse("quadratic: sgd@2[objective=time-to] / sgd")

@@ -1,0 +1,246 @@
+"""W4: towers of depth 1-4 against their floor: the gradients and optimizer steps that they cannot do without.
+
+    python -m benchmarks W4
+
+A tower's floor is the work of one top step and nothing around it, on tensors of the tower's own shapes:
+
+    task gradients x the time of one                             (``value_and_grad`` of the task, all copies at once)
+  + for each level: its updates x the time of one ``update``
+  + for each level that is trained (all but the topmost): its updates x the time of one ``pullback``
+
+The side ``floor`` does that work: the same calls, as often, one after the other on inputs that stay the same. What
+the tower does beside (keeping carries, adding cotangents, checking that numbers are finite, restarts' bookkeeping,
+the report) is what makes it slower; that its inputs move through memory, too. Both sides prove their counts: the
+tower's by a task and optimizers that count, the floor's by a formula. Nothing restarts, so counts are exact.
+
+The tower of depth d has d - 1 trained levels over 128 ten-dimensional quadratics, unrolls 20, 5, 3, and Adam on top.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Numbers, Side
+from levels import LSTM, SGD, Adam, Level, Optimizer, Quadratic
+from levels.layout import Layout
+from levels.problem import Problem
+from levels.tree import State
+from recursion import Tower
+from recursion.tower import TowerState
+
+TITLE = "W4: towers of depth 1-4 against their floor"
+TOLERANCE = 0.0
+UNROLLS = (20, 5, 3)
+COPIES = 128
+RULES: dict[str, Optimizer] = {"lstm": LSTM(), "adam": Adam(lr=0.01), "sgd": SGD(lr=0.001)}
+DEPTHS = (1, 2, 3, 4)
+COUNTED = ("task gradients", "updates", "pullbacks")
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{rule} depth {depth}": {"rule": rule, "depth": depth}
+    for rule in RULES
+    for depth in DEPTHS
+    if depth > 1 or rule == "adam"  # of depth 1, every family's tower is Adam alone
+}
+
+
+def levels(rule: str, depth: int) -> list[Level]:
+    """The levels of a tower of this family: bottom first, Adam on top."""
+    rules = [RULES[rule]] * (depth - 1) + [Adam()]
+    unrolls = (*UNROLLS[: depth - 1], 1)
+    copies = (COPIES, *[1] * (depth - 1))
+    return [Level(optimizer=o, unroll=t, batch=b, horizon=None) for o, t, b in zip(rules, unrolls, copies)]
+
+
+class Ours:
+    """A top step of the tower."""
+
+    def __init__(self, rule: str, depth: int) -> None:
+        self.levels = levels(rule, depth)
+        self.tower = Tower(Quadratic(dims=10), *self.levels)
+        self.state = self.tower.init(seed=0)
+        self.facts = {"tower": repr(self.tower)}
+
+    def step(self) -> None:
+        self.state, _ = self.tower.step(self.state)
+
+    def prove(self) -> Numbers:
+        task = CountedTask(Quadratic(dims=10))
+        rules = [CountedRule(level.optimizer) for level in self.levels]
+        counted = [dataclasses.replace(level, optimizer=rule) for level, rule in zip(self.levels, rules)]
+        tower = Tower(task, *counted)
+        state, _ = tower.step(tower.init(seed=0))
+        task.calls = 0
+        for rule in rules:
+            rule.counts.update(updates=0, pullbacks=0)
+        tower.step(state)
+        updates = [float(rule.counts["updates"]) for rule in rules]
+        pullbacks = [float(rule.counts["pullbacks"]) for rule in rules[:-1]]
+        return dict(zip(COUNTED, ([float(task.calls)], updates, pullbacks)))
+
+
+class Call(NamedTuple):
+    """A function that a top step calls ``times`` times."""
+
+    what: str  # one of COUNTED
+    function: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    times: int
+
+
+class Floor:
+    """The calls that a top step cannot do without, on inputs taken from the tower."""
+
+    def __init__(self, rule: str, depth: int) -> None:
+        ours = Ours(rule, depth)
+        self.calls = list(calls(ours.tower, ours.tower.step(ours.state)[0]))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for _, function, inputs, times in self.calls:
+            for _ in range(times):
+                function(*inputs)
+
+    def prove(self) -> Numbers:
+        return {what: [float(call.times) for call in self.calls if call.what == what] for what in COUNTED}
+
+
+@torch.no_grad()
+def calls(tower: Tower, state: TowerState) -> Iterator[Call]:
+    """What a top step from ``state`` needs: every update once, and its pullback where something trains the level.
+
+    A level's parameters are what the level above carries; ``dx`` is the gradient it carries, ``dstate`` what a
+    pullback made of that.
+    """
+    carries, times = tower.carries(state), tower.base_steps
+    yield Call("task gradients", tower.task.value_and_grad, (carries[0].x, carries[0].below), times)
+    for i, (laid, carry) in enumerate(zip(tower.laid, carries)):
+        trained = i + 1 < len(carries)
+        params = carries[i + 1].x if trained else state.params
+        read = (params, carry.f, carry.g, carry.state, carry.x)
+        yield Call("updates", laid.optimizer.update, read, times)
+        if trained:
+            _, dstate, _ = laid.optimizer.pullback(*read, carry.g, None)
+            yield Call("pullbacks", laid.optimizer.pullback, (*read, carry.g, dstate), times)
+        times //= laid.level.unroll
+
+
+class CountedTask(Problem):
+    """A problem that counts how often it is asked."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.calls = 0
+
+    @property
+    def layout(self) -> Layout:
+        return self.problem.layout
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return self.problem.init_params(key)
+
+    def init_state(self, params: Tensor, key: Tensor) -> State:
+        return self.problem.init_state(params, key)
+
+    def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        self.calls += 1
+        return self.problem.value_and_grad(params, state)
+
+
+class CountedRule(Optimizer):
+    """An optimizer that counts its updates and pullbacks; copies of it count together."""
+
+    name = "counted"
+
+    def __init__(self, rule: Optimizer) -> None:
+        self.rule = rule
+        self.counts = {"updates": 0, "pullbacks": 0}
+
+    @cached_property
+    def laid(self) -> Optimizer:
+        """The rule, laid over what this one is laid over."""
+        return self.rule.over(self.below)
+
+    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        return self.rule.shapes(below)
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return self.laid.init_params(key)
+
+    def init_state(self, params: Tensor, x: Tensor) -> State:
+        return self.laid.init_state(params, x)
+
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
+        self.counts["updates"] += 1
+        return self.laid.update(params, f, g, state, x)
+
+    def pullback(
+        self,
+        params: Tensor,
+        f: Tensor,
+        g: Tensor,
+        state: State,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None] | None,
+    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
+        self.counts["pullbacks"] += 1
+        return self.laid.pullback(params, f, g, state, x, dx, dstate)
+
+
+def points(result: dict[str, Any], rule: str) -> list[tuple[int, dict[str, Any]]]:
+    """Depth and the rows of both sides, for the towers of one family that were timed."""
+    found = [variant for variant in result["variants"].values() if variant["settings"].get("threads", 1) == 1]
+    chosen = [variant for variant in found if variant["settings"]["rule"] == rule or variant["settings"]["depth"] == 1]
+    timed = [variant for variant in chosen if all(row["seconds"] for row in variant["sides"].values())]
+    both = [variant for variant in timed if variant["sides"].keys() == SIDES.keys()]
+    return sorted(((variant["settings"]["depth"], variant["sides"]) for variant in both), key=lambda point: point[0])
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """Measured time over the floor: a line for each family, by depth."""
+    lines = []
+    for rule in RULES:
+        cells = [f"{depth}: {sides['ours']['ratio'][0]:.2f}" for depth, sides in points(result, rule)]
+        lines.append(f"time over the floor by depth, {rule}: {', '.join(cells)}")
+    return lines
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Time over the floor, and peak memory, against the depth."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for place, rule in enumerate(RULES):
+        found, color = points(result, rule), f"C{place}"
+        if not found:
+            continue
+        depths = [depth + 0.05 * (place - 1) for depth, _ in found]
+        middle, low, high = zip(*(sides["ours"]["ratio"] for _, sides in found))
+        whiskers = [[m - at for m, at in zip(middle, low)], [at - m for m, at in zip(middle, high)]]
+        left.errorbar(
+            depths, middle, yerr=whiskers, fmt="-o", color=color, capsize=3, label=f"{rule}@20 / @5 / @3 / adam"
+        )
+        for name, line in (("ours", "-o"), ("floor", "--x")):
+            right.semilogy(depths, [sides[name]["peak"] / 1e6 for _, sides in found], line, color=color)
+        right.plot([], [], color=color, label=rule)
+    left.axhline(1.0, color="black", linewidth=0.8, label="the floor")
+    left.axhline(1.2, color="black", linewidth=0.8, linestyle=":", label="the goal, 1.2")
+    left.set(xlabel="depth", ylabel="time over the floor; whiskers: quartiles", title="A top step against its floor")
+    left.set_ylim(0, None)
+    for name, line in (("the tower", "-o"), ("the floor's calls", "--x")):
+        right.plot([], [], line, color="black", label=name)
+    right.set(xlabel="depth", ylabel="MB beyond the process after its imports", title="Peak memory")
+    for axes in (left, right):
+        axes.set_xticks(DEPTHS)
+        axes.grid(alpha=0.2)
+        axes.legend(fontsize=8)
+    figure.suptitle(f"{result['title']}\n{result['machine']['cpu']}, {result['rounds']} rounds", fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+SIDES: dict[str, Callable[..., Side]] = {"ours": Ours, "floor": Floor}

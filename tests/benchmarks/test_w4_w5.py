@@ -1,0 +1,110 @@
+"""The workloads on depth and on exact gradients: their sides do the same work, and the counts are the exact ones."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks import exact, w4, w5
+from benchmarks.harness import Unsupported
+from levels import DigitsMLP
+from levels.tree import leaves
+
+KINDS = {"ours": w5.Ours, "naive": w5.Naive, "higher": w5.Higher}
+
+
+def small(unroll: int, rule: str = "sgd") -> w5.Start:
+    return w5.start(DigitsMLP(hidden=(3,), minibatch=4, dtype="float64"), unroll, rule)
+
+
+# W4.
+
+
+@pytest.mark.parametrize("rule", w4.RULES)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_floor_makes_the_calls_that_the_tower_makes(rule, depth):
+    proofs = [side(rule, depth).prove() for side in (w4.Ours, w4.Floor)]
+    steps = [[1], [20, 1], [100, 5, 1]][depth - 1]
+    assert proofs[0] == proofs[1]
+    assert proofs[0] == {"task gradients": [steps[0]], "updates": steps, "pullbacks": steps[:-1]}
+
+
+def test_the_floor_calls_on_the_shapes_that_the_tower_does():
+    """Each update's result can be read by the next one; a pullback answers for what the update read."""
+    calls = w4.Floor("sgd", 3).calls
+    for call in calls:
+        if call.what == "updates":
+            params, _, g, state, x = call.inputs
+            new_x, new_state = call.function(*call.inputs)
+            assert new_x.shape == x.shape == g.shape
+            assert x.shape[:-2] == params.shape[:-1]
+            assert [leaf.shape for leaf in leaves(new_state)] == [leaf.shape for leaf in leaves(state)]
+        if call.what == "pullbacks":
+            dparams, _, dx = call.function(*call.inputs)
+            assert (dparams.shape, dx.shape) == (call.inputs[0].shape, call.inputs[4].shape)
+    n = [call.inputs[4].shape[-1] for call in calls if call.what == "updates"]
+    assert n == [10, 1, 1]
+    assert calls[0].inputs[0].shape == (1, 1, w4.COPIES, 10)
+
+
+def test_the_floor_runs_every_call_as_often_as_it_proves():
+    floor, seen = w4.Floor("adam", 3), []
+    floor.calls = [call._replace(function=lambda *_, what=call.what: seen.append(what)) for call in floor.calls]
+    floor.step()
+    assert {what: seen.count(what) for what in w4.COUNTED} == {k: sum(v) for k, v in floor.prove().items()}
+
+
+def test_a_tower_that_is_timed_goes_on():
+    ours = w4.Ours("sgd", 2)
+    for _ in range(2):
+        ours.step()
+    assert int(ours.state.step) == 2
+
+
+# W5.
+
+
+def test_all_sides_compute_one_meta_gradient():
+    """Nested autograd, `higher` and ours agree to rounding in float64, and with a central difference."""
+    proofs = {name: kind(small(6)).prove() for name, kind in KINDS.items()}
+    begun = small(6)
+    v = torch.linspace(-1, 1, len(begun.params), dtype=torch.float64)
+    sides = [w5.Naive(begun._replace(params=begun.params + h * v)).meta_gradient()[0] for h in (1e-4, -1e-4)]
+    slope = (sides[0] - sides[1]) / 2e-4
+    for proof in proofs.values():
+        assert_close(proof, proofs["naive"], rtol=1e-11, atol=1e-13)
+        assert_close((torch.tensor(proof["meta-gradient"], dtype=torch.float64) * v).sum(), slope, rtol=1e-6, atol=0)
+
+
+def test_naive_autograd_trains_a_learned_rule_too():
+    proofs = [kind(small(3, "lstm")).prove() for kind in (w5.Ours, w5.Naive)]
+    assert_close(proofs[0], proofs[1], rtol=1e-10, atol=1e-13)
+    with pytest.raises(Unsupported, match="no learned optimizers"):
+        w5.Higher(small(3, "lstm"))
+
+
+def test_a_meta_gradient_follows_how_gradients_move():
+    """Without that path, as in first order, it is another one: the sides do not agree for want of it."""
+    begun = small(6)
+    exact_grad = w5.Ours(begun).meta_gradient()[1]
+    laid = w5.Level(optimizer=w5.RULES["sgd"], unroll=6, horizon=None, batch=1).over(begun.task)
+    first_order = laid.value_and_grad(begun.params, begun.state)[1]
+    assert (exact_grad - first_order).norm() > 0.01 * exact_grad.norm()
+
+
+@pytest.mark.parametrize("label", w5.VARIANTS)
+def test_every_variant_is_of_a_side_that_can_be_built(label):
+    settings = w5.VARIANTS[label]
+    assert w5.SIDES["naive autograd"](**settings).start.unroll == settings["unroll"]
+
+
+# Memory.
+
+
+def test_exact_mode_costs_carries_whatever_the_minibatch():
+    """Each step more leaves a carry behind; the naive graph grows with the model's."""
+    tasks = [DigitsMLP(hidden=(8,), minibatch=minibatch) for minibatch in (4, 64)]
+    for task in tasks:
+        peaks = {t: exact.peak(w5.Ours, task, t) for t in (10, 20)}
+        assert exact.growth(peaks) == pytest.approx(exact.carry(task), rel=0.03)
+    small, large = (exact.growth({t: exact.peak(w5.Naive, task, t) for t in (10, 20)}) for task in tasks)
+    assert large > 4 * small

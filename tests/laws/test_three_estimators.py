@@ -1,0 +1,338 @@
+"""Depth three with another estimator on each level, against loops and naive autograd; relative, in float64.
+
+The third level's gradient is compared too, so each tower stands under a topmost level that would move it. What is
+backpropagated is nested graphs, what runs forward is one graph since the restart, and evolution is a loop over copies,
+pairs and members that shares with the library where the numbers of a key come from, and nothing else.
+"""
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from exact_oracle import ExactTask, Word, on_tensors, tensors
+from exact_parts import MOMENTUM, lstm, quadratic, stacked
+from exact_parts import level as exact
+from oracle import Copy, error, state_error
+from test_ahead import AheadLevel, AheadWhole, BootLevel, equal, largest
+from torch import Tensor
+
+from levels import (
+    NRES,
+    PES,
+    SGD,
+    Adam,
+    Bootstrapped,
+    ESSingle,
+    Estimator,
+    Evolution,
+    Exact,
+    FirstOrder,
+    Forward,
+    FullES,
+    Laid,
+    Level,
+    LevelState,
+    MeanLog,
+    TruncatedES,
+    keys,
+)
+from levels.gradients.evolution import Antithetic
+from recursion import Tower, checkpoint
+from recursion.notation import parse
+
+TOLERANCE = 1e-9
+SIGNS = (1, -1)
+
+
+def level(optimizer: object, gradient: Estimator, **settings: object) -> Level:
+    """A window of two updates, a life of two windows."""
+    return exact(optimizer, 2, **{"gradient": gradient, "horizon": 4, **settings})
+
+
+# The oracle of evolution: a loop over copies, pairs and members.
+
+
+class Draw(NamedTuple):
+    """What a pair remembers."""
+
+    noise: Tensor  # [m]
+    seen: Tensor  # [m] sum of the draws of its trajectory
+    key: Tensor  # []
+
+
+class Swarm(list):  # of `Copy`, one for each particle: copies outermost, then pairs, then signs
+    """The particles of a level, and what its pairs remember."""
+
+    draws: list[Draw]
+
+
+PERIODS = {FullES: 2, TruncatedES: 2, PES: 2, ESSingle: 4, NRES: 4}  # updates for which a draw is kept
+
+
+class EvolutionLevel(AheadLevel):
+    """Truncated or summed draws, by the table in `levels.gradients.evolution`."""
+
+    def __init__(self, part: Level, below: Any) -> None:
+        super().__init__(part, below)
+        gradient = part.gradient
+        self.true, self.pairs, self.sigma = False, gradient.pairs, gradient.sigma
+        general = isinstance(gradient, Evolution)
+        self.period = gradient.noise if general else PERIODS[type(gradient)]
+        self.summed = gradient.accumulate if general else isinstance(gradient, (PES, ESSingle, NRES))
+
+    def start(self, theta: Tensor, key: Tensor) -> Swarm:
+        swarm, draws = Swarm(), []
+        for copy, begun in enumerate(super().start(theta, key)):
+            for pair in range(self.pairs):
+                own = keys.fold(keys.fold(key, -1), 1 + copy * self.pairs + pair)
+                noise = keys.normal(own, (len(theta),), theta.dtype)
+                draws.append(Draw(noise, noise, own))
+                swarm += [begun, begun]  # the same problem for both, and for all pairs of a copy
+        swarm.draws = draws
+        return swarm
+
+    def ask(self, theta: Tensor, swarm: Swarm) -> tuple[Tensor, Tensor, Swarm]:
+        after, values, total, draws = Swarm(), [], torch.zeros_like(theta), []
+        for number, draw in enumerate(swarm.draws):
+            losses = {}
+            for member, sign in enumerate(SIGNS):
+                moved = (theta + sign * self.sigma * draw.noise).detach()
+                run = self.run(moved, swarm[2 * number + member])
+                losses[sign] = self.meta(run[0]).detach()
+                after.append(run[4])
+            total = total + (losses[1] - losses[-1]) / (2 * self.sigma) * draw.seen
+            values += losses.values()
+            draws.append(self.next(draw, after[-1].age))
+        after.draws, grad = draws, total.detach() / len(draws)
+        return Word.apply(theta, sum(values) / len(values), grad), grad, after
+
+    def next(self, draw: Draw, age: int) -> Draw:
+        """What the pair remembers for its next window, its trajectory having this age."""
+        key, ended = keys.fold(draw.key, 1), age >= self.level.life
+        drawn = ended or age % self.period == 0
+        noise = keys.normal(key, draw.noise.shape, draw.noise.dtype) if drawn else draw.noise
+        if not self.summed:
+            return Draw(noise, noise, key)
+        before = torch.zeros_like(noise) if ended else draw.seen
+        return Draw(noise, before + noise if drawn else before, key)
+
+
+def naive(task: Any, *parts: Level) -> Any:
+    """The oracle of levels stacked over ``task``."""
+    problem = task
+    for part in parts:
+        gradient = part.gradient
+        if isinstance(gradient, Antithetic):
+            problem = EvolutionLevel(part, problem)
+        else:
+            kinds = {Forward: AheadWhole, Bootstrapped: BootLevel}
+            problem = kinds.get(type(gradient), AheadLevel)(part, problem)
+    return problem
+
+
+# What is carried everywhere, draws included.
+
+
+def remembered(state: LevelState, swarm: Any, index: tuple[int, ...] = ()) -> float:
+    """Largest error over the draws of all levels of evolution."""
+    worst = 0.0
+    if isinstance(swarm, Swarm):
+        for place, draw in enumerate(swarm.draws):
+            at = (*index, place)
+            assert int(state.memory.key[at]) == int(draw.key)
+            worst = max(worst, error(state.memory.noise[at], draw.noise), error(state.memory.seen[at], draw.seen))
+    if isinstance(state.carry.below, LevelState):
+        return max(worst, *(remembered(state.carry.below, copy.below, (*index, i)) for i, copy in enumerate(swarm)))
+    return worst
+
+
+def settled(copies: Any) -> list[Copy]:
+    """Copies as constants at all depths; forward mode keeps graphs in them."""
+    if not isinstance(copies, list):
+        return copies
+    return [on_tensors(torch.detach, copy._replace(below=None))._replace(below=settled(copy.below)) for copy in copies]
+
+
+class Errors(NamedTuple):
+    """Largest errors over some windows, and how often a copy of each level was seen at its start, level 1 first."""
+
+    value: float
+    grad: float
+    state: float
+    draws: float
+    restarts: list[int]
+
+
+def compare(ours: Laid, theirs: Any, windows: int, *, move: float = 0.01, seed: int = 7) -> Errors:
+    """Parameters move along the gradient between windows, each side's along its own."""
+    key = keys.seed(seed)
+    params = ours.init_params(key)
+    mine, state, copies = params.clone(), ours.init_state(params, key), theirs.start(params, key)
+    first = Errors(0.0, 0.0, state_error(state, settled(copies)), remembered(state, copies), starts(state))
+    errors = [first]
+    for _ in range(windows):
+        value, grad, state = ours.value_and_grad(params, state)
+        f, g, copies = theirs.ask(mine.requires_grad_(), copies)
+        f, g = f.detach(), g.detach()
+        off = error(value, f), error(grad, g), state_error(state, settled(copies)), remembered(state, copies)
+        assert all(torch.isfinite(tensor).all() for tensor in tensors(settled(copies)))
+        errors.append(Errors(*off, starts(state)))
+        params, mine = params - move * grad / grad.norm(), mine.detach() - move * g / g.norm()
+    *worst, seen = zip(*errors)
+    return Errors(*map(largest, worst), [sum(counts) for counts in zip(*seen)])
+
+
+def starts(state: LevelState) -> list[int]:
+    """Copies in the first window of a trajectory, level 1 first."""
+    mine = [int((state.carry.age == 2).sum())]
+    return [*starts(state.carry.below), *mine] if isinstance(state.carry.below, LevelState) else mine
+
+
+MOVED, STEP, SMALL = Adam(0.1, eps=1e-3), SGD(0.3), SGD(0.02)
+TOWERS = {
+    "exact, first-order, pes": (
+        level(MOMENTUM, Exact(), batch=2),
+        level(MOVED, FirstOrder()),
+        level(STEP, PES(sigma=0.1, pairs=2), batch=2),
+    ),
+    "forward, first-order, es-single": (
+        level(MOMENTUM, Forward(), batch=2, objective=MeanLog()),
+        level(MOVED, FirstOrder()),
+        level(STEP, ESSingle(sigma=0.1), batch=2),
+    ),
+    "pes, first-order, truncated-es": (
+        level(lstm(1), PES(sigma=0.05, pairs=2), batch=2),
+        level(SMALL, FirstOrder(), batch=2),
+        level(MOMENTUM, TruncatedES(sigma=0.1, pairs=2)),
+    ),
+    "first-order, exact, pes": (
+        level(MOVED, FirstOrder(), batch=2),
+        level(MOMENTUM, Exact(), batch=2),
+        level(STEP, PES(sigma=0.1), batch=2),
+    ),
+    "first-order, forward, nres": (
+        level(lstm(1), FirstOrder()),
+        level(MOMENTUM, Forward(), batch=2),
+        level(STEP, NRES(sigma=0.1), batch=2),
+    ),
+    "exact, first-order, forward": (
+        level(MOMENTUM, Exact(), batch=2),
+        level(MOVED, FirstOrder(), clip=0.5),
+        level(MOMENTUM, Forward(), batch=2),
+    ),
+    "first-order, exact, forward": (
+        level(MOMENTUM, FirstOrder()),
+        level(MOVED, Exact(), batch=2),
+        level(STEP, Forward()),
+    ),
+    "es-single, truncated-es, first-order": (
+        level(lstm(1), ESSingle(sigma=0.05), batch=2, stagger=False),
+        level(SMALL, TruncatedES(sigma=0.1), batch=2),
+        level(MOMENTUM, FirstOrder()),
+    ),
+    "forward, evolution, first-order": (
+        level(MOMENTUM, Forward(), batch=2),
+        level(SMALL, Evolution(sigma=0.1, noise=4, accumulate=False), batch=2, horizon=8),
+        level(MOVED, FirstOrder()),
+    ),
+    "full-es, first-order, pes": (
+        level(lstm(1), FullES(sigma=0.05), horizon=2, batch=2),
+        level(SMALL, FirstOrder(), batch=2),
+        level(MOMENTUM, PES(sigma=0.1)),
+    ),
+    "with ahead: bootstrapped, es-single, first-order": (
+        level(MOMENTUM, Bootstrapped(Exact()), ahead=5, batch=2),
+        level(STEP, ESSingle(sigma=0.1), ahead=3, batch=2),
+        level(MOVED, FirstOrder(), ahead=3),
+    ),
+    "with ahead: exact, first-order, pes": (
+        level(MOMENTUM, Exact(), ahead=3, batch=2),
+        level(MOVED, FirstOrder(), ahead=4),
+        level(STEP, PES(sigma=0.1), ahead=3, batch=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_tower_of_three_estimators_is_its_oracle(name):
+    task = quadratic(2)
+    errors = compare(stacked(task, TOWERS[name]), naive(ExactTask(task), *TOWERS[name]), 5)
+    assert largest(errors[:4]) < TOLERANCE
+    assert min(errors.restarts) > 1
+
+
+# Under a topmost level.
+
+
+@pytest.mark.parametrize("name", list(TOWERS)[:3])
+def test_adam_on_top_moves_the_third_level_as_on_the_oracle(name):
+    """All that is carried at the four levels, after each step of the tower."""
+    task, top = quadratic(2), exact(Adam(0.1), 1)
+    tower, theirs = Tower(task, *TOWERS[name], top), naive(ExactTask(task), *TOWERS[name], top)
+    state = tower.init(seed=3)
+    start, theta = state.carry.x, state.params
+    copies = theirs.start(theta, keys.split(keys.seed(3), 2)[1])
+    for _ in range(4):
+        state, _ = tower.step(state)
+        copies = [theirs.run(theta, copy)[-1] for copy in copies]
+        laid = LevelState(state.carry, None)
+        assert largest((state_error(laid, settled(copies)), remembered(laid, copies))) < TOLERANCE
+    assert (state.carry.x - start).abs().max() > 0.05
+
+
+TEXTS = [
+    (
+        "quadratic(dtype=float64, dims=2): sgd(momentum=0.5)@2[horizon=4, batch=2, gradient=exact]"
+        " / adam@2[horizon=4, batch=2] / sgd@2[horizon=4, batch=2, gradient=pes(pairs=2)] / adam"
+    ),
+    (
+        "quadratic(dtype=float64, dims=2): sgd(momentum=0.5)@2[horizon=4, batch=2, gradient=forward]"
+        " / adam@2[horizon=4, batch=2] / sgd@2[horizon=4, batch=2, gradient=es-single] / adam"
+    ),
+    (
+        "quadratic(dtype=float64, dims=2): lstm(hidden=2)@2[horizon=4, batch=2, gradient=pes]"
+        " / sgd@2[horizon=4, batch=2] / sgd@2[horizon=4, batch=2, gradient=truncated-es] / adam"
+    ),
+    (
+        "quadratic(dtype=float64, dims=2): sgd@2[horizon=4, batch=2, ahead=4, gradient=bootstrapped]"
+        " / sgd@2[horizon=4, batch=2, objective=time-to(0.1), gradient=nres]"
+        " / sgd@2[horizon=4, batch=2, gradient=mix(first-order, pes)] / adam"
+    ),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_such_towers_run_and_resume_bit_for_bit(text, tmp_path):
+    tower = parse(text)
+    assert repr(parse(repr(tower))) == repr(tower) == text
+    state = tower.init(0)
+    for step in range(6):
+        if step == 3:
+            checkpoint.save(tmp_path / "c", tower, state, seed=0)
+        state = checkpoint.settled(tower.step(state)[0])
+    saved = checkpoint.load(tmp_path / "c")
+    again = saved.state
+    for _ in range(3):
+        again = checkpoint.settled(saved.tower.step(again)[0])
+    assert equal(again, state)
+    for old, new in zip(tower.carries(saved.state), tower.carries(state)):
+        assert not torch.equal(old.x, new.x)
+
+
+OVER = {
+    "exact over pes": (PES(), Exact()),
+    "exact over forward": (Forward(), Exact()),
+    "exact over es-single, with one in between": (ESSingle(), FirstOrder(), Exact()),
+    "exact over forward, with one in between": (Forward(), FirstOrder(), Exact()),
+    "forward over truncated-es": (TruncatedES(), Forward()),
+    "forward over bootstrapped": (Bootstrapped(), Forward()),
+}
+
+
+@pytest.mark.parametrize("name", OVER)
+def test_what_cannot_be_differentiated_is_refused_however_deep(name):
+    levels = [level(STEP, gradient, ahead=4 if isinstance(gradient, Bootstrapped) else None) for gradient in OVER[name]]
+    what = f"level {len(levels)} .*the level below, .*{levels[0].gradient.name}.* cannot be differentiated by"
+    with pytest.raises(ValueError, match=what):
+        Tower(quadratic(2), *levels, exact(STEP, 1))
+    Tower(quadratic(2), *levels)
