@@ -101,13 +101,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("workload", choices=(*WORKLOADS, "all"), type=lambda text: text if text == "all" else text.upper())
+    parser.add_argument(
+        "workload", choices=(*WORKLOADS, "all"), type=lambda text: text if text == "all" else text.upper()
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads")
-    parser.add_argument("--only", nargs="+", metavar="SIDE", help="these sides only; the first that runs is compared with")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SIDE", help="these sides only; the first that runs is compared with"
+    )
     parser.add_argument("--variants", nargs="+", metavar="TEXT", help="only variants whose label contains a text")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--profile", action="store_true", help="where our time goes, instead: W1's tower and a deeper one")
+    parser.add_argument(
+        "--profile", action="store_true", help="where our time goes, instead: W1's tower and a deeper one"
+    )
     args = parser.parse_args()
     console = Console(width=max(Console().width, WIDTH))
     if args.profile:

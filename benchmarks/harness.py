@@ -49,7 +49,7 @@ class Side(Protocol):
 
 
 class Workload(Protocol):
-    """What a module ``benchmarks/wN.py`` has; ``IMPORTS``, ``draw`` and ``summary`` may be left out.
+    """What a module ``benchmarks/wN.py`` has (a workload with dots in its name is any module); ``IMPORTS``, ``draw`` and ``summary`` may be left out.
 
     ``SIDES[name](**variant)`` builds a side, importing its peer only then; what it cannot do is an `Unsupported`.
     ``threads`` is for the worker, and 1 where a variant does not say; factories that name it are given it as well.
@@ -64,7 +64,7 @@ class Workload(Protocol):
     IMPORTS: dict[str, list[str]]
     """Modules by side that are imported before memory is counted from there; what is imported later counts."""
 
-    def draw(self, result: dict[str, Any], path: str) -> None:
+    def draw(self, result: dict[str, Any], path: Path) -> None:
         """A picture of its own of a whole result, as it is kept in JSON, instead of bars."""
 
     def summary(self, result: dict[str, Any]) -> list[str]:

@@ -75,4 +75,3 @@ class Higher(Plain):
 
     def twin(self, dtype: str) -> Plain:
         return Higher(self.work, dtype=dtype)
-

@@ -34,7 +34,7 @@ from levels.tree import State
 from recursion import Tower
 from recursion.tower import TowerState
 
-TITLE = "W4: towers of depth 1-4 against their floor"
+TITLE = "towers of depth 1-4 against their floor"
 TOLERANCE = 0.0
 UNROLLS = (20, 5, 3)
 COPIES = 128
@@ -225,15 +225,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
             depths, middle, yerr=whiskers, fmt="-o", color=color, capsize=3, label=f"{rule}@20 / @5 / @3 / adam"
         )
         for name, line in (("ours", "-o"), ("floor", "--x")):
-            right.semilogy(depths, [sides[name]["peak"] / 1e6 for _, sides in found], line, color=color)
+            right.plot(depths, [sides[name]["peak"] / 1e6 for _, sides in found], line, color=color)
         right.plot([], [], color=color, label=rule)
     left.axhline(1.0, color="black", linewidth=0.8, label="the floor")
     left.axhline(1.2, color="black", linewidth=0.8, linestyle=":", label="the goal, 1.2")
     left.set(xlabel="depth", ylabel="time over the floor; whiskers: quartiles", title="A top step against its floor")
     left.set_ylim(0, None)
-    for name, line in (("the tower", "-o"), ("the floor's calls", "--x")):
+    for name, line in (("ours", "-o"), ("floor", "--x")):
         right.plot([], [], line, color="black", label=name)
-    right.set(xlabel="depth", ylabel="MB beyond the process after its imports", title="Peak memory")
+    right.set(xlabel="depth", ylabel="MB beyond the process after its imports", title="Peak memory", ylim=(0, None))
     for axes in (left, right):
         axes.set_xticks(DEPTHS)
         axes.grid(alpha=0.2)

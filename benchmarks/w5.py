@@ -31,7 +31,7 @@ from benchmarks.harness import Numbers, Side, Unsupported
 from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, Optimizer, keys
 from levels.task import LossTask
 
-TITLE = "W5: exact meta-gradients by unroll"
+TITLE = "exact meta-gradients by unroll"
 TOLERANCE = 1e-4
 UNROLLS = (20, 80, 320)
 MODELS: dict[str, Callable[..., LossTask]] = {

@@ -58,7 +58,7 @@ class Host:
     """Builds a side and does what is asked of it."""
 
     def __init__(self, workload: str, name: str, variant: dict[str, Any]) -> None:
-        self.module = importlib.import_module(f"benchmarks.{workload}")
+        self.module = importlib.import_module(workload if "." in workload else f"benchmarks.{workload}")
         self.name, self.variant = name, dict(variant)
         self.threads = self.variant.get("threads", 1)
         processors = sorted(os.sched_getaffinity(0))
@@ -67,7 +67,7 @@ class Host:
         self.side: Side | None = None
 
     def built(self) -> Side:
-        """The side, built at first use; memory is counted from what the process holds once `Workload.IMPORTS` are in."""
+        """The side, built at first use; memory is counted from where `Workload.IMPORTS` are in."""
         if self.side is None:
             begin = time.perf_counter()
             factory = self.module.SIDES[self.name]

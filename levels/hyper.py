@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
+from levels.optimizer import Optimizer, Pulled, forget
 from levels.part import Part, notate, require
+from levels.tree import leaves
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,6 +48,10 @@ class Hyper(Part):
     def value(self, raw: Tensor) -> Tensor:
         """The number that the update rule reads, elementwise; the inverse of `raw`."""
 
+    def slope(self, value: Tensor) -> Tensor | float | None:
+        """Derivative of `value` in the stored number, given the value; None if autograd is to be asked."""
+        return None
+
     def shape(self, below: Layout) -> tuple[int, ...]:
         """Shape of the stored numbers for a problem with the layout ``below``."""
         return {"value": (), "tensor": (len(below.entries),), "coordinate": (below.size,)}[self.per]
@@ -73,6 +78,9 @@ class Linear(Hyper):
     def value(self, raw: Tensor) -> Tensor:
         return raw
 
+    def slope(self, value: Tensor) -> float:
+        return 1.0
+
 
 class Log(Hyper):
     """Stored as its natural logarithm; above 0. Step sizes, epsilons, weight decays."""
@@ -86,6 +94,9 @@ class Log(Hyper):
     def value(self, raw: Tensor) -> Tensor:
         return raw.exp()
 
+    def slope(self, value: Tensor) -> Tensor:
+        return value
+
 
 class Logit(Hyper):
     """Stored as log(p / (1 - p)); between 0 and 1. Momenta and decay rates."""
@@ -98,6 +109,9 @@ class Logit(Hyper):
 
     def value(self, raw: Tensor) -> Tensor:
         return raw.sigmoid()
+
+    def slope(self, value: Tensor) -> Tensor:
+        return value * (1 - value)
 
 
 class Fixed(Hyper):
@@ -127,8 +141,14 @@ def hyper(default: float | None, space: type[Hyper]) -> Any:
 class HandMade(Optimizer):
     """A rule whose only parameters are hyperparameters, declared as fields with `hyper`; abstract.
 
-    A rule implements `init_state` and `step`; parameters, layouts and reading are done here.
+    A rule implements `init_state` and `step`; parameters, layouts and reading are done here. It may write out the
+    derivative of a step too (`step_pullback`), which is several times faster than to ask autograd for it; a subclass
+    that rewrites `step` does not inherit it.
     """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        forget(cls, HandMade, "step", "step_pullback")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -153,6 +173,22 @@ class HandMade(Optimizer):
     def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         """`update` with the hyperparameters read: ``h[field]`` broadcasts against ``x`` ``[*batch, copies, n]``."""
 
+    def step_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor] | None:
+        """The vector-Jacobian product of `step`, ``g`` being data; None, as here, if autograd is to be asked.
+
+        ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each tensor of the state, None for zero) are the
+        cotangents of what `step` returned. Returns those of ``h``, at least of those `learned` and each as it is at
+        every coordinate, ``[*batch, copies, n]``; of the state; and of ``x``.
+        """
+        return None
+
+    @cached_property
+    def learned(self) -> dict[str, Hyper]:
+        """The hyperparameters that are stored: all but the fixed ones."""
+        return {name: hyper for name, hyper in self.hypers.items() if not isinstance(hyper, Fixed)}
+
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {name: hyper.shape(below) for name, hyper in self.hypers.items()}
 
@@ -164,9 +200,54 @@ class HandMade(Optimizer):
         return torch.cat([nothing, *parts]).repeat(*key.shape, 1)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        return self.step(self._read(params), g, state, x)
+
+    def pullback(
+        self,
+        params: Tensor,
+        f: Tensor,
+        g: Tensor,
+        state: Any,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None] | None,
+    ) -> Pulled:
+        h = self._read(params)
+        none: list[Tensor | None] = [None] * len(leaves(state))
+        pulled = self.step_pullback(h, g, state, x, dx, dstate or none)
+        slopes = {name: hyper.slope(h[name]) for name, hyper in self.learned.items()}
+        known = {name: slope for name, slope in slopes.items() if slope is not None}
+        if pulled is None or len(known) < len(slopes):
+            return super().pullback(params, f, g, state, x, dx, dstate)
+        dh, dold, dx_old = pulled
+        for name in known.keys() - dh.keys():
+            dh[name] = torch.zeros_like(x)  # the rule never reads it
+        parts = [self._shared(self.learned[name], dh[name] * slope) for name, slope in known.items()]
+        if not parts:
+            return torch.zeros_like(params), dold, dx_old
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1), dold, dx_old
+
+    def _read(self, params: Tensor) -> dict[str, Tensor]:
+        """The hyperparameters of parameters ``[*batch, m]``, as `step` takes them."""
+        if self._single:
+            numbers = params[..., None, None].unbind(-3) if len(self.learned) > 1 else [params[..., None]]
+            return {name: hyper.value(raw) for (name, hyper), raw in zip(self.learned.items(), numbers)}
         stored = self.layout.views(params)
-        h = {name: hyper.read(stored[name], self.below) for name, hyper in self.hypers.items()}
-        return self.step(h, g, state, x)
+        return {name: hyper.read(stored[name], self.below) for name, hyper in self.hypers.items()}
+
+    @cached_property
+    def _single(self) -> bool:
+        """Whether each hyperparameter is one number, and all are learned."""
+        return bool(self.hypers) and all(hyper.shape(self.below) == () for hyper in self.hypers.values())
+
+    def _shared(self, hyper: Hyper, slope: Tensor) -> Tensor:
+        """Derivatives at every coordinate ``[*batch, copies, n]``, summed over those that share a number."""
+        if hyper.per == "value":
+            return slope.sum((-2, -1))[..., None] if slope.shape[-2:] != (1, 1) else slope[..., 0]
+        slope = slope.expand(*slope.shape[:-1], self.below.size).sum(-2)
+        if hyper.per == "coordinate":
+            return slope
+        return torch.stack([part.sum(-1) for part in slope.split_with_sizes(self.below.sizes, -1)], -1)
 
     def _outside(self, field: str, given: float, space: type[Hyper]) -> str:
         fix = (

@@ -10,7 +10,6 @@ The ``g`` that ends a window starts the next one, and it is also the cotangent o
 nothing is evaluated twice, at any height. No level knows its height.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from levels.derivatives import constant, differentiated
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
-from levels.nonfinite import NonFinite, Stop
+from levels.nonfinite import NonFinite, Stop, finite
 from levels.objectives import Objective, Sum
 from levels.optimizer import Optimizer, Pulled
 from levels.part import notate, require
@@ -142,9 +141,14 @@ class Window(NamedTuple):
     losses: Tensor  # [T, *batch, copies]
     grads: list[Tensor]  # T of [*batch, copies, n]
     x: Tensor  # [*batch, copies, n] where it ended
-    begun: Tensor  # [*batch, copies] whether the copy's trajectory began with this window
+    age: Tensor  # int64 [*batch, copies] where it began; DUE for copies that stood still
     asked: list[State]  # T states with which the problem was asked; empty unless wanted
     stood: Tensor | None = None  # [*batch, copies] whether the copy was skipped and stood still; None: no copy did
+
+    @property
+    def begun(self) -> Tensor:
+        """Whether the copy's trajectory began with this window: ``[*batch, copies]``."""
+        return self.age == 0
 
 
 class Laid(Problem):
@@ -159,6 +163,7 @@ class Laid(Problem):
         if isinstance(problem, Laid):
             problem.level.gradient.check(problem)
         self.differentiable = level.gradient.differentiable
+        self.endless = level.life is None and type(level.nonfinite) is Stop  # no copy ever restarts
         self.symmetric = level.clip is None and level.gradient.symmetric(self)
 
     @property
@@ -176,12 +181,11 @@ class Laid(Problem):
         return self.level.gradient.init_state(self, params, key)
 
     def value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        with contextlib.nullcontext() if differentiated() else torch.no_grad():
-            return self._value_and_grad(params, state)
-
-    def _value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        if torch.is_grad_enabled() and not differentiated():
+            with torch.no_grad():
+                return self.value_and_grad(params, state)
         value, grad, state = self.level.gradient.value_and_grad(self, params, state)
-        if not torch.isfinite(value.sum() + grad.sum()):
+        if not finite(value, grad):
             grad, state = self._vet_gradient(value, grad, state)
         if self.level.clip is not None:
             norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
@@ -190,10 +194,13 @@ class Laid(Problem):
 
     # What follows is for estimators.
 
-    def meta_loss(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+    def meta_loss(self, losses: Tensor) -> tuple[Tensor, list[Tensor | float]]:
         """Meta-loss ``[*batch]``, the mean over copies, of losses ``[T, *batch, copies]``, and its slope in each."""
         objective, copies = self.level.objective, losses.shape[-1]
-        return objective.value(losses).mean(-1), objective.weights(losses) / copies
+        value, slopes = objective.value(losses), objective.slopes(losses)
+        if copies == 1:
+            return value.squeeze(-1), list(slopes)
+        return value.mean(-1), [slope / copies for slope in slopes]
 
     def start(self, params: Tensor, key: Tensor) -> Carry:
         """A carry at the start of trajectories, for keys ``[*batch]``, with staggered ages."""
@@ -205,7 +212,7 @@ class Laid(Problem):
         x = self.optimizer.start(params, self.problem.init_params, keys.split(key, 2)[..., 0])
         state = self.optimizer.init_state(params, x)
         f, g, _, _, below = self._ask(x, self.asked_first(x, key), judged=False)
-        if not torch.isfinite(f.sum() + g.sum()):
+        if not finite(f, g):
             Stop().handle(self, *_complaint("a freshly started problem's", f, "start its parameters smaller"))
         count = torch.zeros_like(key)
         return Carry(x, state, f, g, below, count, key, count)
@@ -263,8 +270,9 @@ class Laid(Problem):
                 grads.append(slope)
             if t + 1 == self.level.unroll:
                 end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
-        window = Window(steps, torch.stack(losses), grads, x, carry.age == 0, states)
-        if torch.isfinite(window.losses.sum() + f.sum() + g.sum() + slope.sum()):
+        together = torch.stack(losses) if len(losses) > 1 else losses[0][None]
+        window = Window(steps, together, grads, x, carry.age, states)
+        if finite(together, f, g) and (slope is g or finite(slope)):
             return end, window
         return self._vet_window(carry, end, window, [f[..., None], g, slope])
 
@@ -275,6 +283,8 @@ class Laid(Problem):
         return f, g, value, slope, constant(below) if differentiated() else below
 
     def _restart(self, params: Tensor, carry: Carry) -> Carry:
+        if self.endless and not differentiated():
+            return carry
         due = self.due(carry.age)
         if differentiated():  # what began outside of what is differentiated begins again, within
             due = due | (carry.age == 0)
@@ -306,7 +316,7 @@ class Laid(Problem):
         end = end._replace(age=torch.where(bad, DUE, end.age), skipped=end.skipped + bad)
         asked = [choose(bad, start.below, state) for state in window.asked]
         x = torch.where(bad[..., None], start.x, window.x)
-        return end, Window(steps, losses, grads, x, window.begun & ~bad, asked, bad)
+        return end, Window(steps, losses, grads, x, torch.where(bad, DUE, window.age), asked, bad)
 
     def _vet_gradient(self, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         if not torch.isfinite(value).all():

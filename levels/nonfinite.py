@@ -2,12 +2,27 @@
 
 A window is vetted once, when it has run. `Stop` raises. `Skip` treats a copy that went wrong as one that stood
 still: its losses are those that it began with, it moves no gradient, and it starts afresh in the next window.
+
+To look at a number is to wait for it. Where every level stops, who runs them may put the looking off (`put_off`), look
+once at all that was noted, and, if something is not finite, run them again to hear where.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from levels.derivatives import differentiated
 from levels.part import Part
+
+SMALL = 64  # numbers of an answer that is noted as it is, rather than summed up first
+_noted: ContextVar[list[Tensor] | None] = ContextVar("_noted", default=None)
 
 
 class NonFiniteError(ArithmeticError):
@@ -44,3 +59,28 @@ class Skip(NonFinite):
 
     def handle(self, source: object, what: str, fix: str) -> None:
         return None
+
+
+def finite(*answers: Tensor) -> bool:
+    """Whether all numbers are finite (a false alarm if their sum is not); within `put_off` they are noted instead."""
+    noted = _noted.get()
+    if noted is None or differentiated():
+        return bool(torch.isfinite(torch.stack([answer.sum() for answer in answers]).sum()))
+    noted += [answer if answer.numel() <= SMALL else answer.sum() for answer in answers]
+    return True
+
+
+def all_finite(noted: Sequence[Tensor]) -> bool:
+    """Whether everything that was noted is finite (a false alarm if its sum is not)."""
+    return not noted or bool(torch.isfinite(torch.cat([answer.reshape(-1) for answer in noted]).sum()))
+
+
+@contextmanager
+def put_off() -> Iterator[list[Tensor]]:
+    """Within this context `finite` says yes to everything and notes it in the list that this yields."""
+    noted: list[Tensor] = []
+    before = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(before)

@@ -6,6 +6,7 @@ respect to each of them: the weights ``w_t`` with which gradients rise a level.
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,22 +26,41 @@ class Objective(Part):
     def weights(self, losses: Tensor) -> Tensor:
         """Derivative of `value` with respect to ``losses``; ``[T, ...]``."""
 
+    def slopes(self, losses: Tensor) -> Sequence[Tensor | float]:
+        """`weights`, one for each loss; plain numbers if the losses have no say in them, which saves work."""
+        return self.weights(losses).unbind(0)
+
+
+class Weighted(Objective):
+    """A sum of losses with weights that are known beforehand; abstract."""
+
+    @abstractmethod
+    def numbers(self, count: int) -> list[float]:
+        """The weights of ``count`` losses, the first one's first."""
+
+    def weights(self, losses: Tensor) -> Tensor:
+        numbers = losses.new_tensor(self.numbers(len(losses)))
+        return numbers.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+
+    def slopes(self, losses: Tensor) -> list[float]:
+        return self.numbers(len(losses))
+
 
 @dataclass(frozen=True, repr=False)
-class Sum(Objective):
+class Sum(Weighted):
     """L = sum_t f_t: every step counts (L2L 2016, equation 3 with w_t = 1)."""
 
     name = "sum"
 
     def value(self, losses: Tensor) -> Tensor:
-        return losses.sum(0)
+        return losses.sum(0) if len(losses) > 1 else losses[0]
 
-    def weights(self, losses: Tensor) -> Tensor:
-        return torch.ones_like(losses)
+    def numbers(self, count: int) -> list[float]:
+        return [1.0] * count
 
 
 @dataclass(frozen=True, repr=False)
-class Last(Objective):
+class Last(Weighted):
     """L = f_T: only where the window ends counts (L2L 2016, equation 2)."""
 
     name = "last"
@@ -48,10 +68,8 @@ class Last(Objective):
     def value(self, losses: Tensor) -> Tensor:
         return losses[-1]
 
-    def weights(self, losses: Tensor) -> Tensor:
-        weights = torch.zeros_like(losses)
-        weights[-1] = 1.0
-        return weights
+    def numbers(self, count: int) -> list[float]:
+        return [0.0] * (count - 1) + [1.0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +86,7 @@ class MeanLog(Objective):
 
 
 @dataclass(frozen=True, repr=False)
-class Discounted(Objective):
+class Discounted(Weighted):
     """L = sum_t discount^(t-1) f_t, t from 1; ``discount`` above 0 and at most 1."""
 
     name = "discounted"
@@ -81,9 +99,8 @@ class Discounted(Objective):
     def value(self, losses: Tensor) -> Tensor:
         return (self.weights(losses) * losses).sum(0)
 
-    def weights(self, losses: Tensor) -> Tensor:
-        powers = self.discount ** torch.arange(len(losses), dtype=losses.dtype, device=losses.device)
-        return powers.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+    def numbers(self, count: int) -> list[float]:
+        return [self.discount**t for t in range(count)]
 
 
 @dataclass(frozen=True, repr=False)

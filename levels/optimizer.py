@@ -8,7 +8,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -24,12 +24,27 @@ Pulled = tuple[Tensor, list[Tensor | None], Tensor]
 """Cotangents of an update's ``params``, ``state`` (one for each tensor of it, None for zero) and ``x``."""
 
 
+def forget(cls: type, base: type, rewritten: str, derived: str) -> None:
+    """If ``cls`` rewrites one method of ``base`` but not another that follows from it, that one is as in ``base``."""
+    if rewritten in vars(cls) and derived not in vars(cls):
+        setattr(cls, derived, vars(base)[derived])
+
+
 class Optimizer(Part):
     """An update rule; abstract. Throughout, ``params`` ``[*batch, m]`` are the optimizer's own and ``x``
     ``[*batch, copies, n]`` those of the problem below: one more dimension, the copies that one optimizer works on.
 
     Copies never mix: the update of one copy reads its own ``f``, ``g``, ``state`` and ``x``.
+
+    A subclass that rewrites `update` inherits no derivative of the old one: `pullback` and `linearized` are as here,
+    unless it writes them too.
     """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        forget(cls, Optimizer, "update", "pullback")
+        forget(cls, Optimizer, "update", "linearized")
+        forget(cls, Optimizer, "pullback", "linearized")
 
     differentiable: bool = True
     """Whether `update` can be differentiated; if not, no level above can train this one by backpropagation."""
@@ -80,6 +95,11 @@ class Optimizer(Part):
         ``fresh(key)`` are the problem's own fresh parameters. An optimizer with a learned start says otherwise.
         """
         return fresh(key)
+
+    @property
+    def learns_start(self) -> bool:
+        """Whether where trajectories begin depends on ``params``: whether there is a `start_pullback`."""
+        return type(self).start_pullback is not Optimizer.start_pullback
 
     def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor | None:
         """The vector-Jacobian product of `start`: ``[*batch, m]``, or None for zero, as where nothing is learned of it.

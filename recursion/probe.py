@@ -195,6 +195,10 @@ class _Ruler:
         squares = [self._mean_square(gap / size) for gap, size in zip(gaps, self.sizes)]
         return torch.stack(squares).mean(0).sqrt()
 
+    def factor(self, distance: Tensor) -> Tensor:
+        """What brings a distance back to `step`; 1 where rounding has swallowed it."""
+        return torch.where(distance >= self.step**2, self.step / distance, 1.0)
+
     def moved(self, carry: Carry, key: Tensor) -> Carry:
         """x and state perturbed at random by about `step`; of the state each entry in proportion, so none crosses 0."""
         old = leaves((carry.x, carry.state))
@@ -235,7 +239,7 @@ def _follow(
     base, window = single.window(params, carry, asked=True, judged=False)
     ruler = _Ruler(base)
     real = data = _beside(single, ruler, base, window, keys.fold(key, 0))
-    logs: list[tuple[Tensor, Tensor]] = []
+    logs: list[list[Tensor]] = []
     for t in range(1, updates + 1):
         before, skipped = [ruler.distance(base, each) for each in (real, data)], base.skipped
         base, window = single.window(params, base, asked=True, judged=False)
@@ -245,11 +249,11 @@ def _follow(
         data = base._replace(x=x, state=state)
         after = [ruler.distance(base, each) for each in (real, data)]
         new = window.begun | (base.skipped > skipped)
-        fresh = [new | ~torch.isfinite(gap) for gap in after]
-        seen = [(b.clamp_min(ruler.step**2) / a).log() for a, b in zip(before, after)]
-        logs.append((seen[0].masked_fill(fresh[0], math.nan), seen[1].masked_fill(fresh[1], math.nan)))
-        due = [again | (gap < ruler.step**2) for again, gap in zip(fresh, after)]
-        real, data = (_scaled(base, each, ruler.step / gap) for each, gap in zip((real, data), after))
+        least = ruler.step**2
+        fresh = [new | (b < least) | ~torch.isfinite(a) for b, a in zip(before, after)]
+        logs.append([(a.clamp_min(least) / b).log().masked_fill(f, math.nan) for b, a, f in zip(before, after, fresh)])
+        due = [again | (gap < least) for again, gap in zip(fresh, after)]
+        real, data = (_scaled(base, each, ruler.factor(gap)) for each, gap in zip((real, data), after))
         if bool(due[0].any()) or bool(due[1].any()):
             anew = _beside(single, ruler, base, window, keys.fold(key, t))
             real, data = (choose(mask, anew, each) for mask, each in zip(due, (real, data)))
@@ -263,7 +267,7 @@ def _beside(laid: Laid, ruler: _Ruler, base: Carry, window: Window, key: Tensor)
     moved = ruler.moved(base, key)
     f, g, below = laid.problem.value_and_grad(moved.x, window.asked[0])
     moved = moved._replace(f=f, g=g, below=below)
-    return _scaled(base, moved, ruler.step / ruler.distance(base, moved))
+    return _scaled(base, moved, ruler.factor(ruler.distance(base, moved)))
 
 
 def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:

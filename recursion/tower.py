@@ -22,8 +22,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.gradients.estimator import LevelState
-from levels.level import Carry, Laid, Level
-from levels.nonfinite import NonFiniteError
+from levels.level import Carry, Laid, Level, Window
+from levels.nonfinite import NonFiniteError, Stop, all_finite, put_off
 from levels.problem import Problem
 
 
@@ -113,12 +113,21 @@ class Tower:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
         with torch.no_grad(), self._named(number):
-            carry, window = self.top.window(state.params, state.carry, record=False, judged=False)
+            carry, window = self._window(state)
         new = TowerState(state.params, carry, state.step + 1)
         losses = [float(carry.f.mean()) for carry in self.carries(new)]
         losses[-1] = float(window.losses.mean())
         skipped = [int(carry.skipped.sum()) for carry in self.carries(new)]
         return new, Report(number, losses, skipped)
+
+    def _window(self, state: TowerState) -> tuple[Carry, Window]:
+        """One window of the topmost level. Where all levels stop, it is looked at once, and run again to hear where."""
+        if all(type(level.nonfinite) is Stop for level in self.levels):
+            with put_off() as noted:
+                answer = self.top.window(state.params, state.carry, record=False, judged=False)
+            if all_finite(noted):
+                return answer
+        return self.top.window(state.params, state.carry, record=False, judged=False)
 
     def run(self, state: TowerState, steps: int) -> Iterator[tuple[TowerState, Report]]:
         """``steps`` steps, one at a time: yields what `step` returns."""

@@ -29,11 +29,11 @@ class Backward(Estimator):
 
     @abstractmethod
     def sweep(
-        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor]
+        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
         """Gradient ``[*batch, m]`` of what has the derivative ``slope(t)`` in ``x`` after update t, counted from 0.
 
-        ``slope(t)`` is ``[*batch, copies, n]``. ``carry`` is the one that the window returned.
+        ``slope(t)`` is ``[*batch, copies, n]``, or None for zero. ``carry`` is the one that the window returned.
         """
 
     def check(self, level: Laid) -> None:
@@ -46,5 +46,19 @@ class Backward(Estimator):
     def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         carry, window = level.window(params, state.carry, pulls=not self.asks, asked=self.asks)
         value, weights = level.meta_loss(window.losses)
-        grad = self.sweep(level, params, carry, window, lambda t: weights[t][..., None] * window.grads[t])
+        grad = self.sweep(level, params, carry, window, lambda t: weighted(weights[t], window.grads[t]))
         return value, grad, LevelState(carry, None)
+
+
+def weighted(weight: Tensor | float, grad: Tensor) -> Tensor | None:
+    """A gradient ``[*batch, copies, n]`` times its loss's weight, a number or ``[*batch, copies]``; None for zero."""
+    if isinstance(weight, Tensor):
+        return weight[..., None] * grad
+    if weight == 0:
+        return None
+    return grad if weight == 1 else weight * grad
+
+
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, None being zero."""
+    return b if a is None else a if b is None else a + b

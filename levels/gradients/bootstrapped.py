@@ -19,7 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from levels.gradients.backward import Backward
@@ -64,7 +63,7 @@ class Bootstrapped(Estimator):
         window, last = _first(whole, level.level.unroll), level.level.unroll - 1
         value, _ = level.meta_loss(window.losses)
         gap = (carry.x - whole.x.detach()) / carry.x.shape[-2]
-        grad = self.through.sweep(level, params, carry, window, lambda t: gap if t == last else torch.zeros_like(gap))
+        grad = self.through.sweep(level, params, carry, window, lambda t: gap if t == last else None)
         return value, grad, LevelState(carry, None)
 
 

@@ -61,13 +61,14 @@ class Exact(Backward):
         return level.problem.symmetric
 
     def sweep(
-        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor]
+        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
         dparams, dx, df, dg = (torch.zeros_like(tensor) for tensor in (params, carry.x, carry.f, carry.g))
         dstate: list[Tensor | None] = []
         last = len(window.steps) - 1
         for t in range(last, -1, -1):
-            dx = dx + slope(t)
+            counted = slope(t)
+            dx = dx if counted is None else dx + counted
             if t < last:  # what the last answer feeds lies beyond the edge
                 dx = dx + df[..., None] * window.steps[t + 1].g + _bent(level, window, t, dg)
             step = window.steps[t]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from levels.gradients.backward import Backward
+from levels.gradients.backward import Backward, plus
 
 if TYPE_CHECKING:
     from levels.level import Carry, Laid, Window
@@ -33,15 +33,18 @@ class FirstOrder(Backward):
     name = "first-order"
 
     def sweep(
-        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor]
+        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
-        dparams = torch.zeros_like(params)
-        dx, dstate = torch.zeros_like(carry.x), None
+        dparams, dx, dstate = None, None, None
         for t in reversed(range(len(window.steps))):
-            dx = dx + slope(t)
-            step = window.steps[t]
+            dx, step = plus(dx, slope(t)), window.steps[t]
+            if dx is None:
+                continue  # nothing that counts comes after this update
             pull = step.pull or partial(level.optimizer.pullback, params, *step[:4])
             dp, dstate, dx = pull(dx, dstate)
-            dparams = dparams + dp
-        dp_start = level.optimizer.start_pullback(params, dx, window.begun)
-        return dparams if dp_start is None else dparams + dp_start
+            dparams = plus(dparams, dp)
+        if dx is None:
+            return torch.zeros_like(params)
+        if level.optimizer.learns_start:
+            dparams = plus(dparams, level.optimizer.start_pullback(params, dx, window.begun))
+        return torch.zeros_like(params) if dparams is None else dparams

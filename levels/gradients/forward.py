@@ -31,6 +31,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.derivatives import push
+from levels.gradients.backward import weighted
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.exact import Exact
 from levels.level import DUE, Laid, Level, Step
@@ -104,8 +105,9 @@ class Forward(Estimator):
             slopes = _advance(level, params, step, asked, g, slopes)
             if window.stood is not None:  # there the problem may answer anything
                 slopes = choose(window.stood, map_leaves(torch.zeros_like, slopes), slopes)
-            counted = (weights[t][..., None] * window.grads[t])[..., None, :] * slopes.x  # [*batch, copies, m, n]
-            dparams = dparams + counted.sum((-3, -1))
+            counted = weighted(weights[t], window.grads[t])
+            if counted is not None:
+                dparams = dparams + (counted[..., None, :] * slopes.x).sum((-3, -1))
             if t + 1 == level.level.unroll:
                 carried = slopes
         age = torch.where(_finite(carried, params.dim()), carry.age, DUE)

@@ -8,6 +8,7 @@ t counts each copy's own steps from 1. Where v is exactly 0 (a weight behind a p
 square root has no derivative; the smallest normal number is added under it, so hypergradients stay finite.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +50,12 @@ class Adam(HandMade):
         m_hat, root, state = moments(h["beta1"], h["beta2"], g, state)
         return x - h["lr"] * m_hat / (root + h["eps"]), state
 
+    def step_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+        dh, dold = moments_pullback(h, self.learned, g, state, dx, dstate)
+        return dh, dold, dx
+
 
 def no_moments(x: Tensor) -> AdamState:
     """The state before the first step, for ``x`` ``[*batch, copies, n]``."""
@@ -67,3 +74,40 @@ def moments(
     m_hat = m / (1 - beta1**power)
     v_hat = v / (1 - beta2**power)
     return m_hat, torch.sqrt(v_hat + torch.finfo(g.dtype).tiny), AdamState(m, v, t)
+
+
+def moments_pullback(
+    h: dict[str, Tensor],
+    learned: Container[str],
+    g: Tensor,
+    state: AdamState,
+    dx: Tensor,
+    dstate: list[Tensor | None],
+) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    """Cotangents of the hyperparameters that are ``learned`` and of the state, for Adam's step.
+
+    ``dx`` and ``dstate`` are those of the next ``x`` and of the state behind the step; ``g`` is data. With
+    u = m_hat / (root + eps) and x <- x - lr u:
+
+        dlr = -u dx,   deps = -u du',   dm_hat = du',   dv_hat = -u du' / (2 root),   du' = -lr dx / (root + eps)
+    """
+    m_hat, root, new = moments(h["beta1"], h["beta2"], g, state)
+    power, eps = new.t[..., None].to(g.dtype), h["eps"]
+    scale = 1 / (root + eps)
+    u, dm_hat = m_hat * scale, -h["lr"] * dx * scale
+    deps = -u * dm_hat
+    dv_hat = deps / (2 * root)
+    one, two = 1 - h["beta1"] ** power, 1 - h["beta2"] ** power
+    dm, dv = dm_hat / one, dv_hat / two
+    dh = {"lr": -u * dx, "eps": deps}
+    if "beta1" in learned:  # beyond the average itself, through what corrects its bias
+        dh["beta1"] = dm * m_hat * power * h["beta1"] ** (power - 1)
+    if "beta2" in learned:
+        dh["beta2"] = dv * (new.v / two) * power * h["beta2"] ** (power - 1)
+    dm = dm if dstate[0] is None else dm + dstate[0]
+    dv = dv if dstate[1] is None else dv + dstate[1]
+    if "beta1" in learned:
+        dh["beta1"] = dh["beta1"] + dm * (state.m - g)
+    if "beta2" in learned:
+        dh["beta2"] = dh["beta2"] + dv * (state.v - g * g)
+    return dh, [h["beta1"] * dm, h["beta2"] * dv, None]

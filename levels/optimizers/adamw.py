@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels.hyper import HandMade, Hyper, Log, Logit, hyper
-from levels.optimizers.adam import AdamState, moments, no_moments
+from levels.optimizers.adam import AdamState, moments, moments_pullback, no_moments
 from levels.part import require
 
 
@@ -41,3 +41,12 @@ class AdamW(HandMade):
     def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
         m_hat, root, state = moments(h["beta1"], h["beta2"], g, state)
         return x * (1 - h["lr"] * h["weight_decay"]) - h["lr"] * m_hat / (root + h["eps"]), state
+
+    def step_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+        dh, dold = moments_pullback(h, self.learned, g, state, dx, dstate)
+        shrunk = x * dx
+        dh["lr"] = dh["lr"] - h["weight_decay"] * shrunk
+        dh["weight_decay"] = -h["lr"] * shrunk
+        return dh, dold, dx * (1 - h["lr"] * h["weight_decay"])

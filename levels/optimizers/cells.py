@@ -107,7 +107,7 @@ class Cells:
     def backward(
         self, views: Views, cells: list[Cell], state: LSTMState, dout: Tensor, dstate: list[Tensor | None] | None
     ) -> tuple[Views, list[Tensor | None], Tensor]:
-        """Cotangents of the weights (by name, ``[groups, ...]``), the state and the inputs ``[groups, inputs, rows]``."""
+        """Cotangents of the weights by name, the state, and the inputs ``[groups, inputs, rows]``."""
         slopes = {"out.weight": cells[-1].h @ dout.mT, "out.bias": dout.sum(-1)}
         dh = views["out.weight"] * dout  # [groups, hidden, rows]
         dold: list[Tensor | None] = []

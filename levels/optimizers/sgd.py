@@ -44,3 +44,34 @@ class SGD(HandMade):
         buffer = h["momentum"] * state + g
         direction = g + h["momentum"] * buffer if self.nesterov else buffer
         return x - h["lr"] * direction, buffer
+
+    def step_pullback(
+        self,
+        h: dict[str, Tensor],
+        g: Tensor,
+        state: Tensor | None,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None],
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+        g = g + h["weight_decay"] * x if "weight_decay" in h else g
+        along = -h["lr"] * dx  # the cotangent of the direction
+        dg, direction = along, g
+        dh: dict[str, Tensor] = {}
+        dold: list[Tensor | None] = []
+        if state is not None:
+            direction = buffer = h["momentum"] * state + g
+            dbuffer, dh["momentum"] = along, torch.zeros_like(x)
+            if self.nesterov:
+                direction = g + h["momentum"] * buffer
+                dbuffer, dh["momentum"] = h["momentum"] * along, along * buffer
+            if dstate[0] is not None:
+                dbuffer = dbuffer + dstate[0]
+            dh["momentum"] = dh["momentum"] + dbuffer * state
+            dg = along + dbuffer if self.nesterov else dbuffer
+            dold = [h["momentum"] * dbuffer]
+        dh["lr"] = -direction * dx
+        if "weight_decay" in h:
+            dh["weight_decay"] = dg * x
+            dx = dx + h["weight_decay"] * dg
+        return dh, dold, dx
