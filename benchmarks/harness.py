@@ -6,7 +6,7 @@ or a peer's. Every side runs in processes of its own (`benchmarks.worker`), of w
 1. Proof. A process for each side computes the same few numbers from the same seed; they are compared with those of the
    first side, and a side that disagrees is not timed.
 2. Warm-up. A fresh process for each side takes its first steps, with empty compile caches.
-3. Rounds. In each, every side in turn, shuffled, does a block of steps, about `BLOCK` seconds of them. So a busy machine
+3. Rounds. In each, every side in turn, shuffled, does a block of steps of about `BLOCK` seconds. So a busy machine
    slows all of them; a ratio is taken within each round, and its median and quartiles are over the rounds.
 """
 
@@ -49,7 +49,9 @@ class Side(Protocol):
 
 
 class Workload(Protocol):
-    """What a module ``benchmarks/wN.py`` has (a workload with dots in its name is any module); ``IMPORTS``, ``draw`` and ``summary`` may be left out.
+    """What a module ``benchmarks/wN.py`` has; ``IMPORTS``, ``draw`` and ``summary`` may be left out.
+
+    A name with dots is that of any other module.
 
     ``SIDES[name](**variant)`` builds a side, importing its peer only then; what it cannot do is an `Unsupported`.
     ``threads`` is for the worker, and 1 where a variant does not say; factories that name it are given it as well.
@@ -71,7 +73,7 @@ class Workload(Protocol):
         """Lines to print behind the tables."""
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818
     """A side has no such variant, by its nature (a plain optimizer has no tower); it gets no row."""
 
 
@@ -104,7 +106,7 @@ class Worker:
         self.cache = tempfile.TemporaryDirectory(prefix="benchmark-cache-")
         command = [sys.executable, "-m", "benchmarks.worker", workload, side, json.dumps(variant)]
         environment = os.environ | surroundings(variant.get("threads", 1), self.cache.name)
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=ROOT

@@ -154,12 +154,13 @@ class TorchOpt(Plain):
     def made_adam(self) -> Any:
         import torchopt
 
-        def update(updates: Any, state: Any, *, params: Any = None, inplace: bool = False) -> Any:
+        def update(updates: Any, state: Any, *, params: Any, inplace: bool) -> Any:
+            assert not inplace
             (g,) = updates
             change, state = self.update(self.weights, g.flatten(), state)
-            return [change.reshape(g.shape)], state
+            return [change.reshape(params[0].shape)], state
 
-        self.transformation = torchopt.base.GradientTransformation(lambda params: self.state, update)
+        self.transformation = torchopt.base.GradientTransformation(lambda _: self.state, update)
         self.apply = torchopt.apply_updates
         return torchopt.Adam(self.weights, lr=LR, betas=(BETA1, BETA2), eps=EPS)
 

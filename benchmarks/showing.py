@@ -131,5 +131,5 @@ def finish(axes: Axes, title: str, label: str) -> None:
     axes.set(title=title, xlabel=label)
     axes.invert_yaxis()
     axes.margins(x=0.25)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9))
     axes.spines[["top", "right"]].set_visible(False)

@@ -15,7 +15,6 @@ import inspect
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -42,8 +41,12 @@ def resident() -> int:
 
 
 def highest() -> int:
-    """The most bytes that it held since `forget_highest`, or since it began."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes that it held since `forget_highest`, or since it began (Linux).
+
+    Not ``ru_maxrss``: that of a process begins with what its parent held.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def forget_highest() -> None:

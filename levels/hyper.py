@@ -222,7 +222,7 @@ class HandMade(Optimizer):
         dh, dold, dx_old = pulled
         for name in known.keys() - dh.keys():
             dh[name] = torch.zeros_like(x)  # the rule never reads it
-        parts = [self._shared(self.learned[name], dh[name] * slope) for name, slope in known.items()]
+        parts = [self._shared(self.learned[name], _times(dh[name], slope)) for name, slope in known.items()]
         if not parts:
             return torch.zeros_like(params), dold, dx_old
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1), dold, dx_old
@@ -231,14 +231,23 @@ class HandMade(Optimizer):
         """The hyperparameters of parameters ``[*batch, m]``, as `step` takes them."""
         if self._single:
             numbers = params[..., None, None].unbind(-3) if len(self.learned) > 1 else [params[..., None]]
-            return {name: hyper.value(raw) for (name, hyper), raw in zip(self.learned.items(), numbers)}
+            values = {name: hyper.value(raw) for (name, hyper), raw in zip(self.learned.items(), numbers)}
+            return self._constants | values
         stored = self.layout.views(params)
         return {name: hyper.read(stored[name], self.below) for name, hyper in self.hypers.items()}
 
     @cached_property
     def _single(self) -> bool:
-        """Whether each hyperparameter is one number, and all are learned."""
-        return bool(self.hypers) and all(hyper.shape(self.below) == () for hyper in self.hypers.values())
+        """Whether each hyperparameter that is learned is one number."""
+        return bool(self.learned) and all(hyper.shape(self.below) == () for hyper in self.learned.values())
+
+    @cached_property
+    def _constants(self) -> dict[str, Tensor]:
+        """The hyperparameters that are not learned, ``[1, 1]``."""
+        like = torch.empty(1, 1, dtype=self.layout.dtype, device=self.layout.device)
+        return {
+            name: torch.full_like(like, hyper.start) for name, hyper in self.hypers.items() if name not in self.learned
+        }
 
     def _shared(self, hyper: Hyper, slope: Tensor) -> Tensor:
         """Derivatives at every coordinate ``[*batch, copies, n]``, summed over those that share a number."""
@@ -256,3 +265,8 @@ class HandMade(Optimizer):
             else "a value in between"
         )
         return f"{self.name}: {field}={given} is outside ({space.low}, {space.high}); use {fix}"
+
+
+def _times(slope: Tensor, other: Tensor | float) -> Tensor:
+    """The product; ``slope`` itself if the other is the number 1."""
+    return slope if isinstance(other, float) and other == 1 else slope * other

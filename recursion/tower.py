@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,7 @@ class Tower:
                 raise type(error)(f"level {number} ({level}): {error}") from error
             self.laid.append(below)
         self.top = self.laid[-1]
+        self._stops = all(type(level.nonfinite) is Stop for level in levels)  # nothing is ever skipped
         if levels[-1].ahead is not None:
             what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
             raise ValueError(f"{what}; leave ahead out")
@@ -115,14 +116,14 @@ class Tower:
         with torch.no_grad(), self._named(number):
             carry, window = self._window(state)
         new = TowerState(state.params, carry, state.step + 1)
-        losses = [float(carry.f.mean()) for carry in self.carries(new)]
-        losses[-1] = float(window.losses.mean())
-        skipped = [int(carry.skipped.sum()) for carry in self.carries(new)]
+        carries = self.carries(new)
+        losses = _numbers([*(carry.f for carry in carries[:-1]), window.losses], torch.mean)
+        skipped = [0] * self.depth if self._stops else _numbers([carry.skipped for carry in carries], torch.sum)
         return new, Report(number, losses, skipped)
 
     def _window(self, state: TowerState) -> tuple[Carry, Window]:
         """One window of the topmost level. Where all levels stop, it is looked at once, and run again to hear where."""
-        if all(type(level.nonfinite) is Stop for level in self.levels):
+        if self._stops:
             with put_off() as noted:
                 answer = self.top.window(state.params, state.carry, record=False, judged=False)
             if all_finite(noted):
@@ -157,6 +158,12 @@ class Tower:
 
     def _named(self, step: int) -> _Named:
         return _Named(self, step)
+
+
+def _numbers(tensors: list[Tensor], reduce: Callable[[Tensor], Tensor]) -> list[Any]:
+    """Each tensor as one plain number, waiting once for all."""
+    reduced = [(reduce(tensor) if tensor.numel() > 1 else tensor).reshape(1) for tensor in tensors]
+    return torch.cat(reduced).tolist()
 
 
 class _Named:

@@ -54,6 +54,8 @@ class SGD(HandMade):
         dx: Tensor,
         dstate: list[Tensor | None],
     ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+        if state is None and "weight_decay" not in h:
+            return {"lr": -g * dx}, [], dx
         g = g + h["weight_decay"] * x if "weight_decay" in h else g
         along = -h["lr"] * dx  # the cotangent of the direction
         dg, direction = along, g

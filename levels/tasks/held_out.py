@@ -87,4 +87,4 @@ class HeldOut(Task):
         return value, grad, HeldOutState(state.training, counted)
 
     def variants(self) -> dict[str, Task]:
-        return self.task.variants()
+        return self.inner.variants()

@@ -46,12 +46,14 @@ def adopt(wrapper: Task, task: Task) -> Task:
 
 
 def require_tasks(who: str, tasks: Sequence[object]) -> None:
-    """TypeError unless all are tasks; ValueError if one has a split or dtype of its own, which would not count."""
+    """TypeError unless all are tasks; ValueError if one has a split, dtype or judging of its own: none would count."""
     for task in tasks:
         if not isinstance(task, Task):
             raise TypeError(f"{who}: expected a task, got {task!r}")
         plain = task.split == "train" and task.dtype == "float32"
         require(plain, f"{who}: set split and dtype on the {who}, not on the task in it, got {task!r}")
+        what = f"{who}: {task!r} counts by other data than it trains on, which would not be asked in here"
+        require(task.judging == 0, f"{what}; use the task in it")
 
 
 def _unmix(z: Tensor) -> Tensor:

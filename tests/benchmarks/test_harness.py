@@ -1,5 +1,6 @@
 """The harness measures what it says: on sides that sleep, lie, print, fail, die or hold a known amount of memory."""
 
+import io
 import json
 import os
 from argparse import Namespace
@@ -109,10 +110,10 @@ def test_chosen_variants():
 
 
 def test_whole_run_is_kept_and_shown(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(command.importlib, "import_module", lambda name: counting)
+    monkeypatch.setattr(command, "importlib", SimpleNamespace(import_module=lambda name: counting))
     monkeypatch.setattr(harness.Worker, "__init__", renamed(harness.Worker.__init__))
     args = Namespace(only=["ours", "peer", "wrong", "unable"], threads=None, variants=["ten"], rounds=2, out=tmp_path)
-    console = Console(width=130, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=130, record=True, file=io.StringIO())
     assert not command.measure("W9", args, console), "a side disagrees"
     text = console.export_text()
     assert "wrong: disagrees with ours: sum by 5.6e-01" in text

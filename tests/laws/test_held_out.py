@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from exact_oracle import ExactTask
-from exact_parts import MOMENTUM, lstm, stacked
+from exact_parts import lstm, stacked
 from oracle import NaiveTask, error
 from test_ahead import AheadLevel, AheadWhole, compare, equal, level
 from torch import Tensor, nn
@@ -18,14 +18,11 @@ from levels import (
     SGD,
     Adam,
     Augmented,
-    Bootstrapped,
-    CharTransformer,
     DigitsMLP,
     Exact,
     FirstOrder,
     Forward,
     HeldOut,
-    Laid,
     Level,
     Logistic,
     MeanLog,
@@ -39,9 +36,9 @@ from levels import (
 )
 from levels.tasks.held_out import HeldOutState
 from levels.testing import check_problem
-from levels.tree import leaves, map_leaves
+from levels.tree import map_leaves
 from recursion import Tower, checkpoint
-from recursion.export import export, learned_by, load
+from recursion.export import learned_by, load
 from recursion.notation import parse
 from recursion.spec import dumps, loads
 
@@ -74,8 +71,7 @@ def test_a_tower_of_one_level_never_looks_at_other_data():
     towers = [Tower(task, Level(optimizer=Adam(0.01), unroll=3, batch=2)) for task in (TASK, BARE)]
     runs = [[], []]
     for tower, reports in zip(towers, runs):
-        state = tower.init(0)
-        for state, report in tower.run(state, 3):
+        for state, report in tower.run(tower.init(0), 3):
             reports.append((report, state.carry.x.tolist()))
     assert runs[0] == runs[1]
     assert towers[0].costs == towers[1].costs == [3]
@@ -131,12 +127,12 @@ def naive(first: Level, *others: Level) -> Any:
 
 RATE = SGD(lr=0.3)
 TOWERS = {
-    **{f"{g}": (level(DECAY, 3, None, g, batch=2),) for g in (FirstOrder(), Exact(), Forward())},
+    **{f"{g}": (level(DECAY, 2, None, g, horizon=4, batch=2),) for g in (FirstOrder(), Exact(), Forward())},
     **{f"ahead, {g}": (level(DECAY, 2, 4, g, horizon=4, batch=1),) for g in (FirstOrder(), Exact(), Forward())},
     **{f"lstm, {g}": (level(lstm(1), 2, None, g, batch=1, objective=MeanLog()),) for g in (FirstOrder(), Exact())},
     **{
         f"{h} over {g}": (level(DECAY, 2, None, g, batch=1, horizon=4), level(RATE, 2, None, h, batch=1, horizon=4))
-        for g, h in ((FirstOrder(), FirstOrder()), (Exact(), Exact()), (FirstOrder(), Exact()))
+        for g, h in ((Exact(), Exact()), (FirstOrder(), Exact()), (Forward(), FirstOrder()))
     },
 }
 
@@ -215,20 +211,17 @@ def test_a_model_that_overfits_shows_it():
 
     Counted losses fall where steps shrink; training losses fall where they grow.
     """
-    part = Level(optimizer=SGD(lr=0.3), unroll=50, horizon=None, batch=3)
+    part = Level(optimizer=SGD(lr=2.0), unroll=20, horizon=None, batch=2)
     laid, bare = part.over(HeldOut(coins(), dtype="float64")), part.over(coins(dtype="float64"))
-    params, key = laid.init_params(keys.seed(0)), keys.seed(0)
-    state, other = laid.init_state(params, key), bare.init_state(params, key)
-    values, losses = [], []
-    for _ in range(8):
+    params = laid.init_params(keys.seed(0))
+    state, values = laid.init_state(params, keys.seed(0)), []
+    for _ in range(4):
+        training = state._replace(carry=state.carry._replace(below=state.carry.below.training))
         value, grad, state = laid.value_and_grad(params, state)
-        loss, slope, other = bare.value_and_grad(params, other)
-        values.append(float(value) / 50)
-        losses.append(float(loss) / 50)
-    assert float(state.carry.f.mean()) < 0.01
-    assert losses[-1] < 0.02
-    assert values[-1] > 1.2 * math.log(2)
-    assert values[-1] > values[0] - 0.05
+        values.append(float(value) / 20)
+    loss, slope, _ = bare.value_and_grad(params, training)
+    assert float(loss) / 20 < 0.02
+    assert values[-1] > values[0] > math.log(2)
     assert float(grad) > 0 > float(slope)
 
 
@@ -260,10 +253,8 @@ def test_on_another_split_it_is_the_bare_task(split, dtype):
 
 TASKS = [
     TASK,
-    HeldOut(DigitsMLP(hidden=(3,), minibatch=8)),
     HeldOut(Logistic(), dtype="float64"),
     HeldOut(NoisyQuadratic(dims=4), dtype="float64"),
-    HeldOut(CharTransformer(width=4, length=4, minibatch=2), dtype="float64"),
     HeldOut(coins(test=(NOISE[:50], COINS[:50])), dtype="float64"),
 ]
 
@@ -303,7 +294,7 @@ def test_what_else_is_refused():
     for task, kind, expected in (
         (lambda: HeldOut(coins(validation=None)), ValueError, "module: there is no validation data; pass validation="),
         (lambda: HeldOut(TASK), ValueError, "held-out: set split and dtype on the held-out, not on the task in it"),
-        (lambda: HeldOut(HeldOut(DigitsMLP())), ValueError, "held-out: held-out.* has no data that could be held out"),
+        (lambda: HeldOut(HeldOut(DigitsMLP())), ValueError, "held-out: held-out.* counts by other data"),
         (lambda: HeldOut(DigitsMLP(split="test")), ValueError, "held-out: set split and dtype on the held-out"),
         (lambda: HeldOut(DigitsMLP(), split="test"), ValueError, "held-out: .*it is the bare task; use digits-mlp"),
         (lambda: HeldOut("digits"), TypeError, "held-out: expected a task, got 'digits'"),
@@ -313,21 +304,22 @@ def test_what_else_is_refused():
         with pytest.raises(kind, match=f"^{expected}") as caught:
             task()
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="level 1 .*level below|has no data that could be held out"):
+    with pytest.raises(ValueError, match="held-out: quadratic has no data that could"):
         parse("held-out(quadratic): lstm@20 / adam")
 
 
 # Towers.
 
-TEXT = (
-    "held-out(digits-mlp(hidden=[3], minibatch=8)): lstm(hidden=2)@2[batch=2, gradient=exact]"
-    " / adam@2[batch=2, ahead=4, gradient=bootstrapped] / adam"
-)
 TEXTS = [
-    TEXT,
-    "held-out(digits-mlp(hidden=[3], minibatch=8), dtype=float64): sgd(momentum=0.5)@2[batch=2, gradient=forward]"
-    " / adam@2[batch=2] / sgd",
+    (
+        "held-out(noisy-quadratic(dims=4)): lstm(hidden=2)@2[batch=2, gradient=exact]"
+        " / adam@2[batch=2, ahead=4, gradient=bootstrapped] / adam"
+    ),
     "held-out(noisy-quadratic(dims=4)): lstm(hidden=2)@2[batch=2, gradient=pes] / sgd@2[batch=2] / adam",
+    (
+        "held-out(digits-mlp(hidden=[3], minibatch=8), dtype=float64): sgd(momentum=0.5)@2[batch=2, gradient=forward]"
+        " / adam@2[batch=2] / sgd"
+    ),
 ]
 
 
@@ -336,23 +328,26 @@ def test_towers_of_three_levels_resume_bit_for_bit(text, tmp_path):
     tower = parse(text)
     assert parse(repr(tower)).task == loads(dumps(tower)).task == tower.task
     state = tower.init(0)
-    for step in range(6):
-        if step == 3:
+    for step in range(4):
+        if step == 2:
             checkpoint.save(tmp_path / "c", tower, state, seed=0)
         state = checkpoint.settled(tower.step(state)[0])
     saved = checkpoint.load(tmp_path / "c")
     again = saved.state
-    for _ in range(3):
+    for _ in range(2):
         again = checkpoint.settled(saved.tower.step(again)[0])
     assert equal(again, state)
     assert not torch.equal(tower.carries(saved.state)[0].below.counted.step, tower.carries(state)[0].below.counted.step)
 
 
 def test_what_it_learned_is_exported(tmp_path):
-    tower = parse(TEXT)
-    state = tower.step(tower.init(0))[0]
-    made = learned_by(tower, state, seed=0, windows=2)
+    """Chosen on validation problems of the bare task; what it cost counts the evaluations that judge."""
+    tower = parse("held-out(noisy-quadratic(dims=3)): sgd(momentum=0.5)@2[batch=2] / adam@2[batch=2] / adam")
+    bare = Tower(NoisyQuadratic(dims=3), *tower.levels)
+    made, other = (learned_by(one, one.step(one.init(0))[0], seed=0, windows=2) for one in (tower, bare))
     made.save(tmp_path / "e")
     assert torch.equal(load(tmp_path / "e").weights, made.weights)
-    assert made.below == BARE.layout or made.below == TASK.task.layout
-    assert equal(export(made.optimizer, made.weights).weights, made.weights)
+    assert made.below == NoisyQuadratic(dims=3).layout
+    assert not torch.equal(made.weights, other.weights)
+    steps = 2 * (2 * 2 * 2 * 2)  # copies of level 2; their windows, updates and copies; and its updates
+    assert made.source["base_steps"] - other.source["base_steps"] > steps
