@@ -283,50 +283,55 @@ def show(result: dict[str, Any]) -> None:
         print(f"{found['bytes'] / 1024:.1f}")
 
 
-COLORS = {"start": "C0", "start, first order": "C1", "cut out": "C2", "on the way": "C3"}
+COLORS = {"start": "C0", "cut out": "C2", "on the way": "C3"}
+LABELS = {"start": "from the start", "cut out": "cut out of runs of 10,000", "on the way": "on the way, step 1000"}
 MARKS = {"forward": "o", "exact": "x", "first order": "+"}
 
 
 def draw_rates(axes: Axes, result: dict[str, Any]) -> None:
     for line, rates in result["lines"].items():
-        axes.plot(list(rates), list(rates.values()), color=COLORS[line], lw=1, label=line)
+        setting, _, gradient = line.partition(", ")
+        style = {"ls": "--"} if gradient else {"label": LABELS[setting]}
+        axes.plot(list(rates), list(rates.values()), color=COLORS[setting], lw=1, **style)
     for method, points in result["learned"].items():
-        line, _, gradient = method.rpartition(", ")
-        color = COLORS.get(method, COLORS[line])
+        setting, gradient = method.split(", ")
         for ahead, learned in points.items():
             mean, spread = center(learned)
             bar = [[10**mean - 10 ** (mean - spread)], [10 ** (mean + spread) - 10**mean]]
+            color = COLORS[setting]
             axes.errorbar([ahead], [10**mean], bar, fmt=MARKS[gradient], color=color, ms=6, mfc="none", capsize=2)
     for gradient, mark in MARKS.items():
         axes.plot([], [], mark, color="black", mfc="none", label=f"learned, {gradient}")
-    axes.axhline(result["lines"]["start"][LONG], color="black", lw=0.8, ls=":", label="best for 10,000 steps")
+    axes.plot([], [], "--", color="black", lw=1, label="closed form of first order")
+    axes.axhline(result["lines"]["start"][LONG], color="black", lw=0.8, ls=":")
     axes.set(xscale="log", yscale="log", xlabel="look-ahead, steps", ylabel="step size", title="what is chosen")
 
 
 def draw_costs(axes: Axes, result: dict[str, Any]) -> None:
-    for line, rates in result["lines"].items():
-        if line in MARKS or "first" in line:
-            continue
-        axes.plot(
-            list(rates), [cost_of(line, rate).mean for rate in rates.values()], color=COLORS[line], lw=1, label=line
-        )
+    for setting, label in LABELS.items():
+        rates = result["lines"][setting]
+        costs = [cost_of(setting, rate).mean for rate in rates.values()]
+        axes.plot(list(rates), costs, color=COLORS[setting], lw=1, label=label)
     for method, points in result["learned"].items():
-        line, _, gradient = method.rpartition(", ")
-        costs = [cost_of(line, 10 ** center(learned)[0]).mean for learned in points.values()]
-        axes.plot(list(points), costs, MARKS[gradient], color=COLORS.get(method, COLORS[line]), ms=6, mfc="none")
+        setting, gradient = method.split(", ")
+        costs = [cost_of(setting, 10 ** center(learned)[0]).mean for learned in points.values()]
+        axes.plot(list(points), costs, MARKS[gradient], color=COLORS[setting], ms=6, mfc="none")
     anew = result["anew"]
-    axes.plot(
-        list(anew), [cost.mean for cost in anew.values()], color="C4", lw=1, ls="--", label="chosen anew each time"
-    )
+    axes.plot(list(anew), [cost.mean for cost in anew.values()], color="C4", lw=1, label="chosen anew every H steps")
     best = cost_of("start", result["lines"]["start"][LONG]).mean
-    axes.axhline(best, color="black", lw=0.8, ls=":", label="best single step size")
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="look-ahead, steps",
-        ylabel="mean excess loss",
-        title="what 10,000 steps cost",
-    )
+    axes.axhline(best, color="black", lw=0.8, ls=":", label="best single step size for 10,000")
+    axes.set(xscale="log", yscale="log", xlabel="look-ahead H, steps", ylabel="mean excess loss")
+    axes.set_title("what 10,000 steps cost")
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    for panel, axes in zip((draw_rates, draw_costs), panels):
+        panel(axes, result)
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -352,12 +357,7 @@ def main() -> None:
     show(result)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "horizon.json").write_text(json.dumps(result, indent=1) + "\n")
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    for draw, axes in zip((draw_rates, draw_costs), panels):
-        draw(axes, result)
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
-    figure.savefig(options.out / "horizon.png", dpi=120)
+    draw(result, options.out / "horizon.png")
     print(f"wrote {options.out / 'horizon.json'} and horizon.png")
 
 

@@ -141,7 +141,7 @@ class Plain:
     def _proof(self, dtype: str) -> Numbers:
         side, windows = self.twin(dtype), []
         for _ in range(2):
-            loss = float(side.stepped())
+            loss = float(side.stepped().detach())
             gradient = torch.cat([weight.grad.flatten() for weight in side.weights])  # type: ignore[union-attr]
             weights = torch.cat([weight.detach().flatten() for weight in side.weights])
             windows.append(Window(loss, gradient.numpy(), weights.numpy()))

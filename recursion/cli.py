@@ -1,4 +1,4 @@
-"""The command line: ``tower train``, ``tower eval``, ``tower export``, ``tower show``.
+"""The command line: ``tower train``, ``tower eval``, ``tower probe``, ``tower export``, ``tower show``.
 
 Mistakes of the user, non-finite numbers and disks that cannot be written end in one line on stderr and exit code 2;
 Ctrl-C in one line that says how to go on, and 130. Anything else is a bug and shows its traceback. Nothing heavy is
@@ -112,6 +112,11 @@ def build_parser() -> Parser:
     for name, does, fill in (
         ("train", "train a tower, then evaluate it on held-out problems", _train_options),
         ("eval", "evaluate trained runs of one tower together", _eval_options),
+        (
+            "probe",
+            "say how fast perturbations grow at each level, and whether its gradient can bear it",
+            _probe_options,
+        ),
         ("export", "write what a run learned to a file, to use as a torch.optim.Optimizer", _export_options),
         ("show", "say what a tower is", _show_options),
     ):
@@ -153,6 +158,19 @@ def _eval_options(parser: Parser) -> None:
     less = "leave out other problems and ten times the steps"
     parser.add_argument("--no-transfer", dest="transfer", action="store_false", help=less)
     _evaluation_options(parser)
+
+
+def _probe_options(parser: Parser) -> None:
+    parser.add_argument("tower", metavar="RUN_OR_TOWER", help=f"run folder of tower train, or {NOTATION}")
+    _number(
+        parser, "--windows", None, "windows of each level that are counted", "as many as make 20 updates, at least 4"
+    )
+    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of everything random; default 0")
+    _number(parser, "--steps", None, "steps that a tower in notation is trained for before", "10")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the picture; default the run's, or runs/ and the notation"
+    )
+    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
 
 
 def _export_options(parser: Parser) -> None:

@@ -24,6 +24,7 @@ from recursion.tower import Tower, TowerState
 
 POLICIES = {"stop": Stop(), "skip": Skip()}
 RUNS = Path("runs")
+STEPS = 10  # before a tower in notation is probed
 LONGEST = 100  # characters of a notation in a folder's name
 
 
@@ -61,6 +62,21 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
     on = None if args.on is None else read_task(args.on)
     several = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{slug(first)}-eval"
     _report(first, [one.state for one in saved], several if args.out is None else Path(args.out), args.seed, args, on)
+
+
+def probe(args: argparse.Namespace) -> None:
+    """``tower probe``: how fast perturbations grow at each level, and what that means for its gradient."""
+    from recursion import probe as probing
+
+    _use_threads(args)
+    tower, state, out = _to_probe(args)
+    with Stages(sys.stderr) as stages:
+        found = probing.probe(tower, state, windows=args.windows, seed=args.seed, progress=stages)
+    probing.write(found, str(tower), out, Console(width=None if sys.stdout.isatty() else 120))
+    sys.stdout.write(f"written to {out}: probe.png\n")
+    for level in found:
+        if level.warning is not None:
+            _note(f"warning: {level.warning}")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -116,6 +132,23 @@ def slug(tower: Tower) -> str:
     if len(text) <= LONGEST:
         return text
     return f"{text[:LONGEST]}-{hashlib.sha256(str(tower).encode()).hexdigest()[:8]}"
+
+
+def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
+    """A run's tower and state, or a tower in notation after some steps; and where the picture goes."""
+    run = Path(args.tower)
+    if run.is_dir() or not (":" in args.tower or args.tower.endswith(".json")):
+        if args.steps is not None:
+            raise ValueError(f"--steps is for a tower that is not trained yet; {run} is probed where its checkpoint is")
+        saved = checkpoint.load(run / training.CHECKPOINT)
+        return saved.tower, saved.state, run if args.out is None else Path(args.out)
+    tower, steps = read_tower(args.tower), args.steps or STEPS
+    state = tower.init(args.seed)
+    with display(steps, sys.stderr) as shown:
+        for _ in range(steps):
+            state, report = tower.step(state)
+            shown(report)
+    return tower, state, RUNS / f"{slug(tower)}-probe" if args.out is None else Path(args.out)
 
 
 def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:

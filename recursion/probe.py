@@ -134,17 +134,19 @@ def probe(
     ``state.params``, one below with what the level above carries; perturbations of an evolution estimator are left out.
 
     Intervals are bootstraps over the level's copies, with one copy over windows (and with one window over updates).
-    A copy that stops being finite begins afresh, and so goes on with trajectories of a single update for a second one.
-    Raises ValueError if ``windows`` is out of range, or ``state`` is not of this tower; `NonFiniteError`, naming the
-    level, if a problem below it is not finite.
+    Copies that stop being finite are skipped, at all levels, begin afresh, and are not counted where it is the level's
+    own; a trajectory of a single update is followed for a second one. Raises ValueError if ``windows`` is out of range,
+    ``state`` is not of this tower, or nothing could be counted; `NonFiniteError`, naming the level, if a problem is not
+    finite where it begins, or a meta-loss is not.
     """
     good = windows is None or (isinstance(windows, int) and not isinstance(windows, bool) and windows >= 1)
     require(good, f"windows must be a whole number of at least 1, got {notate(windows)}")
     carries = _carries(tower, state)
+    lenient = Tower(tower.task, *(dataclasses.replace(level, nonfinite=Skip()) for level in tower.levels))
     plans = [_Plan.of(level.unroll, windows) for level in tower.levels]
     costs = [plan.updates * cost for plan, cost in zip(plans, [1, *tower.costs])]
     found: list[LevelGrowth] = []
-    for number, (laid, carry, plan) in enumerate(zip(tower.laid, carries, plans), 1):
+    for number, (carry, plan) in enumerate(zip(carries, plans), 1):
         params = state.params if number == tower.depth else carries[number].x
         key = keys.fold(keys.seed(seed, device=carry.x.device), number)
 
@@ -153,8 +155,8 @@ def probe(
                 done = sum(costs[: number - 1]) + share * costs[number - 1]
                 progress(f"level {number} of {tower.depth}", done / sum(costs))
 
-        logs = _named(tower, number, laid, params, carry, key, plan.updates, tell)
-        found.append(_judged(laid, number, number == tower.depth, plan, logs))
+        logs = _named(lenient, number, params, carry, key, plan.updates, tell)
+        found.append(_judged(tower.levels[number - 1], number, number == tower.depth, plan, logs))
     return found
 
 
@@ -195,9 +197,15 @@ class _Ruler:
         squares = [self._mean_square(gap / size) for gap, size in zip(gaps, self.sizes)]
         return torch.stack(squares).mean(0).sqrt()
 
-    def factor(self, distance: Tensor) -> Tensor:
-        """What brings a distance back to `step`; 1 where rounding has swallowed it."""
-        return torch.where(distance >= self.step**2, self.step / distance, 1.0)
+    def target(self, carry: Carry) -> Tensor:
+        """The distance at which perturbations of a carry are kept: `step`, or more of one that has grown itself."""
+        squares = [self._mean_square(leaf / size) for leaf, size in zip(self._floats(carry), self.sizes)]
+        return self.step * torch.stack(squares).mean(0).sqrt().clamp_min(1.0)
+
+    def kept(self, base: Carry, other: Carry) -> Carry:
+        """``other`` brought back to the distance at which it is kept, if rounding has not swallowed the difference."""
+        distance, target = self.distance(base, other), self.target(base)
+        return _scaled(base, other, torch.where(distance >= target * self.step, target / distance, 1.0))
 
     def moved(self, carry: Carry, key: Tensor) -> Carry:
         """x and state perturbed at random by about `step`; of the state each entry in proportion, so none crosses 0."""
@@ -205,7 +213,8 @@ class _Ruler:
         new = list(old)
         for i, size in zip(self.smooth, self.sizes):
             noise = keys.normal(keys.fold(key, i), tuple(old[i].shape), old[i].dtype)
-            new[i] = old[i] + self.step * noise * (size if i == 0 else old[i])
+            grown = self.target(carry)[..., None].to(old[i].dtype)
+            new[i] = old[i] + noise * (grown * size if i == 0 else self.step * old[i])
         x, state = with_leaves((carry.x, carry.state), new)
         return carry._replace(x=x, state=state)
 
@@ -249,11 +258,13 @@ def _follow(
         data = base._replace(x=x, state=state)
         after = [ruler.distance(base, each) for each in (real, data)]
         new = window.begun | (base.skipped > skipped)
-        least = ruler.step**2
-        fresh = [new | (b < least) | ~torch.isfinite(a) for b, a in zip(before, after)]
-        logs.append([(a.clamp_min(least) / b).log().masked_fill(f, math.nan) for b, a, f in zip(before, after, fresh)])
+        least = ruler.target(base) * ruler.step
+        fresh = [new | (b == 0) | ~torch.isfinite(a) for b, a in zip(before, after)]
+        logs.append(
+            [(torch.maximum(a, least) / b).log().masked_fill(f, math.nan) for b, a, f in zip(before, after, fresh)]
+        )
         due = [again | (gap < least) for again, gap in zip(fresh, after)]
-        real, data = (_scaled(base, each, ruler.factor(gap)) for each, gap in zip((real, data), after))
+        real, data = (ruler.kept(base, each) for each in (real, data))
         if bool(due[0].any()) or bool(due[1].any()):
             anew = _beside(single, ruler, base, window, keys.fold(key, t))
             real, data = (choose(mask, anew, each) for mask, each in zip(due, (real, data)))
@@ -267,7 +278,7 @@ def _beside(laid: Laid, ruler: _Ruler, base: Carry, window: Window, key: Tensor)
     moved = ruler.moved(base, key)
     f, g, below = laid.problem.value_and_grad(moved.x, window.asked[0])
     moved = moved._replace(f=f, g=g, below=below)
-    return _scaled(base, moved, ruler.factor(ruler.distance(base, moved)))
+    return ruler.kept(base, moved)
 
 
 def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
@@ -292,7 +303,6 @@ def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
 def _named(
     tower: Tower,
     number: int,
-    laid: Laid,
     params: Tensor,
     carry: Carry,
     key: Tensor,
@@ -301,7 +311,7 @@ def _named(
 ) -> _Logs:
     """`_follow`; what is not finite below is told with its level."""
     try:
-        logs = _follow(laid, params, carry, key, updates, tell)
+        logs = _follow(tower.laid[number - 1], params, carry, key, updates, tell)
     except NonFiniteError as error:
         level = tower.laid.index(error.source) + 1 if error.source in tower.laid else number
         what = f"level {level} ({tower.levels[level - 1]}): {error.what} while level {number} was probed"
@@ -331,9 +341,8 @@ def _rate(logs: Tensor, plan: _Plan) -> Estimate:
     return estimate(units.numpy(force=True)[None])
 
 
-def _judged(laid: Laid, number: int, top: bool, plan: _Plan, logs: _Logs) -> LevelGrowth:
+def _judged(level: Level, number: int, top: bool, plan: _Plan, logs: _Logs) -> LevelGrowth:
     """What the numbers of one level mean."""
-    level = laid.level
     seen = bool((~logs.real[plan.aligning * plan.unroll :].isnan()).any())
     fix = "probe more windows, or lower its learning rate"
     require(seen, f"level {number} ({level}): all copies restarted or were not finite while it was probed; {fix}")
@@ -461,9 +470,8 @@ def _short(value: float) -> str:
 def table(found: Sequence[LevelGrowth]) -> Table:
     """One row a level; for those below the topmost, growth where gradients are data as well."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in ("level", "unroll", "growth per update [95%]", "with gradients as data", "factor: window", "horizon",
-                    "in the gradient", "run is"):  # fmt: skip
-        made.add_column(heading, justify="left" if heading in ("level", "run is") else "right")
+    for heading in ("level", "unroll", "growth [95%]", "as data [95%]", "window", "horizon", "gradient", "run is"):
+        made.add_column(escape(heading), justify="left" if heading in ("level", "run is") else "right")
     for each in found:
         factors = (each.over_window, each.over_horizon, each.in_gradient)
         made.add_row(
@@ -487,7 +495,11 @@ def write(found: Sequence[LevelGrowth], title: str, directory: Path, console: Co
     console.print(table(found))
     for each in found:
         console.print(f"level {each.level}: {each.advice}", markup=False, highlight=False)
-    note = f"Rates are natural logarithms. Factors above {LIMIT:g} over what a gradient follows swamp it in noise."
+    note = (
+        "Growth of a perturbation for each update, as a natural logarithm: in the run, and where gradients are data. "
+        "Then by what factor it grows over a window, over the horizon, and over what the level's gradient is "
+        f"backpropagated through; there, factors above {LIMIT:g} swamp it in noise."
+    )
     console.print(note, style="dim", markup=False, highlight=False)
     replace_file(directory / "probe.png", picture(found, title))
 

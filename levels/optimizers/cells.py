@@ -10,6 +10,7 @@ start uniform within 1/sqrt(hidden), as torch's do, with a forget gate's bias of
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
+from levels.tree import State, leaves
 
 LSTMState = tuple[tuple[Tensor, Tensor], ...]
 """(h, c) of each layer, ``[*batch, copies, n, hidden]``."""
 
 Views = dict[str, Tensor]
 
+ROWS = 2**12  # most rows at once
 KEPT = 2**18  # most hidden units over all rows of which a step is kept for its derivative: about 7 MiB of float32
 
 
@@ -84,15 +87,17 @@ class Cells:
         views["out.bias"] = views["out.bias"][..., None]
         return views
 
-    def forward(self, views: Views, inputs: Tensor, state: LSTMState) -> tuple[Tensor, list[Cell]]:
-        """The output ``[groups, 1, rows]`` for inputs ``[groups, inputs, rows]``, and the cells."""
+    def forward(self, views: Views, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Cell]]:
+        """The output ``[groups, 1, rows]`` for inputs ``[groups, inputs, rows]``, and the cells.
+
+        ``state``: h and c of each layer in turn, ``[groups, hidden, rows]``.
+        """
         cells: list[Cell] = []
         out = inputs
-        for layer, (h, c) in enumerate(state):
-            z = torch.cat((out, by_feature(h)), dim=-2)
+        for layer, (h, c_old) in enumerate(zip(state[::2], state[1::2])):
+            z = torch.cat((out, h), dim=-2)
             gates = torch.baddbmm(views[f"layer{layer}.bias"], views[f"layer{layer}.weight"].mT, z).sigmoid()
             i, forget, cell, o = gates.chunk(4, dim=-2)
-            c_old = by_feature(c)
             fresh = 2 * cell - 1
             c_new = torch.addcmul(forget * c_old, i, fresh)
             tanh_c = 2 * torch.sigmoid(2 * c_new) - 1
@@ -100,25 +105,22 @@ class Cells:
             cells.append(Cell(z, gates, fresh, c_old, tanh_c, out, c_new))
         return torch.baddbmm(views["out.bias"], views["out.weight"].mT, out), cells
 
-    def advanced(self, cells: list[Cell], state: LSTMState) -> LSTMState:
-        """The state after a step, shaped as the one before."""
-        return tuple((by_copy(cell.h, h.shape), by_copy(cell.c, c.shape)) for cell, (h, c) in zip(cells, state))
-
     def backward(
-        self, views: Views, cells: list[Cell], state: LSTMState, dout: Tensor, dstate: list[Tensor | None] | None
-    ) -> tuple[Views, list[Tensor | None], Tensor]:
-        """Cotangents of the weights by name, the state, and the inputs ``[groups, inputs, rows]``."""
+        self, views: Views, cells: list[Cell], dout: Tensor, dstate: Sequence[Tensor | None]
+    ) -> tuple[Views, list[Tensor], Tensor]:
+        """Cotangents of the weights by name, of the state as `forward` takes it, and of the inputs.
+
+        ``dstate`` are those of h and c behind the step, None for zero.
+        """
         slopes = {"out.weight": cells[-1].h @ dout.mT, "out.bias": dout.sum(-1)}
         dh = views["out.weight"] * dout  # [groups, hidden, rows]
-        dold: list[Tensor | None] = []
+        dold: list[Tensor] = []
         for layer in reversed(range(self.layers)):
-            dh_next, dc_next = dstate[2 * layer : 2 * layer + 2] if dstate else (None, None)
-            dgates, dc = _cell_slopes(cells[layer], dh, dh_next, dc_next)
+            dgates, dc = _cell_slopes(cells[layer], dh, *dstate[2 * layer : 2 * layer + 2])
             slopes[f"layer{layer}.weight"] = cells[layer].z @ dgates.mT
             slopes[f"layer{layer}.bias"] = dgates.sum(-1)
             dz = views[f"layer{layer}.weight"] @ dgates
-            h, c = state[layer]
-            dold = [by_copy(dz[..., -self.hidden :, :], h.shape), by_copy(dc, c.shape), *dold]
+            dold = [dz[..., -self.hidden :, :], dc, *dold]
             dh = dz[..., : -self.hidden, :]
         for layer in range(self.layers):
             for name in (f"layer{layer}.weight", f"layer{layer}.bias"):
@@ -127,7 +129,29 @@ class Cells:
 
     def keeps(self, g: Tensor) -> bool:
         """Whether what a step made of ``g`` ``[*batch, copies, n]`` is kept for its derivative, not made again."""
-        return g.numel() * self.hidden * self.layers <= KEPT
+        return g.numel() <= ROWS and g.numel() * self.hidden * self.layers <= KEPT
+
+
+def opened(state: State) -> list[Tensor]:
+    """The tensors of a state, ``[*batch, copies, n, k]``, by feature."""
+    return [by_feature(leaf) for leaf in leaves(state)]
+
+
+def closed(tensors: Sequence[Tensor], shape: torch.Size) -> LSTMState:
+    """The inverse of `opened` for copies and coordinates of the ``shape`` ``[*batch, copies, n]``."""
+    h_and_c = [by_copy(tensor, shape) for tensor in tensors]
+    return tuple(zip(h_and_c[::2], h_and_c[1::2]))
+
+
+def spans(rows: int, groups: int) -> list[slice]:
+    """Rows that are worked on at once, so that what is made of them on the way stays in the processor's cache."""
+    most = max(ROWS // 8, ROWS // groups)
+    return [slice(start, start + most) for start in range(0, rows, most)]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Pieces ``[groups, k, span]`` together."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
 def by_group(tensor: Tensor) -> Tensor:
@@ -142,8 +166,8 @@ def by_feature(tensor: Tensor) -> Tensor:
 
 
 def by_copy(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of `by_feature`: ``[groups, k, rows]`` as ``[*batch, copies, n, k]``, laid out in memory as it is."""
-    return tensor.mT.view(shape)
+    """The inverse of `by_feature`, laid out in memory as it is; ``shape``: ``[*batch, copies, n]``."""
+    return tensor.mT.view(*shape, tensor.shape[-2])
 
 
 def ungrouped(layout: Layout, slopes: Views, params: Tensor) -> Tensor:
@@ -156,10 +180,10 @@ def _cell_slopes(cell: Cell, dh: Tensor, dh_next: Tensor | None, dc_next: Tensor
     """Cotangents of the gates' arguments and of ``c_old``, given those of h (from above and from later) and c."""
     i, forget, _, o = cell.gates.chunk(4, dim=-2)
     if dh_next is not None:
-        dh = dh + by_feature(dh_next)
+        dh = dh + dh_next
     dc = dh * o
     dc = torch.addcmul(dc, dc, cell.tanh_c.square(), value=-1)
     if dc_next is not None:
-        dc = dc + by_feature(dc_next)
+        dc = dc + dc_next
     slopes = torch.cat((dc * cell.fresh, dc * cell.c_old, 2 * dc * i, dh * cell.tanh_c), dim=-2)
     return slopes * torch.addcmul(cell.gates, cell.gates, cell.gates, value=-1), dc * forget

@@ -15,14 +15,26 @@ starts at 1, a deviation; see `levels.optimizers.cells` for the cell, its start 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from levels.layout import Layout
 from levels.optimizer import Optimizer, Pulled
-from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_feature, by_group, ungrouped
+from levels.optimizers.cells import (
+    Cell,
+    Cells,
+    LSTMState,
+    Views,
+    by_copy,
+    by_feature,
+    closed,
+    joined,
+    opened,
+    spans,
+    ungrouped,
+)
 from levels.part import require
 
 
@@ -63,17 +75,23 @@ class LSTM(Optimizer):
         return self.cells.start_state(x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
-        _, out, cells = self._forward(params, g, state)
-        return x + self.scale * out.reshape(x.shape), self.cells.advanced(cells, state)
+        views, rows, old = self._opened(params, g, state)
+        parts = [self._forward(views, rows, old, span) for span in spans(rows.shape[-1], len(rows))]
+        return self._moved(x, [out for out, _ in parts], [cells for _, cells in parts])
 
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor
     ) -> tuple[Tensor, LSTMState, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
         if not self.cells.keeps(g):
             return super().linearized(params, f, g, state, x)
-        views, out, cells = self._forward(params, g, state)
-        new = x + self.scale * out.reshape(x.shape), self.cells.advanced(cells, state)
-        return *new, partial(self._backward, params, views, cells, state)
+        views, rows, old = self._opened(params, g, state)
+        out, cells = self._forward(views, rows, old, slice(None))
+
+        def pull(dx: Tensor, dstate: list[Tensor | None] | None) -> Pulled:
+            slopes, dold = self._backward(views, cells, dx, dstate, slice(None))
+            return ungrouped(self.layout, slopes, params), [by_copy(leaf, dx.shape) for leaf in dold], dx
+
+        return *self._moved(x, [out], [cells]), pull
 
     def pullback(
         self,
@@ -85,27 +103,36 @@ class LSTM(Optimizer):
         dx: Tensor,
         dstate: list[Tensor | None] | None,
     ) -> Pulled:
-        views, _, cells = self._forward(params, g, state)
-        return self._backward(params, views, cells, state, dx, dstate)
+        views, rows, old = self._opened(params, g, state)
+        total, parts = torch.zeros_like(params), []
+        for span in spans(rows.shape[-1], len(rows)):
+            _, cells = self._forward(views, rows, old, span)
+            slopes, dold = self._backward(views, cells, dx, dstate, span)
+            total = total + ungrouped(self.layout, slopes, params)
+            parts.append(dold)
+        return total, [by_copy(joined(leaf), dx.shape) for leaf in zip(*parts)], dx
 
-    def _forward(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Cell]]:
-        """The weights, the output ``[groups, 1, rows]``, and the cells."""
-        views = self.cells.weights(self.layout, params)
-        inputs = log_and_sign(by_group(g[..., None]).squeeze(-1), self.p, dim=-2)
-        return views, *self.cells.forward(views, inputs, state)
+    def _opened(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Tensor]]:
+        """The weights, the gradient ``[groups, rows]`` and the state, by feature."""
+        return self.cells.weights(self.layout, params), by_feature(g[..., None]).squeeze(-2), opened(state)
+
+    def _forward(self, views: Views, rows: Tensor, old: list[Tensor], span: slice) -> tuple[Tensor, list[Cell]]:
+        """The output ``[groups, 1, span]`` of some rows, and their cells."""
+        inputs = log_and_sign(rows[..., span], self.p, dim=-2)
+        return self.cells.forward(views, inputs, [leaf[..., span] for leaf in old])
 
     def _backward(
-        self,
-        params: Tensor,
-        views: Views,
-        cells: list[Cell],
-        state: LSTMState,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> Pulled:
-        dout = self.scale * by_feature(dx[..., None])
-        slopes, dold, _ = self.cells.backward(views, cells, state, dout, dstate)
-        return ungrouped(self.layout, slopes, params), dold, dx
+        self, views: Views, cells: list[Cell], dx: Tensor, dstate: list[Tensor | None] | None, span: slice
+    ) -> tuple[Views, list[Tensor]]:
+        """Cotangents of the weights and of the old state of some rows."""
+        dout = self.scale * by_feature(dx[..., None])[..., span]
+        new = [None if leaf is None else by_feature(leaf)[..., span] for leaf in dstate or [None] * 2 * self.layers]
+        return self.cells.backward(views, cells, dout, new)[:2]
+
+    def _moved(self, x: Tensor, outs: list[Tensor], cells: list[list[Cell]]) -> tuple[Tensor, LSTMState]:
+        """The next ``x`` and the next state, from all spans."""
+        pieces = zip(*([leaf for cell in part for leaf in (cell.h, cell.c)] for part in cells))
+        return x + self.scale * joined(outs).reshape(x.shape), closed([joined(piece) for piece in pieces], x.shape)
 
 
 def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from levels.layout import Layout
 from levels.optimizer import Optimizer
 from levels.optimizers.adam import AdamState, moments, no_moments
-from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_copy, by_feature, ungrouped
+from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_copy, by_feature, closed, opened, ungrouped
 from levels.part import require
 
 EPS = 1e-8
@@ -96,7 +96,7 @@ class RNNProp(Optimizer):
         self, params: Tensor, f: Tensor, g: Tensor, state: RNNPropState, x: Tensor
     ) -> tuple[Tensor, RNNPropState]:
         run = self._forward(self.cells.weights(self.layout, params), g, state)
-        new = RNNPropState(run.adam, self.cells.advanced(run.cells, state.cells))
+        new = RNNPropState(run.adam, closed([leaf for cell in run.cells for leaf in (cell.h, cell.c)], x.shape))
         return x - self.scale * torch.tanh(run.out).reshape(x.shape), new
 
     def pullback(
@@ -113,19 +113,21 @@ class RNNProp(Optimizer):
         run = self._forward(views, g, state)
         later = dstate or [None] * (3 + 2 * self.layers)
         dout = -self.scale * by_feature(dx[..., None]) * (1 - torch.tanh(run.out).square())
-        slopes, dold, du = self.cells.backward(views, run.cells, state.cells, dout, later[3:])
+        new = [None if leaf is None else by_feature(leaf) for leaf in later[3:]]
+        slopes, dold, du = self.cells.backward(views, run.cells, dout, new)
         du = du * torch.where(run.u > 0, 1.0, run.u + 1)  # of ELU: u + 1 is exp of its argument below 0
         slopes["in.weight"], slopes["in.bias"] = run.inputs @ du.mT, du.sum(-1)
-        dinputs = by_copy(views["in.weight"] @ du, torch.Size((*x.shape, 2)))
+        dinputs = by_copy(views["in.weight"] @ du, x.shape)
         dm, dv = self._moment_slopes(run, g, dinputs, later[0], later[1])
-        return ungrouped(self.layout, slopes, params), [dm, dv, None, *dold], dx
+        cells = (by_copy(leaf, x.shape) for leaf in dold)
+        return ungrouped(self.layout, slopes, params), [dm, dv, None, *cells], dx
 
     def _forward(self, views: Views, g: Tensor, state: RNNPropState) -> Pass:
         m_hat, root, adam = moments(self.beta1, self.beta2, g, state.adam)
         m_tilde = m_hat / (root + EPS)
         inputs = by_feature(torch.stack((m_tilde, g / (root + EPS)), dim=-1))
         u = torch.nn.functional.elu(torch.baddbmm(views["in.bias"][..., None], views["in.weight"].mT, inputs))
-        out, cells = self.cells.forward(views, u, state.cells)
+        out, cells = self.cells.forward(views, u, opened(state.cells))
         return Pass(adam, m_tilde, root, inputs, u, cells, out)
 
     def _moment_slopes(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from exact_oracle import ExactTask
-from exact_parts import lstm, stacked
+from exact_parts import Polyak, lstm, stacked
 from oracle import NaiveTask, error
 from test_ahead import AheadLevel, AheadWhole, compare, equal, level
 from torch import Tensor, nn
@@ -142,9 +142,10 @@ def test_naive_autograd(name):
     assert compare(stacked(TASK, TOWERS[name]), naive(*TOWERS[name]), 3) < TOLERANCE
 
 
-def test_central_differences_of_a_windows_meta_loss():
-    """From a carry as it stands, at what step sizes and momenta two copies have behind them."""
-    laid, key, step = level(DECAY, 4, None, Exact(), horizon=None, batch=2).over(TASK), keys.seed(5), 1e-4
+@pytest.mark.parametrize("optimizer", [DECAY, Polyak()], ids=str)
+def test_central_differences_of_a_windows_meta_loss(optimizer):
+    """From a carry as it stands; also where updates read the loss, which is that of training."""
+    laid, key, step = level(optimizer, 4, None, Exact(), horizon=None, batch=2).over(TASK), keys.seed(5), 1e-4
     params = laid.init_params(key)
     _, _, state = laid.value_and_grad(params, laid.init_state(params, key))
     _, grad, _ = laid.value_and_grad(params, state)
@@ -155,9 +156,10 @@ def test_central_differences_of_a_windows_meta_loss():
     assert error(grad, torch.stack(slopes)) < 1e-6
 
 
+@pytest.mark.parametrize("optimizer", [DECAY, Polyak()], ids=str)
 @pytest.mark.parametrize("ahead", [None, 5])
-def test_forward_mode_is_exact_where_a_trajectory_is_one_window(ahead):
-    parts = [level(DECAY, 3, ahead, gradient, horizon=3, batch=2) for gradient in (Exact(), Forward())]
+def test_forward_mode_is_exact_where_a_trajectory_is_one_window(ahead, optimizer):
+    parts = [level(optimizer, 3, ahead, gradient, horizon=3, batch=2) for gradient in (Exact(), Forward())]
     exact, forward = (part.over(TASK) for part in parts)
     params = exact.init_params(keys.seed(0))
     states = [laid.init_state(params, keys.seed(0)) for laid in (exact, forward)]

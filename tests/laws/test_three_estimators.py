@@ -202,12 +202,12 @@ TOWERS = {
     ),
     "pes, first-order, truncated-es": (
         level(lstm(1), PES(sigma=0.05, pairs=2), batch=2),
-        level(SMALL, FirstOrder(), batch=2),
+        level(SMALL, FirstOrder()),
         level(MOMENTUM, TruncatedES(sigma=0.1, pairs=2)),
     ),
     "first-order, exact, pes": (
         level(MOVED, FirstOrder(), batch=2),
-        level(MOMENTUM, Exact(), batch=2),
+        level(MOMENTUM, Exact()),
         level(STEP, PES(sigma=0.1), batch=2),
     ),
     "first-order, forward, nres": (
@@ -256,7 +256,7 @@ TOWERS = {
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_tower_of_three_estimators_is_its_oracle(name):
     task = quadratic(2)
-    errors = compare(stacked(task, TOWERS[name]), naive(ExactTask(task), *TOWERS[name]), 5)
+    errors = compare(stacked(task, TOWERS[name]), naive(ExactTask(task), *TOWERS[name]), 4)
     assert largest(errors[:4]) < TOLERANCE
     assert min(errors.restarts) > 1
 
@@ -272,12 +272,12 @@ def test_adam_on_top_moves_the_third_level_as_on_the_oracle(name):
     state = tower.init(seed=3)
     start, theta = state.carry.x, state.params
     copies = theirs.start(theta, keys.split(keys.seed(3), 2)[1])
-    for _ in range(4):
+    for _ in range(3):
         state, _ = tower.step(state)
         copies = [theirs.run(theta, copy)[-1] for copy in copies]
         laid = LevelState(state.carry, None)
         assert largest((state_error(laid, settled(copies)), remembered(laid, copies))) < TOLERANCE
-    assert (state.carry.x - start).abs().max() > 0.05
+    assert (state.carry.x - start).abs().max() > 0.03
 
 
 TEXTS = [

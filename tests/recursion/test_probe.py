@@ -1,0 +1,395 @@
+"""The chaos probe against systems whose growth rates are known in closed form."""
+
+import io
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from levels import (
+    PES,
+    SGD,
+    Exact,
+    FirstOrder,
+    Forward,
+    Layout,
+    Level,
+    Linear,
+    Mix,
+    Task,
+    keys,
+)
+from levels.gradients.bootstrapped import Bootstrapped
+from levels.optimizer import Optimizer
+from levels.tree import leaves, map_leaves
+from recursion import Tower, checkpoint, cli
+from recursion.notation import parse
+from recursion.probe import LIMIT, probe, write
+
+SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bowl(Task):
+    """f(x) = sum_i h_i x_i^2 / 2, so the gradient is h x; started away from 0."""
+
+    name: ClassVar[str] = "bowl"
+    dtype: str = "float64"
+    copies: ClassVar[int] = 4
+    curvatures: tuple[float, ...] = (2.0, 0.5)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of({"x": (len(self.curvatures),)}, self.torch_dtype)
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return keys.uniform(self.own(key), (len(self.curvatures),), self.torch_dtype) * 0.8 + 0.1
+
+    def init_state(self, params: Tensor, key: Tensor) -> None:
+        return None
+
+    def value_and_grad(self, params: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
+        h = torch.tensor(self.curvatures, dtype=params.dtype)
+        return (h * params.square()).sum(-1) / 2, h * params, None
+
+
+@dataclass(frozen=True, repr=False)
+class Map(Optimizer):
+    """A map of x that reads no gradient; abstract. Its one parameter is its ``r``."""
+
+    r: float = 4.0
+
+    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        return {"r": (1,)}
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return torch.full((*key.shape, 1), self.r, dtype=self.below.dtype)
+
+    def init_state(self, params: Tensor, x: Tensor) -> None:
+        return None
+
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
+        return self.next(params[..., None, :], g, x), None
+
+    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Logistic(Map):
+    """x <- r x (1 - x): at r = 4 the exponent is ln 2 (Ulam and von Neumann 1947)."""
+
+    name = "logistic-map"
+
+    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+        return r * x * (1 - x)
+
+
+class ByGradient(Map):
+    """The same map over f = x^2 / 2, but all that it knows of x comes by the gradient: x <- x + (r g (1 - g) - g)."""
+
+    name = "by-gradient"
+
+    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+        return x + (r * g * (1 - g) - g)
+
+
+class Forgets(Map):
+    """x <- r / 10: no perturbation survives."""
+
+    name = "forgets"
+
+    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+        return (r / 10).expand_as(x)
+
+
+def begun(tower: Tower, steps: int):
+    state = tower.init(0)
+    for _ in range(steps):
+        state, _report = tower.step(state)
+    return state
+
+
+def run(task: Task, *levels: Level, steps: int = 2, **settings):
+    tower = Tower(task, *levels)
+    return probe(tower, begun(tower, steps), **settings)
+
+
+def chaotic(
+    gradient=None, optimizer=None, unroll: int = 20, horizon: int | None = None, dtype: str = "float64", **more
+):
+    level = Level(optimizer=optimizer or Logistic(), unroll=unroll, horizon=horizon or 5 * unroll, batch=64,
+                  gradient=gradient or FirstOrder(), **more)  # fmt: skip
+    return run(Bowl(curvatures=(1.0,), dtype=dtype), level, Level(optimizer=SGD(lr=1e-12)), steps=0, windows=4)
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.9, 1.2])
+def test_sgd_on_a_quadratic(lr: float) -> None:
+    """Each direction is multiplied by 1 - lr h; the largest wins."""
+    known = max(math.log(abs(1 - lr * h)) for h in (2.0, 0.5))
+    first, top = run(
+        Bowl(), Level(optimizer=SGD(lr=lr), unroll=10, horizon=40), Level(optimizer=SGD(lr=1e-9)), windows=8
+    )
+    assert first.growth.value == pytest.approx(known, abs=0.05)
+    assert first.over_window == pytest.approx(math.exp(10 * first.growth.value))
+    assert first.over_horizon == pytest.approx(math.exp(40 * first.growth.value))
+    assert first.verdict == ("contracting" if known < 0 else "expanding")
+    assert first.as_data is not None
+    assert first.as_data.value == pytest.approx(0, abs=1e-6)  # x <- x - lr g with g a constant
+    assert (top.as_data, top.in_gradient, top.warning) == (None, None, None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("lr", "momentum"), [(0.4, 0.5), (0.1, 0.9), (1.905, 0.9)])
+def test_momentum_has_the_spectral_radius_of_its_companion_matrix(lr: float, momentum: float, dtype: str) -> None:
+    """(x, b) <- (x - lr (m b + h x), m b + h x): hidden variables count."""
+    h = 2.0
+    matrix = torch.tensor([[1 - lr * h, -lr * momentum], [h, momentum]], dtype=torch.float64)
+    known = math.log(float(torch.linalg.eigvals(matrix).abs().max()))
+    level = Level(optimizer=SGD(lr=lr, momentum=momentum), unroll=50, horizon=None, batch=6)
+    (found,) = run(Bowl(curvatures=(h,), dtype=dtype), level, steps=1, windows=12)
+    assert found.growth.value == pytest.approx(known, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_logistic_map_has_the_exponent_ln_2(dtype: str) -> None:
+    found = chaotic(dtype=dtype)[0]
+    assert found.growth.value == pytest.approx(math.log(2), abs=0.02)
+    assert found.growth.low < math.log(2) < found.growth.high or dtype == "float32"
+    assert found.over_window == pytest.approx(2.0**20, rel=0.5)
+    assert found.as_data == found.growth  # it reads no gradient
+    assert found.longest == 6  # 2^6 < 100 < 2^7
+    assert found.verdict == "chaotic"
+    assert len(found.path) == 1 + found.aligned + 4 * 20
+
+
+def test_backpropagation_through_chaos_is_warned_of_and_evolution_is_not() -> None:
+    found = chaotic()[0]
+    assert found.warning is not None
+    assert found.warning.startswith("level 1 (test_probe.Logistic@20[horizon=100, batch=64]): ")
+    assert "backpropagation cannot work here" in found.warning
+    assert found.advice.startswith("use ")
+    for fix in ("@20[", "gradient=es-single", "@6["):
+        assert fix in found.advice
+    bears = chaotic(PES())[0]
+    assert bears.warning is None
+    assert bears.in_gradient is None
+    assert bears.growth.value == pytest.approx(math.log(2), abs=0.03)
+    assert "bears any growth" in bears.advice
+    for gradient, warned in ((Exact(), True), (Forward(), True), (Mix(FirstOrder(), Exact()), True),
+                             (Mix(FirstOrder(), PES()), False)):  # fmt: skip
+        assert (chaotic(gradient)[0].warning is not None) is warned, gradient
+
+
+def test_the_advice_is_taken() -> None:
+    """Every level that it names is one, and a shorter window is quiet."""
+    for gradient in (Exact(), Forward(), Bootstrapped()):
+        more = {"ahead": 40} if isinstance(gradient, Bootstrapped) else {}
+        found = chaotic(gradient, **more)[0]
+        assert found.warning is not None
+        settings = found.advice.removeprefix("use ").split(", or ")
+        for text in settings:
+            parsed = parse(f"quadratic: {text.replace('test_probe.Logistic', 'sgd')} / sgd")
+            assert parsed.depth == 2
+        assert f"@{found.longest}[" in settings[-1]
+    short = chaotic(unroll=6)[0]
+    assert short.warning is None
+    assert short.verdict == "expanding"
+    assert "at most 6 updates" in short.advice
+    long = chaotic(unroll=7)[0]
+    assert long.warning is not None
+
+
+def test_first_order_leaves_out_what_comes_by_the_gradient() -> None:
+    """The run is chaotic; what first order multiplies is 1 at every update. Exact gradients follow the chaos."""
+    tame, wild = (chaotic(gradient, ByGradient())[0] for gradient in (FirstOrder(), Exact()))
+    for found in (tame, wild):
+        assert found.growth.value == pytest.approx(math.log(2), abs=0.02)
+        assert found.as_data is not None
+        assert found.as_data.value == pytest.approx(0, abs=1e-6)
+        assert found.verdict == "chaotic"
+    assert tame.warning is None
+    assert tame.in_gradient == pytest.approx(1, abs=1e-3)
+    assert "It leaves out what grows: gradient=exact would follow" in tame.advice
+    assert wild.warning is not None
+    assert wild.in_gradient == wild.over_window
+    assert ", or test_probe.ByGradient@20[horizon=100, batch=64], or " in wild.advice
+
+
+def test_forward_mode_follows_the_whole_trajectory() -> None:
+    """2^5 in a window bears; 2^25 over the horizon does not."""
+    window, whole = (chaotic(gradient, unroll=5)[0] for gradient in (Exact(), Forward()))
+    assert window.warning is None
+    assert whole.warning is not None
+    assert whole.in_gradient == whole.over_horizon
+    assert "over 25 updates" in whole.warning
+
+
+def test_a_window_that_looks_ahead_is_as_long_as_it_looks() -> None:
+    found = chaotic(unroll=5, ahead=20)[0]
+    assert found.over_window == pytest.approx(2.0**20, rel=0.5)
+    assert found.warning is not None
+    assert chaotic(Bootstrapped(), unroll=5, ahead=20)[0].warning is None
+
+
+def test_what_vanishes_in_one_update_is_contracting() -> None:
+    found = chaotic(optimizer=Forgets())[0]
+    assert found.verdict == "contracting"
+    assert found.growth.value == pytest.approx(math.log(torch.finfo(torch.float64).eps) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3])
+def test_trajectories_that_restart_all_the_time(horizon: int) -> None:
+    found = chaotic(unroll=1, horizon=horizon)[0]
+    assert found.growth.value == pytest.approx(math.log(2), abs=0.35)  # from uniform starts, not from the map's own
+    assert found.over_horizon == pytest.approx(math.exp(horizon * found.growth.value))
+
+
+def test_hidden_variables_are_perturbed_and_stay_possible() -> None:
+    """Adam's mean of squares must not fall below 0, in float32 where perturbations are large."""
+    found = probe_of("quadratic(dims=4): adam(lr=0.1)@20[batch=8] / sgd", windows=5)[0]
+    assert math.isfinite(found.growth.value)
+    assert abs(found.growth.value) < 0.5
+
+
+def probe_of(text: str, steps: int = 2, **settings):
+    tower = parse(text)
+    return probe(tower, begun(tower, steps), **settings)
+
+
+def test_depth_three_with_estimators_of_all_kinds() -> None:
+    text = (
+        "quadratic(3): lstm(hidden=3, layers=1)@3[batch=2, gradient={}] / sgd@2[batch=2, gradient={}, horizon=4] / adam"
+    )
+    for first, second in (("first-order", "pes"), ("es-single", "first-order"), ("mix(first-order, pes)", "nres")):
+        found = probe_of(text.format(first, second), steps=1, windows=2)
+        assert [each.level for each in found] == [1, 2, 3]
+        assert [each.unroll for each in found] == [3, 2, 1]
+        assert all(math.isfinite(each.growth.value) for each in found)
+        assert all(each.growth.low <= each.growth.value <= each.growth.high for each in found)
+        assert [each.in_gradient is None for each in found[:2]] == [first != "first-order", second != "first-order"]
+
+
+def test_growth_two_levels_up() -> None:
+    """SGD on the step size of an SGD, in closed form: from x, one update costs h x^2 (1 - a h)^2 / 2 with a = exp(r).
+
+    With unroll and horizon 1 every window starts at the same x, so the rate at level 2 is log|1 - lr d^2L/dr^2|.
+    """
+    h, x, a, lr = 1.0, 0.8, 0.3, 0.5
+    task = Fixed(curvatures=(h,), at=x)
+    bottom = Level(optimizer=SGD(lr=Linear(a)), unroll=1, horizon=1, batch=1)
+    found = run(task, bottom, Level(optimizer=SGD(lr=lr), unroll=5, horizon=None), steps=1, windows=6)
+    # L(a) = h (x - a h x)^2 / 2, so d^2L/da^2 = h (h x)^2
+    assert found[1].growth.value == pytest.approx(math.log(abs(1 - lr * h * (h * x) ** 2)), abs=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Fixed(Bowl):
+    """Started at one point."""
+
+    at: float = 1.0
+
+    def init_params(self, key: Tensor) -> Tensor:
+        return torch.full((*key.shape, len(self.curvatures)), self.at, dtype=self.torch_dtype)
+
+
+def test_black_boxes_are_probed() -> None:
+    """RMSprop as torch has it, which nothing here differentiates, against this project's own."""
+    text = "quadratic(dims=3, dtype=float64): {}@4[batch=3, horizon=8, gradient=pes] / sgd"
+    box, own = (probe_of(text.format(name), windows=4)[0]
+                for name in ("torch(RMSprop, lr=0.05, differentiable=false)", "rmsprop(lr=0.05)"))  # fmt: skip
+    assert box.growth.value == pytest.approx(own.growth.value, abs=0.05)
+
+
+def test_nothing_is_changed_and_the_same_seed_gives_the_same_numbers() -> None:
+    tower = parse(SMALL)
+    state, _ = tower.step(tower.init(0))
+    before = map_leaves(torch.clone, state)
+    one, two, other = (probe(tower, state, windows=2, seed=seed) for seed in (3, 3, 4))
+    assert one == two
+    assert one[0].growth != other[0].growth
+    assert all(torch.equal(a, b) for a, b in zip(leaves(state), leaves(before)))
+
+
+def test_progress_comes_to_its_end() -> None:
+    told = []
+    tower = parse(SMALL)
+    probe(tower, tower.init(0), windows=1, progress=lambda what, share: told.append((what, share)))
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    assert {what for what, _ in told} == {"level 1 of 2", "level 2 of 2"}
+
+
+def test_diverging_copies_begin_afresh_and_are_not_counted() -> None:
+    (found,) = run(
+        Bowl(curvatures=(2.0,)), Level(optimizer=SGD(lr=50.0), unroll=100, horizon=400, batch=2), steps=0, windows=4
+    )
+    assert found.growth.value == pytest.approx(math.log(99), abs=0.05)
+
+
+def test_mistakes_are_one_sentence() -> None:
+    tower = parse(SMALL)
+    state = tower.init(0)
+    for windows in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match=r"^windows must be a whole number of at least 1, got"):
+            probe(tower, state, windows=windows)
+    for other in ("quadratic(dims=3): sgd@5[batch=2] / adam", "quadratic(dims=3): adam", SMALL + " / sgd"):
+        with pytest.raises(ValueError, match=r"^the state is of another tower than .*; give the one"):
+            probe(parse(other), state)
+
+
+def test_the_report_and_its_picture(tmp_path) -> None:
+    found = chaotic()
+    out = io.StringIO()
+    write(found, "bowl: logistic-map@20 / sgd", tmp_path / "new", Console(file=out, width=140))
+    text = out.getvalue()
+    assert "1 test_probe.Logistic" in text
+    assert f"{found[0].growth.value:.3g} [{found[0].growth.low:.3g}, {found[0].growth.high:.3g}]" in text
+    assert f"level 1: {found[0].advice}"[:60] in text
+    assert f"{LIMIT:g}" in text
+    assert (tmp_path / "new" / "probe.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["probe", SMALL, "--windows", "2", "--steps", "1"]) == 0
+    told = capsys.readouterr()
+    assert "growth [95%]" in told.out
+    assert "warning" not in told.err
+    (picture,) = (tmp_path / "runs").glob("*-probe/probe.png")
+    assert f"written to {picture.parent.relative_to(tmp_path)}: probe.png" in told.out
+    assert cli.main(["train", SMALL, "--steps", "2", "--out", "a", "--no-eval"]) == 0
+    assert cli.main(["probe", "a", "--windows", "1"]) == 0
+    assert (tmp_path / "a" / "probe.png").exists()
+    assert cli.main(["probe", "a", "--windows", "1", "--out", "b"]) == 0
+    assert (tmp_path / "b" / "probe.png").exists()
+    wild = "quadratic(1, dtype=float64): sgd(lr=1.0)@20[gradient=exact, horizon=20, batch=16] / sgd(lr=1e-100)"
+    capsys.readouterr()
+    assert cli.main(["probe", wild, "--windows", "2", "--steps", "1"]) == 0
+    assert "tower: warning: level 1 (sgd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["probe"], "RUN_OR_TOWER"),
+        (["probe", "nowhere"], "cannot read nowhere/checkpoint.safetensors: No such file"),
+        (["probe", "kubic: adam"], "kubic"),
+        (["probe", "missing.json"], "cannot read missing.json"),
+        (["probe", SMALL, "--windows", "0"], "at least 1, got '0'"),
+        (["probe", "a", "--steps", "3"], "--steps is for a tower that is not trained yet"),
+    ],
+)
+def test_mistakes_at_the_command_line(words, says, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    tower = parse(SMALL)
+    (tmp_path / "a").mkdir()
+    checkpoint.save(tmp_path / "a" / "checkpoint.safetensors", tower, tower.init(0), seed=0)
+    assert cli.main(words) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("tower: error: ")
+    assert says in line
