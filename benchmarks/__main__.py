@@ -12,6 +12,7 @@ See `benchmarks.harness` for how it is measured.
 import argparse
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,13 @@ WORKLOADS = ("W1", "W2", "W3", "W4", "W5")
 
 
 def chosen_variants(workload: Any, threads: list[int] | None, parts: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Variants whose label contains one of ``parts``, at the wanted numbers of threads.
+    """Variants whose label contains one of ``parts`` as whole words, at the wanted numbers of threads.
 
     Where the workload says its numbers of threads, others are left out; where it does not, each is run with each.
     """
     found: dict[str, dict[str, Any]] = {}
     for label, settings in workload.VARIANTS.items():
-        if parts and not any(part in label for part in parts):
+        if parts and not any(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", label) for part in parts):
             continue
         if not threads or settings.get("threads", 0) in threads:
             found[label] = settings

@@ -9,7 +9,7 @@ closed form, dots what towers learn (mean and standard deviation over five seeds
 - from the start: each window is a whole trajectory. Fast directions still have to fall, so short look-aheads choose
   large step sizes. First order leaves out what a gradient owes to the step size, and errs more with every step of H;
 - cut out: windows of H in runs of 10,000 steps, each judged from where the run has come to. What a window leaves to
-  later ones counts for nothing in it, so it pays to be cautious. Forward mode with windows of 10 cuts nothing off;
+  later ones counts for nothing in it, so it pays to be cautious. Forward mode, in windows of 200, cuts nothing off;
 - on the way: after 1000 steps whose step size was chosen anew at each, with look-ahead 1. The noise was driven out of
   the fast directions, only slow ones still have to fall; a short look-ahead does not see that they will.
 
@@ -34,14 +34,15 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from levels import SGD, Adam, Estimator, Exact, FirstOrder, Forward, Level, NoisyQuadratic, keys
+from levels import SGD, Adam, Estimator, Exact, FirstOrder, Forward, Level, Linear, NoisyQuadratic, keys
 from levels.tree import leaves
-from recursion import Tower
+from recursion import Tower, TowerState
 from tests.laws.live import LiveBytes
 
 AHEAD = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 LONG, STOOD = 10_000, 1000
 SEEDS, COPIES, START = 5, 64, 0.1
+PACE, CUT_PACE = 0.05, 0.4
 TASK = NoisyQuadratic(low=0.001, noise=0.1, dtype="float64")
 
 
@@ -174,14 +175,19 @@ def kept(task: NoisyQuadratic, rate: float) -> Cost:
 # What towers learn.
 
 
-def learn(
-    task: NoisyQuadratic, gradient: Estimator, unroll: int, horizon: int, windows: float, pace: float = 0.1
-) -> dict[str, Any]:
-    """The step size of each seed over so many ``windows``: the geometric mean over their second half."""
+def learn(task: NoisyQuadratic, gradient: Estimator, unroll: int, horizon: int, windows: float) -> dict[str, Any]:
+    """The step size of each seed over so many ``windows``: the geometric mean over their second half.
+
+    Where windows are cut out of longer trajectories, the step size rests for the first of these, so that copies have
+    come as far as their ages say; and it is moved by SGD: in proportion, for few windows hold most of the slope.
+    """
     level = Level(optimizer=SGD(lr=START), unroll=unroll, horizon=horizon, batch=COPIES, gradient=gradient)
-    pace = min(pace, 5 * unroll / horizon)  # at most five e-foldings in a trajectory
-    tower = Tower(task, level, Level(optimizer=Adam(lr=pace), batch=SEEDS))
-    state, logs, begun = tower.init(seed=0), [], time.perf_counter()
+    cut = unroll < horizon and not isinstance(gradient, Forward)
+    mover = SGD(lr=CUT_PACE) if cut else Adam(lr=PACE, beta2=0.95)
+    tower = Tower(task, level, Level(optimizer=mover, batch=SEEDS))
+    state, begun = tower.init(seed=0), time.perf_counter()
+    state = rested(tower, state, horizon // unroll) if unroll < horizon else state
+    logs = []
     for _ in range(math.ceil(windows)):
         state, _ = tower.step(state)
         logs.append(state.carry.x[:, 0])
@@ -191,18 +197,27 @@ def learn(
     return {"rates": rates.tolist(), "windows": len(logs), "seconds": seconds, "tower": repr(tower)}
 
 
+def rested(tower: Tower, state: TowerState, windows: int) -> TowerState:
+    """The state after so many windows in which the topmost level moves nothing; that level's is as at the start."""
+    fixed = Tower(tower.task, tower.levels[0], Level(optimizer=SGD(lr=Linear(0.0)), batch=SEEDS))
+    still = fixed.init(seed=0)
+    for _ in range(windows):
+        still, _ = fixed.step(still)
+    return state._replace(carry=still.carry._replace(state=state.carry.state))
+
+
 def towers(effort: float) -> dict[str, dict[int, dict[str, Any]]]:
     """All that is learned: by method, by look-ahead."""
 
     def whole(gradient: Estimator, ahead: int) -> dict[str, Any]:
-        return learn(TASK, gradient, ahead, ahead, effort * 60)
+        return learn(TASK, gradient, ahead, ahead, effort * (60 if ahead > 100 else 100))
 
     def cut(gradient: Estimator, ahead: int) -> dict[str, Any]:
         return learn(TASK, gradient, ahead, LONG, effort * 1.5 * LONG / ahead)
 
     def forward(task: NoisyQuadratic, ahead: int) -> dict[str, Any]:
-        unroll = min(ahead, 10)
-        return learn(task, Forward(), unroll, ahead, effort * max(150, 1.5 * ahead / unroll), 0.05)
+        windows = (1000 if ahead == 1 else 300) if isinstance(task, Underway) else 120 if ahead < LONG else 75
+        return learn(task, Forward(), max(min(ahead, 10), ahead // 50), ahead, effort * windows)
 
     way = Underway(**vars(TASK))
     return {

@@ -206,7 +206,8 @@ class Gdtuo:
     def __init__(self, kind: str, height: int, dtype: str = "float32") -> None:
         from gradient_descent_the_ultimate_optimizer import gdtuo
 
-        self.kind, self.height, self.stack = kind, height, []
+        self.kind, self.height = kind, height
+        self.stack: list[Any] = []
         optimizer = gdtuo.NoOpOptimizer()
         for rule, rate in reversed(list(zip(rules(kind, height), rates(kind, height)))):
             optimizer = (gdtuo.Adam if rule == "adam" else gdtuo.SGD)(rate, optimizer=optimizer)

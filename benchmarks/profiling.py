@@ -4,16 +4,16 @@
 
 Two runs of the same steps. Under cProfile, the time of torch's own functions counts for the function of this project
 that called them, directly or through torch's Python; under torch's profiler, each operation counts without those that
-it calls, and what is left of the wall clock is Python. Both profilers slow what they watch: shares are what to read,
-and the title has the time of a step without either. Where a picture's numbers from before a change lie beside it
-(``profile_w1_before.json``), they are drawn too. One thread.
+it calls, and what is left of the wall clock is Python. Both profilers slow what they watch: a picture has their shares
+of the processor time of a step without either. Where numbers from before a change lie beside it, as
+``profile_w1_before.json``, they are drawn too. One thread.
 """
 
 import cProfile
 import json
 import pstats
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,11 @@ def by_function(tower: Tower, state: Any, steps: int) -> dict[str, float]:
         state, _ = tower.step(state)
     profiler.disable()
     stats: dict[Caller, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for function, (_, _, own, _, callers) in stats.items():
         for owner, share in owners(function, callers, stats).items():
             spent[owner] += 1e3 * own * share / steps
-    return dict(spent.most_common())
+    return ranked(spent)
 
 
 def owners(function: Caller, callers: dict[Caller, Any], stats: dict[Caller, Any], depth: int = 8) -> dict[str, float]:
@@ -85,7 +85,7 @@ def owners(function: Caller, callers: dict[Caller, Any], stats: dict[Caller, Any
     total = sum(entry[2] for entry in callers.values())
     if not total or not depth:
         return {"outside": 1.0}
-    shares: Counter[str] = Counter()
+    shares: defaultdict[str, float] = defaultdict(float)
     for caller, entry in callers.items():
         for owner, share in owners(caller, stats[caller][4], stats, depth - 1).items():
             shares[owner] += share * entry[2] / total
@@ -99,11 +99,16 @@ def by_operation(tower: Tower, state: Any, steps: int) -> dict[str, float]:
         for _ in range(steps):
             state, _ = tower.step(state)
         wall = 1e3 * (time.perf_counter() - begin) / steps
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         spent[event.key.removeprefix("aten::")] += event.self_cpu_time_total / 1e3 / steps
-    spent["Python between operations"] = max(0.0, wall - spent.total())
-    return dict(spent.most_common())
+    spent["Python between operations"] = max(0.0, wall - sum(spent.values()))
+    return ranked(spent)
+
+
+def ranked(spent: dict[str, float]) -> dict[str, float]:
+    """Largest first."""
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
 def draw(found: dict[str, Any], before: dict[str, Any] | None, path: Path) -> None:
@@ -114,17 +119,21 @@ def draw(found: dict[str, Any], before: dict[str, Any] | None, path: Path) -> No
         title += f" (before: {before['ms']:.1f} ms, another run)"
     figure.suptitle(title, fontsize=11)
     for axes, kind in zip(panels, ("functions", "operations")):
-        draw_bars(axes, found[kind], before[kind] if before else None)
-        axes.set(title=f"by {kind[:-1]}", xlabel="ms a step while watched (share of all)")
+        draw_bars(axes, scaled(found, kind), scaled(before, kind) if before else None)
+        axes.set(title=f"by {kind[:-1]}", xlabel="ms a step (share of it)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
+def scaled(found: dict[str, Any], kind: str) -> dict[str, float]:
+    """The shares of the watched steps, as milliseconds of a step that nobody watches."""
+    total = sum(found[kind].values())
+    return {name: found["ms"] * ms / total for name, ms in found[kind].items()}
+
+
 def draw_bars(axes: Axes, spent: dict[str, float], before: dict[str, float] | None) -> None:
-    both = Counter(spent)
-    for name, ms in (before or {}).items():
-        both[name] = max(both[name], ms)
-    names = [name for name, _ in both.most_common(SHOWN)]
+    both = {name: max(ms, (before or {}).get(name, 0.0)) for name, ms in ((before or {}) | spent).items()}
+    names = list(ranked(both))[:SHOWN]
     rows = [("now", spent, "C0")] if before is None else [("before", before, "0.75"), ("now", spent, "C0")]
     height = 0.8 / len(rows)
     for number, (label, numbers, color) in enumerate(rows):

@@ -4,14 +4,14 @@
 
 A tower's floor is the work of one top step and nothing around it, on tensors of the tower's own shapes:
 
-    task gradients x the time of one                             (``value_and_grad`` of the task, all copies at once)
-  + for each level: its updates x the time of one ``update``
-  + for each level that is trained (all but the topmost): its updates x the time of one ``pullback``
+    task gradients x the time of one                      (``value_and_grad`` of the task, all copies at once)
+  + updates of the topmost level x the time of one ``update``
+  + for each trained level: its updates x the time of one and of its pullback    (``linearized``, then what it returns)
 
 The side ``floor`` does that work: the same calls, as often, one after the other on inputs that stay the same. What
-the tower does beside (keeping carries, adding cotangents, checking that numbers are finite, restarts' bookkeeping,
-the report) is what makes it slower; that its inputs move through memory, too. Both sides prove their counts: the
-tower's by a task and optimizers that count, the floor's by a formula. Nothing restarts, so counts are exact.
+the tower does beside (keeping carries, adding cotangents, checking that numbers are finite, the report) is what makes
+it slower; so does memory, for its inputs move and what pullbacks need is kept for a whole window. Both sides prove
+their counts: the tower's by a task and optimizers that count, the floor's as it will run them. Nothing restarts.
 
 The tower of depth d has d - 1 trained levels over 128 ten-dimensional quadratics, unrolls 20, 5, 3, and Adam on top.
 """
@@ -87,7 +87,7 @@ class Ours:
 class Call(NamedTuple):
     """A function that a top step calls ``times`` times."""
 
-    what: str  # one of COUNTED
+    whats: tuple[str, ...]  # of COUNTED
     function: Callable[..., Any]
     inputs: tuple[Any, ...]
     times: int
@@ -107,27 +107,32 @@ class Floor:
                 function(*inputs)
 
     def prove(self) -> Numbers:
-        return {what: [float(call.times) for call in self.calls if call.what == what] for what in COUNTED}
+        return {what: [float(call.times) for call in self.calls if what in call.whats] for what in COUNTED}
 
 
 @torch.no_grad()
 def calls(tower: Tower, state: TowerState) -> Iterator[Call]:
-    """What a top step from ``state`` needs: every update once, and its pullback where something trains the level.
+    """What a top step from ``state`` needs: every update once, with its pullback where something trains the level.
 
     A level's parameters are what the level above carries; ``dx`` is the gradient it carries, ``dstate`` what a
     pullback made of that.
     """
+    gradients, updates, pullbacks = COUNTED
     carries, times = tower.carries(state), tower.base_steps
-    yield Call("task gradients", tower.task.value_and_grad, (carries[0].x, carries[0].below), times)
-    for i, (laid, carry) in enumerate(zip(tower.laid, carries)):
-        trained = i + 1 < len(carries)
-        params = carries[i + 1].x if trained else state.params
-        read = (params, carry.f, carry.g, carry.state, carry.x)
-        yield Call("updates", laid.optimizer.update, read, times)
-        if trained:
-            _, dstate, _ = laid.optimizer.pullback(*read, carry.g, None)
-            yield Call("pullbacks", laid.optimizer.pullback, (*read, carry.g, dstate), times)
+    yield Call((gradients,), tower.task.value_and_grad, (carries[0].x, carries[0].below), times)
+    for laid, carry, above in zip(tower.laid, carries, carries[1:]):
+        read = (above.x, carry.f, carry.g, carry.state, carry.x)
+        _, dstate, _ = laid.optimizer.pullback(*read, carry.g, None)
+        yield Call((updates, pullbacks), update_and_pull, (laid.optimizer, read, carry.g, dstate), times)
         times //= laid.level.unroll
+    top = carries[-1]
+    yield Call((updates,), tower.top.optimizer.update, (state.params, top.f, top.g, top.state, top.x), times)
+
+
+def update_and_pull(optimizer: Optimizer, read: tuple[Any, ...], dx: Tensor, dstate: list[Tensor | None]) -> Any:
+    """What a trained level asks of its optimizer for each step; returns the new ``x``, and cotangents."""
+    x, _, pull = optimizer.linearized(*read)
+    return x, pull(dx, dstate)
 
 
 class CountedTask(Problem):

@@ -66,7 +66,8 @@ class Host:
         self.threads = self.variant.get("threads", 1)
         processors = sorted(os.sched_getaffinity(0))
         if self.threads < len(processors):
-            os.sched_setaffinity(0, processors[-self.threads :])
+            first = os.getppid() % len(processors)  # the same for all sides of a run, another for another run's
+            os.sched_setaffinity(0, (processors * 2)[first : first + self.threads])
         self.side: Side | None = None
 
     def built(self) -> Side:

@@ -229,7 +229,7 @@ class HandMade(Optimizer):
 
     def _read(self, params: Tensor) -> dict[str, Tensor]:
         """The hyperparameters of parameters ``[*batch, m]``, as `step` takes them."""
-        if self._single:
+        if self._single and params.shape[-1] == len(self.learned):
             numbers = params[..., None, None].unbind(-3) if len(self.learned) > 1 else [params[..., None]]
             values = {name: hyper.value(raw) for (name, hyper), raw in zip(self.learned.items(), numbers)}
             return self._constants | values

@@ -24,7 +24,7 @@ from levels.derivatives import constant, differentiated
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
-from levels.nonfinite import NonFinite, Stop, finite
+from levels.nonfinite import NonFinite, Stop, finite, looking_is_put_off
 from levels.objectives import Objective, Sum
 from levels.optimizer import Optimizer, Pulled
 from levels.part import notate, require
@@ -185,7 +185,7 @@ class Laid(Problem):
             with torch.no_grad():
                 return self.value_and_grad(params, state)
         value, grad, state = self.level.gradient.value_and_grad(self, params, state)
-        if not finite(value, grad):
+        if not (looking_is_put_off() or finite(value, grad)):  # whoever asked looks at both, and puts it off again
             grad, state = self._vet_gradient(value, grad, state)
         if self.level.clip is not None:
             norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
@@ -272,7 +272,7 @@ class Laid(Problem):
                 end = Carry(x, state, f, g, below, carry.age + self.level.unroll, carry.key, carry.skipped)
         together = torch.stack(losses) if len(losses) > 1 else losses[0][None]
         window = Window(steps, together, grads, x, carry.age, states)
-        if finite(together, f, g) and (slope is g or finite(slope)):
+        if finite(together, g) and (value is f or finite(f, slope)):
             return end, window
         return self._vet_window(carry, end, window, [f[..., None], g, slope])
 

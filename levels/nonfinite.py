@@ -10,7 +10,7 @@ once at all that was noted, and, if something is not finite, run them again to h
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,9 +20,6 @@ from torch import Tensor
 
 from levels.derivatives import differentiated
 from levels.part import Part
-
-SMALL = 64  # numbers of an answer that is noted as it is, rather than summed up first
-_noted: ContextVar[list[Tensor] | None] = ContextVar("_noted", default=None)
 
 
 class NonFiniteError(ArithmeticError):
@@ -61,24 +58,45 @@ class Skip(NonFinite):
         return None
 
 
+class Noted:
+    """A running sum of answers, in which what is not finite stays."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None  # float64 scalar
+
+    def add(self, answer: Tensor) -> None:
+        """Take an answer of any shape in."""
+        if self.total is None:
+            self.total = torch.zeros((), dtype=torch.float64, device=answer.device)
+        self.total.add_(answer.sum() if answer.numel() > 1 else answer.reshape(()))
+
+    def finite(self) -> bool:
+        """Whether all answers were finite (a false alarm if their sum is not)."""
+        return self.total is None or bool(torch.isfinite(self.total))
+
+
+_noted: ContextVar[Noted | None] = ContextVar("_noted", default=None)
+
+
 def finite(*answers: Tensor) -> bool:
     """Whether all numbers are finite (a false alarm if their sum is not); within `put_off` they are noted instead."""
     noted = _noted.get()
     if noted is None or differentiated():
         return bool(torch.isfinite(torch.stack([answer.sum() for answer in answers]).sum()))
-    noted += [answer if answer.numel() <= SMALL else answer.sum() for answer in answers]
+    for answer in answers:
+        noted.add(answer)
     return True
 
 
-def all_finite(noted: Sequence[Tensor]) -> bool:
-    """Whether everything that was noted is finite (a false alarm if its sum is not)."""
-    return not noted or bool(torch.isfinite(torch.cat([answer.reshape(-1) for answer in noted]).sum()))
+def looking_is_put_off() -> bool:
+    """Whether `finite` notes what it is given, rather than look."""
+    return _noted.get() is not None and not differentiated()
 
 
 @contextmanager
-def put_off() -> Iterator[list[Tensor]]:
-    """Within this context `finite` says yes to everything and notes it in the list that this yields."""
-    noted: list[Tensor] = []
+def put_off() -> Iterator[Noted]:
+    """Within this context `finite` says yes to everything and notes it in what this yields."""
+    noted = Noted()
     before = _noted.set(noted)
     try:
         yield noted

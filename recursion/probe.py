@@ -93,7 +93,7 @@ class LevelGrowth:
     as_data: Estimate | None  # growth where gradients are data, as first order has it; None at the topmost level
     in_gradient: float | None  # factor over what the level's gradient follows; None if nothing is backpropagated
     longest: int | None  # updates over which the gradient's factor stays below `LIMIT`; None if there is no such limit
-    verdict: str  # of the run: contracting, neutral, expanding, or chaotic, that is, above `LIMIT` in a window
+    verdict: str  # of the run: contracting, neutral, expanding, chaotic (above `LIMIT` in a window), or unknown
     advice: str
     warning: str | None  # where backpropagation cannot work
     path: tuple[float, ...]  # log growth since the first update, mean over copies; before `aligned` it is not counted
@@ -135,9 +135,9 @@ def probe(
 
     Intervals are bootstraps over the level's copies, with one copy over windows (and with one window over updates).
     Copies that stop being finite are skipped, at all levels, begin afresh, and are not counted where it is the level's
-    own; a trajectory of a single update is followed for a second one. Raises ValueError if ``windows`` is out of range,
-    ``state`` is not of this tower, or nothing could be counted; `NonFiniteError`, naming the level, if a problem is not
-    finite where it begins, or a meta-loss is not.
+    own; where nothing can be counted, rates are NaN. A trajectory of a single update is followed for a second one.
+    Raises ValueError if ``windows`` is out of range or ``state`` is not of this tower; `NonFiniteError`, naming the
+    level, if a problem is not finite where it begins, or a meta-loss is not.
     """
     good = windows is None or (isinstance(windows, int) and not isinstance(windows, bool) and windows >= 1)
     require(good, f"windows must be a whole number of at least 1, got {notate(windows)}")
@@ -331,23 +331,22 @@ def _carries(tower: Tower, state: TowerState) -> list[Carry]:
 
 
 def _rate(logs: Tensor, plan: _Plan) -> Estimate:
-    """The mean rate with its interval, of logs ``[updates, copies]`` without those that align."""
+    """The mean rate with its interval, of logs ``[updates, copies]`` without those that align; NaN if none is left."""
     counted = logs[plan.aligning * plan.unroll :]
     by_window = counted.reshape(plan.counted, -1)
     for units in (counted.nanmean(0), by_window.nanmean(1), counted.flatten()):
         units = units[~units.isnan()]
         if len(units) > 1:
             break
-    return estimate(units.numpy(force=True)[None])
+    return estimate(units.numpy(force=True)[None]) if len(units) else Estimate(math.nan, -math.inf, math.inf)
 
 
 def _judged(level: Level, number: int, top: bool, plan: _Plan, logs: _Logs) -> LevelGrowth:
     """What the numbers of one level mean."""
-    seen = bool((~logs.real[plan.aligning * plan.unroll :].isnan()).any())
-    fix = "probe more windows, or lower its learning rate"
-    require(seen, f"level {number} ({level}): all copies restarted or were not finite while it was probed; {fix}")
     growth, as_data = _rate(logs.real, plan), None if top else _rate(logs.as_data, plan)
     followed = None if as_data is None else _followed(level.gradient, level, growth, as_data)
+    if math.isnan(growth.value):
+        followed = None
     advice = _advice(level, growth, as_data, followed)
     return LevelGrowth(
         level=number,
@@ -393,6 +392,8 @@ def _too_much(followed: Followed) -> bool:
 
 
 def _verdict(growth: Estimate, updates: int) -> str:
+    if math.isnan(growth.value):
+        return "unknown"
     if growth.sign <= 0:
         return "contracting" if growth.sign < 0 else "neutral"
     return "chaotic" if _too_much(Followed(growth, updates)) else "expanding"
@@ -408,6 +409,8 @@ def _longest(rate: Estimate) -> int | None:
 def _advice(level: Level, growth: Estimate, as_data: Estimate | None, followed: Followed | None) -> str:
     """What to do, in a sentence or two."""
     gradient = level.gradient
+    if math.isnan(growth.value):
+        return "all copies restarted or were not finite; probe more windows, or lower the learning rate"
     if as_data is None:
         return "nothing is backpropagated through the topmost level, whatever grows there"
     if followed is None:
@@ -460,7 +463,7 @@ def _path(logs: Tensor) -> tuple[float, ...]:
 
 
 def _exp(exponent: float) -> float:
-    return math.exp(exponent) if exponent < 700 else math.inf
+    return math.inf if exponent > 700 else math.exp(exponent)
 
 
 def _short(value: float) -> str:
@@ -531,6 +534,8 @@ def _panel(axes: Axes, each: LevelGrowth) -> None:
                   label="with gradients as data")  # fmt: skip
     axes.axvspan(0, each.aligned, color="0.93", linewidth=0, label="aligning, not counted")
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.3), max(high, 3.0))
     axes.set_title(f"level {each.level}: {each.name}@{each.unroll}, {each.verdict}", fontsize=10)
     axes.set_xlabel("updates")
     axes.set_ylabel("size, 1 at the start")

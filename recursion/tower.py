@@ -23,7 +23,7 @@ from torch import Tensor
 from levels import keys
 from levels.gradients.estimator import LevelState
 from levels.level import Carry, Laid, Level, Window
-from levels.nonfinite import NonFiniteError, Stop, all_finite, put_off
+from levels.nonfinite import NonFiniteError, Stop, put_off
 from levels.problem import Problem
 
 
@@ -126,7 +126,7 @@ class Tower:
         if self._stops:
             with put_off() as noted:
                 answer = self.top.window(state.params, state.carry, record=False, judged=False)
-            if all_finite(noted):
+            if noted.finite():
                 return answer
         return self.top.window(state.params, state.carry, record=False, judged=False)
 

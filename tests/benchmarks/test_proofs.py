@@ -18,7 +18,10 @@ def agree(proofs, tolerance):
     return {side: row.why for side, row in rows.items() if row.why}
 
 
-@pytest.fixture(scope="module", params=[Work("quadratic", 3), Work("perceptron", 1)], ids=lambda work: work.task)
+WORKS = [Work("quadratic", 3), pytest.param(Work("perceptron", 1), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=WORKS, ids=lambda work: work.task)
 def work(request):
     return request.param
 

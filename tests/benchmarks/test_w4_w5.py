@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from benchmarks import exact, w4, w5
 from benchmarks.harness import Unsupported
 from levels import DigitsMLP
-from levels.tree import leaves
 
 KINDS = {"ours": w5.Ours, "naive": w5.Naive, "higher": w5.Higher}
 
@@ -30,25 +29,23 @@ def test_the_floor_makes_the_calls_that_the_tower_makes(rule, depth):
 
 def test_the_floor_calls_on_the_shapes_that_the_tower_does():
     """Each update's result can be read by the next one; a pullback answers for what the update read."""
-    calls = w4.Floor("sgd", 3).calls
-    for call in calls:
-        if call.what == "updates":
-            params, _, g, state, x = call.inputs
-            new_x, new_state = call.function(*call.inputs)
-            assert new_x.shape == x.shape == g.shape
-            assert x.shape[:-2] == params.shape[:-1]
-            assert [leaf.shape for leaf in leaves(new_state)] == [leaf.shape for leaf in leaves(state)]
-        if call.what == "pullbacks":
-            dparams, _, dx = call.function(*call.inputs)
-            assert (dparams.shape, dx.shape) == (call.inputs[0].shape, call.inputs[4].shape)
-    n = [call.inputs[4].shape[-1] for call in calls if call.what == "updates"]
-    assert n == [10, 1, 1]
-    assert calls[0].inputs[0].shape == (1, 1, w4.COPIES, 10)
+    gradient, *trained, top = w4.Floor("sgd", 3).calls
+    sizes = []
+    for call in trained:
+        _, read, dx, _ = call.inputs
+        x, (dparams, _, dx_old) = call.function(*call.inputs)
+        assert x.shape == dx.shape == dx_old.shape == read[4].shape == read[2].shape
+        assert dparams.shape == read[0].shape
+        assert read[4].shape[:-2] == read[0].shape[:-1]
+        sizes.append(x.shape[-1])
+    assert sizes == [10, 1]
+    assert top.function(*top.inputs)[0].shape == top.inputs[4].shape == (1, 1)
+    assert gradient.inputs[0].shape == (1, 1, w4.COPIES, 10)
 
 
 def test_the_floor_runs_every_call_as_often_as_it_proves():
     floor, seen = w4.Floor("adam", 3), []
-    floor.calls = [call._replace(function=lambda *_, what=call.what: seen.append(what)) for call in floor.calls]
+    floor.calls = [call._replace(function=lambda *_, whats=call.whats: seen.extend(whats)) for call in floor.calls]
     floor.step()
     assert {what: seen.count(what) for what in w4.COUNTED} == {k: sum(v) for k, v in floor.prove().items()}
 

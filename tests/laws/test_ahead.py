@@ -12,6 +12,7 @@ from exact_oracle import ExactLevel, ExactTask, Word, alias, on_tensors, tensors
 from exact_parts import MOMENTUM, BlackBox, digits, lstm, quadratic, stacked
 from exact_parts import level as exact
 from oracle import RULES, Copy, error, state_error
+from test_dead_copies import Doomed
 from test_exact import Poisoned
 from test_forward import Whole
 from torch import Tensor
@@ -35,6 +36,7 @@ from levels import (
     MeanLog,
     Mix,
     NoisyQuadratic,
+    Quadratic,
     Skip,
     Task,
     keys,
@@ -104,11 +106,23 @@ def test_it_sees_what_a_longer_window_sees_and_goes_on_as_a_shorter_one(name, be
     assert ages == {0, 2, 4, 6}
 
 
+class Flash(Poisoned):
+    """Only one loss of those that die is not finite: nothing of it is left at the end of a window."""
+
+    name = "flash"
+
+    def value_and_grad(self, params: Tensor, state: Doomed) -> tuple[Tensor, Tensor, Doomed]:
+        f, g, below = Quadratic.value_and_grad(self, params, state.below)
+        dead = state.dies & (state.calls + 1 == self.fatal)
+        return f.where(~dead, math.inf), g, Doomed(below, state.calls + 1, state.dies)
+
+
+@pytest.mark.parametrize("kind", [Poisoned, Flash])
 @pytest.mark.parametrize("name", ["first-order", "exact", "forward", "pes"])
-def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name):
+def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name, kind):
     """It weighs what it does for a longer window, stays where it was and begins again; the others go on."""
     optimizer, gradient = ESTIMATORS[name]
-    task = Poisoned(dims=3, dtype="float64", fatal=5)  # asked once at the start, twice within the unroll
+    task = kind(dims=3, dtype="float64", fatal=5)  # asked once at the start, twice within the unroll
     three = trio(task, level(optimizer, 2, 6, gradient, batch=6, stagger=False, nonfinite=Skip()))
     key = keys.seed(2)
     params = three.ours.init_params(key)

@@ -90,12 +90,12 @@ def peaks() -> dict[tuple[int, ...], int]:
 
 
 def test_memory_is_the_sum_of_the_unrolls(peaks):
-    """Peak = constant + sum_k T_k carry_k: the constant from the smallest tower, all others within 2 percent."""
+    """Peak = constant + sum_k T_k carry_k: the constant from the smallest tower, all others within 3 percent."""
     carries = carry_bytes()
     constant = peaks[2, 2, 2] - 2 * sum(carries)
     assert 0 < constant < 4 * sum(carries)  # where windows start, and temporaries: less than four carries a level
     for unrolls, peak in peaks.items():
-        assert peak == pytest.approx(constant + sum(t * c for t, c in zip(unrolls, carries)), rel=0.02)
+        assert peak == pytest.approx(constant + sum(t * c for t, c in zip(unrolls, carries)), rel=0.03)
 
 
 def test_memory_is_additive_to_the_byte(peaks):

@@ -202,8 +202,8 @@ TOWERS = {
     ),
     "pes, first-order, truncated-es": (
         level(lstm(1), PES(sigma=0.05, pairs=2), batch=2),
-        level(SMALL, FirstOrder()),
-        level(MOMENTUM, TruncatedES(sigma=0.1, pairs=2)),
+        level(SMALL, FirstOrder(), batch=2),
+        level(MOMENTUM, TruncatedES(sigma=0.3)),
     ),
     "first-order, exact, pes": (
         level(MOVED, FirstOrder(), batch=2),
@@ -272,12 +272,12 @@ def test_adam_on_top_moves_the_third_level_as_on_the_oracle(name):
     state = tower.init(seed=3)
     start, theta = state.carry.x, state.params
     copies = theirs.start(theta, keys.split(keys.seed(3), 2)[1])
-    for _ in range(3):
+    for _ in range(2):
         state, _ = tower.step(state)
         copies = [theirs.run(theta, copy)[-1] for copy in copies]
         laid = LevelState(state.carry, None)
         assert largest((state_error(laid, settled(copies)), remembered(laid, copies))) < TOLERANCE
-    assert (state.carry.x - start).abs().max() > 0.03
+    assert (state.carry.x - start).abs().max() > 0.01
 
 
 TEXTS = [

@@ -174,14 +174,18 @@ def test_backpropagation_through_chaos_is_warned_of_and_evolution_is_not() -> No
     assert found.advice.startswith("use ")
     for fix in ("@20[", "gradient=es-single", "@6["):
         assert fix in found.advice
-    bears = chaotic(PES())[0]
+    bears = chaotic(PES(), Logistic(3.9))[0]  # whose particles stay below 4, where orbits escape
     assert bears.warning is None
     assert bears.in_gradient is None
-    assert bears.growth.value == pytest.approx(math.log(2), abs=0.03)
+    x, logs = 0.3, []
+    for _ in range(20000):
+        x = 3.9 * x * (1 - x)
+        logs.append(math.log(abs(3.9 * (1 - 2 * x))))
+    assert bears.growth.value == pytest.approx(sum(logs) / len(logs), abs=0.03)
     assert "bears any growth" in bears.advice
     for gradient, warned in ((Exact(), True), (Forward(), True), (Mix(FirstOrder(), Exact()), True),
                              (Mix(FirstOrder(), PES()), False)):  # fmt: skip
-        assert (chaotic(gradient)[0].warning is not None) is warned, gradient
+        assert (chaotic(gradient, Logistic(3.9))[0].warning is not None) is warned, gradient
 
 
 def test_the_advice_is_taken() -> None:
@@ -331,6 +335,16 @@ def test_diverging_copies_begin_afresh_and_are_not_counted() -> None:
     assert found.growth.value == pytest.approx(math.log(99), abs=0.05)
 
 
+def test_what_cannot_be_counted_is_unknown_and_spoils_no_other_level(tmp_path) -> None:
+    """The first update of level 2 takes r to where every orbit escapes, in the same window."""
+    level = Level(optimizer=Logistic(), unroll=20, horizon=20, batch=4)
+    first, second = run(Bowl(curvatures=(1.0,)), level, Level(optimizer=SGD(lr=1e300)), steps=0, windows=2)
+    assert first.growth.value == pytest.approx(math.log(2), abs=0.2)
+    assert (second.verdict, math.isnan(second.growth.value)) == ("unknown", True)
+    assert second.advice.startswith("all copies restarted or were not finite; probe more windows")
+    write([first, second], "bowl", tmp_path, Console(file=io.StringIO()))
+
+
 def test_mistakes_are_one_sentence() -> None:
     tower = parse(SMALL)
     state = tower.init(0)
@@ -367,7 +381,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert (tmp_path / "a" / "probe.png").exists()
     assert cli.main(["probe", "a", "--windows", "1", "--out", "b"]) == 0
     assert (tmp_path / "b" / "probe.png").exists()
-    wild = "quadratic(1, dtype=float64): sgd(lr=1.0)@20[gradient=exact, horizon=20, batch=16] / sgd(lr=1e-100)"
+    wild = "quadratic(1, dtype=float64): sgd(lr=10.0)@20[gradient=exact, horizon=20, batch=16] / sgd(lr=1e-100)"
     capsys.readouterr()
     assert cli.main(["probe", wild, "--windows", "2", "--steps", "1"]) == 0
     assert "tower: warning: level 1 (sgd" in capsys.readouterr().err

@@ -48,13 +48,13 @@ class Fragile(Quadratic):
 
     name = "fragile"
     calls: ClassVar[int] = 0
-    at: ClassVar[int] = -1
+    at: ClassVar[tuple[int, ...]] = ()
     error: ClassVar[BaseException | None] = None
 
     def value_and_grad(self, params, state):
         Fragile.calls += 1
         value, grad, state = super().value_and_grad(params, state)
-        if Fragile.calls == Fragile.at:
+        if Fragile.calls in Fragile.at:
             if Fragile.error is not None:
                 raise Fragile.error
             value = value * torch.nan
@@ -63,16 +63,16 @@ class Fragile(Quadratic):
 
 @pytest.fixture
 def fragile():
-    """Sets when and how the task breaks; None for a loss that is not a number."""
+    """Sets at which evaluations and how the task breaks; None for a loss that is not a number."""
 
-    def arm(at: int, error: BaseException | None) -> None:
+    def arm(*at: int, error: BaseException | None = None) -> None:
         Fragile.calls, Fragile.at, Fragile.error = 0, at, error
 
     yield arm
-    arm(0, None)
-    Fragile.at = -1
+    arm()
 
 
+AGAIN = 12 + 3  # a step that was not finite is run again, to hear where
 FRAGILE = Tower(Fragile(dims=3), Level(optimizer=SGD(lr=0.01), unroll=3, batch=2), Level(optimizer=Adam()))
 
 
@@ -134,7 +134,7 @@ def test_without_tensorboard_there_are_no_events(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("at", [1, 2, 5, 6, 7, 12, 18])
 def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at: int, tmp_path: Path, fragile) -> None:
     whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")
-    fragile(at, KeyboardInterrupt())
+    fragile(at, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped")
     path = tmp_path / "stopped" / "checkpoint.safetensors"
@@ -150,7 +150,7 @@ def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at: int, tmp_path
 @pytest.mark.parametrize("error", [NonFiniteError, RuntimeError])
 def test_an_error_keeps_the_last_good_state(error: type[Exception], tmp_path: Path, fragile) -> None:
     whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")
-    fragile(12, None if error is NonFiniteError else error("broken"))
+    fragile(12, AGAIN, error=None if error is NonFiniteError else error("broken"))
     with pytest.raises(error, match=r"level 1 .* at top step 3" if error is NonFiniteError else "broken"):
         train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped")
     assert int(checkpoint.load(tmp_path / "stopped" / "checkpoint.safetensors", FRAGILE).state.step) == 2
@@ -160,10 +160,10 @@ def test_an_error_keeps_the_last_good_state(error: type[Exception], tmp_path: Pa
 def test_a_run_that_stopped_goes_on_skipping(tmp_path: Path, fragile) -> None:
     skipping = Tower(FRAGILE.task, *(Level(optimizer=level.optimizer, unroll=level.unroll, batch=level.batch,
                                            nonfinite=Skip()) for level in FRAGILE.levels))  # fmt: skip
-    fragile(12, None)
+    fragile(12, AGAIN)
     with pytest.raises(NonFiniteError):
         train(FRAGILE, steps=STEPS, seed=1, out=tmp_path)
-    fragile(6, None)  # the template's start takes four
+    fragile(6)  # the template's start takes four
     train(skipping, steps=STEPS, seed=1, out=tmp_path, resume=True)
     assert [line["skipped"] for line in metrics(tmp_path)] == [[0, 0]] * 2 + [[2, 0]] * 4
     assert json.loads((tmp_path / "spec.json").read_text())["levels"][0]["nonfinite"]["name"] == "skip"
