@@ -61,6 +61,7 @@ def pull_update(
 ) -> Cotangents:
     """The vector-Jacobian product of one update, in ``f`` and ``g`` too; else as `Optimizer.pullback`."""
     tensors, smooth = leaves(state), _smooth(state)
+    pulled = _vjp if differentiated() else plain_vjp
 
     def update(params: Tensor, f: Tensor, g: Tensor, x: Tensor, *floats: Tensor) -> tuple[Tensor, ...]:
         inputs = list(tensors)
@@ -70,7 +71,7 @@ def pull_update(
         outputs = leaves(new_state)
         return new_x, *(outputs[i] for i in smooth)
 
-    outputs, pull = _vjp(update, params, f, g, x, *(tensors[i] for i in smooth))
+    outputs, pull = pulled(update, params, f, g, x, *(tensors[i] for i in smooth))
     given = [dstate[i] if dstate else None for i in smooth]
     zeroed = (torch.zeros_like(out) if slope is None else slope for out, slope in zip(outputs[1:], given))
     dparams, df, dg, dx_old, *rest = pull((dx, *zeroed))
@@ -106,13 +107,13 @@ def pull_gradient(problem: Problem, x: Tensor, state: State, dg: Tensor) -> Tens
     nothing of the problem's backward graph is kept. Elsewhere this is reverse mode through the problem's answer.
     """
 
+    if problem.symmetric:
+        return problem.bend(x, state, dg)
+
     def gradient(x: Tensor) -> Tensor:
         grad: Tensor = problem.value_and_grad(x, state)[1]
         return grad
 
-    if problem.symmetric:
-        tangent: Tensor = push(gradient, x, dg)[1]
-        return tangent
     (dx,) = _vjp(gradient, x)[1](dg)
     return dx
 
@@ -129,6 +130,22 @@ def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[
     """`torch.func.vjp`, for a function that returns nothing beside."""
     pulled = vjp(function, *inputs)
     return pulled[0], pulled[1]
+
+
+def plain_vjp(
+    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
+) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
+    """As `torch.func.vjp`, by autograd itself, which is quicker; where nothing is to be differentiated again."""
+    with torch.enable_grad():
+        leaves_in = [tensor.detach().requires_grad_() for tensor in inputs]
+        outputs = function(*leaves_in)
+
+    def pull(cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        pairs = [(out, slope) for out, slope in zip(outputs, cotangents) if out.requires_grad]
+        outs, slopes = [out for out, _ in pairs], [slope for _, slope in pairs]
+        return torch.autograd.grad(outs, leaves_in, slopes, allow_unused=True, materialize_grads=True)
+
+    return tuple(out.detach() for out in outputs), pull
 
 
 def _smooth(state: State) -> list[int]:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from levels.derivatives import push
 from levels.layout import Layout
 from levels.tree import State
 
@@ -47,6 +48,18 @@ class Problem(ABC):
     @abstractmethod
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Value ``[*batch]`` and gradient ``[*batch, n]`` at ``params`` ``[*batch, n]``, and the state advanced."""
+
+    def bend(self, params: Tensor, state: State, v: Tensor) -> Tensor:
+        """The derivative of the gradient at ``params`` along ``v``, its Hessian times ``v``: all ``[*batch, n]``.
+
+        Forward mode over the answer, so nothing is kept of how the gradient was made; a problem that has a quicker way
+        says so here. Asked for only where `symmetric`.
+        """
+
+        def gradient(params: Tensor) -> Tensor:
+            return self.value_and_grad(params, state)[1]
+
+        return push(gradient, params, v)[1]  # type: ignore[no-any-return]
 
     def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """What a level above counts at ``params``: a value, its gradient, and the state behind it.

@@ -77,6 +77,15 @@ class LossTask(Task):
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), grad, state
 
+    def bend(self, params: Tensor, state: State, v: Tensor) -> Tensor:
+        if differentiated():
+            return super().bend(params, state, v)
+        with torch.enable_grad():
+            leaf = params.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self.loss(leaf, state)[0].sum(), leaf, create_graph=True)
+            (bent,) = torch.autograd.grad(grad, leaf, v, materialize_grads=True) if grad.requires_grad else (0 * v,)
+        return bent
+
     def _composed(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """`value_and_grad` for `torch.func` to differentiate; slower."""
 

@@ -208,13 +208,14 @@ class _Ruler:
         return _scaled(base, other, torch.where(distance >= target * self.step, target / distance, 1.0))
 
     def moved(self, carry: Carry, key: Tensor) -> Carry:
-        """x and state perturbed at random by about `step`; of the state each entry in proportion, so none crosses 0."""
+        """x and state perturbed at random by about `step`; the state's entries each in proportion, so none crosses 0."""
         old = leaves((carry.x, carry.state))
         new = list(old)
-        for i, size in zip(self.smooth, self.sizes):
+        for i in self.smooth:
             noise = keys.normal(keys.fold(key, i), tuple(old[i].shape), old[i].dtype)
-            grown = self.target(carry)[..., None].to(old[i].dtype)
-            new[i] = old[i] + noise * (grown * size if i == 0 else self.step * old[i])
+            new[i] = old[i] + self.step * noise * old[i]
+        size = self._mean_square(carry.x).sqrt().clamp_min(self.sizes[0])[..., None].to(carry.x.dtype)
+        new[0] = carry.x + self.step * size * keys.normal(key, tuple(carry.x.shape), carry.x.dtype)
         x, state = with_leaves((carry.x, carry.state), new)
         return carry._replace(x=x, state=state)
 

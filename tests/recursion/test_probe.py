@@ -106,6 +106,37 @@ class Forgets(Map):
         return (r / 10).expand_as(x)
 
 
+class Drifts(Map):
+    """x <- x + r."""
+
+    name = "drifts"
+
+    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+        return x + r
+
+
+class Hidden(Map):
+    """A logistic map that x only listens to: x <- x + s / 1000."""
+
+    name = "hidden"
+
+    def init_state(self, params: Tensor, x: Tensor) -> Tensor:
+        return x
+
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + state / 1000, self.r * state * (1 - state)
+
+
+class Fading(Hidden):
+    """x <- x / 2 + sqrt(s), s <- s / 100: s has a root as long as nobody takes it below 0."""
+
+    name = "fading"
+
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        assert bool((state >= 0).all())
+        return x / 2 + state.sqrt(), state / 100
+
+
 def begun(tower: Tower, steps: int):
     state = tower.init(0)
     for _ in range(steps):
@@ -245,15 +276,26 @@ def test_what_vanishes_in_one_update_is_contracting() -> None:
     assert found.growth.value == pytest.approx(math.log(torch.finfo(torch.float64).eps) / 2, rel=0.01)
 
 
+@pytest.mark.parametrize("optimizer", [Logistic(), ByGradient()])
 @pytest.mark.parametrize("horizon", [1, 2, 3])
-def test_trajectories_that_restart_all_the_time(horizon: int) -> None:
-    found = chaotic(unroll=1, horizon=horizon)[0]
+def test_trajectories_that_restart_all_the_time(horizon: int, optimizer: Map) -> None:
+    found = chaotic(unroll=1, horizon=horizon, optimizer=optimizer)[0]
     assert found.growth.value == pytest.approx(math.log(2), abs=0.35)  # from uniform starts, not from the map's own
     assert found.over_horizon == pytest.approx(math.exp(horizon * found.growth.value))
 
 
+def test_perturbations_align_before_they_count() -> None:
+    """One window of ten updates from a random direction would be off by the cosine to the slowest one, over ten."""
+    level = Level(optimizer=SGD(lr=0.9), unroll=10, horizon=None, batch=16)
+    (found,) = run(Bowl(curvatures=(2.0, *[0.5] * 10)), level, steps=0, windows=1)
+    assert found.growth.value == pytest.approx(math.log(0.8), abs=0.02)
+
+
 def test_hidden_variables_are_perturbed_and_stay_possible() -> None:
-    """Adam's mean of squares must not fall below 0, in float32 where perturbations are large."""
+    hidden = chaotic(optimizer=Hidden())[0]
+    assert hidden.growth.value == pytest.approx(math.log(2), abs=0.02)
+    for dtype in ("float32", "float64"):
+        assert chaotic(optimizer=Fading(), dtype=dtype)[0].verdict == "contracting"
     found = probe_of("quadratic(dims=4): adam(lr=0.1)@20[batch=8] / sgd", windows=5)[0]
     assert math.isfinite(found.growth.value)
     assert abs(found.growth.value) < 0.5
@@ -288,6 +330,16 @@ def test_growth_two_levels_up() -> None:
     found = run(task, bottom, Level(optimizer=SGD(lr=lr), unroll=5, horizon=None), steps=1, windows=6)
     # L(a) = h (x - a h x)^2 / 2, so d^2L/da^2 = h (h x)^2
     assert found[1].growth.value == pytest.approx(math.log(abs(1 - lr * h * (h * x) ** 2)), abs=1e-6)
+
+
+def test_what_the_level_below_carries_is_perturbed_too() -> None:
+    """Level 1 adds r to x, level 2 moves r down the slope: (r, x) <- (r - c (x + r), x + r) with c = lr h = 4.5.
+
+    That has the eigenvalues -2 and -1/2. If x were shared, r alone would be multiplied by 1 - c = -3.5.
+    """
+    bottom = Level(optimizer=Drifts(0.1), unroll=1, horizon=None, batch=1)
+    found = run(Bowl(curvatures=(1.0,)), bottom, Level(optimizer=SGD(lr=4.5), unroll=5, horizon=None), windows=6)
+    assert found[1].growth.value == pytest.approx(math.log(2), abs=1e-4)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
