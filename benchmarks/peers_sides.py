@@ -6,10 +6,11 @@ from functools import partial
 from benchmarks.harness import Side
 from benchmarks.peers_work import Ours, Work
 
-IMPORTS = {
+IMPORTS = {  # torch.optim imports torch._dynamo when the first optimizer is made
     "torch, compiled update": ["torch._dynamo", "torch._inductor.compile_fx"],
-    "higher": ["higher"],
-    "torchopt": ["torchopt"],
+    "torch": ["torch._dynamo"],
+    "higher": ["higher", "torch._dynamo"],
+    "torchopt": ["torchopt", "torch._dynamo"],
     "JAX scan": ["jax.numpy"],
     "JAX scan, checkpoint": ["jax.numpy"],
 }

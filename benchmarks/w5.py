@@ -27,7 +27,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from benchmarks.harness import Numbers, Side, Unsupported
+from benchmarks.harness import Numbers, Side, Spread, Unsupported
 from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, Optimizer, keys
 from levels.task import LossTask
 
@@ -188,46 +188,52 @@ SIDES: dict[str, Callable[..., Side]] = {"ours": side(Ours), "naive autograd": s
 PREPARE: dict[str, Callable[[], object]] = {"higher": lambda: import_module("higher")}
 
 
+def over_naive(row: dict[str, Any], sides: dict[str, Any]) -> Spread:
+    """A side's time over naive autograd's, taken within each round."""
+    return Spread.of([a / b for a, b in zip(row["seconds"], sides["naive autograd"]["seconds"])])
+
+
 def summary(result: dict[str, Any]) -> list[str]:
     """Ours over naive autograd, a line for each variant that has both."""
     lines = []
     for label, found in result["variants"].items():
         ours, naive = found["sides"].get("ours"), found["sides"].get("naive autograd")
         if ours and naive and ours["seconds"] and naive["seconds"]:
-            time, memory = ours["step"][0] / naive["step"][0], ours["peak"] / max(naive["peak"], 1)
+            time, memory = over_naive(ours, found["sides"]).middle, ours["peak"] / max(naive["peak"], 1)
             lines.append(f"{label}: ours takes {time:.2f} of naive autograd's time and {memory:.2f} of its memory")
     return lines
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Time and peak memory against the unroll, a row of panels for each model that was run at several."""
-    curves: dict[str, dict[str, list[tuple[int, dict[str, Any]]]]] = {}
+    """Time over naive autograd's, and peak memory, against the unroll: a row of panels for each model."""
+    curves: dict[str, dict[str, list[tuple[int, dict[str, Any], Spread]]]] = {}
     for found in result["variants"].values():
-        settings = found["settings"]
-        if settings.keys() <= {"model", "unroll", "threads"}:
+        settings, naive = found["settings"], found["sides"].get("naive autograd")
+        if naive and naive["seconds"] and settings.keys() <= {"model", "unroll", "threads"}:
             for name, row in found["sides"].items():
                 if row["seconds"]:
-                    curves.setdefault(settings["model"], {}).setdefault(name, []).append((settings["unroll"], row))
-    shape = (max(1, len(curves)), 2)
-    figure, panels = plt.subplots(*shape, figsize=(11, 3.8 * shape[0]), layout="constrained", squeeze=False)
+                    point = settings["unroll"], row, over_naive(row, found["sides"])
+                    curves.setdefault(settings["model"], {}).setdefault(name, []).append(point)
+    rows = max(1, len(curves))
+    figure, panels = plt.subplots(rows, 2, figsize=(11, 3.8 * rows), layout="constrained", squeeze=False)
     for (model, sides), (left, right) in zip(curves.items(), panels):
+        left.axhline(0.75, color="black", linewidth=0.8, linestyle=":", label="the goal at 320, 0.75")
         for color, (name, points) in zip(("C1", "C0", "C2"), sides.items()):
-            unrolls = [unroll for unroll, _ in points]
-            middle, low, high = zip(*([1e3 * s for s in row["step"]] for _, row in points))
-            left.loglog(unrolls, middle, "-o", color=color, label=name)
+            unrolls = [unroll for unroll, _, _ in points]
+            left.plot(unrolls, [time.middle for _, _, time in points], "-o", color=color, label=name)
+            low, high = [time.low for _, _, time in points], [time.high for _, _, time in points]
             left.fill_between(unrolls, low, high, color=color, alpha=0.2, linewidth=0)
-            right.loglog(unrolls, [row["peak"] / 1e6 for _, row in points], "-o", color=color, label=name)
-        finish(left, f"{model}: time of a meta-gradient", "ms; band: quartiles", unrolls)
-        finish(right, f"{model}: peak memory", "MB beyond the process after its imports", unrolls)
+            right.plot(unrolls, [row["peak"] / 1e6 for _, row, _ in points], "-o", color=color, label=name)
+        finish(left, f"{model}: time of a meta-gradient", "over naive autograd's; band: quartiles", unrolls)
+        finish(right, f"{model}: peak memory", "MB beyond the process after imports", unrolls)
     figure.suptitle(f"{result['title']}\n{result['machine']['cpu']}, {result['rounds']} rounds", fontsize=11)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def finish(axes: Axes, title: str, label: str, unrolls: list[int]) -> None:
-    axes.set(title=title, xlabel="unroll", ylabel=label)
+    axes.set(title=title, xlabel="unroll", ylabel=label, xscale="log", ylim=(0, None))
     axes.set_xticks(unrolls, [str(t) for t in unrolls])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.2)
     axes.legend(fontsize=8)

@@ -8,8 +8,9 @@ is one for the whole problem, one for each of its tensors, or one for each coord
 import dataclasses
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,6 +38,10 @@ class Hyper(Part):
         inside = self.low < self.start < self.high
         require(inside, f"{self.name}({self.start}) is outside ({self.low}, {self.high}), where it has no raw value")
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        forget(cls, Hyper, "value", "back")
+
     low: ClassVar[float] = -math.inf
     high: ClassVar[float] = math.inf
 
@@ -48,9 +53,9 @@ class Hyper(Part):
     def value(self, raw: Tensor) -> Tensor:
         """The number that the update rule reads, elementwise; the inverse of `raw`."""
 
-    def slope(self, value: Tensor) -> Tensor | float | None:
-        """Derivative of `value` in the stored number, given the value; None if autograd is to be asked."""
-        return None
+    def back(self, value: Tensor, slope: Tensor) -> Tensor:
+        """The cotangent of the stored number, given that of its value. A space need not have it: see `HandMade`."""
+        raise NotImplementedError
 
     def shape(self, below: Layout) -> tuple[int, ...]:
         """Shape of the stored numbers for a problem with the layout ``below``."""
@@ -78,8 +83,8 @@ class Linear(Hyper):
     def value(self, raw: Tensor) -> Tensor:
         return raw
 
-    def slope(self, value: Tensor) -> float:
-        return 1.0
+    def back(self, value: Tensor, slope: Tensor) -> Tensor:
+        return slope
 
 
 class Log(Hyper):
@@ -94,8 +99,8 @@ class Log(Hyper):
     def value(self, raw: Tensor) -> Tensor:
         return raw.exp()
 
-    def slope(self, value: Tensor) -> Tensor:
-        return value
+    def back(self, value: Tensor, slope: Tensor) -> Tensor:
+        return value * slope
 
 
 class Logit(Hyper):
@@ -110,8 +115,8 @@ class Logit(Hyper):
     def value(self, raw: Tensor) -> Tensor:
         return raw.sigmoid()
 
-    def slope(self, value: Tensor) -> Tensor:
-        return value * (1 - value)
+    def back(self, value: Tensor, slope: Tensor) -> Tensor:
+        return value * (1 - value) * slope
 
 
 class Fixed(Hyper):
@@ -175,14 +180,14 @@ class HandMade(Optimizer):
 
     def step_pullback(
         self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor] | None:
-        """The vector-Jacobian product of `step`, ``g`` being data; None, as here, if autograd is to be asked.
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+        """The vector-Jacobian product of `step`, ``g`` being data. A rule need not have it: then autograd is asked.
 
         ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each tensor of the state, None for zero) are the
         cotangents of what `step` returned. Returns those of ``h``, at least of those `learned` and each as it is at
         every coordinate, ``[*batch, copies, n]``; of the state; and of ``x``.
         """
-        return None
+        raise NotImplementedError
 
     @cached_property
     def learned(self) -> dict[str, Hyper]:
@@ -202,6 +207,14 @@ class HandMade(Optimizer):
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         return self.step(self._read(params), g, state, x)
 
+    def linearized(
+        self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor
+    ) -> tuple[Tensor, Any, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
+        if not self._written_out:
+            return super().linearized(params, f, g, state, x)
+        h = self._read(params)
+        return *self.step(h, g, state, x), partial(self._pull, params, h, g, state, x)
+
     def pullback(
         self,
         params: Tensor,
@@ -212,20 +225,39 @@ class HandMade(Optimizer):
         dx: Tensor,
         dstate: list[Tensor | None] | None,
     ) -> Pulled:
-        h = self._read(params)
-        none: list[Tensor | None] = [None] * len(leaves(state))
-        pulled = self.step_pullback(h, g, state, x, dx, dstate or none)
-        slopes = {name: hyper.slope(h[name]) for name, hyper in self.learned.items()}
-        known = {name: slope for name, slope in slopes.items() if slope is not None}
-        if pulled is None or len(known) < len(slopes):
+        if not self._written_out:
             return super().pullback(params, f, g, state, x, dx, dstate)
-        dh, dold, dx_old = pulled
-        for name in known.keys() - dh.keys():
-            dh[name] = torch.zeros_like(x)  # the rule never reads it
-        parts = [self._shared(self.learned[name], _times(dh[name], slope)) for name, slope in known.items()]
-        if not parts:
-            return torch.zeros_like(params), dold, dx_old
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1), dold, dx_old
+        return self._pull(params, self._read(params), g, state, x, dx, dstate)
+
+    @cached_property
+    def _written_out(self) -> bool:
+        """Whether the derivatives of the step and of all numbers in it are written out."""
+        rule = type(self).step_pullback is not HandMade.step_pullback
+        return rule and all(type(hyper).back is not Hyper.back for hyper in self.learned.values())
+
+    def _pull(
+        self,
+        params: Tensor,
+        h: dict[str, Tensor],
+        g: Tensor,
+        state: Any,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None] | None,
+    ) -> Pulled:
+        """`pullback` with the hyperparameters read, by what is written out."""
+        dh, dold, dx = self.step_pullback(h, g, state, x, dx, dstate or [None] * len(leaves(state)))
+        parts = [
+            self._shared(hyper, hyper.back(h[name], dh[name])) if name in dh else self._unread(hyper, params)
+            for name, hyper in self.learned.items()
+        ]
+        if len(parts) == 1:
+            return parts[0], dold, dx
+        return torch.cat(parts, -1) if parts else torch.zeros_like(params), dold, dx
+
+    def _unread(self, hyper: Hyper, params: Tensor) -> Tensor:
+        """The cotangent of a number that the rule never reads."""
+        return params.new_zeros(*params.shape[:-1], math.prod(hyper.shape(self.below)))
 
     def _read(self, params: Tensor) -> dict[str, Tensor]:
         """The hyperparameters of parameters ``[*batch, m]``, as `step` takes them."""
@@ -265,8 +297,3 @@ class HandMade(Optimizer):
             else "a value in between"
         )
         return f"{self.name}: {field}={given} is outside ({space.low}, {space.high}); use {fix}"
-
-
-def _times(slope: Tensor, other: Tensor | float) -> Tensor:
-    """The product; ``slope`` itself if the other is the number 1."""
-    return slope if isinstance(other, float) and other == 1 else slope * other

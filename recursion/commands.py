@@ -66,13 +66,14 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
 
 def probe(args: argparse.Namespace) -> None:
     """``tower probe``: how fast perturbations grow at each level, and what that means for its gradient."""
+    from recursion import growth_report
     from recursion import probe as probing
 
     _use_threads(args)
     tower, state, out = _to_probe(args)
     with Stages(sys.stderr) as stages:
         found = probing.probe(tower, state, windows=args.windows, seed=args.seed, progress=stages)
-    probing.write(found, str(tower), out, Console(width=None if sys.stdout.isatty() else 120))
+    growth_report.write(found, str(tower), out, Console(width=None if sys.stdout.isatty() else 120))
     sys.stdout.write(f"written to {out}: probe.png\n")
     for level in found:
         if level.warning is not None:

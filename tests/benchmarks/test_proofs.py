@@ -71,6 +71,6 @@ def test_gdtuo_begins_again_where_it_began():
 
 
 def test_slopes():
-    rows = {n: {"sides": {"ours": {"seconds": [1], "step": [(2 + 0.5 * n) / 1e3] * 3}}} for n in (1, 2, 10, 50)}
+    rows = {n: {"sides": {"ours": {"seconds": [1], "cpu": [(2 + 0.5 * n) / 1e3] * 3}}} for n in (1, 2, 10, 50)}
     variants = {str(n): row | {"settings": {"kind": "sgd / sgd", "height": n}} for n, row in rows.items()}
     assert w2.slopes({"variants": variants}, "sgd / sgd") == {"ours": pytest.approx(0.5)}

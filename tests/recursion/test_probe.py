@@ -27,8 +27,10 @@ from levels.gradients.bootstrapped import Bootstrapped
 from levels.optimizer import Optimizer
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint, cli
+from recursion.advice import LIMIT
+from recursion.growth_report import write
 from recursion.notation import parse
-from recursion.probe import LIMIT, probe, write
+from recursion.probe import probe
 
 SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
 
@@ -150,11 +152,17 @@ def run(task: Task, *levels: Level, steps: int = 2, **settings):
 
 
 def chaotic(
-    gradient=None, optimizer=None, unroll: int = 20, horizon: int | None = None, dtype: str = "float64", **more
+    gradient=None,
+    optimizer=None,
+    unroll: int = 20,
+    horizon: int | None = None,
+    dtype: str = "float64",
+    windows: int = 2,
+    **more,
 ):
     level = Level(optimizer=optimizer or Logistic(), unroll=unroll, horizon=horizon or 5 * unroll, batch=64,
                   gradient=gradient or FirstOrder(), **more)  # fmt: skip
-    return run(Bowl(curvatures=(1.0,), dtype=dtype), level, Level(optimizer=SGD(lr=1e-12)), steps=0, windows=4)
+    return run(Bowl(curvatures=(1.0,), dtype=dtype), level, Level(optimizer=SGD(lr=1e-12)), steps=0, windows=windows)
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.9, 1.2])
@@ -187,7 +195,7 @@ def test_momentum_has_the_spectral_radius_of_its_companion_matrix(lr: float, mom
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_logistic_map_has_the_exponent_ln_2(dtype: str) -> None:
-    found = chaotic(dtype=dtype)[0]
+    found = chaotic(dtype=dtype, windows=4)[0]
     assert found.growth.value == pytest.approx(math.log(2), abs=0.02)
     assert found.growth.low < math.log(2) < found.growth.high or dtype == "float32"
     assert found.over_window == pytest.approx(2.0**20, rel=0.5)
@@ -197,7 +205,7 @@ def test_the_logistic_map_has_the_exponent_ln_2(dtype: str) -> None:
     assert len(found.path) == 1 + found.aligned + 4 * 20
 
 
-def test_backpropagation_through_chaos_is_warned_of_and_evolution_is_not() -> None:
+def test_backpropagation_through_chaos_is_warned_of() -> None:
     found = chaotic()[0]
     assert found.warning is not None
     assert found.warning.startswith("level 1 (test_probe.Logistic@20[horizon=100, batch=64]): ")
@@ -205,6 +213,10 @@ def test_backpropagation_through_chaos_is_warned_of_and_evolution_is_not() -> No
     assert found.advice.startswith("use ")
     for fix in ("@20[", "gradient=es-single", "@6["):
         assert fix in found.advice
+
+
+@pytest.mark.slow
+def test_evolution_is_not_warned_of_and_a_mixture_is_where_both_of_its_halves_would_be() -> None:
     bears = chaotic(PES(), Logistic(3.9))[0]  # whose particles stay below 4, where orbits escape
     assert bears.warning is None
     assert bears.in_gradient is None
@@ -219,6 +231,7 @@ def test_backpropagation_through_chaos_is_warned_of_and_evolution_is_not() -> No
         assert (chaotic(gradient, Logistic(3.9))[0].warning is not None) is warned, gradient
 
 
+@pytest.mark.slow
 def test_the_advice_is_taken() -> None:
     """Every level that it names is one, and a shorter window is quiet."""
     for gradient in (Exact(), Forward(), Bootstrapped()):
@@ -428,15 +441,23 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert "warning" not in told.err
     (picture,) = (tmp_path / "runs").glob("*-probe/probe.png")
     assert f"written to {picture.parent.relative_to(tmp_path)}: probe.png" in told.out
+
+
+def test_the_command_warns(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = "quadratic(1, dtype=float64): sgd(lr=10.0)@20[gradient=exact, horizon=20, batch=16] / sgd(lr=1e-100)"
+    assert cli.main(["probe", wild, "--windows", "2", "--steps", "1"]) == 0
+    assert "tower: warning: level 1 (sgd" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["train", SMALL, "--steps", "2", "--out", "a", "--no-eval"]) == 0
     assert cli.main(["probe", "a", "--windows", "1"]) == 0
     assert (tmp_path / "a" / "probe.png").exists()
     assert cli.main(["probe", "a", "--windows", "1", "--out", "b"]) == 0
     assert (tmp_path / "b" / "probe.png").exists()
-    wild = "quadratic(1, dtype=float64): sgd(lr=10.0)@20[gradient=exact, horizon=20, batch=16] / sgd(lr=1e-100)"
-    capsys.readouterr()
-    assert cli.main(["probe", wild, "--windows", "2", "--steps", "1"]) == 0
-    assert "tower: warning: level 1 (sgd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""Measuring growth: a level is run beside itself, perturbed, and how far the two runs part is read off at every update.
+
+Differences are finite, so they must be small against curvature and large against rounding. They begin at the square
+root of the machine precision, relative to the typical size of each tensor (1.5e-8 in float64, 3.5e-4 in float32: half
+the digits on either side), and are scaled back to that after every update, not only where a window ends; so no length
+of a window and no rate takes them out of that range. x, the optimizer's state, loss and gradient are scaled alike, and
+so is what the problem below carries, but that is never stretched: it is no part of what is kept at one size. A
+perturbation that one update shrinks to rounding counts as shrunk by that square root, and begins anew. Within a window
+of a level *below* nothing is scaled: if that level is chaotic, differences are no longer small when they come up, and
+the rate above it is too low, if anything. Restarts are the level's own, in both runs at once; a copy that restarts is
+perturbed anew, and the update across a restart is not counted. Nothing is differentiated here, so black boxes and all
+estimators can be probed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.level import Carry, Laid, Window
+from levels.nonfinite import Skip
+from levels.tree import choose, leaves, map_leaves, with_leaves
+from recursion.statistics import Estimate, estimate
+
+ENOUGH = 20  # updates, if nobody says how many windows
+
+
+class Plan(NamedTuple):
+    """How many updates of a level are run, and how many of them are counted."""
+
+    unroll: int
+    aligning: int  # windows
+    counted: int  # windows
+
+    @classmethod
+    def of(cls, unroll: int, windows: int | None) -> Plan:
+        count = max(4, math.ceil(ENOUGH / unroll)) if windows is None else windows
+        return cls(unroll, math.ceil(count / 4), count)
+
+    @property
+    def updates(self) -> int:
+        return (self.aligning + self.counted) * self.unroll
+
+
+class Logs(NamedTuple):
+    """Logarithms of one update's factor, ``[updates, copies]``, all batch dimensions in one; NaN where not counted."""
+
+    real: Tensor
+    as_data: Tensor
+
+
+@torch.no_grad()
+def follow(laid: Laid, params: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]) -> Logs:
+    """Run a level beside itself, perturbed: once as it is, once with the gradients of the unperturbed run.
+
+    The first update is there to know with which state the problem below was asked, so that it can be asked again.
+    """
+    life = None if laid.level.life is None else max(laid.level.life, 2)
+    level = dataclasses.replace(laid.level, unroll=1, horizon=life, ahead=None, nonfinite=Skip())
+    single = level.over(laid.problem)
+    base, window = single.window(params, carry, asked=True, judged=False)
+    ruler = _Ruler(base)
+    real = data = _beside(single, ruler, base, window, keys.fold(key, 0))
+    logs: list[list[Tensor]] = []
+    for t in range(1, updates + 1):
+        before, skipped = [ruler.distance(base, each) for each in (real, data)], base.skipped
+        base, window = single.window(params, base, asked=True, judged=False)
+        real, _ = single.window(params, real, record=False, judged=False)
+        read = window.steps[0]
+        x, state = single.optimizer.update(params, read.f, read.g, data.state, data.x)
+        data = base._replace(x=x, state=state)
+        after = [ruler.distance(base, each) for each in (real, data)]
+        new = window.begun | (base.skipped > skipped)
+        least = ruler.target(base) * ruler.step
+        fresh = [new | (b == 0) | ~torch.isfinite(a) for b, a in zip(before, after)]
+        logs.append(
+            [(torch.maximum(a, least) / b).log().masked_fill(f, math.nan) for b, a, f in zip(before, after, fresh)]
+        )
+        due = [again | (gap < least) for again, gap in zip(fresh, after)]
+        real, data = (ruler.kept(base, each) for each in (real, data))
+        if bool(due[0].any()) or bool(due[1].any()):
+            anew = _beside(single, ruler, base, window, keys.fold(key, t))
+            real, data = (choose(mask, anew, each) for mask, each in zip(due, (real, data)))
+        tell(t / updates)
+    real_logs, data_logs = (torch.stack(each).flatten(1) for each in zip(*logs))
+    return Logs(real_logs, data_logs)
+
+
+def rate(logs: Tensor, plan: Plan) -> Estimate:
+    """The mean rate with its interval, of logs ``[updates, copies]`` without those that align; NaN if none is left."""
+    counted = logs[plan.aligning * plan.unroll :]
+    by_window = counted.reshape(plan.counted, -1)
+    for units in (counted.nanmean(0), by_window.nanmean(1), counted.flatten()):
+        units = units[~units.isnan()]
+        if len(units) > 1:
+            break
+    return estimate(units.numpy(force=True)[None]) if len(units) else Estimate(math.nan, -math.inf, math.inf)
+
+
+def path_of(logs: Tensor) -> tuple[float, ...]:
+    """Log growth after each update, from 0 on, mean over copies; updates that are not counted leave it as it is."""
+    steps = logs.nanmean(1).nan_to_num(nan=0.0)
+    return (0.0, *steps.cumsum(0).tolist())
+
+
+class _Ruler:
+    """Measures how far two carries of a level lie apart in what the level itself moves: x and the optimizer's state.
+
+    Each tensor counts alike, in units of its typical size when the probe began: the median over copies of the root of
+    its mean square, or 1 where that is 0. Units stay as they are; they would hide growth if they grew along.
+    """
+
+    def __init__(self, carry: Carry) -> None:
+        self.dims = carry.x.dim() - 1
+        self.smooth = [i for i, leaf in enumerate(leaves((carry.x, carry.state))) if leaf.is_floating_point()]
+        sizes = [self._mean_square(leaf).sqrt().flatten().nanmedian() for leaf in self._floats(carry)]
+        self.sizes = [float(size) if 0 < float(size) < math.inf else 1.0 for size in sizes]
+        self.step = math.sqrt(torch.finfo(carry.x.dtype).eps)
+
+    def distance(self, one: Carry, other: Carry) -> Tensor:
+        """Float64 ``[*batch, copies]``."""
+        gaps = [b.double() - a.double() for a, b in zip(self._floats(one), self._floats(other))]
+        squares = [self._mean_square(gap / size) for gap, size in zip(gaps, self.sizes)]
+        return torch.stack(squares).mean(0).sqrt()
+
+    def target(self, carry: Carry) -> Tensor:
+        """The distance at which perturbations of a carry are kept: `step`, or more of one that has grown itself."""
+        squares = [self._mean_square(leaf / size) for leaf, size in zip(self._floats(carry), self.sizes)]
+        return self.step * torch.stack(squares).mean(0).sqrt().clamp_min(1.0)
+
+    def kept(self, base: Carry, other: Carry) -> Carry:
+        """``other`` brought back to the distance at which it is kept, if rounding has not swallowed the difference."""
+        distance, target = self.distance(base, other), self.target(base)
+        return _scaled(base, other, torch.where(distance >= target * self.step, target / distance, 1.0))
+
+    def moved(self, carry: Carry, key: Tensor) -> Carry:
+        """x and state perturbed at random by about `step`; entries of the state in proportion, so none crosses 0."""
+        old = leaves((carry.x, carry.state))
+        new = list(old)
+        for i in self.smooth:
+            noise = keys.normal(keys.fold(key, i), tuple(old[i].shape), old[i].dtype)
+            new[i] = old[i] + self.step * noise * old[i]
+        size = self._mean_square(carry.x).sqrt().clamp_min(self.sizes[0])[..., None].to(carry.x.dtype)
+        new[0] = carry.x + self.step * size * keys.normal(key, tuple(carry.x.shape), carry.x.dtype)
+        x, state = with_leaves((carry.x, carry.state), new)
+        return carry._replace(x=x, state=state)
+
+    def _floats(self, carry: Carry) -> list[Tensor]:
+        tensors = leaves((carry.x, carry.state))
+        return [tensors[i] for i in self.smooth]
+
+    def _mean_square(self, leaf: Tensor) -> Tensor:
+        entries = leaf.double().reshape(*leaf.shape[: self.dims], -1)
+        return entries.square().sum(-1) / max(1, entries.shape[-1])
+
+
+def _beside(laid: Laid, ruler: _Ruler, base: Carry, window: Window, key: Tensor) -> Carry:
+    """``base``, which ``window`` of one update led to, perturbed; the problem is asked there as it was asked before."""
+    moved = ruler.moved(base, key)
+    f, g, below = laid.problem.value_and_grad(moved.x, window.asked[0])
+    moved = moved._replace(f=f, g=g, below=below)
+    return ruler.kept(base, moved)
+
+
+def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
+    """``other``, its differences from ``base`` times ``factor`` ``[*batch, copies]``; those below are never stretched.
+
+    What is stretched must stay on its side of 0, for it may be a running mean of squares: such an entry stays as it is.
+    """
+
+    def scale(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+        if a is b or not a.is_floating_point():
+            return a
+        moved = a + factor.reshape(factor.shape + (1,) * (a.dim() - factor.dim())).to(a.dtype) * (b - a)
+        low, high = torch.minimum(a, b), torch.maximum(a, b)
+        crossed = ((moved < 0) & (low >= 0)) | ((moved > 0) & (high <= 0))
+        return torch.where(crossed, b, moved)
+
+    scaled: Carry = map_leaves(lambda a, b: scale(a, b, factor), base, other._replace(below=base.below))
+    below = map_leaves(lambda a, b: scale(a, b, factor.clamp_max(1.0)), base.below, other.below)
+    return scaled._replace(below=below)
