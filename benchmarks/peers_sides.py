@@ -7,6 +7,7 @@ from benchmarks.harness import Side
 from benchmarks.peers_work import Ours, Work
 
 IMPORTS = {  # torch.optim imports torch._dynamo when the first optimizer is made
+    "ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"],
     "torch, compiled update": ["torch._dynamo", "torch._inductor.compile_fx"],
     "torch": ["torch._dynamo"],
     "higher": ["higher", "torch._dynamo"],
@@ -20,6 +21,7 @@ def sides(work: Work) -> dict[str, Callable[[], Side]]:
     """Every side that there is, by name."""
     return {
         "ours": partial(Ours, work),
+        "ours, compiled": partial(compiled, work),
         "torch": partial(plain, work, compiled=False),
         "torch, compiled update": partial(plain, work, compiled=True),
         "higher": partial(higher, work),
@@ -27,6 +29,10 @@ def sides(work: Work) -> dict[str, Callable[[], Side]]:
         "JAX scan": partial(scan, work, checkpoint=False),
         "JAX scan, checkpoint": partial(scan, work, checkpoint=True),
     }
+
+
+def compiled(work: Work) -> Side:
+    return Ours(work, compiled=True)
 
 
 def plain(work: Work, *, compiled: bool) -> Side:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.harness import Numbers
 from levels import LSTM, Adam, Laid, Level, LossTask, Quadratic, keys
+from levels.compiled import compiling
 from levels.layout import Layout
 from levels.tasks.data import digits
 from levels.tasks.nets import cross_entropy, dense_shapes, fresh, perceptron
@@ -122,14 +123,15 @@ def as_numbers(dtype: str, windows: list[Window]) -> Numbers:
 class Ours:
     """The tower; one `Tower.step` is Adam's step on the last window's gradient, then the next window."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, work: Work, *, compiled: bool = False) -> None:
+        self.work, self.compiled = work, compiled
         self.tower = work.tower("float32")
         self.state = self.tower.init(seed=0)
         self.facts = {"tower": repr(self.tower), "task gradients a step": self.tower.base_steps * work.copies}
 
     def step(self) -> None:
-        self.state, _ = self.tower.step(self.state)
+        with compiling(self.compiled):
+            self.state, _ = self.tower.step(self.state)
 
     def prove(self) -> Numbers:
         return self._proof("float32") | self._proof("float64")
@@ -140,6 +142,7 @@ class Ours:
         assert isinstance(tower.laid[0], Laid)
         for _ in range(2):
             loss, gradient = state.carry.f, state.carry.g
-            state, _ = tower.step(state)
+            with compiling(self.compiled):
+                state, _ = tower.step(state)
             windows.append(Window(float(loss), gradient[0].numpy(), state.carry.x[0].numpy()))
         return as_numbers(dtype, windows)

@@ -56,6 +56,9 @@ class Optimizer(Part):
     reads_loss: bool = False
     """Whether `update` reads ``f``; if not, it may be given anything."""
 
+    compiles: bool = False
+    """Whether `update` or its derivative has pieces that a compiler makes faster (`levels.compiled`)."""
+
     _laid: tuple[Layout, Layout] | None = None
 
     def over(self, below: Layout) -> Self:

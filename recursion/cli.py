@@ -141,6 +141,8 @@ def _train_options(parser: Parser) -> None:
         "default as the notation says, which is stop unless it says skip",
     )
     parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    quick = "compile what can be; default auto: if the run is long enough and there is a C++ compiler"
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help=quick)
     parser.add_argument("--no-eval", action="store_true", help="train only; default train and evaluate")
     also = "evaluate also on other problems and for ten times the steps; default on the task itself"
     parser.add_argument("--transfer", action="store_true", help=also)

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -23,6 +24,7 @@ from recursion.spec import dumps, loads
 from recursion.tower import Tower, TowerState
 
 POLICIES = {"stop": Stop(), "skip": Skip()}
+COMPILE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}
 RUNS = Path("runs")
 STEPS = 10  # before a tower in notation is probed
 LONGEST = 100  # characters of a notation in a folder's name
@@ -157,7 +159,14 @@ def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
     try:
         with display(args.steps, sys.stderr) as shown:
             return training.train(
-                tower, steps=args.steps, seed=args.seed, out=out, resume=args.resume, on_report=shown, on_notice=_note
+                tower,
+                steps=args.steps,
+                seed=args.seed,
+                out=out,
+                resume=args.resume,
+                compile=COMPILE[args.compile],
+                on_report=shown,
+                on_notice=_note,
             )
     except KeyboardInterrupt:
         words = args.words if args.resume else [*args.words, "--resume"]

@@ -8,13 +8,16 @@ A run folder holds ``spec.json`` (the tower in full), ``checkpoint.safetensors``
 a run that was interrupted and resumed equals one that was not, bit for bit on one CPU with as many threads.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from levels.compiled import compiling, has_compiler, is_compiling
 from recursion import checkpoint
 from recursion.files import explained, replace_file
 from recursion.metrics import Metrics
@@ -22,6 +25,7 @@ from recursion.tower import Report, Tower, TowerState
 
 CHECKPOINT = "checkpoint.safetensors"
 SPEC = "spec.json"
+REPAID = 10**8  # coordinates updated in all: about two minutes of an LSTM's on one core, of which a third is saved
 
 
 def train(
@@ -32,6 +36,7 @@ def train(
     out: str | Path,
     resume: bool = False,
     every: float = 10.0,
+    compile: bool | Literal["auto"] = "auto",  # noqa: A002, it is what the option is called
     on_report: Callable[[Report], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
 ) -> TowerState:
@@ -39,7 +44,9 @@ def train(
 
     ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be. ``resume``: go on from the folder's
     checkpoint if it has one; a run that is already there is left as it is. ``every``: seconds between checkpoints, at
-    least 0. ``on_report`` hears of each step, ``on_notice`` of what a user should know, in a sentence.
+    least 0. ``compile``: whether to compile what can be (`levels.compiled`); ``auto`` if the run is long enough to
+    repay it and there is a compiler, see `repays_compiling`. ``on_report`` hears of each step, ``on_notice`` of what a
+    user should know, in a sentence.
 
     Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
     Raises ValueError for settings out of range, and for a folder that holds a run when ``resume`` is false, or one of
@@ -48,6 +55,33 @@ def train(
     """
     _check(steps, seed, every)
     folder, notice = Path(out), on_notice or _ignore
+    fast = has_compiler() and repays_compiling(tower, steps) if compile == "auto" else compile
+    if fast:
+        notice("compiling updates; the first step takes up to half a minute longer")
+    with compiling(fast):
+        return _train(tower, steps, seed, folder, resume, every, on_report or _ignore, notice)
+
+
+def repays_compiling(tower: Tower, steps: int) -> bool:
+    """Whether a run updates coordinates of the task often enough, `REPAID` times, by a rule that compiles.
+
+    It depends on the tower and ``steps`` alone, so that a run is the same wherever and whenever it is repeated.
+    """
+    copies = math.prod(laid.batch for laid in tower.laid)
+    updates = steps * tower.base_steps * copies * tower.task.layout.size
+    return updates >= REPAID and any(level.optimizer.compiles for level in tower.levels)
+
+
+def _train(
+    tower: Tower,
+    steps: int,
+    seed: int,
+    folder: Path,
+    resume: bool,
+    every: float,
+    on_report: Callable[[Report], None],
+    notice: Callable[[str], None],
+) -> TowerState:
     with explained("make the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     state, seconds = _begin(tower, seed, folder / CHECKPOINT, resume, notice)
@@ -59,7 +93,7 @@ def train(
             notice(f"{metrics.path} has no lines for steps {metrics.kept + 1} to {int(state.step)}")
         run = _Run(tower, seed, folder, metrics, state, time.monotonic() - seconds)
         run.describe()
-        run.go(steps, every, on_report or _ignore)
+        run.go(steps, every, on_report)
     return run.state
 
 
@@ -133,7 +167,8 @@ def _begin(
 
 def _surroundings() -> dict[str, str]:
     """What rounding depends on beside the state."""
-    return {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
+    surroundings = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
+    return surroundings | {"updates": "compiled"} if is_compiling() else surroundings
 
 
 def _in_words(surroundings: dict[str, str]) -> str:

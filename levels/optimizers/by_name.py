@@ -55,6 +55,11 @@ class ByName(Optimizer):
         """If any of them does."""
         return any(rule.reads_loss for rule in self.optimizers)
 
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        """If any of them does."""
+        return any(rule.compiles for rule in self.optimizers)
+
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
         for place, (rule, names) in enumerate(zip(self.optimizers, self._names(below))):

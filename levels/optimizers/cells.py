@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.compiled import compilable
 from levels.layout import Layout
 from levels.tree import State, leaves
 
@@ -87,6 +88,7 @@ class Cells:
         views["out.bias"] = views["out.bias"][..., None]
         return views
 
+    @compilable
     def forward(self, views: Views, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Cell]]:
         """The output ``[groups, 1, rows]`` for inputs ``[groups, inputs, rows]``, and the cells.
 
@@ -105,6 +107,7 @@ class Cells:
             cells.append(Cell(z, gates, fresh, c_old, tanh_c, out, c_new))
         return torch.baddbmm(views["out.bias"], views["out.weight"].mT, out), cells
 
+    @compilable
     def backward(
         self, views: Views, cells: list[Cell], dout: Tensor, dstate: Sequence[Tensor | None]
     ) -> tuple[Views, list[Tensor], Tensor]:

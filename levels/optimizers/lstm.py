@@ -20,6 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from levels.compiled import compilable
 from levels.layout import Layout
 from levels.optimizer import Optimizer, Pulled
 from levels.optimizers.cells import (
@@ -44,6 +45,7 @@ class LSTM(Optimizer):
 
     name = "lstm"
     scope = "coordinate"
+    compiles = True
 
     hidden: int = 20
     layers: int = 2
@@ -135,6 +137,7 @@ class LSTM(Optimizer):
         return x + self.scale * joined(outs).reshape(x.shape), closed([joined(piece) for piece in pieces], x.shape)
 
 
+@compilable
 def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:
     """The gradient as a size and a sign of comparable scale, along a new dimension ``dim`` of 2 (appendix A)."""
     magnitude = g.abs()

@@ -56,6 +56,7 @@ class RNNProp(Optimizer):
 
     name = "rnnprop"
     scope = "coordinate"
+    compiles = True
 
     hidden: int = 20
     layers: int = 2

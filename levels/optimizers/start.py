@@ -43,6 +43,11 @@ class Start(Optimizer):
         """As the rule does."""
         return self.rule.reads_loss
 
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        """As the rule does."""
+        return self.rule.compiles
+
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
         return {"offset": (below.size,), **rule}

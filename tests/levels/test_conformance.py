@@ -1,6 +1,7 @@
 """check_problem and check_optimizer pass whatever the package has, and say what is wrong with what is broken."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from levels import (
     Adam,
     DigitsMLP,
     Fixed,
+    HeldOut,
     Hyper,
     Last,
     Layout,
@@ -22,6 +24,7 @@ from levels import (
     MeanLog,
     ModuleTask,
     Optimizer,
+    Problem,
     Quadratic,
     RMSprop,
     hyper,
@@ -64,6 +67,7 @@ def test_a_layout_of_ones_own():
         DigitsMLP(hidden=(4,), minibatch=16),
         DigitsMLP(hidden=(4, 3), activation="tanh", minibatch=16, dtype="float64"),
         DigitsMLP(hidden=(4,), activation="relu", minibatch=16, dtype="float64"),
+        HeldOut(DigitsMLP(hidden=(3,), minibatch=16), dtype="float64"),
     ],
     ids=str,
 )
@@ -246,6 +250,100 @@ def test_broken_problems_are_named(kind, sentence):
         check_problem(kind(dtype="float64", dims=4))
 
 
+class Judging(Broken):
+    """Judged by three times the loss at twice the parameters; each subclass breaks one thing."""
+
+    judging = 1
+
+    def judge(self, params, f, g, state):
+        value, grad, _ = self.value_and_grad(2 * params, state)
+        return 3 * value, 6 * grad, state
+
+
+class JudgedByTrainingGradient(HeldOut):
+    def judge(self, params, f, g, state):
+        value, _, state = super().judge(params, f, g, state)
+        return value, g, state
+
+
+class JudgedWithoutChainRule(Judging):
+    def judge(self, params, f, g, state):
+        value, grad, state = super().judge(params, f, g, state)
+        return value, grad / 2, state
+
+
+class JudgedInPlace(Judging):
+    def judge(self, params, f, g, state):
+        answer = super().judge(params, f, g, state)
+        f.mul_(2)
+        return answer
+
+
+class JudgedStateInPlace(Judging):
+    def judge(self, params, f, g, state):
+        answer = super().judge(params, f, g, state)
+        state.y.add_(1)
+        return answer
+
+
+class JudgedMixed(Judging):
+    def judge(self, params, f, g, state):
+        value, grad, state = super().judge(params, f, g, state)
+        return value + f.mean(), grad, state
+
+
+class JudgedKeptDim(Judging):
+    def judge(self, params, f, g, state):
+        value, grad, state = super().judge(params, f, g, state)
+        return value[..., None], grad, state
+
+
+class JudgedRestructured(Judging):
+    def judge(self, params, f, g, state):
+        value, grad, state = super().judge(params, f, g, state)
+        return value, grad, tuple(state)
+
+
+class JudgedNoisy(Judging):
+    def judge(self, params, f, g, state):
+        value, grad, state = super().judge(params, f, g, state)
+        with torch.random.fork_rng(devices=[]):
+            return value + torch.rand(()), grad, state
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (JudgedWithoutChainRule, "got a judged gradient with slope .* expected .* as central differences.*; mend the"),
+        (JudgedInPlace, "got f changed in place by judge, expected unchanged inputs; write x = x"),
+        (JudgedStateInPlace, "got state.y changed in place by judge"),
+        (JudgedMixed, "got another judged value for a copy in a batch, expected what the copy answers alone"),
+        (JudgedKeptDim, r"got \[1\] in torch.float64 as judged value, expected \[\] in torch.float64"),
+        (JudgedRestructured, "got an advanced state PyTreeSpec.*, expected its structure"),
+        (JudgedNoisy, "got another judged value for the same key and inputs"),
+    ],
+)
+def test_broken_judges_are_named(kind, sentence):
+    check_problem(Judging(dtype="float64", dims=4))
+    with pytest.raises(ConformanceError, match=f"^test_conformance.{kind.__name__}.*: {sentence}"):
+        check_problem(kind(dtype="float64", dims=4))
+
+
+def test_the_gradient_of_other_data_is_no_gradient_of_what_is_judged():
+    broken = JudgedByTrainingGradient(DigitsMLP(hidden=(3,), minibatch=16), dtype="float64")
+    with pytest.raises(ConformanceError, match="got a judged gradient with slope"):
+        check_problem(broken)
+    check_problem(broken, exact_gradient=False)
+
+
+def test_a_problem_that_judges_by_what_it_answers_is_not_asked(monkeypatch):
+    def refuses(self, params, f, g, state):
+        raise AssertionError
+
+    monkeypatch.setattr(Problem, "judge", refuses)
+    check_problem(Quadratic())
+
+
 def test_what_a_problem_may_switch_off():
     check_problem(OneProblem(dtype="float64"), varied=False)
     check_problem(Scaled(dtype="float64"), exact_gradient=False)
@@ -356,6 +454,85 @@ class Attached(Faulty):
 class Forgetful(Faulty):
     def init_params(self, key):
         return super().init_params(key)[..., :1]
+
+
+class LongerStep(Faulty):
+    def linearized(self, params, f, g, state, x):
+        new_x, state, pull = super().linearized(params, f, g, state, x)
+        return new_x + 0.01 * (new_x - x), state, pull
+
+
+class OldBuffer(Faulty):
+    def linearized(self, params, f, g, state, x):
+        new_x, _, pull = super().linearized(params, f, g, state, x)
+        return new_x, state, pull
+
+
+class PulledAsData(Faulty):
+    """The buffer's own past is left out of its cotangent."""
+
+    def linearized(self, params, f, g, state, x):
+        new_x, new_state, pull = super().linearized(params, f, g, state, x)
+        return new_x, new_state, lambda dx, dstate: (*pull(dx, None)[:2], dx)
+
+
+class PulledLate(Faulty):
+    """Linearized where the step ends."""
+
+    def linearized(self, params, f, g, state, x):
+        new_x, new_state = self.update(params, f, g, state, x)
+        return new_x, new_state, partial(self.pullback, params, f, g, new_state, new_x)
+
+
+class PulledShort(Faulty):
+    def linearized(self, params, f, g, state, x):
+        new_x, new_state, pull = super().linearized(params, f, g, state, x)
+        return new_x, new_state, lambda dx, dstate: (pull(dx, dstate)[0], [], dx)
+
+
+class LinearizedInPlace(Faulty):
+    def linearized(self, params, f, g, state, x):
+        answer = super().linearized(params, f, g, state, x)
+        g.zero_()
+        return answer
+
+
+class LinearizedDoubles(Faulty):
+    def linearized(self, params, f, g, state, x):
+        new_x, state, pull = super().linearized(params, f, g, state, x)
+        return new_x.double(), state, pull
+
+
+class PulledInfinite(Faulty):
+    """As Root, but only in its pull."""
+
+    def linearized(self, params, f, g, state, x):
+        new_x, new_state, pull = super().linearized(params, f, g, state, x)
+
+        def infinite(dx, dstate):
+            dparams, dold, dx_old = pull(dx, dstate)
+            return dparams, dold, dx_old * torch.where(g == 0, torch.inf, 1.0)
+
+        return new_x, new_state, infinite
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (LongerStep, "got another x from linearized, expected what update returns; let linearized say what update and"),
+        (OldBuffer, "got another state from linearized, expected what update returns"),
+        (PulledAsData, "got another cotangent of .* from linearized, expected what pullback returns; let linearized"),
+        (PulledLate, "got another cotangent of params.lr from linearized, expected what pullback returns"),
+        (PulledShort, "got 0 cotangents of the state, expected 1"),
+        (LinearizedInPlace, "got g changed in place by linearized, expected unchanged inputs"),
+        (LinearizedDoubles, r"got .*float64 as linearized x, expected \[1, 1\] in torch.float32"),
+        (PulledInfinite, "got another cotangent of x from linearized, expected what pullback returns"),
+    ],
+)
+def test_what_linearized_says_is_what_update_and_pullback_say(kind, sentence):
+    with pytest.raises(ConformanceError, match=f"^test_conformance.{kind.__name__}: {sentence}"):
+        check_optimizer(kind())
+    check_optimizer(kind(), differentiable=False)
 
 
 @pytest.mark.parametrize(

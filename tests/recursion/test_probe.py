@@ -450,7 +450,6 @@ def test_the_command_warns(tmp_path, monkeypatch, capsys) -> None:
     assert "tower: warning: level 1 (sgd" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_command_takes_a_run(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", SMALL, "--steps", "2", "--out", "a", "--no-eval"]) == 0

@@ -1,0 +1,70 @@
+"""Compiled: the pieces of an update that repay a compiler, and the switch that says whether one is used.
+
+`torch.compile` cannot be differentiated twice from outside, and a whole window takes a minute to compile. What is
+compiled here is small and never differentiated: one step of a learned rule forward, and its derivative, which is
+written out; so it takes seconds, whatever the unroll, and serves towers of any depth.
+
+    with compiling():
+        state, report = tower.step(state)
+
+The plain functions stay what they are; compiled ones equal them to rounding. Without the switch, where something is to
+be differentiated, and on machines without a C++ compiler, the plain ones run.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from levels.derivatives import differentiated
+from levels.part import require
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_on: ContextVar[bool] = ContextVar("_on", default=False)
+
+
+def compilable(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of tensors without side effects that is compiled at its first call within `compiling`."""
+    made: list[Callable[P, R]] = []
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _on.get() or differentiated() or torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        if not made:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns about itself while it compiles
+                made.append(torch.compile(function))
+                return made[0](*args, **kwargs)
+        return made[0](*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def compiling(on: bool = True) -> Iterator[None]:
+    """Within this context compilable functions are compiled, if ``on``. ValueError if there is no C++ compiler."""
+    require(not on or has_compiler(), "compiling needs a C++ compiler, and there is none; install g++, or leave it off")
+    before = _on.set(on)
+    try:
+        yield
+    finally:
+        _on.reset(before)
+
+
+def is_compiling() -> bool:
+    """Whether this is within `compiling`."""
+    return _on.get()
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler where torch looks for one: ``CXX``, then g++, then clang++."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
