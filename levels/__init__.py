@@ -13,7 +13,7 @@ from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
 from levels.layout import Layout
 from levels.level import Carry, Laid, Level, Window
 from levels.nonfinite import NonFinite, NonFiniteError, Skip, Stop
-from levels.objectives import Discounted, Last, MeanLog, Objective, Sum, TimeTo
+from levels.objectives import Discounted, Last, MeanLog, Objective, Sum, TimeTo, Weighted
 from levels.optimizer import Optimizer
 from levels.optimizers.adagrad import Adagrad
 from levels.optimizers.adam import Adam
@@ -53,6 +53,6 @@ __all__ = [
     "LevelState", "Linear", "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix",
     "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic",
     "NonFinite", "NonFiniteError", "Objective", "Optimizer", "Part", "Photo", "Problem", "Quadratic", "RMSprop",
-    "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Window",
-    "hyper", "keys",
+    "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Weighted",
+    "Window", "hyper", "keys",
 ]  # fmt: skip
