@@ -164,6 +164,8 @@ class Laid(Problem):
             problem.level.gradient.check(problem)
         self.differentiable = level.gradient.differentiable
         self.endless = level.life is None and type(level.nonfinite) is Stop  # no copy ever restarts
+        starts = self.optimizer.learns_start
+        self.plain = self.endless and level.reach == 1 and problem.judging == 0 and not starts  # one update, no more
         self.symmetric = level.clip is None and level.gradient.symmetric(self)
 
     @property
@@ -247,9 +249,8 @@ class Laid(Problem):
 
         T is the level's `reach`; the carry returned is the one after ``unroll`` updates. Without ``record``, only the
         losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``pulls``, steps have their
-        `Step.pull`, unless copies were skipped. With ``asked``, the states with
-        which the problem was asked are kept too, for those who ask it again. Without ``judged``, losses are what the
-        problem answers, whatever it counts.
+        `Step.pull`, unless copies were skipped. With ``asked``, the states with which the problem was asked are kept
+        too, for those who ask it again. Without ``judged``, losses are what the problem answers, whatever it counts.
         """
         carry = self._restart(params, carry)
         x, state, f, g, below = carry[:5]
@@ -302,8 +303,8 @@ class Laid(Problem):
 
         ``last``: what was answered at the end of the window.
         """
-        finite = [torch.isfinite(answer).all(-1) for answer in (end.f[..., None], end.g, *last)]
-        bad = ~torch.stack([torch.isfinite(window.losses).all(0), *finite]).all(0)
+        sound = [torch.isfinite(answer).all(-1) for answer in (end.f[..., None], end.g, *last)]
+        bad = ~torch.stack([torch.isfinite(window.losses).all(0), *sound]).all(0)
         if not bad.any():
             return end, window
         fix = "lower its learning rate, or skip such copies with nonfinite=skip"

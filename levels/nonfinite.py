@@ -62,12 +62,12 @@ class Noted:
     """A running sum of answers, in which what is not finite stays."""
 
     def __init__(self) -> None:
-        self.total: Tensor | None = None  # float64 scalar
+        self.total: Tensor | None = None  # scalar
 
     def add(self, answer: Tensor) -> None:
         """Take an answer of any shape in."""
         if self.total is None:
-            self.total = torch.zeros((), dtype=torch.float64, device=answer.device)
+            self.total = torch.zeros((), dtype=answer.dtype, device=answer.device)
         self.total.add_(answer.sum() if answer.numel() > 1 else answer.reshape(()))
 
     def finite(self) -> bool:

@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from levels.gradients.backward import Backward, plus
+from levels.derivatives import differentiated
+from levels.gradients.backward import Backward, plus, weighted
+from levels.gradients.estimator import LevelState
+from levels.nonfinite import finite
 
 if TYPE_CHECKING:
     from levels.level import Carry, Laid, Window
@@ -31,6 +34,23 @@ class FirstOrder(Backward):
     """Truncated backpropagation that takes the problem's gradient as data; carries are constants at window edges."""
 
     name = "first-order"
+
+    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        if level.plain and not differentiated():
+            return self._single(level, params, state)
+        return super().value_and_grad(level, params, state)
+
+    def _single(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        """A window of one update, without the lists that a sweep needs: towers of many such levels live on this."""
+        x, s, f, g, below, age, *_ = state.carry
+        x, s, pull = level.optimizer.linearized(params, f, g, s, x)
+        f, g, below = level.problem.value_and_grad(x, below)
+        if not finite(f, g):
+            return super().value_and_grad(level, params, state)  # which says so
+        value, (weight,) = level.meta_loss(f[None])
+        dx = weighted(weight, g)
+        grad = torch.zeros_like(params) if dx is None else pull(dx, None)[0]
+        return value, grad, LevelState(state.carry._replace(x=x, state=s, f=f, g=g, below=below, age=age + 1), None)
 
     def sweep(
         self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
