@@ -210,7 +210,7 @@ class HandMade(Optimizer):
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor
     ) -> tuple[Tensor, Any, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
-        if not self._written_out:
+        if not (self._written_out and self._single):  # numbers for each coordinate are read again, not kept
             return super().linearized(params, f, g, state, x)
         h = self._read(params)
         return *self.step(h, g, state, x), partial(self._pull, params, h, g, state, x)

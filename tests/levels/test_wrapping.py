@@ -371,6 +371,7 @@ PAIRS = "loader: minibatches must be pairs of tensors, inputs and targets"
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
 def test_loaders_that_are_refused(make, sentence):
     with pytest.raises(ValueError) as caught:
         loader_task(make())
