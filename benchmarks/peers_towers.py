@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from benchmarks.harness import Numbers, Unsupported
 from levels import SGD, Adam, Fixed, Hyper, Laid, Level, LevelState, Linear, Logit, LossTask, Optimizer, keys
 from levels.layout import Layout
-from levels.level import Carry
 from levels.optimizers.adam import AdamState
 from levels.tasks.nets import cross_entropy, dense, dense_shapes
+from levels.window import Carry
 from recursion import Tower
 from recursion.tower import TowerState
 

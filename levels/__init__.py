@@ -11,7 +11,7 @@ from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
 from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
 from levels.layout import Layout
-from levels.level import Carry, Laid, Level, Window
+from levels.level import Laid, Level
 from levels.nonfinite import NonFinite, NonFiniteError, Skip, Stop
 from levels.objectives import Discounted, Last, MeanLog, Objective, Sum, TimeTo, Weighted
 from levels.optimizer import Optimizer
@@ -44,6 +44,7 @@ from levels.tasks.photo import Photo
 from levels.tasks.quadratic import Quadratic
 from levels.tasks.rosenbrock import Rosenbrock
 from levels.tasks.text import Characters, CharGRU, CharTransformer
+from levels.window import Carry, Window
 
 __all__ = [
     "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Augmented", "Backward",

@@ -12,9 +12,8 @@ nothing is evaluated twice, at any height. No level knows its height.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,12 +25,12 @@ from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
 from levels.nonfinite import NonFinite, Stop, finite, looking_is_put_off
 from levels.objectives import Objective, Sum
-from levels.optimizer import Optimizer, Pulled
+from levels.optimizer import Optimizer
 from levels.part import notate, require
 from levels.problem import Problem
 from levels.tree import State, choose, keep_named, scatter
+from levels.window import DUE, Carry, Step, Window
 
-DUE = -1  # the age of a copy that is to restart whatever the horizon
 RESTART = -1  # folded into a copy's key for its next trajectory; no part draws from that
 
 
@@ -109,46 +108,6 @@ class Level:
         settings = {k: v for k, v in changed_settings(self).items() if k not in ("optimizer", "unroll")}
         brackets = ", ".join(f"{key}={notate(value)}" for key, value in settings.items())
         return f"{self.optimizer}@{self.unroll}" + (f"[{brackets}]" if brackets else "")
-
-
-class Carry(NamedTuple):
-    """What a window hands to the next one; constants for every derivative. Leading dimensions ``[*batch, copies]``."""
-
-    x: Tensor  # [*batch, copies, n] parameters of the problem below
-    state: State  # the optimizer's
-    f: Tensor  # [*batch, copies] value at x
-    g: Tensor  # [*batch, copies, n] gradient at x
-    below: State  # the problem's
-    age: Tensor  # int64, updates since the trajectory began; DUE: restart before the next window
-    key: Tensor  # int64
-    skipped: Tensor  # int64, windows in which the copy was skipped
-
-
-class Step(NamedTuple):
-    """What one update of a window read: ``[*batch, copies, ...]``."""
-
-    f: Tensor
-    g: Tensor
-    state: State
-    x: Tensor
-    pull: Callable[[Tensor, list[Tensor | None] | None], Pulled] | None = None  # of the update, if it was wanted
-
-
-class Window(NamedTuple):
-    """A window that was run: what update t read, and what counts at the parameters that it led to (`Problem.judge`)."""
-
-    steps: list[Step]  # T
-    losses: Tensor  # [T, *batch, copies]
-    grads: list[Tensor]  # T of [*batch, copies, n]
-    x: Tensor  # [*batch, copies, n] where it ended
-    age: Tensor  # int64 [*batch, copies] where it began; DUE for copies that stood still
-    asked: list[State]  # T states with which the problem was asked; empty unless wanted
-    stood: Tensor | None = None  # [*batch, copies] whether the copy was skipped and stood still; None: no copy did
-
-    @property
-    def begun(self) -> Tensor:
-        """Whether the copy's trajectory began with this window: ``[*batch, copies]``."""
-        return self.age == 0
 
 
 class Laid(Problem):

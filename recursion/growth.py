@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.level import Carry, Laid, Window
+from levels.level import Laid
 from levels.nonfinite import Skip
 from levels.tree import choose, leaves, map_leaves, with_leaves
+from levels.window import Carry, Window
 from recursion.statistics import Estimate, estimate
 
 ENOUGH = 20  # updates, if nobody says how many windows

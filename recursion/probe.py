@@ -32,9 +32,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels import keys
-from levels.level import Carry, Level
+from levels.level import Level
 from levels.nonfinite import NonFiniteError, Skip
 from levels.part import notate, require
+from levels.window import Carry
 from recursion.advice import Followed, advised, followed_by, longest_bearable, verdict, warned
 from recursion.growth import Logs, Plan, follow, path_of, rate
 from recursion.statistics import Estimate

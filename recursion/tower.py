@@ -22,9 +22,10 @@ from torch import Tensor
 
 from levels import keys
 from levels.gradients.estimator import LevelState
-from levels.level import Carry, Laid, Level, Window
+from levels.level import Laid, Level
 from levels.nonfinite import NonFiniteError, Stop, put_off
 from levels.problem import Problem
+from levels.window import Carry, Window
 
 
 class TowerState(NamedTuple):

@@ -16,7 +16,8 @@ from levels.gradients.estimator import Estimator, LevelState
 from levels.part import require
 
 if TYPE_CHECKING:
-    from levels.level import Carry, Laid, Window
+    from levels.level import Laid
+    from levels.window import Carry, Window
 
 
 class Backward(Estimator):

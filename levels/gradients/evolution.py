@@ -44,6 +44,7 @@ from levels import keys
 from levels.gradients.estimator import Estimator, LevelState
 from levels.part import notate, require
 from levels.tree import State, map_leaves
+from levels.window import DUE
 
 if TYPE_CHECKING:
     from levels.level import Laid, Level
@@ -52,7 +53,6 @@ Noise = Literal["window", "episode"] | int
 """For how long a draw is kept: one window, a whole trajectory, or that many updates."""
 
 NOISE = -1  # folded into the level's key for its draws; its copies are folded from 1 up
-DUE = -1  # as `levels.level.DUE`
 
 
 class Draws(NamedTuple):

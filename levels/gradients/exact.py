@@ -31,9 +31,10 @@ from torch import Tensor
 from levels import keys
 from levels.derivatives import Cotangents, pull_gradient, pull_init_state, pull_update, push
 from levels.gradients.backward import Backward
-from levels.level import Carry, Laid, Level, Window
+from levels.level import Laid, Level
 from levels.part import require
 from levels.problem import Problem
+from levels.window import Carry, Window
 
 
 @dataclass(frozen=True, repr=False)

@@ -26,7 +26,8 @@ from levels.gradients.estimator import LevelState
 from levels.nonfinite import finite
 
 if TYPE_CHECKING:
-    from levels.level import Carry, Laid, Window
+    from levels.level import Laid
+    from levels.window import Carry, Window
 
 
 @dataclass(frozen=True, repr=False)

@@ -34,11 +34,12 @@ from levels.derivatives import push
 from levels.gradients.backward import weighted
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.exact import Exact
-from levels.level import DUE, Laid, Level, Step
+from levels.level import Laid, Level
 from levels.nonfinite import Skip
 from levels.part import notate, require
 from levels.problem import Problem
 from levels.tree import State, choose, leaves, map_leaves, with_leaves
+from levels.window import DUE, Step
 
 
 class Sensitivities(NamedTuple):

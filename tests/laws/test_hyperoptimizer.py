@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from levels import SGD, Adam, Backward, DigitsMLP, FirstOrder, Fixed, Laid, Level, LevelState, Linear, Logit, keys
-from levels.level import Carry
 from levels.tree import leaves
+from levels.window import Carry
 from recursion import Tower
 from recursion.notation import parse
 from recursion.tower import TowerState

@@ -25,8 +25,8 @@ from levels import (
     Sum,
     keys,
 )
-from levels.level import DUE
 from levels.tree import leaves, map_leaves
+from levels.window import DUE
 
 
 def quadratic(dims=3):
