@@ -103,10 +103,9 @@ def pull_init_state(
 def pull_gradient(problem: Problem, x: Tensor, state: State, dg: Tensor) -> Tensor:
     """The vector-Jacobian product of a problem's gradient at ``x``: ``[*batch, n]`` for ``dg`` ``[*batch, n]``.
 
-    Where the gradient is the value's own derivative, its Jacobian is a Hessian: symmetric, so forward mode serves, and
-    nothing of the problem's backward graph is kept. Elsewhere this is reverse mode through the problem's answer.
+    Where the gradient is the value's own derivative, its Jacobian is a Hessian: symmetric, so its product serves
+    (`Problem.bend`). Elsewhere this is reverse mode through the problem's answer.
     """
-
     if problem.symmetric:
         return problem.bend(x, state, dg)
 

@@ -7,10 +7,12 @@ its cotangent comes back to ``x_t`` by the Jacobian J of the gradient, and that 
     dparams, df, dg, dstate, dx  <-  pullback of update t at (dx, dstate),      dparams summed over t.
 
 J is a Hessian, so symmetric, and ``J^T dg`` is forward mode through the problem's answer at ``x_t`` (mixed mode, Kemaev
-et al. 2025, arXiv 2505.00793): asked again, from the state with which it was asked before. What is kept of a window are
-the carries; of the model's backward graph nothing, however long the window. What stands in the carry at the window's
-edge is a constant for every derivative. Over unroll T a window costs 2T - 1 evaluations below, T - 1 of them with
-tangents, so unrolls of 1 cost what first order does, and levels multiply.
+et al. 2025, arXiv 2505.00793): asked again, from the state with which it was asked before. Where nothing above
+differentiates, a task given by its loss takes the same product by autograd twice, which is quicker, and holds the graph
+of one evaluation for it (`levels.task.LossTask.bend`). What is kept of a window are the carries; of the model's
+backward graph nothing, however long the window. What stands in the carry at the window's edge is a constant for every
+derivative. Over unroll T a window costs 2T - 1 evaluations below, T - 1 of them with tangents, so unrolls of 1 cost
+what first order does, and levels multiply.
 
 All that runs here composes with `torch.func`. So an exact level over an exact level differentiates this file's two
 sweeps forward, and so on up.
