@@ -1,6 +1,7 @@
 """What one level of a tower is, and everything it can be made of."""
 
 from levels import keys
+from levels.asking import Asking
 from levels.gradients.backward import Backward
 from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.estimator import Estimator, LevelState
@@ -47,7 +48,7 @@ from levels.tasks.text import Characters, CharGRU, CharTransformer
 from levels.window import Carry, Window
 
 __all__ = [
-    "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Augmented", "Backward",
+    "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Asking", "Augmented", "Backward",
     "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters", "ConvNet", "DigitsConvNet",
     "DigitsMLP", "Discounted", "ESSingle", "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP",
     "FirstOrder", "Fixed", "Forward", "FullES", "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level",

@@ -13,21 +13,24 @@ nothing is evaluated twice, at any height. No level knows its height.
 import dataclasses
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from levels import keys
+from levels import keys, trials
 from levels.derivatives import constant, differentiated
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
-from levels.nonfinite import NonFinite, Stop, finite, looking_is_put_off
+from levels.nonfinite import NonFinite, Skip, Stop, finite, looking_is_put_off
 from levels.objectives import Objective, Sum
 from levels.optimizer import Optimizer
 from levels.part import notate, require
 from levels.problem import Problem
+from levels.task import Split
 from levels.tree import State, choose, keep_named, scatter
 from levels.window import DUE, Carry, Step, Window
 
@@ -117,10 +120,13 @@ class Laid(Problem):
         require(problem.layout.size > 0, f"{level} lies over something without parameters; nothing there to optimize")
         self.level = level
         self.problem = problem
-        self.optimizer = level.optimizer.over(problem.layout)
+        self.optimizer = level.optimizer.bound(problem).over(problem.layout)
         self.batch = level.batch if level.batch != "auto" else problem.copies if level.unroll > 1 else 1
-        if isinstance(problem, Laid):
+        if isinstance(problem, Laid) and self.optimizer.reads_gradient:
             problem.level.gradient.check(problem)
+        self.starting = problem.starting + problem.cost
+        asked = level.gradient.updates(level) * self.optimizer.asking
+        self.cost = level.gradient.evaluations(level, problem.judging) * problem.cost + asked
         self.differentiable = level.gradient.differentiable
         self.endless = level.life is None and type(level.nonfinite) is Stop  # no copy ever restarts
         starts = self.optimizer.learns_start
@@ -134,6 +140,10 @@ class Laid(Problem):
     def __repr__(self) -> str:
         return f"{self.level} over {self.problem}"
 
+    @property
+    def rule(self) -> Optimizer:
+        return self.optimizer
+
     def init_params(self, key: Tensor) -> Tensor:
         return self.optimizer.init_params(key)
 
@@ -146,12 +156,38 @@ class Laid(Problem):
             with torch.no_grad():
                 return self.value_and_grad(params, state)
         value, grad, state = self.level.gradient.value_and_grad(self, params, state)
+        charge = self.optimizer.charge(params)
+        if charge is not None:
+            value, grad = value + charge[0], grad + charge[1]
         if not (looking_is_put_off() or finite(value, grad)):  # whoever asked looks at both, and puts it off again
             grad, state = self._vet_gradient(value, grad, state)
         if self.level.clip is not None:
             norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
             grad = grad * (self.level.clip / norm.clamp_min(self.level.clip)).to(grad.dtype)
         return value, grad, state
+
+    @torch.no_grad()
+    def value(self, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        value, state = self.level.gradient.value(self, params, state)
+        charge = self.optimizer.charge(params)
+        return value if charge is None else value + charge[0], state
+
+    def on(self, split: Split) -> "Laid":
+        return Laid(self.level, self.problem.on(split))
+
+    @torch.no_grad()
+    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+        return trials.run(self, params, key)
+
+    @property
+    def trying(self) -> int | Fraction:
+        return trials.cost(self)
+
+    @cached_property
+    def patient(self) -> "Laid":
+        """The same, but copies that go wrong are skipped and counted, at every level."""
+        problem = self.problem.patient if isinstance(self.problem, Laid) else self.problem
+        return Laid(dataclasses.replace(self.level, nonfinite=Skip()), problem)
 
     # What follows is for estimators.
 
@@ -168,15 +204,20 @@ class Laid(Problem):
         carry = self.begin(params, keys.split(key, self.batch))
         return carry._replace(age=carry.age + self.first_ages())
 
-    def begin(self, params: Tensor, key: Tensor) -> Carry:
-        """Fresh trajectories for keys ``[*batch, copies]``, all of age 0: one evaluation of the problem below."""
+    def begin(self, params: Tensor, key: Tensor, *, policy: NonFinite = Stop()) -> Carry:  # noqa: B008, it is frozen
+        """Fresh trajectories for keys ``[*batch, copies]``, all of age 0: one evaluation of the problem below.
+
+        ``policy``: what to do about one whose start is not finite; one that is let pass counts as skipped.
+        """
         x = self.optimizer.start(params, self.problem.init_params, keys.split(key, 2)[..., 0])
-        state = self.optimizer.init_state(params, x)
+        state = self.optimizer.begin_state(params, x, keys.split(key, 3)[..., 2])
         f, g, _, _, below = self._ask(x, self.asked_first(x, key), judged=False)
-        if not finite(f, g):
-            Stop().handle(self, *_complaint("a freshly started problem's", f, "start its parameters smaller"))
         count = torch.zeros_like(key)
-        return Carry(x, state, f, g, below, count, key, count)
+        carry = Carry(x, state, f, g, below, count, key, count)
+        if finite(f, g):
+            return carry
+        policy.handle(self, *_complaint("a freshly started problem's", f, "start its parameters smaller"))
+        return carry._replace(skipped=count + ~(torch.isfinite(f) & torch.isfinite(g).all(-1)))
 
     def asked_first(self, x: Tensor, key: Tensor) -> State:
         """The state with which the problem is asked at ``x`` ``[*batch, n]`` where trajectories of these keys begin."""
@@ -238,7 +279,10 @@ class Laid(Problem):
 
     def _ask(self, x: Tensor, below: State, judged: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, State]:
         """The problem's answer, and what of it counts; what it carries on is a constant for every derivative."""
-        f, g, below = self.problem.value_and_grad(x, below)
+        if self.optimizer.reads_gradient:
+            f, g, below = self.problem.value_and_grad(x, below)
+        else:
+            (f, below), g = self.problem.value(x, below), torch.zeros_like(x)
         value, slope, below = self.problem.judge(x, f, g, below) if judged else (f, g, below)
         return f, g, value, slope, constant(below) if differentiated() else below
 

@@ -102,3 +102,13 @@ def put_off() -> Iterator[Noted]:
         yield noted
     finally:
         _noted.reset(before)
+
+
+@contextmanager
+def looked_at() -> Iterator[None]:
+    """Within this context `finite` looks at what it is given, whatever is put off around it."""
+    before = _noted.set(None)
+    try:
+        yield
+    finally:
+        _noted.reset(before)

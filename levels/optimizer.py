@@ -4,11 +4,14 @@ Hand-made and learned rules differ only in how many parameters they have: an SGD
 its weights. State is explicit, so that a window can be run again, differentiated, or given up.
 """
 
+from __future__ import annotations
+
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cached_property, partial
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ from levels.derivatives import differentiated, pull_update
 from levels.layout import Layout
 from levels.part import Part
 from levels.tree import State, leaves, with_leaves
+
+if TYPE_CHECKING:
+    from levels.problem import Problem
 
 Scope = Literal["coordinate", "tensor", "problem"]
 
@@ -56,10 +62,24 @@ class Optimizer(Part):
     reads_loss: bool = False
     """Whether `update` reads ``f``; if not, it may be given anything."""
 
+    reads_gradient: bool = True
+    """Whether `update` reads ``g``; if not, it is given zeros, and no gradient of the problem is made for it."""
+
+    asking: int | Fraction = 0
+    """Task gradients that an `update` costs by asking the problem itself (`levels.asking`), for each copy of the task;
+    a mean where that varies."""
+
     compiles: bool = False
     """Whether `update` or its derivative has pieces that a compiler makes faster (`levels.compiled`)."""
 
     _laid: tuple[Layout, Layout] | None = None
+
+    def bound(self, problem: Problem) -> Optimizer:
+        """This optimizer with what it must know of the problem that it will be laid over, beside the layout.
+
+        Most need nothing. One that holds another for the whole problem binds that.
+        """
+        return self
 
     def over(self, below: Layout) -> Self:
         """This optimizer, laid over the parameters that ``below`` describes; ValueError if it does not fit them."""
@@ -115,6 +135,21 @@ class Optimizer(Part):
     @abstractmethod
     def init_state(self, params: Tensor, x: Tensor) -> State:
         """What the rule remembers at the start of a trajectory; every tensor in it is ``[*batch, copies, ...]``."""
+
+    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> State:
+        """`init_state` for a rule that draws random numbers, for keys ``[*batch, copies]``: it keeps them there."""
+        return self.init_state(params, x)
+
+    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What it costs to hold these parameters: a value ``[*batch]`` and its gradient ``[*batch, m]``, or None.
+
+        Both are added to the meta-loss of the level and to its gradient, however that was estimated.
+        """
+        return None
+
+    def notes(self, state: State) -> dict[str, Tensor]:
+        """What a user should hear of a state: counts and the like by name, ``[*batch, copies]`` each."""
+        return {}
 
     @abstractmethod
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:

@@ -4,13 +4,22 @@ Four questions, and a tower needs no others: what are the parameters, where do t
 remember, and what is **value and gradient at given parameters, with the state advanced**.
 """
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from typing import TYPE_CHECKING, Self
+
+import torch
 from torch import Tensor
 
 from levels.derivatives import push
 from levels.layout import Layout
 from levels.tree import State
+
+if TYPE_CHECKING:
+    from levels.optimizer import Optimizer
+    from levels.task import Split
 
 
 class Problem(ABC):
@@ -29,6 +38,12 @@ class Problem(ABC):
     judging: int = 0
     """Evaluations that `judge` costs, beside that of `value_and_grad`."""
 
+    cost: int | Fraction = 1
+    """Task gradients that `value_and_grad` costs, for each copy of the task; a mean where that varies."""
+
+    starting: int | Fraction = 0
+    """Task gradients that `init_state` costs, for each copy of the task."""
+
     symmetric: bool = True
     """Whether the gradient is the derivative of the value, so that its own derivative is symmetric."""
 
@@ -36,6 +51,11 @@ class Problem(ABC):
     @abstractmethod
     def layout(self) -> Layout:
         """Names and shapes of the parameters; ``layout.size`` is their number ``n``."""
+
+    @property
+    def rule(self) -> Optimizer | None:
+        """The optimizer whose parameters these are, laid over what it updates; None for a task."""
+        return None
 
     @abstractmethod
     def init_params(self, key: Tensor) -> Tensor:
@@ -68,3 +88,28 @@ class Problem(ABC):
         the same, unless a problem judges by other data than it trains on (`levels.tasks.held_out`).
         """
         return f, g, state
+
+    def value(self, params: Tensor, state: State) -> tuple[Tensor, State]:
+        """Value ``[*batch]`` alone, for those who do not read the gradient; the state is advanced as by the two."""
+        value, _, state = self.value_and_grad(params, state)
+        return value, state
+
+    def on(self, split: Split) -> Self:
+        """The same problem, drawn from another split of its task; itself if there are no splits."""
+        return self
+
+    @torch.no_grad()
+    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+        """How good parameters ``[*batch, n]`` are on what keys ``[*batch]`` draw: losses ``[*batch]``.
+
+        One that is not finite is inf. Equal keys are equal trials, so parameters compare. No state is kept.
+        """
+        state = self.init_state(params, key)
+        f, g, state = self.value_and_grad(params, state)
+        value = self.judge(params, f, g, state)[0]
+        return torch.where(torch.isfinite(value), value, torch.inf)
+
+    @property
+    def trying(self) -> int | Fraction:
+        """Task gradients that a `trial` costs, for each copy of the task."""
+        return self.starting + self.cost * (1 + self.judging)

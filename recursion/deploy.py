@@ -22,7 +22,7 @@ from levels.nonfinite import NonFiniteError, Skip
 from levels.optimizer import Optimizer
 from levels.part import require
 from levels.problem import Problem
-from levels.task import Task
+from levels.task import Split, Task
 from levels.tree import State
 from recursion.tower import Tower, TowerState
 
@@ -52,7 +52,7 @@ def run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: in
     Raises ValueError if ``params`` do not fit the optimizer laid over the task.
     """
     require(steps >= 1, f"steps must be at least 1, got {steps}")
-    n, optimizer = task.layout.size, optimizer.over(task.layout)
+    n, optimizer = task.layout.size, optimizer.bound(task).over(task.layout)
     problems = max(1, min(len(key), CHUNK // n))
     settings = max(1, CHUNK // (n * problems))
     rows = []
@@ -65,7 +65,7 @@ def run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: in
 def _run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
     for_params, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
     x = task.init_params(for_params)
-    state = optimizer.init_state(params, x)
+    state = optimizer.begin_state(params, x, keys.split(key.expand(len(params), -1), 3)[..., 2])
     f, g, below = task.value_and_grad(x, task.init_state(x, for_state))
     losses = [f]
     for _ in range(steps):
@@ -201,7 +201,7 @@ class Subject(NamedTuple):
         if self.itself:
             return None
         optimizer, have = self.tower.levels[0].optimizer, self.params[0].shape[-1]
-        needed = optimizer.over(task.layout).layout.size
+        needed = optimizer.bound(task).over(task.layout).layout.size
         return None if needed == have else f"{optimizer} takes {needed} parameters on {task}, {have} were learned"
 
 
@@ -214,8 +214,8 @@ class Watched(Problem):
 
     def __init__(self, problem: Problem, *, record: bool = False) -> None:
         self.problem, self.record = problem, record
-        self.copies, self.judging = problem.copies, problem.judging
-        self.base_steps = 0
+        self.copies, self.judging, self.cost = problem.copies, problem.judging, problem.cost
+        self.spent = [0]  # base steps, shared with those `on` another split
         self.losses: list[Tensor] = []  # [P] each
 
     @property
@@ -232,7 +232,7 @@ class Watched(Problem):
 
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         value, grad, state = self.problem.value_and_grad(params, state)
-        self.base_steps += value.numel()
+        self.spent[0] += value.numel()
         if self.record:
             over = ~torch.isfinite(value) | ~torch.isfinite(grad).all(-1)
             if self.losses:
@@ -241,8 +241,22 @@ class Watched(Problem):
             value, grad = value.masked_fill(over, 1.0), grad.masked_fill(over[..., None], 0.0)
         return value, grad, state
 
+    @property
+    def base_steps(self) -> int:
+        """Gradients counted so far."""
+        return self.spent[0]
+
+    def on(self, split: Split) -> Watched:
+        other = Watched(self.problem.on(split))
+        other.spent = self.spent
+        return other
+
+    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+        self.spent[0] += int(key.numel() * self.problem.trying)
+        return self.problem.trial(params, key)
+
     def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        self.base_steps += self.judging * f.numel()
+        self.spent[0] += self.judging * f.numel()
         return self.problem.judge(params, f, g, state)
 
     def __repr__(self) -> str:

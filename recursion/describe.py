@@ -1,6 +1,7 @@
 """A tower in words: what each level is, how much it learns, and what it costs."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import accumulate
 from operator import mul
 
@@ -28,7 +29,7 @@ def _lines(tower: Tower) -> Iterator[str]:
     yield f"start-up: {_count(startup, 'base step')}; a restart of a level costs one evaluation of the problem below it"
 
 
-def _level(number: int, laid: Laid, cost: int, copies: int, top: bool) -> Iterator[str]:
+def _level(number: int, laid: Laid, cost: int | Fraction, copies: int, top: bool) -> Iterator[str]:
     level, below = laid.level, "the task" if number == 1 else f"level {number - 1}"
     fate = "fixed, for it is the topmost" if top else f"trained by level {number + 1}"
     yield f"level {number}: {level}"
@@ -51,5 +52,6 @@ def _horizon(level: Level) -> str:
     return f"{_count(level.life, 'update')}, trajectories restart after {windows}"
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def _count(number: int | Fraction, one: str, many: str = "") -> str:
+    shown = f"{number:,}" if isinstance(number, int) else f"{float(number):,.1f}"
+    return f"{shown} {one if number == 1 else many or one + 's'}"

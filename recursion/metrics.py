@@ -3,6 +3,7 @@
     {"step": 1, "losses": [53.7, 1070.2], "skipped": [0, 0], "base_steps": 20, "seconds": 0.031}
 
 ``losses`` and ``skipped`` are those of `recursion.tower.Report`, level 1 first; a loss that is not finite is null.
+``notes``, where parts have something to say, are its notes (``"level 2 refused": 3.0``).
 ``base_steps`` counts task gradients so far, start-up and restarts apart; ``seconds`` counts all sessions of the run.
 """
 
@@ -44,22 +45,29 @@ class Metrics:
     def write(self, report: Report, *, base_steps: int, seconds: float) -> None:
         """Append one step; in the operating system's hands when this returns, so a killed process loses none."""
         losses = [loss if math.isfinite(loss) else None for loss in report.losses]
-        line = {
+        line: dict[str, Any] = {
             "step": report.step,
             "losses": losses,
             "skipped": report.skipped,
             "base_steps": base_steps,
             "seconds": round(seconds, 6),
         }
+        if report.notes:
+            line["notes"] = {name: value if math.isfinite(value) else None for name, value in report.notes.items()}
         with explained("write", self.path):
             rest = memoryview(json.dumps(line).encode() + b"\n")
             while rest:
                 rest = rest[self.file.write(rest) :]
-        with explained("write TensorBoard events in", self.path.parent):
-            for level, (loss, skipped) in enumerate(zip(report.losses, report.skipped), 1):
-                if self.board is not None:
-                    self.board.add_scalar(f"loss/level {level}", loss, report.step)
-                    self.board.add_scalar(f"skipped/level {level}", skipped, report.step)
+        if self.board is not None:
+            with explained("write TensorBoard events in", self.path.parent):
+                self._draw(report)
+
+    def _draw(self, report: Report) -> None:
+        scalars = {f"loss/level {level}": loss for level, loss in enumerate(report.losses, 1)}
+        scalars |= {f"skipped/level {level}": count for level, count in enumerate(report.skipped, 1)}
+        scalars |= {f"notes/{name}": value for name, value in report.notes.items()}
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, report.step)
 
     def flush(self) -> None:
         """Have all lines on the disk: what a checkpoint's step says must not outlive its metrics."""

@@ -12,18 +12,19 @@ exactly T1 * ... * TN task gradients for it in first order, and one more evaluat
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.gradients.estimator import LevelState
+from levels.gradients.estimator import Estimator, LevelState
 from levels.level import Laid, Level
 from levels.nonfinite import NonFiniteError, Stop, put_off
+from levels.optimizer import Optimizer
 from levels.problem import Problem
 from levels.window import Carry, Window
 
@@ -42,6 +43,7 @@ class Report(NamedTuple):
     step: int
     losses: list[float]  # of the problem below each level, mean over copies (for the topmost: over its window too)
     skipped: list[int]  # copies skipped so far at each level, as not finite
+    notes: Mapping[str, float] = MappingProxyType({})  # what parts have to say, as "level 2 refused", mean over copies
 
 
 class Tower:
@@ -63,12 +65,15 @@ class Tower:
         for number, level in enumerate(levels, 1):
             try:
                 below = level.over(below)
-                if number < len(levels):
+                if number < len(levels) and levels[number].optimizer.reads_gradient:
                     level.gradient.check(below)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"level {number} ({level}): {error}") from error
             self.laid.append(below)
         self.top = self.laid[-1]
+        kinds = (type(laid.optimizer).notes is Optimizer.notes for laid in self.laid)
+        quiet = (type(level.gradient).notes is Estimator.notes for level in levels)
+        self._notes = not (all(kinds) and all(quiet))  # somebody has something to say
         self._stops = all(type(level.nonfinite) is Stop for level in levels)  # nothing is ever skipped
         if levels[-1].ahead is not None:
             what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
@@ -80,17 +85,17 @@ class Tower:
         return len(self.levels)
 
     @property
-    def costs(self) -> list[int]:
+    def costs(self) -> list[int | Fraction]:
         """Task gradients that a window of each level costs, level 1 first, for each copy of the task; restarts apart.
 
-        The product of the unrolls, where gradients are first-order; see `Estimator.evaluations` for the others.
+        The product of the unrolls, where gradients are first-order; see `Estimator.evaluations` for the others. Rules
+        that ask the problem themselves (`Optimizer.asking`) add to it; where they do not ask at each step it is a mean.
         """
-        judging = [laid.problem.judging for laid in self.laid]
-        trained = [level.gradient.evaluations(level, more) for level, more in zip(self.levels[:-1], judging)]
-        return list(itertools.accumulate([*trained, self.levels[-1].unroll], operator.mul))
+        top = self.top.level.unroll * (self.top.problem.cost + self.top.optimizer.asking)
+        return [_whole(cost) for cost in (*(laid.cost for laid in self.laid[:-1]), top)]
 
     @property
-    def base_steps(self) -> int:
+    def base_steps(self) -> int | Fraction:
         """Task gradients that one step costs after start-up; the last of `costs`."""
         return self.costs[-1]
 
@@ -120,7 +125,7 @@ class Tower:
         carries = self.carries(new)
         losses = _numbers([*(carry.f for carry in carries[:-1]), window.losses], torch.mean)
         skipped = [0] * self.depth if self._stops else _numbers([carry.skipped for carry in carries], torch.sum)
-        return new, Report(number, losses, skipped)
+        return new, Report(number, losses, skipped, self.notes(new) if self._notes else {})
 
     def _window(self, state: TowerState) -> tuple[Carry, Window]:
         """One window of the topmost level. Where all levels stop, it is looked at once, and run again to hear where."""
@@ -145,6 +150,17 @@ class Tower:
             below = below.carry.below
         return carries[::-1]
 
+    def notes(self, state: TowerState) -> dict[str, float]:
+        """What optimizers and estimators have to say of their states, by level and name; means over copies."""
+        found: dict[str, Tensor] = {}
+        carries = self.carries(state)
+        for number, (laid, carry) in enumerate(zip(self.laid, carries), 1):
+            said = laid.optimizer.notes(carry.state)
+            if number < self.depth:
+                said = said | laid.level.gradient.notes(carries[number].below)
+            found |= {f"level {number} {name}": value for name, value in said.items()}
+        return dict(zip(found, _numbers([value.double() for value in found.values()], torch.mean))) if found else {}
+
     def under(self) -> Tower:
         """The tower without its topmost level; the level that becomes topmost goes on for ever, never restarting."""
         *rest, top = self.levels[:-1]
@@ -159,6 +175,11 @@ class Tower:
 
     def _named(self, step: int) -> _Named:
         return _Named(self, step)
+
+
+def _whole(cost: int | Fraction) -> int | Fraction:
+    """The cost as a plain number if it is whole."""
+    return int(cost) if cost == int(cost) else cost
 
 
 def _numbers(tensors: list[Tensor], reduce: Callable[[Tensor], Tensor]) -> list[Any]:

@@ -127,7 +127,7 @@ class _Run:
         """One step. Its line of metrics comes first: resuming cuts a line without a state, but cannot invent one."""
         new, report = self.tower.step(self.state)
         new = checkpoint.settled(new)
-        base_steps = report.step * self.tower.base_steps
+        base_steps = int(report.step * self.tower.base_steps)
         self.metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - self.began)
         self.state = new
         return report

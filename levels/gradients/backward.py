@@ -44,6 +44,10 @@ class Backward(Estimator):
     def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
         return LevelState(level.start(params, key), None)
 
+    def value(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        carry, window = level.window(params, state.carry, record=False)
+        return level.meta_loss(window.losses)[0], LevelState(carry, None)
+
     def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         carry, window = level.window(params, state.carry, pulls=not self.asks, asked=self.asks)
         value, weights = level.meta_loss(window.losses)

@@ -42,6 +42,19 @@ class Estimator(Part):
         """
         return level.reach * (1 + judging)
 
+    def updates(self, level: Level) -> int:
+        """Updates of the level's optimizer that a window costs, for each copy."""
+        return level.reach
+
+    def value(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        """`value_and_grad` without the gradient, for an optimizer above that does not read it."""
+        value, _, state = self.value_and_grad(level, params, state)
+        return value, state
+
+    def notes(self, state: LevelState) -> dict[str, Tensor]:
+        """What a user should hear of a state: counts and the like by name, ``[*batch]`` each."""
+        return {}
+
     @abstractmethod
     def check(self, level: Laid) -> None:
         """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""

@@ -95,6 +95,9 @@ class Antithetic(Estimator):
     def evaluations(self, level: Level, judging: int = 0) -> int:
         return 2 * self.pairs * level.reach * (1 + judging)
 
+    def updates(self, level: Level) -> int:
+        return 2 * self.pairs * level.reach
+
     def check(self, level: Laid) -> None:
         noise, accumulate = self.schedule()
         unroll, life = level.level.unroll, level.level.life

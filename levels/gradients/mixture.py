@@ -69,6 +69,13 @@ class Mix(Estimator):
     def evaluations(self, level: Level, judging: int = 0) -> int:
         return self.first.evaluations(level, judging) + self.second.evaluations(level, judging)
 
+    def updates(self, level: Level) -> int:
+        return self.first.updates(level) + self.second.updates(level)
+
+    def notes(self, state: LevelState) -> dict[str, Tensor]:
+        memory: Both = state.memory
+        return self.first.notes(LevelState(state.carry, memory.first)) | self.second.notes(memory.second)
+
     def check(self, level: Laid) -> None:
         self.first.check(level)
         self.second.check(level)
