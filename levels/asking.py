@@ -14,6 +14,7 @@ from typing import Self
 from torch import Tensor
 
 from levels import keys
+from levels.layout import Layout
 from levels.optimizer import Optimizer
 from levels.part import require
 from levels.problem import Problem
@@ -21,7 +22,7 @@ from levels.tree import State
 
 
 class Asking(Optimizer):
-    """Abstract. Laid over a problem, by a level, it has `problem`; laid over a mere layout it cannot update.
+    """Abstract. Laid over a problem, by a level, it has `problem`; over a layout alone it is refused.
 
     Nobody differentiates through a trial: a level above trains such a rule by evolution.
     """
@@ -35,11 +36,14 @@ class Asking(Optimizer):
         object.__setattr__(bound, "_problem", problem)
         return bound
 
-    @property
-    def problem(self) -> Problem:
-        """The problem that is asked; ValueError if this is not laid over one."""
+    def over(self, below: Layout) -> Self:
         what = f"{self} asks the problem that it works on, and it was laid over a layout alone"
         require(self._problem is not None, f"{what}; give it a level of its own")
+        return super().over(below)
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that is asked."""
         assert self._problem is not None
         return self._problem
 

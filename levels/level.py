@@ -34,6 +34,7 @@ from levels.task import Split
 from levels.tree import State, choose, keep_named, scatter
 from levels.window import DUE, Carry, Step, Window
 
+STATE = 3  # folded into a copy's key for what its rule draws; 1 and 2 are its halves, for the start and the problem
 RESTART = -1  # folded into a copy's key for its next trajectory; no part draws from that
 
 
@@ -210,7 +211,7 @@ class Laid(Problem):
         ``policy``: what to do about one whose start is not finite; one that is let pass counts as skipped.
         """
         x = self.optimizer.start(params, self.problem.init_params, keys.split(key, 2)[..., 0])
-        state = self.optimizer.begin_state(params, x, keys.split(key, 3)[..., 2])
+        state = self.optimizer.begin_state(params, x, keys.fold(key, STATE))
         f, g, _, _, below = self._ask(x, self.asked_first(x, key), judged=False)
         count = torch.zeros_like(key)
         carry = Carry(x, state, f, g, below, count, key, count)

@@ -147,6 +147,10 @@ class Optimizer(Part):
         """
         return None
 
+    def outcome(self, state: State, x: Tensor) -> Tensor:
+        """What a trajectory has come to, ``[*batch, copies, n]``: where it stands, unless the rule knows better."""
+        return x
+
     def notes(self, state: State) -> dict[str, Tensor]:
         """What a user should hear of a state: counts and the like by name, ``[*batch, copies]`` each."""
         return {}

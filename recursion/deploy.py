@@ -17,7 +17,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.level import Level
+from levels.level import STATE, Level
 from levels.nonfinite import NonFiniteError, Skip
 from levels.optimizer import Optimizer
 from levels.part import require
@@ -65,7 +65,7 @@ def run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: in
 def _run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
     for_params, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
     x = task.init_params(for_params)
-    state = optimizer.begin_state(params, x, keys.split(key.expand(len(params), -1), 3)[..., 2])
+    state = optimizer.begin_state(params, x, keys.fold(key.expand(len(params), -1), STATE))
     f, g, below = task.value_and_grad(x, task.init_state(x, for_state))
     losses = [f]
     for _ in range(steps):
@@ -87,7 +87,7 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
     """
     require(tower.depth >= 2, f"{tower}: a tower of depth 1 trains no optimizer; put a level on top, as in '/ adam'")
     require(windows is None or windows >= 1, f"windows must be at least 1, got {windows}")
-    trained = state.carry.x  # [copies, m] of the optimizer under the top
+    trained = tower.outcome(state)  # [copies, m] of the optimizer under the top
     if tower.depth == 2:
         return Learned(trained, 0)
     under, watched = tower.under(), Watched(tower.task)

@@ -14,19 +14,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.compiled import is_compiling
 from levels.gradients.estimator import Estimator, LevelState
 from levels.level import Laid, Level
 from levels.nonfinite import NonFiniteError, Stop, put_off
 from levels.optimizer import Optimizer
 from levels.problem import Problem
 from levels.window import Carry, Window
+
+if TYPE_CHECKING:
+    from recursion.fused import Fused
 
 
 class TowerState(NamedTuple):
@@ -129,6 +134,8 @@ class Tower:
 
     def _window(self, state: TowerState) -> tuple[Carry, Window]:
         """One window of the topmost level. Where all levels stop, it is looked at once, and run again to hear where."""
+        if is_compiling() and (fused := self._fused.window(state.params, state.carry)):
+            return fused
         if self._stops:
             with put_off() as noted:
                 answer = self.top.window(state.params, state.carry, record=False, judged=False)
@@ -136,11 +143,21 @@ class Tower:
                 return answer
         return self.top.window(state.params, state.carry, record=False, judged=False)
 
+    @cached_property
+    def _fused(self) -> Fused:
+        from recursion.fused import Fused
+
+        return Fused(self)
+
     def run(self, state: TowerState, steps: int) -> Iterator[tuple[TowerState, Report]]:
         """``steps`` steps, one at a time: yields what `step` returns."""
         for _ in range(steps):
             state, report = self.step(state)
             yield state, report
+
+    def outcome(self, state: TowerState) -> Tensor:
+        """What the tower has trained, ``[copies, n]``: ``state.carry.x``, unless the topmost rule knows better."""
+        return self.top.optimizer.outcome(state.carry.state, state.carry.x)
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""

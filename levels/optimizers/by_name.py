@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,11 @@ class ByName(Optimizer):
         """If any of them does."""
         return any(rule.compiles for rule in self.optimizers)
 
+    def over(self, below: Layout) -> Self:
+        laid = super().over(below)
+        _ = laid.shares  # a rule that needs a level of its own says so now
+        return laid
+
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
         for place, (rule, names) in enumerate(zip(self.optimizers, self._names(below))):
@@ -72,6 +77,20 @@ class ByName(Optimizer):
 
     def init_state(self, params: Tensor, x: Tensor) -> tuple[Any, ...]:
         return tuple(s.rule.init_state(params[..., s.params], x[..., s.rows]) for s in self.shares)
+
+    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        charges = [s.rule.charge(params[..., s.params]) for s in self.shares]
+        if all(charge is None for charge in charges):
+            return None
+        nothing = params.new_zeros(params.shape[:-1])
+        values = [nothing if charge is None else charge[0] for charge in charges]
+        own = (params[..., s.params] for s in self.shares)
+        slopes = [torch.zeros_like(part) if charge is None else charge[1] for part, charge in zip(own, charges)]
+        return torch.stack(values).sum(0), torch.cat(slopes, dim=-1)
+
+    def notes(self, state: tuple[Any, ...]) -> dict[str, Tensor]:
+        said = [s.rule.notes(own) for s, own in zip(self.shares, state)]
+        return {f"{place}.{name}": value for place, notes in enumerate(said) for name, value in notes.items()}
 
     def update(
         self, params: Tensor, f: Tensor, g: Tensor, state: tuple[Any, ...], x: Tensor

@@ -22,6 +22,7 @@ from torch import Tensor
 from levels import keys
 from levels.layout import Layout
 from levels.optimizer import Optimizer
+from levels.problem import Problem
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +33,9 @@ class Start(Optimizer):
 
     rule: Optimizer
     seed: int = 0
+
+    def bound(self, problem: Problem) -> "Start":
+        return Start(self.rule.bound(problem), self.seed)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
