@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Numbers, Unsupported
 from levels import SGD, Adam, Fixed, Hyper, Laid, Level, LevelState, Linear, Logit, LossTask, Optimizer, keys
+from levels.compiled import compiling
 from levels.layout import Layout
 from levels.optimizers.adam import AdamState
 from levels.tasks.nets import cross_entropy, dense, dense_shapes
@@ -90,6 +91,7 @@ class FixedNetwork(LossTask):
     """The network on its one minibatch, from its one start."""
 
     name = "fixed-network"
+    traceable: ClassVar[bool] = True
     shrink: float = 1.0
 
     @property
@@ -123,10 +125,12 @@ class HalfLogit(Hyper):
 
 
 class Ours:
-    """A tower, one top step a unit."""
+    """A tower, one top step a unit; ``compiled``: what this process runs from here on is compiled."""
 
-    def __init__(self, kind: str, height: int) -> None:
+    def __init__(self, kind: str, height: int, *, compiled: bool = False) -> None:
         self.kind, self.height = kind, height
+        self.switch = compiling(compiled)
+        self.switch.__enter__()
         self.tower = tower(kind, height, "float32", Logit)
         self.first = self.state = self.tower.init(seed=0)
         self.units = 0

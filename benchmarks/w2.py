@@ -2,7 +2,9 @@
 
 The network is that of gdtuo's README: 784-128-10 with tanh on hidden and output units, log-softmax, negative
 log-likelihood. All sides see the same minibatch of 256 images at each step, so none pays for drawing. A unit is one
-step of training: forward, backward, each level's update, and the loss as a Python number. Not included: data, building.
+step of training: forward, backward, each level's update, and the loss as a Python number. Not included: data, building,
+compiling (the first step tells). ``ours, compiled`` is the same tower within `levels.compiled.compiling`, as
+``tower train --compile on`` runs it: its step is one compiled call (`recursion.fused`).
 
 ``sgd / sgd``: SGD at each level; ``adam / sgd``: Adam below, SGD at each level above; ``adam / adam``: Adam at each.
 A height counts the optimizers. Ours learns lr, beta1 and beta2 of an Adam and lr of an SGD, as gdtuo; gdtuo hands on an
@@ -25,7 +27,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.harness import Spread
+from benchmarks.harness import Spread, ours
 from benchmarks.peers_towers import FIRST_RATES, Gdtuo, Ours, TorchOptim
 
 TITLE = "MLP 784-128-10 tanh, minibatch 256, towers of unroll 1: one step of training"
@@ -36,16 +38,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TOLERANCE = 1e-9
 SIDES: dict[str, Any] = {
     "ours": Ours,
+    "ours, compiled": partial(Ours, compiled=True),
     "gdtuo": Gdtuo,
     "torch.optim": partial(TorchOptim, fused=False),
     "torch.optim, fused": partial(TorchOptim, fused=True),
 }
 IMPORTS = {
+    "ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"],
     "gdtuo": ["gradient_descent_the_ultimate_optimizer.gdtuo"],
     "torch.optim": ["torch._dynamo"],
     "torch.optim, fused": ["torch._dynamo"],
 }
-COLORS = {"ours": "C1", "gdtuo": "C0", "torch.optim": "C2", "torch.optim, fused": "C4"}
+COLORS = {"ours": "C1", "ours, compiled": "C3", "gdtuo": "C0", "torch.optim": "C2", "torch.optim, fused": "C4"}
 
 
 def lines(result: dict[str, Any], kind: str) -> dict[str, list[tuple[int, list[float]]]]:
@@ -76,14 +80,26 @@ def slopes(result: dict[str, Any], kind: str) -> dict[str, float]:
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """What a further level costs, by kind."""
-    told = ["ms of processor time for each further level (slope by least squares):"]
+    """What a further level costs, and what compiling takes, by kind."""
+    told = []
     for kind in FIRST_RATES:
         found = slopes(result, kind)
-        if {"ours", "gdtuo"} <= found.keys():
-            share = found["ours"] / found["gdtuo"]
-            told.append(f"  {kind}: ours {found['ours']:.4f}, gdtuo {found['gdtuo']:.4f}: x {share:.2f}")
-    return told if len(told) > 1 else []
+        theirs = found.get("gdtuo", 0.0)
+        told += [
+            f"  {kind}: {side} {found[side]:.4f}, gdtuo {theirs:.4f}: x {found[side] / theirs:.2f}"
+            for side in found
+            if ours(side) and theirs
+        ]
+        if first := compile_times(result, kind):
+            told.append(f"  {kind}: first compiled step, s, by height: {first}")
+    return ["ms of processor time for each further level (slope by least squares):", *told] if told else []
+
+
+def compile_times(result: dict[str, Any], kind: str) -> str:
+    """Seconds of the first compiled step at each height, with an empty cache."""
+    rows = [(v["settings"]["height"], v["sides"].get("ours, compiled")) for v in result["variants"].values()
+            if v["settings"]["kind"] == kind]  # fmt: skip
+    return ", ".join(f"{height}: {row['first']:.0f}" for height, row in rows if row and row["seconds"])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -8,6 +8,8 @@ each tensor and the logit of the momentum; on one line, the coordinatewise LSTM.
 same minibatches, so they run the same model code:
 
   - ours: a level with ``gradient=exact``.
+  - ours, compiled: the same within `levels.compiled.compiling`. One evaluation is compiled, whatever the unroll; how
+    long that takes with an empty cache is the time of its first step.
   - naive autograd: one graph for the whole window, ``create_graph=True`` at each gradient, kept until the end.
     Weights are one flat tensor, as in levels, which is quicker than one tensor for each parameter.
   - higher: `higher.innerloop_ctx` with its differentiable SGD; step sizes and momentum by ``override``.
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Numbers, Side, Spread, Unsupported
 from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, Optimizer, keys
+from levels.compiled import compiling
 from levels.task import LossTask
 
 TITLE = "exact meta-gradients by unroll"
@@ -94,6 +97,14 @@ class Ours(Measured):
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
         value, grad, _ = self.start.laid.value_and_grad(self.start.params, self.start.state)
         return value, grad
+
+
+class Compiled(Ours):
+    """The same, compiled."""
+
+    def meta_gradient(self) -> tuple[Tensor, Tensor]:
+        with compiling():
+            return super().meta_gradient()
 
 
 class Naive(Measured):
@@ -184,7 +195,13 @@ def side(kind: type[Measured]) -> Callable[..., Side]:
     return build
 
 
-SIDES: dict[str, Callable[..., Side]] = {"ours": side(Ours), "naive autograd": side(Naive), "higher": side(Higher)}
+SIDES: dict[str, Callable[..., Side]] = {
+    "ours": side(Ours),
+    "ours, compiled": side(Compiled),
+    "naive autograd": side(Naive),
+    "higher": side(Higher),
+}
+IMPORTS = {"ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"]}
 PREPARE: dict[str, Callable[[], object]] = {"higher": lambda: import_module("higher")}
 
 
@@ -194,13 +211,16 @@ def over_naive(row: dict[str, Any], sides: dict[str, Any]) -> Spread:
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """Ours over naive autograd, a line for each variant that has both."""
+    """Ours over naive autograd, a line for each of our sides in each variant that has both."""
     lines = []
     for label, found in result["variants"].items():
-        ours, naive = found["sides"].get("ours"), found["sides"].get("naive autograd")
-        if ours and naive and ours["seconds"] and naive["seconds"]:
-            time, memory = over_naive(ours, found["sides"]).middle, ours["peak"] / max(naive["peak"], 1)
-            lines.append(f"{label}: ours takes {time:.2f} of naive autograd's time and {memory:.2f} of its memory")
+        naive = found["sides"].get("naive autograd")
+        for name, row in found["sides"].items():
+            if name.startswith("ours") and row["seconds"] and naive and naive["seconds"]:
+                time, memory = over_naive(row, found["sides"]).middle, row["peak"] / max(naive["peak"], 1)
+                first = f" after a first step of {row['first']:.0f} s" if "compiled" in name else ""
+                what = f"{time:.2f} of naive autograd's time and {memory:.2f} of its memory"
+                lines.append(f"{label}: {name} takes {what}{first}")
     return lines
 
 
@@ -218,7 +238,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure, panels = plt.subplots(rows, 2, figsize=(11, 3.8 * rows), layout="constrained", squeeze=False)
     for (model, sides), (left, right) in zip(curves.items(), panels):
         left.axhline(0.75, color="black", linewidth=0.8, linestyle=":", label="the goal at 320, 0.75")
-        for color, (name, points) in zip(("C1", "C0", "C2"), sides.items()):
+        for color, (name, points) in zip(("C1", "C3", "C0", "C2"), sides.items()):
             unrolls = [unroll for unroll, _, _ in points]
             left.plot(unrolls, [time.middle for _, _, time in points], "-o", color=color, label=name)
             low, high = [time.low for _, _, time in points], [time.high for _, _, time in points]

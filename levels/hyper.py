@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from levels.derivatives import Cotangents, pull_update
 from levels.layout import Layout
 from levels.optimizer import Optimizer, Pulled, forget
 from levels.part import Part, notate, require
@@ -154,6 +155,7 @@ class HandMade(Optimizer):
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         forget(cls, HandMade, "step", "step_pullback")
+        forget(cls, HandMade, "step", "full_pullback")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -188,6 +190,29 @@ class HandMade(Optimizer):
         every coordinate, ``[*batch, copies, n]``; of the state; and of ``x``.
         """
         raise NotImplementedError
+
+    def full_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
+        """As `step_pullback`, ``g`` not being data: its cotangent ``[*batch, copies, n]`` comes last. Exact gradients
+        ask for it; a rule need not have it either.
+        """
+        raise NotImplementedError
+
+    def pull_all(self, params: Tensor) -> Callable[..., Cotangents]:
+        """`levels.derivatives.pull_update` of this rule at ``params``, by what is written out; they are read once."""
+        kind = type(self)
+        if not self._written_out or kind.full_pullback is HandMade.full_pullback or kind.update is not HandMade.update:
+            return partial(pull_update, self, params)
+        h = self._read(params)
+
+        def pull(
+            f: Tensor, g: Tensor, state: Any, x: Tensor, dx: Tensor, dstate: list[Tensor | None] | None
+        ) -> Cotangents:
+            dh, dold, dx, dg = self.full_pullback(h, g, state, x, dx, dstate or [None] * len(leaves(state)))
+            return Cotangents(self._stored(params, h, dh), torch.zeros_like(f), dg, dold, dx)
+
+        return pull
 
     @cached_property
     def learned(self) -> dict[str, Hyper]:
@@ -247,13 +272,17 @@ class HandMade(Optimizer):
     ) -> Pulled:
         """`pullback` with the hyperparameters read, by what is written out."""
         dh, dold, dx = self.step_pullback(h, g, state, x, dx, dstate or [None] * len(leaves(state)))
+        return self._stored(params, h, dh), dold, dx
+
+    def _stored(self, params: Tensor, h: dict[str, Tensor], dh: dict[str, Tensor]) -> Tensor:
+        """Cotangents of hyperparameters as those of the parameters ``[*batch, m]``."""
         parts = [
             self._shared(hyper, hyper.back(h[name], dh[name])) if name in dh else self._unread(hyper, params)
             for name, hyper in self.learned.items()
         ]
         if len(parts) == 1:
-            return parts[0], dold, dx
-        return torch.cat(parts, -1) if parts else torch.zeros_like(params), dold, dx
+            return parts[0]
+        return torch.cat(parts, -1) if parts else torch.zeros_like(params)
 
     def _unread(self, hyper: Hyper, params: Tensor) -> Tensor:
         """The cotangent of a number that the rule never reads."""

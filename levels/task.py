@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from typing import ClassVar, Literal, Self
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from levels import keys
 from levels.derivatives import differentiated
 from levels.part import Part, require
 from levels.problem import Problem
+from levels.traced import traced
 from levels.tree import State
 
 Split = Literal["train", "validation", "test"]
@@ -38,6 +41,15 @@ class Task(Part, Problem):
 
     has_data: ClassVar[bool] = False
     """Whether splits are other data for the same problems: parameters trained on one can be asked about on another."""
+
+    traceable: ClassVar[bool] = False
+    """Whether what it answers is a function of its inputs and the settings only, tensors throughout: it takes no number out of a
+    tensor, and reads nothing that changes from call to call. Then it can be compiled (`levels.traced`,
+    and `recursion.fused`). Not inherited: a class says it of itself."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.traceable = vars(cls).get("traceable", False)
 
     def __post_init__(self) -> None:
         require(self.split in SPLITS, f"{self.name}: split must be one of {', '.join(SPLITS)}, got {self.split!r}")
@@ -64,6 +76,11 @@ class Task(Part, Problem):
 class LossTask(Task):
     """A task given by a differentiable loss; the gradient is autograd's. Abstract."""
 
+    @cached_property
+    def traces(self) -> dict[Hashable, Callable[..., Any]]:
+        """What was compiled of this task, for `levels.traced`."""
+        return {}
+
     @abstractmethod
     def loss(self, params: Tensor, state: State) -> tuple[Tensor, State]:
         """Loss ``[*batch]`` at ``params`` ``[*batch, n]``, each copy's from its own, and the next state."""
@@ -71,15 +88,23 @@ class LossTask(Task):
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         if differentiated():
             return self._composed(params, state)
+        return self._answer(params, state)
+
+    def bend(self, params: Tensor, state: State, v: Tensor) -> Tensor:
+        return super().bend(params, state, v) if differentiated() else self._bent(params, state, v)
+
+    @traced
+    def _answer(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """`value_and_grad` by autograd."""
         with torch.enable_grad():
             leaf = params.detach().requires_grad_()
             value, state = self.loss(leaf, state)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         return value.detach(), grad, state
 
-    def bend(self, params: Tensor, state: State, v: Tensor) -> Tensor:
-        if differentiated():
-            return super().bend(params, state, v)
+    @traced
+    def _bent(self, params: Tensor, state: State, v: Tensor) -> Tensor:
+        """`bend` by autograd twice."""
         with torch.enable_grad():
             leaf = params.detach().requires_grad_()
             (grad,) = torch.autograd.grad(self.loss(leaf, state)[0].sum(), leaf, create_graph=True)

@@ -26,16 +26,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.compiled import compiling
 from levels.derivatives import Cotangents, pull_gradient, pull_init_state, pull_update, push
 from levels.gradients.backward import Backward
+from levels.gradients.estimator import LevelState
+from levels.hyper import HandMade
 from levels.level import Laid, Level
+from levels.optimizer import Optimizer
 from levels.part import require
 from levels.problem import Problem
+from levels.traced import tracing
 from levels.window import Carry, Window
 
 
@@ -63,23 +69,32 @@ class Exact(Backward):
     def symmetric(self, level: Laid) -> bool:
         return level.problem.symmetric
 
+    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        with tracing():
+            return super().value_and_grad(level, params, state)
+
     def sweep(
         self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
         dparams, dx, df, dg = (torch.zeros_like(tensor) for tensor in (params, carry.x, carry.f, carry.g))
         dstate: list[Tensor | None] = []
-        last = len(window.steps) - 1
+        pull, last = _pull(level.optimizer, params), len(window.steps) - 1
         for t in range(last, -1, -1):
             counted = slope(t)
             dx = dx if counted is None else dx + counted
             if t < last:  # what the last answer feeds lies beyond the edge
                 dx = dx + df[..., None] * window.steps[t + 1].g + _bent(level, window, t, dg)
             step = window.steps[t]
-            dp, df, dg, dstate, dx = pull_update(level.optimizer, params, *step[:4], dx, dstate)
+            dp, df, dg, dstate, dx = pull(*step[:4], dx, dstate)
             dparams = dparams + dp
         if not window.begun.any():
             return dparams
         return dparams + _start_slopes(level, params, carry.key, window, Cotangents(dp, df, dg, dstate, dx))
+
+
+def _pull(optimizer: Optimizer, params: Tensor) -> Callable[..., Cotangents]:
+    """The vector-Jacobian product of one update in all that it reads; hand-made rules may have written it out."""
+    return optimizer.pull_all(params) if isinstance(optimizer, HandMade) else partial(pull_update, optimizer, params)
 
 
 def _bent(level: Laid, window: Window, t: int, dg: Tensor) -> Tensor:
@@ -103,7 +118,8 @@ def _start_slopes(level: Laid, params: Tensor, key: Tensor, window: Window, slop
         return dparams
     rows = begun.flatten().nonzero().squeeze(-1)
     x, dg = start.x.flatten(0, -2)[rows], slopes.g.flatten(0, -2)[rows]
-    bent = pull_gradient(level.problem, x, level.asked_first(x, key.flatten()[rows]), dg)
+    with compiling(False):  # any number of copies may begin, and each number would be compiled by itself
+        bent = pull_gradient(level.problem, x, level.asked_first(x, key.flatten()[rows]), dg)
     dx = dx.flatten(0, -2).index_add(0, rows, bent).reshape(dx.shape)
     dstart = optimizer.start_pullback(params, dx, begun)
     return dparams if dstart is None else dparams + dstart
@@ -117,7 +133,7 @@ def _check_update(level: Laid) -> None:
     optimizer.update(params, f, x, state, x)  # plainly first: what a part caches must not belong to a transform
 
     def pulled(g: Tensor) -> Tensor:
-        return pull_update(optimizer, params, f, g, state, x, torch.ones_like(x), []).params
+        return _pull(optimizer, params)(f, g, state, x, torch.ones_like(x), []).params
 
     try:
         push(pulled, torch.ones_like(x), torch.ones_like(x))

@@ -53,8 +53,30 @@ class Adam(HandMade):
     def step_pullback(
         self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
     ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
-        dh, dold = moments_pullback(h, self.learned, g, state, dx, dstate)
-        return dh, dold, dx
+        slopes = moments_pullback(h, self.learned, g, state, dx, dstate)
+        return slopes.h, slopes.state(h), dx
+
+    def full_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
+        slopes = moments_pullback(h, self.learned, g, state, dx, dstate)
+        return slopes.h, slopes.state(h), dx, slopes.g(h, g)
+
+
+class MomentSlopes(NamedTuple):
+    """Cotangents of an Adam step: of the hyperparameters, and of both moments behind the step."""
+
+    h: dict[str, Tensor]
+    m: Tensor  # [*batch, copies, n]
+    v: Tensor  # [*batch, copies, n]
+
+    def state(self, h: dict[str, Tensor]) -> list[Tensor | None]:
+        """Those of the state before the step."""
+        return [h["beta1"] * self.m, h["beta2"] * self.v, None]
+
+    def g(self, h: dict[str, Tensor], g: Tensor) -> Tensor:
+        """That of the gradient ``g``."""
+        return (1 - h["beta1"]) * self.m + 2 * (1 - h["beta2"]) * g * self.v
 
 
 def no_moments(x: Tensor) -> AdamState:
@@ -83,10 +105,10 @@ def moments_pullback(
     state: AdamState,
     dx: Tensor,
     dstate: list[Tensor | None],
-) -> tuple[dict[str, Tensor], list[Tensor | None]]:
-    """Cotangents of the hyperparameters that are ``learned`` and of the state, for Adam's step.
+) -> MomentSlopes:
+    """Cotangents of the hyperparameters that are ``learned`` and of what Adam's step made of the moments.
 
-    ``dx`` and ``dstate`` are those of the next ``x`` and of the state behind the step; ``g`` is data. With
+    ``dx`` and ``dstate`` are those of the next ``x`` and of the state behind the step. With
     u = m_hat / (root + eps) and x <- x - lr u:
 
         dlr = -u dx,   deps = -u du',   dm_hat = du',   dv_hat = -u du' / (2 root),   du' = -lr dx / (root + eps)
@@ -110,4 +132,4 @@ def moments_pullback(
         dh["beta1"] = dh["beta1"] + dm * (state.m - g)
     if "beta2" in learned:
         dh["beta2"] = dh["beta2"] + dv * (state.v - g * g)
-    return dh, [h["beta1"] * dm, h["beta2"] * dv, None]
+    return MomentSlopes(dh, dm, dv)

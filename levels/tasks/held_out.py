@@ -82,6 +82,9 @@ class HeldOut(Task):
         value, grad, training = self.inner.value_and_grad(params, state.training)
         return value, grad, HeldOutState(training, state.counted)
 
+    def bend(self, params: Tensor, state: HeldOutState, v: Tensor) -> Tensor:
+        return self.inner.bend(params, state.training, v)
+
     def judge(self, params: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
         value, grad, counted = self.counted.value_and_grad(params, state.counted)
         return value, grad, HeldOutState(state.training, counted)

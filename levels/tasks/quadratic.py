@@ -28,6 +28,7 @@ class Quadratic(Task):
 
     name = "quadratic"
     copies = 64
+    traceable = True
 
     dims: int = 10
 

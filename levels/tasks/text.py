@@ -17,13 +17,14 @@ from torch import Tensor
 
 from levels.layout import Layout
 from levels.part import require
-from levels.task import LossTask, Task
+from levels.task import Task
 from levels.tasks.data import ALPHABET, topics
-from levels.tasks.nets import Cursor, cross_entropy, dense, fresh, require_whole
+from levels.tasks.nets import Cursor, dense, fresh, require_whole
+from levels.tasks.predicting import Predicting
 
 
 @dataclass(frozen=True, repr=False)
-class Characters(LossTask):
+class Characters(Predicting):
     """A model of the next character; abstract in the model.
 
     ``width``: units of the model. ``length``: characters read in a row; each is followed by one to be told.
@@ -62,12 +63,14 @@ class Characters(LossTask):
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
         return Cursor.start(self.own(key))
 
-    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+    def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
         codes = topics(self.split).codes
         starts = state.draw(self.minibatch, len(codes) - self.length)
         piece = codes[starts[..., None] + torch.arange(self.length + 1)]  # [*batch, minibatch, length + 1]
-        logits = self.logits(self.layout.views(params), piece[..., :-1])
-        return cross_entropy(logits, piece[..., 1:].flatten(-2)), state.next()
+        return piece[..., :-1], piece[..., 1:].flatten(-2)
+
+    def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
+        return self.logits(self.layout.views(params), inputs)
 
     def variants(self) -> dict[str, Task]:
         return {
@@ -128,6 +131,7 @@ class CharTransformer(Characters):
     """
 
     name = "char-transformer"
+    traceable = True
 
     heads: int = 2
     blocks: int = 1
