@@ -10,6 +10,7 @@ from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
 from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
+from levels.gradients.online import Online
 from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
 from levels.layout import Layout
 from levels.level import Laid, Level
@@ -20,12 +21,21 @@ from levels.optimizers.adagrad import Adagrad
 from levels.optimizers.adam import Adam
 from levels.optimizers.adamw import AdamW
 from levels.optimizers.by_name import ByName
+from levels.optimizers.cma import CMA
+from levels.optimizers.ensemble import Ensemble
+from levels.optimizers.ga import GA
+from levels.optimizers.gated import Gated
+from levels.optimizers.guarded import Guarded, Self
 from levels.optimizers.lstm import LSTM
 from levels.optimizers.mlp import MLPOptimizer
 from levels.optimizers.module import ModuleOptimizer
 from levels.optimizers.muon import Muon
+from levels.optimizers.own import Own
+from levels.optimizers.random_search import RandomSearch
+from levels.optimizers.relay import Relay
 from levels.optimizers.rmsprop import RMSprop
 from levels.optimizers.rnnprop import RNNProp
+from levels.optimizers.search import Search
 from levels.optimizers.sgd import SGD
 from levels.optimizers.start import Start
 from levels.optimizers.torch_optim import TorchOptim
@@ -42,19 +52,21 @@ from levels.tasks.mlp import MLP, DigitsMLP, FashionMLP, Mnist1dMLP, MnistMLP
 from levels.tasks.module import ModuleTask
 from levels.tasks.noisy_quadratic import NoisyQuadratic
 from levels.tasks.photo import Photo
+from levels.tasks.predicting import Predicting
 from levels.tasks.quadratic import Quadratic
 from levels.tasks.rosenbrock import Rosenbrock
 from levels.tasks.text import Characters, CharGRU, CharTransformer
 from levels.window import Carry, Window
 
 __all__ = [
-    "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Asking", "Augmented", "Backward",
-    "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters", "ConvNet", "DigitsConvNet",
-    "DigitsMLP", "Discounted", "ESSingle", "Estimator", "Evolution", "Exact", "FashionConvNet", "FashionMLP",
-    "FirstOrder", "Fixed", "Forward", "FullES", "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level",
-    "LevelState", "Linear", "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix",
-    "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic",
-    "NonFinite", "NonFiniteError", "Objective", "Optimizer", "Part", "Photo", "Problem", "Quadratic", "RMSprop",
-    "RNNProp", "Rosenbrock", "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Weighted",
-    "Window", "hyper", "keys",
+    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Asking",
+    "Augmented", "Backward", "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters",
+    "ConvNet", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle", "Ensemble", "Estimator", "Evolution",
+    "Exact", "FashionConvNet", "FashionMLP", "FirstOrder", "Fixed", "Forward", "FullES", "Gated", "Guarded",
+    "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LoaderTask", "Log",
+    "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet",
+    "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite", "NonFiniteError",
+    "Objective", "Online", "Optimizer", "Own", "Part", "Photo", "Predicting", "Problem", "Quadratic", "RMSprop",
+    "RNNProp", "RandomSearch", "Relay", "Rosenbrock", "Search", "Self", "Skip", "Start", "Stop", "Sum", "Task",
+    "TimeTo", "TorchOptim", "TruncatedES", "Weighted", "Window", "hyper", "keys",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ class Asking(Optimizer):
 
     def bound(self, problem: Problem) -> Self:
         bound = copy.copy(self)
-        object.__setattr__(bound, "_problem", problem)
+        object.__setattr__(bound, "_problem", problem.beside)
         return bound
 
     def over(self, below: Layout) -> Self:

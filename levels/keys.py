@@ -15,6 +15,7 @@ from torch import Tensor
 GAMMA = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio's 64 bits, as a signed number
 MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 MIX_2 = 0x94D049BB133111EB - 2**64
+UNMIX_1, UNMIX_2 = ((pow(factor, -1, 2**64) + 2**63) % 2**64 - 2**63 for factor in (MIX_1, MIX_2))
 
 
 def seed(number: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -25,6 +26,11 @@ def seed(number: int, *, device: torch.device | str = "cpu") -> Tensor:
 def fold(key: Tensor, data: int | Tensor) -> Tensor:
     """Keys derived from ``key`` and ``data`` (broadcast together); another datum, an unrelated key."""
     return _mix(key ^ _mix(torch.as_tensor(data, dtype=torch.int64, device=key.device) * GAMMA + MIX_2))
+
+
+def unfold(key: Tensor, data: int) -> Tensor:
+    """The keys of which ``fold(..., data)`` gave these: SplitMix64 is a bijection."""
+    return _unmix(key) ^ _unmix(fold(key.new_zeros(()), data))
 
 
 def split(key: Tensor, count: int) -> Tensor:
@@ -59,6 +65,17 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * MIX_1
     z = (z ^ _shift(z, 27)) * MIX_2
     return z ^ _shift(z, 31)
+
+
+def _unmix(z: Tensor) -> Tensor:
+    z = _unshift(z, 31) * UNMIX_2
+    z = _unshift(z, 27) * UNMIX_1
+    return _unshift(z, 30)
+
+
+def _unshift(z: Tensor, count: int) -> Tensor:
+    """The inverse of ``z ^ (z >> count)`` with a logical shift, for a count of at least 22."""
+    return z ^ _shift(z, count) ^ _shift(z, 2 * count)
 
 
 def _shift(z: Tensor, count: int) -> Tensor:

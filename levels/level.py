@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from levels import keys, trials
+from levels.compiled import compiling
 from levels.derivatives import constant, differentiated
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
@@ -176,6 +177,11 @@ class Laid(Problem):
     def on(self, split: Split) -> "Laid":
         return Laid(self.level, self.problem.on(split))
 
+    @property
+    def beside(self) -> "Laid":
+        below = self.problem.beside
+        return self if below is self.problem else Laid(self.level, below)
+
     @torch.no_grad()
     def trial(self, params: Tensor, key: Tensor) -> Tensor:
         return trials.run(self, params, key)
@@ -191,6 +197,17 @@ class Laid(Problem):
         return Laid(dataclasses.replace(self.level, nonfinite=Skip()), problem)
 
     # What follows is for estimators.
+
+    def like(self, *, ahead: int, gradient: Estimator) -> "Laid":
+        """This level with another look-ahead and estimator, laid over the same problem, once."""
+        settings = ahead, gradient
+        if settings not in self._likes:
+            self._likes[settings] = Laid(dataclasses.replace(self.level, ahead=ahead, gradient=gradient), self.problem)
+        return self._likes[settings]
+
+    @cached_property
+    def _likes(self) -> "dict[tuple[int, Estimator], Laid]":
+        return {}
 
     def meta_loss(self, losses: Tensor) -> tuple[Tensor, list[Tensor | float]]:
         """Meta-loss ``[*batch]``, the mean over copies, of losses ``[T, *batch, copies]``, and its slope in each."""
@@ -298,7 +315,8 @@ class Laid(Problem):
         key = torch.where(carry.age == 0, carry.key, keys.fold(carry.key, RESTART))
         rows = due.flatten().nonzero().squeeze(-1)
         owners = params[..., None, :].expand(*due.shape, -1).reshape(due.numel(), -1)[rows]  # [k, m]
-        fresh = self.begin(owners, key.flatten()[rows][:, None])
+        with compiling(False):  # any number of copies may restart, and each number would be compiled by itself
+            fresh = self.begin(owners, key.flatten()[rows][:, None])
         restarted: Carry = keep_named("skipped", scatter(rows, fresh, carry, due.dim()), carry)
         return restarted
 

@@ -98,6 +98,14 @@ class Problem(ABC):
         """The same problem, drawn from another split of its task; itself if there are no splits."""
         return self
 
+    @property
+    def beside(self) -> Problem:
+        """This problem for those who ask at parameters of their own choice (`levels.asking`), beside what a run asks.
+
+        Itself, unless somebody keeps what a run was answered.
+        """
+        return self
+
     @torch.no_grad()
     def trial(self, params: Tensor, key: Tensor) -> Tensor:
         """How good parameters ``[*batch, n]`` are on what keys ``[*batch]`` draw: losses ``[*batch]``.

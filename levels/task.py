@@ -43,9 +43,9 @@ class Task(Part, Problem):
     """Whether splits are other data for the same problems: parameters trained on one can be asked about on another."""
 
     traceable: ClassVar[bool] = False
-    """Whether what it answers is a function of its inputs and the settings only, tensors throughout: it takes no number out of a
-    tensor, and reads nothing that changes from call to call. Then it can be compiled (`levels.traced`,
-    and `recursion.fused`). Not inherited: a class says it of itself."""
+    """Whether what it answers is a function of its inputs and the settings only, tensors throughout: it takes no number
+    out of a tensor, and reads nothing that changes from call to call. Then it can be compiled (`levels.traced` and
+    `recursion.fused`). Not inherited: a class says it of itself."""
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)

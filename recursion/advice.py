@@ -20,6 +20,7 @@ from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
 from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
+from levels.gradients.online import Online
 from levels.level import Level
 from recursion.statistics import Estimate
 
@@ -51,6 +52,8 @@ def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Es
     """
     if isinstance(gradient, Bootstrapped):
         return followed_by(gradient.through, dataclasses.replace(level, ahead=None), growth, as_data)
+    if isinstance(gradient, Online):
+        return followed_by(gradient.through, dataclasses.replace(level, ahead=gradient.candidates[-1]), growth, as_data)
     if isinstance(gradient, FirstOrder):
         return Followed(as_data, level.reach)
     if isinstance(gradient, Exact):

@@ -61,7 +61,10 @@ def save(
     path: str | Path, tower: Tower, state: TowerState, *, seed: int, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint, whole or not at all; ``extra`` is JSON. Raises OSError, what was there before then stays."""
-    tensors = {name: leaf.detach().cpu().contiguous().clone() for name, leaf in named_leaves(state).items()}
+    tensors = {
+        name: leaf.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, leaf in named_leaves(state).items()
+    }
     about = {"spec": spec_of(tower), "notation": str(tower), "step": int(state.step), "seed": seed}
     content = json.dumps({**about, "extra": dict(extra or {})})
     metadata = {

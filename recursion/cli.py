@@ -1,4 +1,4 @@
-"""The command line: ``tower train``, ``tower eval``, ``tower probe``, ``tower export``, ``tower show``.
+"""The command line: ``tower train``, ``eval``, ``probe``, ``export``, ``prune`` and ``show``.
 
 Mistakes of the user, non-finite numbers and disks that cannot be written end in one line on stderr and exit code 2;
 Ctrl-C in one line that says how to go on, and 130. Anything else is a bug and shows its traceback. Nothing heavy is
@@ -118,6 +118,7 @@ def build_parser() -> Parser:
             _probe_options,
         ),
         ("export", "write what a run learned to a file, to use as a torch.optim.Optimizer", _export_options),
+        ("prune", "cut a run down to what its gates let through", _prune_options),
         ("show", "say what a tower is", _show_options),
     ):
         made = commands.add_parser(
@@ -181,6 +182,15 @@ def _export_options(parser: Parser) -> None:
     _number(parser, "--copy", 1, "which of the optimizers that the tower trained side by side, from 1")
     parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the runs below a trainer; default 0")
     _windows(parser)
+
+
+def _prune_options(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of tower train, of a tower with gates")
+    parser.add_argument("--out", metavar="DIR", required=True, help="run folder for the pruned tower")
+    half = "count gates that are neither open nor closed as open from a half on; default they stay where they are"
+    parser.add_argument("--round", action="store_true", help=half)
+    side = "which of the towers that the topmost level holds side by side, from 1"
+    _number(parser, "--copy", None, side, "all")
 
 
 def _show_options(parser: Parser) -> None:

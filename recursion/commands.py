@@ -17,7 +17,7 @@ from levels.optimizers.start import Start
 from levels.task import Task
 from recursion import checkpoint, training
 from recursion.describe import describe
-from recursion.files import explained
+from recursion.files import explained, replace_file
 from recursion.notation import parse
 from recursion.progress import Stages, display
 from recursion.spec import dumps, loads
@@ -99,6 +99,29 @@ def export(args: argparse.Namespace) -> None:
         f"{exported.optimizer}, {len(exported.weights)} parameters{spent}, written to {out}; use it with\n"
     )
     sys.stdout.write(f"  optimizer = recursion.export.load({str(out)!r})(model.parameters())\n")
+
+
+def prune(args: argparse.Namespace) -> None:
+    """``tower prune``: the tower that a run's gates leave, as a run folder of its own."""
+    from recursion import depth, pruning
+
+    saved = checkpoint.load(Path(args.run) / training.CHECKPOINT)
+    out = Path(args.out)
+    if (out / training.CHECKPOINT).exists():
+        raise ValueError(f"{out} already holds a run; choose another folder (--out)")
+    for gate in depth.gates(saved.tower, saved.state):
+        low, high = float(gate.each.min()), float(gate.each.max())
+        stands = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g} in {gate.each.numel()} copies"
+        sys.stdout.write(f"gate on what level {gate.level - 1} takes from level {gate.level}: {stands}\n")
+    tower, state = pruning.prune(saved.tower, saved.state, rounded=args.round, copy=args.copy)
+    with explained("make", out):
+        out.mkdir(parents=True, exist_ok=True)
+    extra = saved.extra | {"seconds": 0.0}  # as its steps do, its time begins anew
+    checkpoint.save(out / training.CHECKPOINT, tower, checkpoint.settled(state), seed=saved.seed, extra=extra)
+    replace_file(out / training.SPEC, dumps(tower).encode())
+    spec = f"{shlex.quote(str(out / training.SPEC))} --out {shlex.quote(str(out))}"
+    sys.stdout.write(f"{tower}, of {saved.tower.depth} levels {tower.depth} are left, written to {out}; go on with\n")
+    sys.stdout.write(f"  tower train {spec} --seed {saved.seed} --resume\n")
 
 
 def show(args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ kept: it *is* the optimizer, and is run afresh on each problem.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,16 +63,30 @@ def run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: in
 
 
 def _run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+    return _as_inf(torch.stack([point.f for point in walk(optimizer, params, task, key, steps)]))
+
+
+class Point(NamedTuple):
+    """A place that a run came by; leading dimensions ``[S, P]``."""
+
+    x: Tensor  # [S, P, n]
+    f: Tensor
+    below: State  # with which the task was asked there
+
+
+def walk(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Iterator[Point]:
+    """The start and what follows it in ``steps`` updates, as `run` has it, of an optimizer laid over the task."""
     for_params, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
     x = task.init_params(for_params)
     state = optimizer.begin_state(params, x, keys.fold(key.expand(len(params), -1), STATE))
-    f, g, below = task.value_and_grad(x, task.init_state(x, for_state))
-    losses = [f]
+    asked = task.init_state(x, for_state)
+    f, g, below = task.value_and_grad(x, asked)
+    yield Point(x, f, asked)
     for _ in range(steps):
         x, state = optimizer.update(params, f, g, state, x)
-        f, g, below = task.value_and_grad(x, below)
-        losses.append(f)
-    return _as_inf(torch.stack(losses))
+        asked = below
+        f, g, below = task.value_and_grad(x, asked)
+        yield Point(x, f, asked)
 
 
 def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed: int) -> Learned:
@@ -247,7 +261,15 @@ class Watched(Problem):
         return self.spent[0]
 
     def on(self, split: Split) -> Watched:
-        other = Watched(self.problem.on(split))
+        return self._counting(self.problem.on(split))
+
+    @property
+    def beside(self) -> Watched:
+        return self._counting(self.problem)
+
+    def _counting(self, problem: Problem) -> Watched:
+        """Another problem whose gradients count as this one's do; its losses are not kept."""
+        other = Watched(problem)
         other.spent = self.spent
         return other
 

@@ -1,12 +1,15 @@
 """Notation: a tower from one line of text, the same line that a tower prints.
 
-    tower  =  task ":" level ("/" level)*            digits-mlp: lstm@20 / lstm@5 / adam(lr=1e-3)
+    tower  =  task ":" floor ("/" floor)*            digits-mlp: lstm@20 / lstm@5 / adam(lr=1e-3)
+    floor  =  level | group
+    group  =  "depth" "(" level ("/" level)+ ("," setting)* ")"        depth(sgd@1 / sgd@1, price=1e-3)
     level  =  part ["@" unroll] ["[" settings "]"]   lstm(hidden=20)@20[batch=64, objective=mean-log]
     part   =  name ["(" settings ")"]                log(0.01, per=tensor)
     value  =  number | true | false | none | word | "text" | part | "[" [value ("," value)*] "]"
 
 Settings are separated by commas; those of a part may come without their names, first and in order. A name with
-dots is a class to import. White space is free. Whether a word is a part depends on what its setting takes.
+dots is a class to import. White space is free. A group is short for levels with gates (`recursion.depth`). Whether a
+word is a part depends on what its setting takes.
 A tokenizer and a recursive descent; nothing is evaluated. Every mistake is a ValueError of one line that says
 where it is: ``level 2 (lstm@0): unroll must be a whole number of at least 1, got 0``.
 """
@@ -19,6 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from levels import catalog
 from levels.catalog import Setting
 from levels.level import Level
+from recursion.depth import Depth, depth
 from recursion.tower import Tower
 
 TOKEN = re.compile(
@@ -34,7 +38,17 @@ TOKEN = re.compile(
 RESERVED = {"true": True, "false": False, "none": None}
 TOWERS = "a tower is written 'quadratic: lstm@20 / adam'"
 LEVELS = "a level is written 'lstm(hidden=20)@20[batch=64]'"
+GROUP = "depth"
+GROUPS = "a group is written 'depth(sgd@1 / sgd@1, price=1e-3) / adam'"
 WRITTEN_OUTSIDE = {"optimizer": "it stands before the brackets", "unroll": "it is written @20, before the brackets"}
+
+
+class Group(NamedTuple):
+    """Levels that have gates between them, by their place among all, from 0."""
+
+    first: int
+    last: int
+    settings: Depth
 
 
 class Token(NamedTuple):
@@ -86,13 +100,49 @@ class _Reader:
                 _fail("':' behind the task", self.token, TOWERS)
         except ValueError as error:
             raise ValueError(f"{where}: {one_line(error)}") from error
-        levels = [self._level(1)]
+        levels: list[Level] = []
+        groups: list[Group] = []
+        self._floor(levels, groups)
         while self._take("/"):
-            levels.append(self._level(len(levels) + 1))
+            self._floor(levels, groups)
+        for group in groups:
+            above = group.last + 1
+            inside = levels[group.first : above]
+            levels[group.first : above + 1] = depth(
+                task, inside, levels[above], group.settings, under=levels[: group.first]
+            )
         return Tower(task, *levels)
 
-    def _level(self, number: int) -> Level:
-        where = self._where(f"level {number}")
+    def _floor(self, levels: list[Level], groups: list[Group]) -> None:
+        """The next level, or the levels of the next group."""
+        if self.token.text != GROUP or self.tokens[self.at + 1].text != "(":
+            levels.append(self._level(len(levels) + 1))
+            return
+        first, piece = len(levels), self._piece("/:", nested=True)
+        self.at += 2
+        levels.append(self._level(first + 1, grouped=True))
+        while self._take("/"):
+            levels.append(self._level(len(levels) + 1, grouped=True))
+        try:
+            groups.append(Group(first, len(levels) - 1, self._group_settings()))
+            if len(levels) == first + 1:
+                raise ValueError("a group of one level has no depth to learn; put another level into it")
+            if self.token.text != "/":
+                _fail("'/' and a level that moves the gates behind the group", self.token, GROUPS)
+        except ValueError as error:
+            where = f"level {first + 1}" + (f" to {len(levels)}" if len(levels) > first + 1 else "")
+            raise ValueError(f"{where} ({piece}): {one_line(error)}") from error
+
+    def _group_settings(self) -> Depth:
+        if not self._take(","):
+            if not self._take(")"):
+                _fail("'/', ',' or ')' behind a level of the group", self.token, GROUPS)
+            return Depth()
+        settings: Depth = catalog.make(Depth, self._settings(Depth, ")"))
+        return settings
+
+    def _level(self, number: int, grouped: bool = False) -> Level:
+        where = self._where(f"level {number}", grouped)
         try:
             given = {"optimizer": self._part("optimizer")}
             if self._take("@"):
@@ -102,7 +152,7 @@ class _Reader:
             if self._take("["):
                 given |= self._settings(Level, "]")
             level: Level = catalog.make(Level, given)
-            if self.token.text not in ("/", ""):
+            if not grouped and self.token.text not in ("/", ""):
                 _fail("'/' or the end behind a level", self.token, LEVELS)
         except ValueError as error:
             raise ValueError(f"{where}: {one_line(error)}") from error
@@ -207,12 +257,21 @@ class _Reader:
         self.at += found
         return found
 
-    def _where(self, what: str) -> str:
-        """``level 2 (lstm@0)``: the piece from here to the next slash or colon, as typed."""
-        ahead = self.tokens[self.at :]
-        end = next(token for token in ahead if token.kind == "end" or token.text in ("/", ":"))
-        piece = one_line(self.text[self.token.start : end.start])
+    def _where(self, what: str, grouped: bool = False) -> str:
+        """``level 2 (lstm@0)``: the piece from here to the next slash or colon, as typed; in a group, to its end."""
+        piece = self._piece("/:,)", nested=True) if grouped else self._piece("/:")
         return f"{what} ({piece})" if piece else what
+
+    def _piece(self, marks: str, nested: bool = False) -> str:
+        """The text from here to the next of these marks; with ``nested``, to the next that is in no bracket."""
+        inside, end = 0, self.tokens[-1]
+        for token in self.tokens[self.at :]:
+            if token.kind == "end" or (token.text in marks and inside <= 0):
+                end = token
+                break
+            if nested and token.kind == "mark":
+                inside += (token.text in "([") - (token.text in ")]")
+        return one_line(self.text[self.token.start : end.start])
 
 
 def _unquoted(token: Token) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from levels import keys
 from levels.compiled import is_compiling
 from levels.gradients.estimator import Estimator, LevelState
+from levels.gradients.first_order import FirstOrder
 from levels.level import Laid, Level
 from levels.nonfinite import NonFiniteError, Stop, put_off
 from levels.optimizer import Optimizer
@@ -80,9 +81,9 @@ class Tower:
         quiet = (type(level.gradient).notes is Estimator.notes for level in levels)
         self._notes = not (all(kinds) and all(quiet))  # somebody has something to say
         self._stops = all(type(level.nonfinite) is Stop for level in levels)  # nothing is ever skipped
-        if levels[-1].ahead is not None:
+        if levels[-1].ahead is not None or levels[-1].gradient.chooses_ahead:
             what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
-            raise ValueError(f"{what}; leave ahead out")
+            raise ValueError(f"{what}; leave {'ahead' if levels[-1].ahead is not None else levels[-1].gradient} out")
 
     @property
     def depth(self) -> int:
@@ -181,7 +182,8 @@ class Tower:
     def under(self) -> Tower:
         """The tower without its topmost level; the level that becomes topmost goes on for ever, never restarting."""
         *rest, top = self.levels[:-1]
-        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None, ahead=None))
+        gradient = FirstOrder() if top.gradient.chooses_ahead else top.gradient
+        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None, ahead=None, gradient=gradient))
 
     def __repr__(self) -> str:
         written = [repr(level) for level in self.levels]

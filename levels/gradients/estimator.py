@@ -31,6 +31,9 @@ class Estimator(Part):
     differentiable: bool = False
     """Whether `value_and_grad` composes with `torch.func`, so that exact gradients can be taken above."""
 
+    chooses_ahead: bool = False
+    """Whether it says itself how far a window looks, rather than the level's ``ahead``."""
+
     def symmetric(self, level: Laid) -> bool:
         """Whether what this gives for ``level`` is the derivative of the value, rather than an estimate of it."""
         return False

@@ -93,13 +93,18 @@ class Guarded(Asking):
     @property
     def asking(self) -> Fraction:  # type: ignore[override]
         """Two trials a block."""
-        own = sum((Fraction(rule.asking) for rule in self.rules), Fraction(0))
+        own = Fraction(self.rule.asking) + (0 if self.fallback is None else self.fallback.asking)
         return own + Fraction(2 * self.problem.trying, self.every)
 
     @property
     def reads_loss(self) -> bool:  # type: ignore[override]
         """If the rule or the fallback does."""
         return any(rule.reads_loss for rule in (self.rule, self.fallback) if rule is not None)
+
+    @property
+    def reads_gradient(self) -> bool:  # type: ignore[override]
+        """If the rule or the fallback does."""
+        return any(rule.reads_gradient for rule in (self.rule, self.fallback) if rule is not None)
 
     @property
     def compiles(self) -> bool:  # type: ignore[override]
@@ -119,7 +124,7 @@ class Guarded(Asking):
         return torch.cat([rule.init_params(key) for rule in self.rules], dim=-1)
 
     def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Guard:
-        states = self._fresh(params, x)
+        states = self._fresh(params, x, key)
         count = torch.zeros_like(key)
         return Guard(*states, x, key, count, x.new_ones(key.shape), count > 0, count, count)
 
@@ -145,7 +150,8 @@ class Guarded(Asking):
         x = torch.where(drop[..., None], state.kept, x)
         falls = due & ~better & ~state.falling & (self.fallback is not None)
         scale = torch.where(better, 2 * state.scale, state.scale / 2).clamp(LEAST, 1.0)
-        fresh = self._fresh(params, x)
+        again = state.key if self.problem.rule is None else key  # over a task, the key names the copy's problem
+        fresh = self._fresh(params, x, again)
         anew = drop | (due & state.falling)  # the rule does not know what the fallback did
         return x, state._replace(
             rule=choose(anew, fresh[0], state.rule),
@@ -171,8 +177,8 @@ class Guarded(Asking):
         """The parameters of the rule, and of the fallback."""
         return list(torch.split_with_sizes(params, [rule.layout.size for rule in self.rules], -1))
 
-    def _fresh(self, params: Tensor, x: Tensor) -> tuple[State, State]:
-        states = [rule.init_state(own, x) for rule, own in zip(self.rules, self._split(params))]
+    def _fresh(self, params: Tensor, x: Tensor, key: Tensor) -> tuple[State, State]:
+        states = [rule.begin_state(own, x, key) for rule, own in zip(self.rules, self._split(params))]
         return states[0], states[1] if len(states) > 1 else None
 
 

@@ -49,7 +49,7 @@ class Own(HandMade):
     name = "own"
 
     scale: float | Hyper = hyper(0.1, Log)
-    norm: float | None = 1.0
+    norm: float | None = 0.1
 
     _rule: ClassVar[Optimizer | None] = None  # set on what is bound
 

@@ -74,7 +74,7 @@ class Relay(Optimizer):
     @property
     def asking(self) -> int | Fraction:  # type: ignore[override]
         """That of the second, in the long run; what the first asks is neglected."""
-        return self.rules[1].asking
+        return self.second.asking
 
     @cached_property
     def rules(self) -> tuple[Optimizer, Optimizer]:

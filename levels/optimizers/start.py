@@ -71,6 +71,9 @@ class Start(Optimizer):
     def init_state(self, params: Tensor, x: Tensor) -> Any:
         return self._rule().init_state(params[..., self.below.size :], x)
 
+    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Any:
+        return self._rule().begin_state(params[..., self.below.size :], x, key)
+
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         return self._rule().update(params[..., self.below.size :], f, g, state, x)
 

@@ -18,7 +18,6 @@ from levels.task import Task
 
 Side = Literal["params", "state"]
 HALVES: dict[Side, int] = {"params": 1, "state": 2}  # as `keys.split` numbers them
-UNMIX_1, UNMIX_2 = ((pow(factor, -1, 2**64) + 2**63) % 2**64 - 2**63 for factor in (keys.MIX_1, keys.MIX_2))
 SHARED = 1 << 41  # folded into whole keys; no part draws from that
 
 
@@ -37,7 +36,7 @@ def open_key(task: Task, key: Tensor, side: Side) -> Opened:
 
 def whole(half: Tensor, side: Side) -> Tensor:
     """The key of which ``keys.split(key, 2)`` gave this half, the first one for ``params``: int64 ``[*batch]``."""
-    return _unmix(half) ^ _unmix(keys.fold(half.new_zeros(()), HALVES[side]))
+    return keys.unfold(half, HALVES[side])
 
 
 def adopt(wrapper: Task, task: Task) -> Task:
@@ -54,19 +53,3 @@ def require_tasks(who: str, tasks: Sequence[object]) -> None:
         require(plain, f"{who}: set split and dtype on the {who}, not on the task in it, got {task!r}")
         what = f"{who}: {task!r} counts by other data than it trains on, which would not be asked in here"
         require(task.judging == 0, f"{what}; use the task in it")
-
-
-def _unmix(z: Tensor) -> Tensor:
-    """The inverse of SplitMix64's output function, as `keys` has it."""
-    z = _unshift(z, 31) * UNMIX_2
-    z = _unshift(z, 27) * UNMIX_1
-    return _unshift(z, 30)
-
-
-def _unshift(z: Tensor, count: int) -> Tensor:
-    """The inverse of ``z ^ (z >> count)`` with a logical shift, for a count of at least 22."""
-    return z ^ _right(z, count) ^ _right(z, 2 * count)
-
-
-def _right(z: Tensor, count: int) -> Tensor:
-    return (z >> count) & ((1 << (64 - count)) - 1)

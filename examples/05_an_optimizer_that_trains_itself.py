@@ -1,0 +1,30 @@
+"""An LSTM is trained by Adam for 100 updates, and by itself from then on. About 20 seconds.
+
+Its update rule is applied to its own weights. A guard gives what comes of 20 such updates a trial on validation
+problems, beside what it was before, and drops it if it is no better. You should see about
+
+    random weights           : mean meta-loss 1353.7
+    after 100 updates by Adam: mean meta-loss 80.6
+    after 300 by itself      : mean meta-loss 24.4, 7 of 15 blocks refused
+
+on quadratics that were in neither: sums of 20 losses, over runs of 100 steps.
+"""
+
+from levels import LSTM, Adam, Level, Quadratic, Relay, Self, Skip, keys
+from recursion import Tower
+
+if __name__ == "__main__":
+    tower = Tower(
+        Quadratic(),
+        Level(optimizer=LSTM(), unroll=20, nonfinite=Skip()),
+        Level(optimizer=Relay(Adam(lr=0.01), Self(every=20), after=100)),
+    )
+    unseen, key = tower.laid[0].on("test"), keys.seed(1)[None]
+    state = tower.init(seed=0)
+    print(f"random weights           : mean meta-loss {unseen.trial(tower.outcome(state), key).item():.1f}")
+    for state, report in tower.run(state, 400):
+        if report.step == 100:
+            print(f"after 100 updates by Adam: mean meta-loss {unseen.trial(tower.outcome(state), key).item():.1f}")
+    refused = report.notes["level 2 refused"]
+    loss = unseen.trial(tower.outcome(state), key).item()
+    print(f"after 300 by itself      : mean meta-loss {loss:.1f}, {refused:.0f} of 15 blocks refused")

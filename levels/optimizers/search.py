@@ -1,0 +1,154 @@
+"""Search: update rules that read losses instead of gradients, and move a population instead of a point.
+
+    one update = one generation:     members <- ask(...),     losses <- all members judged,     x <- tell(...)
+
+A population is one more batch dimension, ``[*batch, copies, P, n]``; each copy has its own, and they never mix. All
+members of a generation are judged on common random numbers, each generation on others:
+
+- over a level, a member's loss is its trial (`Problem.trial`): a whole life of the level below, from fresh starts, on
+  problems that a fresh key draws. Trials are noisy, so who was best before is judged again with the next generation.
+- over a task, members are judged on the copy's own problem, where it stands in its data: as the task would have
+  answered the level.
+
+No gradient is made, so what lies below may be anything: losses that jump, black boxes, other searches.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.asking import Asking
+from levels.hyper import HandMade, Hyper
+from levels.level import STATE
+from levels.part import notate, require
+from levels.tree import State, map_leaves
+
+
+class Population(NamedTuple):
+    """What a search remembers; leading dimensions ``[*batch, copies]``."""
+
+    members: Tensor  # [..., P, n] the last generation as it was judged; before the first, what it will begin from
+    losses: Tensor  # [..., P]; inf before the first
+    generation: Tensor  # int64, generations judged
+    key: Tensor  # int64
+    task: State  # where the copy stands in its own task; None over a level
+    memory: State  # the subclass's
+
+
+class Search(Asking, HandMade):
+    """Abstract. A subclass has a hyperparameter ``sigma``, a size, and says where a population begins (`first`), what
+    is judged next (`ask`) and what follows from it (`tell`).
+    """
+
+    reads_gradient = False
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """P, members of a population."""
+
+    @abstractmethod
+    def first(self, params: Tensor, state: Population, x: Tensor) -> Population:
+        """The state before the first generation, members and memory filled in, for ``x`` ``[*batch, copies, n]``."""
+
+    @abstractmethod
+    def ask(self, params: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
+        """The state with the members that are to be judged, drawn from keys ``[*batch, copies]``; losses as before."""
+
+    @abstractmethod
+    def tell(self, params: Tensor, state: Population) -> tuple[Tensor, State]:
+        """The next ``x`` and memory, now that the members of ``state`` have been judged."""
+
+    @property
+    def asking(self) -> int | Fraction:  # type: ignore[override]
+        """A trial for each member."""
+        return self.size * self.problem.trying
+
+    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Population:
+        members = x[..., None, :].expand(*key.shape, self.size, -1)
+        losses = x.new_full((*key.shape, self.size), math.inf)
+        task = self.problem.init_state(x, keys.split(keys.unfold(key, STATE), 2)[..., 1]) if self.on_task else None
+        return self.first(params, Population(members, losses, torch.zeros_like(key), key, task, None), x)
+
+    @torch.no_grad()
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Population, x: Tensor) -> tuple[Tensor, Population]:
+        asked, judged = keys.split(keys.fold(state.key, state.generation), 2).unbind(-1)
+        state = self.ask(params, state, x, asked)
+        losses, task = self._judged(state, judged)
+        state = state._replace(losses=losses, generation=state.generation + 1, task=task)
+        x, memory = self.tell(params, state)
+        return x, state._replace(memory=memory)
+
+    def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        raise AssertionError("a search reads losses")
+
+    def notes(self, state: Population) -> dict[str, Tensor]:
+        spread = state.members.var(-2, correction=0).mean(-1).sqrt()
+        lost = torch.isinf(state.losses).double().mean(-1)
+        return {"best trial": state.losses.amin(-1), "spread": spread, "lost": lost}
+
+    @property
+    def on_task(self) -> bool:
+        """Whether the problem below is a task."""
+        return self.problem.rule is None
+
+    def noise(self, params: Tensor, key: Tensor, count: int) -> Tensor:
+        """Normal with deviation sigma: ``[*batch, copies, count, n]`` for keys ``[*batch, copies]``."""
+        sigma = self._read(params)["sigma"][..., None, :]
+        return sigma * keys.normal(key, (count, self.below.size), self.below.dtype)
+
+    def draw(self, params: Tensor, x: Tensor, key: Tensor) -> Tensor:
+        """Members ``[*batch, copies, P, n]`` for keys ``[*batch, copies]``: ``x``, and starts that the problem draws.
+
+        Where those are all the same, as hyperparameters are, noise is added.
+        """
+        drawn, moved = keys.split(key, 2).unbind(-1)
+        fresh = self.problem.init_params(keys.split(drawn, self.size))
+        same = (fresh == fresh[..., :1, :]).all(-2, keepdim=True)
+        fresh = torch.where(same, fresh + self.noise(params, moved, self.size), fresh)
+        return torch.cat((x[..., None, :], fresh[..., 1:, :]), -2)
+
+    def _judged(self, state: Population, key: Tensor) -> tuple[Tensor, State]:
+        """Losses ``[*batch, copies, P]``, inf if not finite, and where the copy stands in its task behind them."""
+        members = state.members
+        if not self.on_task:
+            return self.problem.trial(members, key[..., None].expand(members.shape[:-1])), None
+        f, g, task = self.problem.value_and_grad(members, repeated(state.task, key.dim(), self.size))
+        losses, _, task = self.problem.judge(members, f, g, task)
+        one = map_leaves(lambda leaf: leaf.select(key.dim(), 0), task)  # where members stand does not depend on them
+        return torch.where(torch.isfinite(losses), losses, math.inf), one
+
+
+def repeated(state: State, dims: int, count: int) -> State:
+    """A state with ``dims`` leading dimensions, alike for each member: one more dimension of ``count`` behind them."""
+    return map_leaves(lambda leaf: leaf.unsqueeze(dims).expand(*leaf.shape[:dims], count, *leaf.shape[dims:]), state)
+
+
+def picked(rows: Tensor, state: State) -> State:
+    """Members by number, ``rows`` ``[*batch, copies, k]``, of a state whose leaves are ``[*batch, copies, P, ...]``."""
+
+    def pick(leaf: Tensor) -> Tensor:
+        index = rows.reshape(rows.shape + (1,) * (leaf.dim() - rows.dim()))
+        return leaf.gather(rows.dim() - 1, index.expand(*rows.shape, *leaf.shape[rows.dim() :]))
+
+    return map_leaves(pick, state)
+
+
+def best(state: Population) -> Tensor:
+    """The member with the lowest loss, the first among equals: ``[*batch, copies, n]``."""
+    chosen: Tensor = picked(state.losses.argmin(-1, keepdim=True), state.members)
+    return chosen.squeeze(-2)
+
+
+def require_sigma(who: str, sigma: object) -> None:
+    """ValueError unless sigma is a number above 0, or a space with one."""
+    start = sigma.start if isinstance(sigma, Hyper) else sigma
+    good = isinstance(start, (int, float)) and not isinstance(start, bool) and 0 < start < math.inf
+    require(good, f"{who}: sigma must be a number above 0, got {notate(sigma)}; without it nothing varies")

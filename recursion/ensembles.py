@@ -1,0 +1,217 @@
+"""The last generation of a search, kept and put together: three ensembles against the best single member.
+
+    compared = compare(tower, states)          # tower: task: lstm@20 / ga
+    compared.ensembles[0].verdict["mean"]
+
+- *weights*: one optimizer with the mean of the members' parameters.
+- *updates*: one network, moved by the mean of the members' updates (`levels.optimizers.ensemble`).
+- *predictions*: every member trains a network of its own, from the same start on the same minibatches; the networks'
+  probabilities are averaged. Only tasks that predict have it (`levels.tasks.predicting`).
+
+The last two cost as many updates a step as there are members, the last one as many gradients too. All run on the same
+held-out problems with the same minibatches, so differences are paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.optimizer import Optimizer
+from levels.optimizers.ensemble import Ensemble
+from levels.optimizers.search import Population, Search
+from levels.part import require
+from levels.task import Task
+from levels.tasks.nets import cross_entropy
+from levels.tasks.predicting import Predicting
+from recursion.baselines import MEASURES
+from recursion.deploy import CHUNK, run, walk
+from recursion.statistics import Estimate, Values, difference, estimate
+from recursion.tower import Tower, TowerState
+
+WORDS = {
+    -1: "lower than the best member",
+    0: "no difference from the best member shown",
+    1: "higher than the best member",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensembled:
+    """One ensemble, or the best member, over all problems (and training seeds); each field by measure.
+
+    ``diverged``: runs in which some loss was not finite. ``difference``: less that of the best member, by problem.
+    """
+
+    name: str
+    means: dict[str, Estimate]
+    diverged: int
+    difference: dict[str, Estimate]
+    verdict: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """All of a comparison. ``members``: how many were put together, for each population. ``refused``: ensembles that
+    the task does not allow, and why. ``base_steps``: task gradients spent on it.
+    """
+
+    tower: str
+    task: str
+    members: tuple[int, ...]
+    best: Ensembled
+    ensembles: tuple[Ensembled, ...]
+    refused: dict[str, str]
+    base_steps: int
+
+
+def last_generation(tower: Tower, state: TowerState, *, members: int | None = None) -> list[Tensor]:
+    """Members ``[K, m]`` of each population of the topmost level, as last judged, the lowest loss first.
+
+    Those whose trial was not finite are left out; of the others the best ``members``, or all. Raises ValueError unless
+    the tower is an optimizer under a search that has judged a generation.
+    """
+    who = f"{tower}: its last generation"
+    require(isinstance(tower.top.optimizer, Search), f"{who} is asked for, and its topmost level has no population")
+    require(tower.depth == 2, f"{who} must be of optimizers of the task, so of a tower of depth 2, got {tower.depth}")
+    require(members is None or members >= 1, f"members must be at least 1, got {members}")
+    population: Population = state.carry.state
+    require(bool((population.generation > 0).all()), f"{who} is asked for, and it has judged none yet; train it first")
+    found = []
+    for own, losses in zip(population.members, population.losses):
+        order = losses.argsort(stable=True)[: int(torch.isfinite(losses).sum())]
+        require(len(order) > 0, f"{who} has no member whose trial was finite; train it again with a smaller sigma")
+        found.append(own[order[:members]])
+    return found
+
+
+def compare(
+    tower: Tower,
+    states: Sequence[TowerState],
+    *,
+    on: Task | None = None,
+    seed: int = 0,
+    problems: int = 64,
+    steps: int = 100,
+    members: int | None = None,
+) -> Compared:
+    """The ensembles of the last generation against its best member on held-out problems.
+
+    ``states``: of this tower after training, one for each training seed; populations within a state are averaged.
+    ``on``: another family than the tower's. ``members``: as in `last_generation`. ValueError for what does not fit.
+    """
+    for name, value in (("problems", problems), ("steps", steps)):
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        require(good, f"compare: {name} must be a whole number of at least 1, got {value}")
+    require(len(states) >= 1, "compare: states is empty; give one trained state for each training seed")
+    family = tower.task if on is None else on
+    if not isinstance(family, Task):
+        raise TypeError(f"compare: a task with held-out splits is needed, got {family!r}")
+    task, optimizer = family.on("test"), tower.levels[0].optimizer
+    groups = [last_generation(tower, state, members=members) for state in states]
+    key, refused = keys.split(keys.seed(seed, device=task.layout.device), problems), {}
+    runs = {
+        "best member": best_member,
+        "weights": mean_weights,
+        "updates": mean_updates,
+        "predictions": mean_predictions,
+    }
+    if (why := no_predictions(task)) is not None:
+        refused["predictions"] = why
+        del runs["predictions"]
+    losses = {
+        name: torch.stack(
+            [torch.stack([put(optimizer, own, task, key, steps) for own in group], 1).mean(1) for group in groups], 1
+        )
+        for name, put in runs.items()
+    }  # [steps + 1, seeds, problems] each
+    best, *others = (_ensembled(name, own, losses["best member"], seed) for name, own in losses.items())
+    sizes = [len(own) for group in groups for own in group]
+    each = (steps + 1) * problems
+    spent = sum(each * (size if name == "predictions" else 1) for name in runs for size in sizes)
+    return Compared(
+        tower=repr(tower),
+        task=repr(task),
+        members=tuple(sizes),
+        best=best,
+        ensembles=tuple(others),
+        refused=refused,
+        base_steps=spent,
+    )
+
+
+def best_member(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+    """Losses ``[steps + 1, P]`` of the first of ``members`` ``[K, m]`` on the problems of keys ``[P]``."""
+    return run(optimizer, members[:1], task, key, steps)[:, 0]
+
+
+def mean_weights(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+    """Losses ``[steps + 1, P]`` of one optimizer with the mean of their parameters."""
+    return run(optimizer, members.mean(0, keepdim=True), task, key, steps)[:, 0]
+
+
+def mean_updates(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+    """Losses ``[steps + 1, P]`` of one network, moved by the mean of their updates."""
+    rule, params = Ensemble(optimizer, len(members)), members.flatten()[None]
+    parts = (run(rule, params, task, part, steps)[:, 0] for part in _parts(key, members, task))
+    return torch.cat(list(parts), -1)
+
+
+@torch.no_grad()
+def mean_predictions(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+    """Losses ``[steps + 1, P]`` of the mean of the predictions of networks that each of them trains.
+
+    Raises ValueError for a task that does not predict.
+    """
+    why = no_predictions(task)
+    require(why is None, str(why))
+    assert isinstance(task, Predicting)
+    laid, rows = optimizer.bound(task).over(task.layout), []
+    for part in _parts(key, members, task):
+        points = walk(laid, members, task, part, steps)
+        rows.append(torch.stack([_together(task, point.x, point.below) for point in points]))
+    losses = torch.cat(rows, -1)
+    return losses.masked_fill(losses.isnan(), torch.inf)
+
+
+def no_predictions(task: Task) -> str | None:
+    """Why the predictions of networks cannot be averaged on ``task``; None if they can."""
+    if isinstance(task, Predicting):
+        return None
+    return f"{task} makes no predictions that could be averaged; use a task on labelled data, as digits-mlp"
+
+
+def _together(task: Predicting, x: Tensor, below: Any) -> Tensor:
+    """The loss ``[P]`` of the mean probabilities of networks ``[K, P, n]``, all on the same minibatches."""
+    inputs, labels = task.examples(below)
+    logs = task.predict(x, inputs).log_softmax(-1)
+    return cross_entropy(logs.logsumexp(0) - math.log(len(x)), labels[0])
+
+
+def _parts(key: Tensor, members: Tensor, task: Task) -> tuple[Tensor, ...]:
+    """Some keys at a time, so that members times problems times parameters stay small."""
+    return torch.split(key, max(1, CHUNK // (len(members) * task.layout.size)))
+
+
+def _ensembled(name: str, losses: Tensor, best: Tensor, seed: int) -> Ensembled:
+    values = {measure: _values(losses, measure) for measure in MEASURES}
+    gaps = {measure: estimate(difference(own, _values(best, measure)), seed=seed) for measure, own in values.items()}
+    return Ensembled(
+        name=name,
+        means={measure: estimate(own, seed=seed) for measure, own in values.items()},
+        diverged=int((~torch.isfinite(losses).all(0)).sum()),
+        difference=gaps,
+        verdict={measure: WORDS[gap.sign] for measure, gap in gaps.items()},
+    )
+
+
+def _values(losses: Tensor, measure: str) -> Values:
+    """Losses ``[steps + 1, seeds, P]`` as ``[seeds, P]``."""
+    return np.asarray(MEASURES[measure](losses).double().cpu().numpy())

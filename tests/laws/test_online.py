@@ -1,0 +1,432 @@
+"""The look-ahead chosen online: against levels with each look-ahead, trials by hand, counts at the task, and systems
+whose right look-ahead is known. Bit for bit where nothing else is said.
+"""
+
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from exact_parts import MOMENTUM, BlackBox, digits, lstm, quadratic
+from systems import Balance, Target
+from test_counts import Counted
+
+from levels import (
+    SGD,
+    Adam,
+    DigitsMLP,
+    Discounted,
+    Exact,
+    FirstOrder,
+    HeldOut,
+    Laid,
+    Last,
+    Level,
+    LevelState,
+    MeanLog,
+    NoisyQuadratic,
+    Online,
+    Quadratic,
+    Sum,
+    TimeTo,
+    keys,
+)
+from levels.gradients.online import choose
+from levels.tree import leaves, map_leaves
+from recursion import Tower, checkpoint
+from recursion.notation import parse
+from recursion.spec import dumps, loads
+
+NOISY = NoisyQuadratic(dims=3, dtype="float64")
+
+
+def equal(one: Any, other: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
+def online(*candidates: int, every: int = 2, horizon: int | None = 8, batch: int = 3, **settings: Any) -> Level:
+    gradient = Online(candidates, every=every, through=settings.pop("through", FirstOrder()))
+    settings = {"optimizer": SGD(lr=0.1), "unroll": 2, **settings}
+    return Level(horizon=horizon, batch=batch, gradient=gradient, **settings)
+
+
+# What a window is.
+
+
+@pytest.mark.parametrize("horizon", [6, None])
+@pytest.mark.parametrize("copies", [(), (2,)])
+@pytest.mark.parametrize(("optimizer", "through"), [(lstm(1), FirstOrder()), (MOMENTUM, Exact())], ids=str)
+def test_with_one_candidate_it_is_the_level_with_that_ahead(optimizer, through, copies, horizon):
+    part = online(5, optimizer=optimizer, horizon=horizon, through=through)
+    ours, plain = (each.over(quadratic()) for each in (part, replace(part, ahead=5, gradient=through)))
+    key = keys.split(keys.seed(1), math.prod(copies)).reshape(copies)
+    params = ours.init_params(key)
+    state, expected = ours.init_state(params, key), plain.init_state(params, key)
+    for _ in range(7):
+        value, grad, state = ours.value_and_grad(params, state)
+        found = plain.value_and_grad(params, expected)
+        expected = found[2]
+        assert equal((value, grad, state.carry), (*found[:2], expected.carry))
+        params = params - 0.01 * grad / grad.norm()
+    assert ours.cost == plain.cost
+
+
+UNITS = {Sum(): 3.0, Last(): 1.0, MeanLog(): 1.0, Discounted(0.5): (2 - 2**-8) / (2 - 2**-2), TimeTo(1.0): 3.0}
+
+
+@pytest.mark.parametrize("objective", UNITS, ids=repr)
+def test_each_window_is_that_of_the_candidate_in_units_of_the_longest(objective):
+    laid = online(3, 9, objective=objective, every=1).over(NOISY)
+    key = keys.seed(3)
+    params, seen = laid.init_params(key), set()
+    state = laid.init_state(params, key)
+    for _ in range(12):
+        value, grad, after = laid.value_and_grad(params, state)
+        ahead = int(laid.level.gradient.notes(after)["look-ahead"])
+        seen.add(ahead)
+        alone = replace(laid.level, ahead=ahead, gradient=FirstOrder()).over(NOISY)
+        expected = alone.value_and_grad(params, LevelState(state.carry, None))
+        unit = UNITS[objective] if ahead == 3 else 1.0
+        torch.testing.assert_close((value, grad), (unit * expected[0], unit * expected[1]), rtol=1e-6, atol=0.0)
+        assert equal(after.carry, expected[2].carry)
+        params, state = params - 0.1 * grad / grad.norm(), after
+    assert seen == {3, 9}
+
+
+def wander(laid: Laid, key: torch.Tensor, windows: int) -> list[Any]:
+    """What it answers along a path whose steps have the gradient's sign in some windows and not in others."""
+    params, answers = laid.init_params(key), []
+    state = laid.init_state(params, key)
+    state = state._replace(memory=state.memory._replace(left=1 + keys.fold(key, 2) % 2))  # begun at different times
+    for number in range(windows):
+        value, grad, state = laid.value_and_grad(params, state)
+        answers.append((value, grad, state))
+        turn = torch.where(keys.fold(key, number // 5) % 3 == 0, 1.0, -1.0)
+        params = params + 0.2 * turn[..., None] * grad.sign()
+    return answers
+
+
+def test_each_level_of_a_batch_chooses_for_itself():
+    laid, key = online(2, 4, 8).over(NOISY), keys.split(keys.seed(2), 4).reshape(2, 2)
+    together, arms = wander(laid, key, 24), set()
+    for i, j in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        alone = wander(laid, key[i, j], 24)
+        picked = map_leaves(lambda leaf, at=(i, j): leaf[at], together)
+        assert all(torch.equal(a, b) for a, b in zip(leaves(picked), leaves(alone), strict=True))
+        arms.add(tuple(int(state.memory.arm) for _, _, state in alone))
+    assert len(arms) > 1
+    assert any(len(state.memory.arm.unique()) > 1 for *_, state in together)
+
+
+# How candidates are judged.
+
+
+@pytest.mark.parametrize("horizon", [8, None])
+def test_a_blocks_gain_is_that_of_trials_by_hand(horizon):
+    laid = online(2, 4, 8, every=3, horizon=horizon).over(NOISY)
+    key = keys.seed(5)
+    params = laid.init_params(key)
+    state, played = laid.init_state(params, key), []
+    counts, sums, squares = torch.zeros(3).double(), torch.zeros(3).double(), torch.zeros(()).double()
+    while len(played) < 8:
+        began = params
+        for _ in range(3):
+            _, grad, state = laid.value_and_grad(params, state)
+            params = params - 0.1 * grad.sign()
+        arm, old = int(state.memory.arm), state.memory
+        assert int(old.left) == 0
+        assert torch.equal(old.began, began)
+        state = state._replace(memory=laid.level.gradient._judged(laid, params, state.carry, old))
+        before, after = (by_hand(laid, each, state) for each in (began, params))
+        gain = (before - after) / (before + after)
+        mean = float(sums[arm] / counts[arm]) if counts[arm] > 0 else 0.0
+        counts, sums, squares = 0.9 * counts, 0.9 * sums, 0.9 * squares + (gain - mean) ** 2
+        counts[arm], sums[arm] = counts[arm] + 1, sums[arm] + gain
+        found = state.memory.blocks, state.memory.gains, state.memory.squares
+        torch.testing.assert_close(found, (counts, sums, squares), rtol=1e-10, atol=1e-12)
+        assert not torch.equal(state.memory.key, old.key)
+        played.append(arm)
+    assert played[:2] == [2, 1]
+    assert len(set(played)) > 1
+
+
+def by_hand(laid: Laid, params: torch.Tensor, state: LevelState) -> float:
+    """A life from fresh starts in windows of the unroll; without a horizon, the longest window from here."""
+    if laid.level.life is None:
+        longest = replace(laid.level, ahead=8, gradient=FirstOrder()).over(laid.problem)
+        return float(longest.value_and_grad(params, LevelState(state.carry, None))[0])
+    fresh, total = laid.on("validation"), 0.0
+    carry = fresh.begin(params, keys.split(state.memory.key, laid.batch))
+    for _ in range(laid.level.life):
+        x = carry.x - params.exp() * carry.g
+        f, g, below = fresh.problem.value_and_grad(x, carry.below)
+        carry = carry._replace(x=x, g=g, below=below)
+        total += float(f.mean())
+    return total / (laid.level.life // laid.level.unroll)
+
+
+def test_trials_are_on_the_validation_split():
+    laid = online(2, 4, every=1).over(digits())
+    key = keys.seed(0)
+    params = laid.init_params(key)
+    state = laid.init_state(params, key)
+    _, _, state = laid.value_and_grad(params, state)
+    moved = params - 1.0
+    after = laid.value_and_grad(moved, state)[2].memory
+    gains = {}
+    for split in ("train", "validation"):
+        worse, better = (laid.on(split).trial(each, after.key).double() for each in (params, moved))
+        gains[split] = (worse - better) / (worse + better)
+    assert after.gains.tolist() == [0.0, float(gains["validation"])]
+    assert gains["train"] != gains["validation"]
+
+
+def test_parameters_that_go_wrong_gain_nothing_and_lose_the_most():
+    laid = online(2, 4, every=1).over(NOISY)
+    key = keys.seed(0)
+    good, bad = laid.init_params(key), torch.full((1,), 400.0, dtype=torch.float64)
+    _, _, state = laid.value_and_grad(good, laid.init_state(good, key))
+    for began, now, gain in ((good, bad, -1.0), (bad, good, 1.0), (bad, bad, 0.0)):
+        memory = state.memory._replace(began=began)
+        new = laid.level.gradient._judged(laid, now, state.carry, memory)
+        assert new.gains.tolist() == [0.0, gain]
+
+
+PRICES = (1.0, 2.0, 4.0, 8.0)
+
+
+def bounds(blocks: list[float], gains: list[float], squares: float) -> int:
+    """The rule, one candidate at a time."""
+    means = [g / n / p if n else -math.inf for g, n, p in zip(gains, blocks, PRICES)]
+    leader = means.index(max(means))
+    best, found = -math.inf, -1
+    for arm in range(max(0, leader - 1), min(len(blocks), leader + 2)):
+        bound = math.inf
+        if blocks[arm]:
+            width = math.sqrt(squares / sum(blocks) * math.log(1 + sum(blocks)) / blocks[arm])
+            bound = means[arm] + width / PRICES[arm]
+        if bound > best:
+            best, found = bound, arm
+    return found
+
+
+def test_the_rule_is_the_one_that_is_written_down():
+    draws, prices = keys.uniform(keys.seed(0), (500, 9), torch.float64), torch.tensor(PRICES)
+    found = set()
+    for row in draws:
+        blocks, gains = row[:4] * (row[:4] > 0.3), (row[4:8] - 0.5) * (row[:4] > 0.3)
+        if blocks.any():
+            found.add(int(choose(blocks, gains, row[8], prices)))
+            assert int(choose(blocks, gains, row[8], prices)) == bounds(blocks.tolist(), gains.tolist(), float(row[8]))
+    assert found == {0, 1, 2, 3}
+
+
+def played(gains: Any, blocks: int, prices: tuple[float, ...] = (1.0,) * 4) -> list[int]:
+    """Which of four candidates are chosen if candidate a gains ``gains(a, block)``, the last one first."""
+    counts, sums, squares = torch.zeros(4).double(), torch.zeros(4).double(), torch.zeros(()).double()
+    arm, chosen = 3, []
+    for block in range(blocks):
+        chosen.append(arm)
+        gain = gains(arm, block) + 0.01 * float(keys.normal(keys.fold(keys.seed(7), block), (), torch.float64))
+        mean = float(sums[arm] / counts[arm]) if counts[arm] > 0 else 0.0
+        counts, sums, squares = 0.9 * counts, 0.9 * sums, 0.9 * squares + (gain - mean) ** 2
+        counts[arm], sums[arm] = counts[arm] + 1, sums[arm] + gain
+        arm = int(choose(counts, sums, squares, torch.tensor(prices)))
+    return chosen
+
+
+@pytest.mark.parametrize("best", range(4))
+def test_it_finds_the_best_and_never_goes_far_from_it(best):
+    chosen = played(lambda arm, _: 0.1 - 0.1 * abs(arm - best), 300)[50:]
+    assert chosen.count(best) > 0.6 * len(chosen)
+    assert all(abs(arm - best) <= 1 for arm in chosen)
+
+
+def test_of_equal_gains_it_takes_the_cheaper_and_of_losses_the_smaller():
+    assert played(lambda arm, _: 0.1, 100, PRICES)[50:].count(0) > 40
+    losing = played(lambda arm, _: -0.1 * (3 - arm), 100, PRICES)[50:]
+    assert losing.count(3) > 40
+
+
+def test_it_forgets():
+    chosen = played(lambda arm, block: 0.1 - 0.1 * abs(arm - (0 if block < 100 else 3)), 200)
+    assert chosen[50:100].count(0) > 30
+    assert chosen[150:].count(3) > 30
+
+
+# Known answers.
+
+
+def descend(part: Level, steps: int) -> tuple[float, list[float]]:
+    """Theta of influence balancing in the end, and the look-ahead in each window."""
+    tower = Tower(Target(), part, Level(optimizer=Adam(lr=0.03, beta1=0.1, beta2=0.8)))
+    ahead = []
+    for state, report in tower.run(tower.init(seed=0), steps):  # noqa: B007
+        ahead.append(report.notes["level 1 look-ahead"])
+    return float(state.carry.x), ahead
+
+
+@pytest.mark.parametrize(("horizon", "best"), [(None, -1 / 6), (200, 0.28)])
+def test_it_gets_where_a_short_look_ahead_does_not(horizon, best):
+    """Influence balancing: the first updates after a change push the loss one way, later ones the other, further.
+
+    Looking 10 ahead, theta rises for ever; looking 100 ahead, it settles where the loss does in the long run, -1/6. In
+    lives of 200 from a start that is far from there, the best theta is in between: there it takes both.
+    """
+    settings = {"optimizer": Balance(), "unroll": 10, "horizon": horizon, "batch": 1, "objective": Last()}
+    short, ahead = descend(online(10, every=5, **settings), 40)
+    assert ahead == [10.0] * 40
+    assert short > 1.0
+    chosen, ahead = descend(online(10, 100, every=5, **settings), 100)
+    assert abs(chosen - best) < 0.1
+    share = ahead[-60:].count(100.0) / 60
+    assert share > 0.7 if horizon is None else 0.2 < share < 0.8
+    if horizon is not None:
+        laid = online(10, **settings).over(Target())
+        grid = torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None]
+        assert float(grid[laid.trial(grid, keys.seed(0).expand(201)).argmin()]) == pytest.approx(best, abs=0.006)
+
+
+def test_of_two_that_go_the_right_way_the_cheaper_is_chosen_while_there_is_far_to_go():
+    settings = {"optimizer": Balance(), "unroll": 10, "horizon": None, "batch": 1, "objective": Last()}
+    _, ahead = descend(online(100, 200, every=2, **settings), 24)
+    assert ahead[-16:].count(100.0) > 10
+
+
+# Counts.
+
+
+@pytest.mark.parametrize("through", [FirstOrder(), Exact()], ids=repr)
+@pytest.mark.parametrize("horizon", [4, 8, None])
+@pytest.mark.parametrize("candidates", [(4,), (2, 3, 8)], ids=str)
+def test_what_it_says_it_spent_is_what_the_task_was_asked(candidates, horizon, through):
+    """And no window takes more than the bound, with its share of the judging; restarts apart."""
+    task = Counted(Quadratic(dims=2, dtype="float64"))
+    part = online(*candidates, horizon=horizon, through=through)
+    laid, key = part.over(task), keys.split(keys.seed(0), 2)
+    params = laid.init_params(key)
+    task.take()
+    state, asked, restarts = laid.init_state(params, key), 0, 0
+    for number in range(1, 31):
+        restarts += int(laid.due(state.carry.age).sum())
+        _, grad, state = laid.value_and_grad(params, state)
+        params = params - 0.1 * grad.sign()
+        asked += task.take()[1]
+        if through == FirstOrder():  # exact mode asks for products with the Hessian, which count as one each
+            assert float(state.memory.spent.sum()) == asked
+        most = laid.cost * laid.batch * number + laid.batch * laid.starting + restarts
+        assert (state.memory.spent <= most).all()
+    notes = part.gradient.notes(state)
+    assert torch.equal(notes["task gradients"], state.memory.spent / 3)
+
+
+def test_exact_windows_count_as_its_cost_says():
+    laid = online(2, 8, every=1, horizon=None, through=Exact()).over(NOISY)
+    key = keys.seed(0)
+    params = laid.init_params(key)
+    state = laid.init_state(params, key)
+    spent = [state.memory.spent]
+    for _ in range(2):
+        _, _, state = laid.value_and_grad(params, state)
+        spent.append(state.memory.spent)
+    arm = int(state.memory.arm)
+    assert [float(s) for s in spent] == [3, 3 + 3 * 15, 3 + 3 * 15 + 3 * (2 * 8 + (3, 15)[arm])]
+
+
+def test_data_that_only_counts_is_counted_too():
+    """Held out, each update that counts costs one more; trials are on the bare task."""
+    task = HeldOut(DigitsMLP(hidden=(3,), minibatch=8))
+    laid = online(2, 4, every=1).over(task)
+    key = keys.seed(0)
+    params = laid.init_params(key)
+    state = laid.init_state(params, key)._replace()
+    first = laid.value_and_grad(params, state)[2]
+    assert float(first.memory.spent - state.memory.spent) == 3 * 2 * 4
+    second = laid.value_and_grad(params, first)[2]
+    window = {0: 2, 1: 4}[int(second.memory.arm)]
+    restarted = int(laid.due(first.carry.age).sum())
+    assert float(second.memory.spent - first.memory.spent) == 3 * 2 * window + 3 * 2 * (1 + 8) + restarted
+
+
+def test_the_cost_of_a_tower_is_the_longest_and_the_judgings_share():
+    tower = parse("quadratic: sgd@5[horizon=100, batch=2, gradient=online([5, 20, 80], every=10)] / adam")
+    assert tower.base_steps == 80 + math.ceil(2 * (100 + 1) / 10)
+    endless = parse("quadratic: sgd@5[horizon=none, gradient=online([5, 20, 80], every=10)] / adam@3")
+    assert endless.costs == [80 + 16, 3 * 96]
+
+
+# In a tower.
+
+DEEP = [
+    "quadratic(dims=3): sgd@2[batch=2, horizon=8, gradient=online([2, 6], every=2)] / lstm(hidden=3)@2 / adam",
+    "quadratic(dims=3): sgd@2[batch=2, horizon=4] / adam@2[batch=2, horizon=8, gradient=online([2, 4], every=1)] / sgd",
+    "quadratic(dims=3): sgd@1[gradient=online([1, 3], every=2)] / adam@1[gradient=online([1, 2], every=1)] / adam",
+]
+
+
+@pytest.mark.parametrize("notation", DEEP)
+def test_it_resumes_at_depth_three_where_it_stopped(notation, tmp_path):
+    tower = parse(notation)
+    assert loads(dumps(tower)).levels == parse(repr(tower)).levels == tower.levels
+    state = tower.init(seed=0)
+    for number in range(14):
+        if number == 7:
+            checkpoint.save(tmp_path / "c", tower, state, seed=0)
+        state = checkpoint.settled(tower.step(state)[0])
+    saved = checkpoint.load(tmp_path / "c")
+    again = saved.state
+    for _ in range(7):
+        again, report = saved.tower.step(again)
+        again = checkpoint.settled(again)
+    assert equal(again, state)
+    assert not torch.equal(again.carry.x, saved.state.carry.x)
+    number = 2 if "adam@2" in notation else 1
+    assert {f"level {number} look-ahead", f"level {number} task gradients"} <= set(report.notes)
+
+
+def test_a_tower_without_its_top_still_runs():
+    tower = parse("quadratic: sgd@2 / adam@2[gradient=online([2, 4])] / sgd").under()
+    assert repr(tower) == "quadratic: sgd@2 / adam@2[horizon=none]"
+    tower.step(tower.init(seed=0))
+
+
+def test_what_is_not_finite_is_said_of_its_level():
+    tower = parse("quadratic: sgd(lr=1e30)@2[horizon=none, gradient=online([2, 50])] / adam")
+    with pytest.raises(ArithmeticError, match=r"level 1 \(sgd.*gradient=online.*\): the problem's .* is not finite"):
+        for _ in tower.run(tower.init(seed=0), 5):
+            pass
+
+
+REFUSED = {
+    "sgd@2[gradient=online([])] / adam": "one or more whole numbers of at least 1, in rising order, got []",
+    "sgd@2[gradient=online([4, 2])] / adam": "in rising order, got [4, 2]; write [1, 4, 16]",
+    "sgd@2[gradient=online([2, 2])] / adam": "in rising order, got [2, 2]",
+    "sgd@2[gradient=online([0, 2])] / adam": "at least 1, in rising order, got [0, 2]",
+    "sgd@2[gradient=online([2, 4.5])] / adam": "whole number",
+    "sgd@2[gradient=online([2], every=0)] / adam": "every must be a whole number of at least 1, got 0",
+    "sgd@2[gradient=online([2], decay=1.0)] / adam": "decay must be a number between 0 and 1, got 1.0",
+    "sgd@2[gradient=online([2], through=pes)] / adam": "online: through must be first-order or exact, got pes",
+    "sgd@4[gradient=online([2, 8])] / adam": "cannot look 2 updates ahead in a window of 4; begin the",
+    "sgd@2[ahead=4, gradient=online([2, 8])] / adam": "and the level says ahead=4; leave ahead out",
+    "sgd@2 / adam[gradient=online([1, 8])]": "is the topmost: nothing is trained by what it looks ahead to; leave onl",
+}
+
+
+@pytest.mark.parametrize("levels", REFUSED)
+def test_what_does_not_fit_is_refused_when_the_tower_is_built(levels):
+    with pytest.raises((TypeError, ValueError), match=re.escape(REFUSED[levels])):
+        parse(f"quadratic: {levels}")
+
+
+def test_what_its_windows_cannot_be_differentiated_by_is_refused():
+    bottom, top = Level(optimizer=SGD(), unroll=2), Level(optimizer=SGD())
+    over = {
+        "cannot be differentiated by first-order": Level(optimizer=BlackBox(), gradient=Online((2, 4))),
+        "has a gradient that cannot be differentiated by exact": online(2, 4, through=Exact()),
+    }
+    for message, part in over.items():
+        below = replace(bottom, gradient=Online((2, 4)))
+        with pytest.raises(ValueError, match=message):
+            Tower(Quadratic(), below, part, top)

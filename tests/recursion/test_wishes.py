@@ -1,0 +1,77 @@
+"""The four wishes with each other and with depth: self-tuning, the look-ahead, learned depth, genetic search."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from levels.tree import leaves
+from recursion import checkpoint
+from recursion.notation import parse
+
+ALL = (
+    "quadratic: depth(lstm(hidden=4)@5[batch=4, gradient=online([5, 20], every=2)] / own@2[batch=2]) / ga(population=3)"
+)
+TOWERS = {
+    "all four": ALL,
+    "learned depth, moved by the optimizer that tunes itself": (
+        "quadratic: depth(sgd@2[batch=2] / lstm(hidden=3)@2[batch=2], price=1e-3) / self(every=4)"
+    ),
+    "an online look-ahead under selection": (
+        "quadratic: lstm(hidden=4)@5[batch=4, gradient=online([5, 20], every=2)] / ga(own, steps=2, population=3)"
+    ),
+    "a guarded level below a gate, three levels high": (
+        "quadratic: lstm(hidden=3)@2[batch=2] / gated(guarded(own, every=2))@2[gradient=truncated-es] / adam"
+    ),
+    "genetic search that is itself trained": (
+        "quadratic: sgd@5[batch=2] / ga(population=3)@2[gradient=truncated-es] / adam"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_wishes_compose_and_resume_bit_for_bit(name, tmp_path):
+    tower = parse(TOWERS[name])
+    assert repr(parse(repr(tower))) == repr(tower)
+    state = tower.init(seed=1)
+    before = state.carry.x
+    for step in range(6):
+        state, report = tower.step(state)
+        state = checkpoint.settled(state)
+        if step == 2:
+            checkpoint.save(tmp_path / "half", tower, state, seed=1)
+    assert all(abs(loss) < 1e6 for loss in report.losses)
+    assert (state.carry.x != before).any(), "something is moved"
+    again = checkpoint.load(tmp_path / "half").state  # the tower from its spec
+    for _ in range(3):
+        again = checkpoint.settled(tower.step(again)[0])
+    assert all(torch.equal(a, b) for a, b in zip(leaves(state), leaves(again), strict=True))
+
+
+def test_all_four_have_something_to_say():
+    tower = parse(ALL)
+    _, report = tower.step(tower.init(seed=0))
+    said = {name.removeprefix("level ") for name in report.notes}
+    assert {"1 look-ahead", "1 task gradients", "2 gate", "2 self-gradient", "3 best trial"} <= said
+
+
+@pytest.mark.slow
+def test_a_tower_of_all_four_survives_a_kill(tmp_path):
+    def train(out, *more):
+        line = [sys.executable, "-m", "recursion.cli", "train", ALL, "--steps", "12", "--no-eval", "--out", str(out)]
+        return subprocess.Popen([*line, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert train(tmp_path / "whole").wait() == 0
+    process = train(tmp_path / "killed")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert train(tmp_path / "killed", "--resume").wait() == 0
+    whole, killed = (checkpoint.load(tmp_path / name / "checkpoint.safetensors").state for name in ("whole", "killed"))
+    assert all(torch.equal(a, b) for a, b in zip(leaves(whole), leaves(killed), strict=True))
