@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
-from levels import LSTM, SGD, Adam, Layout, Level, Log, ModuleTask, Optimizer, RMSprop, catalog, keys
+from levels import LSTM, SGD, Adam, Asking, Layout, Level, Log, ModuleTask, Optimizer, Own, RMSprop, catalog, keys
 from levels.optimizers.by_name import ByName
 from levels.optimizers.start import Start
 from levels.tree import leaves
@@ -112,11 +112,21 @@ PLAIN = [
     for cls in catalog.parts("optimizer").values()
     if not any(setting.required for setting in catalog.settings_of(cls).values())
 ]
+BOUND = (Asking, Own)  # to the problem below, and useless without
 
 
-@pytest.mark.parametrize("rule", [*PLAIN, ByName(["*weight", "*"], [LSTM(hidden=3), SGD()])], ids=str)
+FREE = [rule for rule in PLAIN if not isinstance(rule, BOUND)]
+
+
+@pytest.mark.parametrize("rule", [*FREE, ByName(["*weight", "*"], [LSTM(hidden=3), SGD()])], ids=str)
 def test_every_optimizer_goes_out(rule: Optimizer) -> None:
     check_steps(rule, lambda weights: export(rule, weights, below=task().layout), 4)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in PLAIN if isinstance(rule, BOUND)], ids=str)
+def test_what_asks_the_problem_stays_in(rule: Optimizer) -> None:
+    with pytest.raises(ValueError, match="laid over a layout alone; give it a level of its own"):
+        export(rule, torch.zeros(1), below=task().layout)
 
 
 class Reads(SGD):

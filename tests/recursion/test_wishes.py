@@ -21,7 +21,7 @@ TOWERS = {
         "quadratic: depth(sgd@2[batch=2] / lstm(hidden=3)@2[batch=2], price=1e-3) / self(every=4)"
     ),
     "an online look-ahead under selection": (
-        "quadratic: lstm(hidden=4)@5[batch=4, gradient=online([5, 20], every=2)] / ga(own, steps=2, population=3)"
+        "quadratic: lstm(hidden=4)@5[batch=4, gradient=online([5, 20], every=2)] / ga(own, steps=2, population=4)"
     ),
     "a guarded level below a gate, three levels high": (
         "quadratic: lstm(hidden=3)@2[batch=2] / gated(guarded(own, every=2))@2[gradient=truncated-es] / adam"
