@@ -55,6 +55,9 @@ MOST = 8
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference between compiled and plain, over the norm of the plain answer."""
 
+OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"pattern_matcher": False}
+"""For inductor. Its pattern matcher makes wrong sums of products of a small perceptron's Hessian (torch 2.13, CPU)."""
+
 FIX = "let its loss read nothing but its arguments and settings, or leave traceable out"
 
 
@@ -144,7 +147,9 @@ class _Compiled:
             warnings.simplefilter("ignore")  # torch warns about itself while it compiles
             parts = _part(_trace(task, flat, [params, *directions, *leaves(state)]), 1 + len(directions))
             self.made, self.for_data, self.for_math = parts.made, parts.for_data, parts.for_math
-            self.data, self.math = (torch.compile(part.forward, dynamic=False) for part in (parts.data, parts.math))
+            self.data, self.math = (
+                torch.compile(part.forward, dynamic=False, options=OPTIONS) for part in (parts.data, parts.math)
+            )
             self(params, state, *directions)
 
     def __call__(self, params: Tensor, state: State, *directions: Tensor) -> Any:

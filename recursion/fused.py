@@ -29,6 +29,7 @@ from levels.gradients.first_order import FirstOrder
 from levels.hyper import HandMade
 from levels.level import Laid
 from levels.nonfinite import put_off
+from levels.traced import OPTIONS
 from levels.tree import State
 from levels.window import Carry, Window
 
@@ -165,7 +166,8 @@ def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequ
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about itself while it compiles
-        run: Callable[..., Sequence[Tensor]] = _inductor.compile(graph, [*inputs], options={"size_asserts": False})
+        options = {"size_asserts": False} | OPTIONS
+        run: Callable[..., Sequence[Tensor]] = _inductor.compile(graph, [*inputs], options=options)
     return run
 
 
