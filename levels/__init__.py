@@ -35,15 +35,19 @@ from levels.optimizers.random_search import RandomSearch
 from levels.optimizers.relay import Relay
 from levels.optimizers.rmsprop import RMSprop
 from levels.optimizers.rnnprop import RNNProp
+from levels.optimizers.safe import Safe
+from levels.optimizers.scheduled import Scheduled
 from levels.optimizers.search import Search
 from levels.optimizers.sgd import SGD
 from levels.optimizers.start import Start
 from levels.optimizers.torch_optim import TorchOptim
 from levels.part import Part
 from levels.problem import Problem
+from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
 from levels.task import LossTask, Task
 from levels.tasks.augmented import Augmented
 from levels.tasks.convnet import ConvNet, DigitsConvNet, FashionConvNet, MnistConvNet
+from levels.tasks.few import Few
 from levels.tasks.held_out import HeldOut
 from levels.tasks.loader import LoaderTask
 from levels.tasks.logistic import Logistic
@@ -59,14 +63,15 @@ from levels.tasks.text import Characters, CharGRU, CharTransformer
 from levels.window import Carry, Window
 
 __all__ = [
-    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Asking",
-    "Augmented", "Backward", "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters",
-    "ConvNet", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle", "Ensemble", "Estimator", "Evolution",
-    "Exact", "FashionConvNet", "FashionMLP", "FirstOrder", "Fixed", "Forward", "FullES", "Gated", "Guarded",
-    "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LoaderTask", "Log",
-    "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet",
-    "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite", "NonFiniteError",
-    "Objective", "Online", "Optimizer", "Own", "Part", "Photo", "Predicting", "Problem", "Quadratic", "RMSprop",
-    "RNNProp", "RandomSearch", "Relay", "Rosenbrock", "Search", "Self", "Skip", "Start", "Stop", "Sum", "Task",
-    "TimeTo", "TorchOptim", "TruncatedES", "Weighted", "Window", "hyper", "keys",
+    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Asking", "Augmented",
+    "Backward", "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters", "Constant", "ConvNet",
+    "Cosine", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle", "Ensemble", "Estimator", "Evolution", "Exact",
+    "Exponential", "FashionConvNet", "FashionMLP", "Few", "FirstOrder", "Fixed", "Forward", "FullES", "Gated",
+    "Guarded", "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LinearDecay",
+    "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP",
+    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite",
+    "NonFiniteError", "Objective", "Online", "Optimizer", "Own", "Part", "Photo", "Predicting", "Problem", "Quadratic",
+    "RMSprop", "RNNProp", "RandomSearch", "Relay", "Rosenbrock", "Safe", "Schedule", "Scheduled", "Search", "Self",
+    "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Weighted", "Window",
+    "hyper", "keys",
 ]  # fmt: skip

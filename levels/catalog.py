@@ -1,8 +1,8 @@
 """Catalog: parts by name, and what their settings take; read off the classes themselves, so nothing is registered.
 
 A part is known as soon as its file stands in `levels.optimizers`, `levels.tasks` or `levels.gradients` (or its class
-in `levels.objectives`, `levels.hyper` or `levels.nonfinite`). Anybody else's part is named by its dotted path,
-``mypkg.mymodule.MyOptimizer``, and imported. What a setting takes is what its type annotation says.
+in `levels.objectives`, `levels.schedules`, `levels.hyper` or `levels.nonfinite`). Anybody else's part is named by its
+dotted path, ``mypkg.mymodule.MyOptimizer``, and imported. What a setting takes is what its type annotation says.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from levels.objectives import Objective
 from levels.optimizer import Optimizer
 from levels.part import Part, notate
 from levels.problem import Problem
+from levels.schedules import Schedule
 
 KINDS: dict[str, type] = {
     "task": Problem,
@@ -31,10 +32,11 @@ KINDS: dict[str, type] = {
     "objective": Objective,
     "gradient estimator": Estimator,
     "hyperparameter space": Hyper,
+    "schedule": Schedule,
     "nonfinite policy": NonFinite,
 }
 PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
-MODULES = ("levels.objectives", "levels.hyper", "levels.nonfinite")
+MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.nonfinite")
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 LISTS = (tuple, list, Sequence)
 

@@ -68,6 +68,14 @@ class Task(Part, Problem):
         """Keys of this split: the same key draws unrelated problems in another one."""
         return keys.fold(key, SPLIT_SALT + SPLITS.index(self.split))
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        """The examples that this split is made of: groups of columns, a row of each group being one example.
+
+        Splits of a task with data are told apart by them. Empty where there is no data, or where it is drawn in a way
+        that has no rows.
+        """
+        return []
+
     def variants(self) -> dict[str, Task]:
         """Families further away, by a short label: what an optimizer trained here is also tried on."""
         return {}

@@ -73,6 +73,15 @@ def parse(text: str) -> Tower:
         raise ValueError("task: this text is nested too deeply to be a tower") from error
 
 
+def read_value(text: str, setting: Setting) -> Any:
+    """The value of a setting that ``text`` writes, as it stands behind ``=``. ValueError, in one line."""
+    reader = _Reader(text)
+    value = reader._value(setting)
+    if reader.token.kind != "end":
+        _fail(f"the end behind the value of {setting.name}", reader.token, "one setting has one value")
+    return value
+
+
 def one_line(message: object) -> str:
     """A message with all white space made single spaces."""
     return " ".join(str(message).split())

@@ -80,6 +80,9 @@ class Augmented(Task):
     def bend(self, params: Tensor, state: AugmentedState, v: Tensor) -> Tensor:
         return state.scale * self.inner.bend(state.scale * params, state.inner, state.scale * v)
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        return self.inner.hands_out()
+
     def variants(self) -> dict[str, Task]:
         return {f"{label}, augmented": replace(self, task=task) for label, task in self.task.variants().items()}
 

@@ -67,6 +67,10 @@ class ConvNet(Predicting):
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
         return Cursor.start(self.own(key))
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        inputs, labels, _ = self.data()
+        return [(inputs, labels)]
+
     def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
         inputs, labels, _ = self.data()
         rows = state.draw(self.minibatch, len(labels))

@@ -89,5 +89,8 @@ class HeldOut(Task):
         value, grad, counted = self.counted.value_and_grad(params, state.counted)
         return value, grad, HeldOutState(state.training, counted)
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        return self.inner.hands_out()
+
     def variants(self) -> dict[str, Task]:
         return self.inner.variants()

@@ -69,6 +69,10 @@ class Logistic(LossTask):
         fit = cross_entropy(logits, torch.broadcast_to(labels, logits.shape[:-1]))
         return fit + self.penalty / 2 * views["layer.weight"].square().sum((-2, -1)), state.next()
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        inputs, labels, _ = self.examples()
+        return [(inputs, labels)]
+
     def variants(self) -> dict[str, Task]:
         other: Table = "wine" if self.data == "breast-cancer" else "breast-cancer"
         return {other: replace(self, data=other)}

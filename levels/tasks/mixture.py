@@ -90,6 +90,9 @@ class Mixture(Task):
         lead = params.shape[:-1]
         return value.reshape(lead), grad.reshape(params.shape), MixtureState(state.member, tuple(states))
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        return [group for member in self.members for group in member.hands_out()]
+
     def variants(self) -> dict[str, Task]:
         return {f"{task!r} alone": adopt(self, task) for task in dict.fromkeys(self.tasks)}
 

@@ -108,6 +108,9 @@ class ModuleTask(LossTask):
         value = vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs[rows], targets[rows])
         return value.reshape(params.shape[:-1]), state._replace(step=state.step + 1)
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        return [] if getattr(self, self.split) is None else [self.data]
+
     def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         buffers = {name: _cast(buffer, self.torch_dtype) for name, buffer in self.module.named_buffers()}
         outputs = functional_call(self.module, {**self.layout.views(flat), **buffers}, (inputs,))

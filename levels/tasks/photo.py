@@ -98,6 +98,10 @@ class Photo(LossTask):
         out = perceptron(self.layout.views(params), inputs, self.activation)
         return (out - colours).square().mean((-2, -1)), state._replace(cursor=state.cursor.next())
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        strips = photos(self.split, self.torch_dtype)  # a column of pixels is in one strip only
+        return [(strips.movedim(2, 1).flatten(0, 1),)]
+
     def variants(self) -> dict[str, Task]:
         return {
             f"{2 * self.features} features": replace(self, features=2 * self.features),

@@ -72,6 +72,9 @@ class Characters(Predicting):
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         return self.logits(self.layout.views(params), inputs)
 
+    def hands_out(self) -> list[tuple[Tensor, ...]]:
+        return [(topics(self.split).codes.unfold(0, self.length + 1, 1),)]
+
     def variants(self) -> dict[str, Task]:
         return {
             f"{2 * self.width} units": replace(self, width=2 * self.width),
