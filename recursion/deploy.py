@@ -24,9 +24,11 @@ from levels.part import require
 from levels.problem import Problem
 from levels.task import Split, Task
 from levels.tree import State
+from recursion.observed import Observed
 from recursion.tower import Tower, TowerState
 
 CHUNK = 2**17  # most task parameters in flight in `run`; a learned optimizer's state is tens of times that
+CHOOSING_PROBLEMS, CHOOSING_STEPS = 8, 100  # by which `learned` chooses among the optimizers that came up on the way
 
 
 class Learned(NamedTuple):
@@ -45,7 +47,7 @@ class Afresh(NamedTuple):
 
 
 @torch.no_grad()
-def run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+def run(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Tensor:
     """Losses ``[steps + 1, S, P]``, the one at the start first, of S settings of an optimizer on the same P problems.
 
     ``params`` ``[S, m]`` stay fixed; ``key`` ``[P]`` names the problems of ``task``. A loss is as it comes, NaN as inf.
@@ -62,7 +64,7 @@ def run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: in
     return torch.cat(rows, dim=1)
 
 
-def _run(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
+def _run(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Tensor:
     return _as_inf(torch.stack([point.f for point in walk(optimizer, params, task, key, steps)]))
 
 
@@ -72,21 +74,22 @@ class Point(NamedTuple):
     x: Tensor  # [S, P, n]
     f: Tensor
     below: State  # with which the task was asked there
+    state: State  # the optimizer's
 
 
-def walk(optimizer: Optimizer, params: Tensor, task: Task, key: Tensor, steps: int) -> Iterator[Point]:
+def walk(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Iterator[Point]:
     """The start and what follows it in ``steps`` updates, as `run` has it, of an optimizer laid over the task."""
     for_params, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
     x = task.init_params(for_params)
     state = optimizer.begin_state(params, x, keys.fold(key.expand(len(params), -1), STATE))
     asked = task.init_state(x, for_state)
     f, g, below = task.value_and_grad(x, asked)
-    yield Point(x, f, asked)
+    yield Point(x, f, asked, state)
     for _ in range(steps):
         x, state = optimizer.update(params, f, g, state, x)
         asked = below
         f, g, below = task.value_and_grad(x, asked)
-        yield Point(x, f, asked)
+        yield Point(x, f, asked, state)
 
 
 def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed: int) -> Learned:
@@ -136,14 +139,14 @@ def _run_under(under: Tower, params: Tensor, count: int, seed: int) -> list[Towe
     return states
 
 
-def _best(tower: Tower, states: Sequence[TowerState], seed: int, *, problems: int = 8, steps: int = 100) -> Learned:
+def _best(tower: Tower, states: Sequence[TowerState], seed: int) -> Learned:
     """Of the parameters that a tower of depth 2 came by, copy for copy those that do best on validation problems."""
     task = tower.task
-    if not isinstance(task, Task):
+    if not isinstance(task, (Task, Observed)):
         raise TypeError(f"choosing by validation problems needs a task with splits, got {task!r}")
     candidates = torch.stack([state.carry.x for state in states])  # [states, copies, m]
-    key = keys.split(keys.fold(keys.seed(seed, device=candidates.device), 2), problems)
-    losses = run(tower.levels[0].optimizer, candidates.flatten(0, 1), task.on("validation"), key, steps)
+    key = keys.split(keys.fold(keys.seed(seed, device=candidates.device), 2), CHOOSING_PROBLEMS)
+    losses = run(tower.levels[0].optimizer, candidates.flatten(0, 1), task.on("validation"), key, CHOOSING_STEPS)
     means = losses[1:].mean((0, 2)).reshape(candidates.shape[:2])  # [states, copies]
     best = means.argmin(0)
     return Learned(candidates[best, torch.arange(len(best), device=best.device)], losses.numel())
@@ -155,19 +158,31 @@ def is_optimizer(tower: Tower) -> bool:
 
 
 @torch.no_grad()
-def run_afresh(tower: Tower, task: Task, problems: int, steps: int, *, seed: int, params: Tensor | None) -> Afresh:
+def run_afresh(
+    tower: Tower,
+    task: Problem,
+    problems: int,
+    steps: int,
+    *,
+    seed: int,
+    params: Tensor | None,
+    key: Tensor | None = None,
+) -> Afresh:
     """The whole tower run on each of ``problems`` problems of ``task`` by itself, for ``steps`` base steps.
 
     All at once: the topmost level holds one copy for each problem, every level below one copy of what it works on.
-    ``params`` ``[m]``: of the topmost optimizer, if not its own. A copy whose loss or gradient is not finite has
-    diverged: its losses are inf from there on. Raises ValueError if the tower is no optimizer (see `is_optimizer`).
+    ``params`` ``[m]``: of the topmost optimizer, if not its own. ``key`` ``[problems]``: the problems, those that `run`
+    sees with it; None lets ``seed`` draw them. A copy whose loss or gradient is not finite has diverged: its losses are
+    inf from there on. Raises ValueError if the tower is no optimizer (see `is_optimizer`).
     """
     require(is_optimizer(tower), f"{tower}: it has windows or restarts, so it is to be evaluated by what it learned")
     require(steps >= 1, f"steps must be at least 1, got {steps}")
+    fits = key is None or key.shape == (problems,)
+    require(fits, f"key must name {problems} problems, got shape {[] if key is None else list(key.shape)}")
     watched = Watched(task, record=True)
-    *lower, top = (_alone(level) for level in tower.levels)
+    *lower, top = alone(tower).levels
     whole = Tower(watched, *lower, dataclasses.replace(top, batch=problems))
-    state = whole.init(seed, params=params)  # start-up makes depth - 1 steps
+    state = _started(whole, seed, params, key)  # start-up makes depth - 1 steps
     key = whole.carries(state)[0].key.flatten()
     for _ in range(steps + 1 - len(watched.losses)):
         state, _report = whole.step(state)
@@ -175,8 +190,24 @@ def run_afresh(tower: Tower, task: Task, problems: int, steps: int, *, seed: int
     return Afresh(losses[:, None], key, watched.base_steps)
 
 
-def _alone(level: Level) -> Level:
-    return dataclasses.replace(level, batch=1, unroll=1, horizon=None, nonfinite=Skip())
+def alone(tower: Tower) -> Tower:
+    """The tower as an optimizer of one problem: one copy at each level, no restarts, what diverges is skipped."""
+    levels = (dataclasses.replace(level, batch=1, unroll=1, horizon=None, nonfinite=Skip()) for level in tower.levels)
+    return Tower(tower.task, *levels)
+
+
+def _started(whole: Tower, seed: int, params: Tensor | None, key: Tensor | None) -> TowerState:
+    """The state at the start, in which the copies of the task have the keys ``key`` ``[copies of the topmost level]``.
+
+    A copy hands the second half of its key to what it holds one of: up the tower, keys are those of which halves are.
+    """
+    if key is None:
+        return whole.init(seed, params=params)
+    for _ in whole.levels[1:]:
+        key = keys.unfold(keys.unfold(key, 1), 2)
+    own = whole.top.init_params(keys.split(keys.seed(seed, device=key.device), 2)[0])
+    params = own if params is None else params
+    return TowerState(params, whole.top.begin(params, key), torch.zeros((), dtype=torch.int64))
 
 
 class Subject(NamedTuple):

@@ -1,0 +1,216 @@
+"""Metering: what each level of a tower does in one top step, told apart from what is below it.
+
+    operations = Operations()
+    (measured,) = measure(tower, Pass(operations, lambda: operations.count))
+
+A reading is any number that grows: operations counted, seconds of the processor. It is read whenever a level or the
+task is asked and when it has answered, and what it gained in between is booked to the one who was asked, less what was
+booked below. Peaks of living bytes are booked alike: those of a level's window, less those of the largest window below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from levels import keys
+from levels.compiled import compiling
+from levels.gradients.estimator import LevelState
+from levels.level import Laid, Level
+from levels.nonfinite import put_off
+from levels.problem import Problem
+from levels.task import Split
+from levels.tree import State
+from recursion.memory import LiveBytes
+from recursion.observed import Observed
+from recursion.tower import Tower
+
+COPIES = 8  # on which a base step and an update are measured; members of a mixture differ
+ASIDE = -1  # where trials are booked
+CONSTANTS = {"empty", "zeros", "ones", "full"}
+FREE = {"_unsafe_view", "scalar_tensor", "lift_fresh_copy", "arange"}
+
+
+def base_flops(task: Problem) -> float:
+    """Operations of one gradient of the task for one copy."""
+    key = keys.split(keys.seed(0, device=task.layout.device), COPIES)
+    with plainly():
+        x = task.init_params(keys.split(key, 2)[..., 0])
+        _, _, state = task.value_and_grad(x, task.init_state(x, keys.split(key, 2)[..., 1]))
+        with Operations() as operations:
+            task.value_and_grad(x, state)
+    return float(operations.count / COPIES)
+
+
+class Pass(NamedTuple):
+    """One look at a step of a tower."""
+
+    within: AbstractContextManager[object]  # that the step is made in
+    reading: Callable[[], float]  # whose gain is booked
+    live: LiveBytes | None = None  # what counts bytes, if they are wanted
+
+
+class Measured(NamedTuple):
+    """Of the task (place 0) and each level, what is below apart."""
+
+    own: tuple[float, ...]  # what the reading gained in one window of one copy
+    peaks: tuple[int, ...]  # most bytes of tensors alive at once in a window of all copies
+
+    def work(self, tower: Tower) -> tuple[float, ...]:
+        """As `own_work`, if operations were read."""
+        unit = base_flops(tower.task)
+        return tuple(each / unit for each in self.own[1:])
+
+
+def measure(tower: Tower, *passes: Pass) -> list[Measured]:
+    """What each look says of the tower's first top step, at its own shapes.
+
+    Nothing that is counted depends on a seed, or on whether numbers are finite.
+    """
+    meter = Meter()
+    laid: Problem = Observed(tower.task, meter)
+    for number, level in enumerate(tower.levels, 1):
+        laid = _Metered(level, laid, number, meter)
+    assert isinstance(laid, Laid)
+    found = []
+    with plainly(), put_off():
+        params, key = laid.init_params(keys.seed(0, device=laid.layout.device)), keys.seed(1, device=laid.layout.device)
+        carry = laid.start(params, key)
+        laid.optimizer.update(params, carry.f, carry.g, carry.state, carry.x)  # first calls may do more
+        meter.starting = False
+        for look in passes:
+            meter.reset(look)
+            with look.within, meter.at(tower.depth, 1):
+                laid.window(params, carry, record=False, judged=False)
+            found.append(meter.measured(tower.depth))
+    return found
+
+
+class Operations(TorchDispatchMode):
+    """Within this context, ``count`` operations, as the module says."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0.0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function(*args, **(kwargs or {}))
+        packet = function._overloadpacket
+        if packet in flop_registry:
+            self.count += flop_registry[packet](*args, **(kwargs or {}), out_val=returned)
+        elif not _free(function):
+            self.count += _written(args[0] if returned is None and args else returned)
+        return returned
+
+
+class Meter:
+    """Books what a reading gains while a level is asked, less what it gains while the one below is.
+
+    An observer of the task (place 0); levels are told of by `at`.
+    """
+
+    def __init__(self) -> None:
+        self.starting = True  # where levels answer without a window, which would be run for nothing
+        self.reset(Pass(nullcontext(), lambda: 0.0))
+
+    def reset(self, look: Pass) -> None:
+        """Forget everything, and look at this."""
+        self.reading, self.live = look.reading, look.live
+        self.own: defaultdict[int, float] = defaultdict(float)
+        self.windows: defaultdict[int, float] = defaultdict(float)
+        self.peaks: defaultdict[int, int] = defaultdict(int)
+        self.inside = 0.0  # gained below, since the one who is asked now was asked
+
+    def measured(self, depth: int) -> Measured:
+        """What was booked, the task and ``depth`` levels."""
+        places = range(depth + 1)
+        own = tuple(self.own[place] / max(1.0, self.windows[place]) for place in places)
+        below = (0, *(self.peaks[place] for place in places[:-1]))
+        return Measured(own, tuple(max(0, self.peaks[place] - under) for place, under in zip(places, below)))
+
+    @contextmanager
+    def at(self, place: int, windows: float) -> Iterator[None]:
+        """The level in this place is asked for so many windows."""
+        outer, self.inside = self.inside, 0.0
+        before, alive, most = self.reading(), self._alive(), self._most()
+        if self.live is not None:
+            self.live.reset_peak()
+        try:
+            yield
+        finally:
+            gained = self.reading() - before
+            self.own[place] += gained - self.inside
+            self.windows[place] += windows
+            self.peaks[place] = max(self.peaks[place], self._most() - alive)
+            self.inside = outer + gained
+            if self.live is not None:
+                self.live.peak = max(most, self.live.peak)
+
+    def asked(self, gradients: float) -> AbstractContextManager[object]:
+        """The task is asked."""
+        return self.at(0, gradients)
+
+    def began(self, params: Tensor, state: State) -> None:
+        """Nothing to book."""
+
+    def _alive(self) -> int:
+        return 0 if self.live is None else self.live.bytes
+
+    def _most(self) -> int:
+        return 0 if self.live is None else self.live.peak
+
+
+class _Metered(Laid):
+    """A laid level whose windows are booked."""
+
+    def __init__(self, level: Level, problem: Problem, number: int, meter: Meter) -> None:
+        super().__init__(level, problem)
+        self.number, self.meter = number, meter
+
+    def value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        if self.meter.starting:
+            return torch.ones_like(params[..., 0]), params, state
+        with self.meter.at(self.number, math.prod(params.shape[:-1])):
+            return super().value_and_grad(params, state)
+
+    def value(self, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        with self.meter.at(self.number, math.prod(params.shape[:-1])):
+            return super().value(params, state)
+
+    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+        with self.meter.at(ASIDE, 1):
+            return super().trial(params, key)
+
+    def on(self, split: Split) -> _Metered:
+        return _Metered(self.level, self.problem.on(split), self.number, self.meter)
+
+    @property
+    def beside(self) -> _Metered:
+        return _Metered(self.level, self.problem.beside, self.number, self.meter)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Nothing is differentiated from outside, nothing compiled."""
+    with torch.no_grad(), compiling(False):
+        yield
+
+
+def _free(function: Any) -> bool:
+    name = function._schema.name.partition("::")[2]
+    stem = name.removeprefix("new_").removesuffix("_strided").removesuffix("_like")
+    return bool(function.is_view) or stem in CONSTANTS or name in FREE
+
+
+def _written(returned: Any) -> int:
+    if isinstance(returned, Tensor):
+        return returned.numel()
+    return sum(map(_written, returned)) if isinstance(returned, (tuple, list)) else 0
