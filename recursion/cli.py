@@ -1,4 +1,4 @@
-"""The command line: ``tower train``, ``eval``, ``probe``, ``export``, ``prune`` and ``show``.
+"""The command line: ``tower train``, ``eval``, ``ablate``, ``report``, ``probe``, ``export``, ``prune`` and ``show``.
 
 Mistakes of the user, non-finite numbers and disks that cannot be written end in one line on stderr and exit code 2;
 Ctrl-C in one line that says how to go on, and 130. Anything else is a bug and shows its traceback. Nothing heavy is
@@ -16,6 +16,7 @@ examples:
   tower train "quadratic: lstm@20 / adam" --steps 800 --out runs/first --resume
   tower eval runs/seed0 runs/seed1 runs/seed2 --problems 128
   tower export runs/first --out lstm.safetensors
+  tower ablate "digits-mlp: lstm@20 / lstm@5 / adam" --depths 1-3 --seeds 5 --budget 2e6 --out runs/depths
 """
 NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
@@ -113,6 +114,12 @@ def build_parser() -> Parser:
         ("train", "train a tower, then evaluate it on held-out problems", _train_options),
         ("eval", "evaluate trained runs of one tower together", _eval_options),
         (
+            "ablate",
+            "say whether another level pays: cut a tower at each depth, at the same total cost",
+            _ablate_options,
+        ),
+        ("report", "write the page of an ablation, as far as it is", _report_options),
+        (
             "probe",
             "say how fast perturbations grow at each level, and whether its gradient can bear it",
             _probe_options,
@@ -191,6 +198,39 @@ def _prune_options(parser: Parser) -> None:
     parser.add_argument("--round", action="store_true", help=half)
     side = "which of the towers that the topmost level holds side by side, from 1"
     _number(parser, "--copy", None, side, "all")
+
+
+def _ablate_options(parser: Parser) -> None:
+    repeated = "; '...' in front of the last level repeats the one before it as often as a depth needs"
+    parser.add_argument("tower", help=NOTATION + repeated)
+    parser.add_argument("--depths", required=True, metavar="LIST", help="where to cut it, as 1-4 or 1-6,10,25,50")
+    varied = "a setting and its values: 1.unroll=5,20 (of level 1), gradient=first-order,exact (of all below the top), "
+    varied += "top.lr=1e-4..1e-1 (each decade), lr*=1e-3,1,1e3 (times what it is); can be given again; default none"
+    parser.add_argument("--grid", action="append", default=[], metavar="NAME=LIST", help=varied)
+    _number(parser, "--seeds", 5, "training seeds, 0 and up")
+    spent = "cost of each run in base steps, optimizer work counted, as 2e6; or in seconds, as 90s; default 2e6"
+    parser.add_argument("--budget", default="2e6", metavar="COST", help=spent)
+    _number(parser, "--steps", 100, "base steps of a use of what was learned")
+    _number(parser, "--problems", 64, "problems that are reported on, once")
+    _number(parser, "--select", 32, "problems that snapshots of a training are compared on")
+    _number(parser, "--snapshots", 5, "snapshots of a training, beside its start")
+    tuned = "how the hand-made rules are tuned, step size and schedule; optuna is an extra (tune); default grid"
+    parser.add_argument("--search", choices=("grid", "optuna"), default="grid", help=tuned)
+    alone = "leave out the hand-made rules tuned at the same cost"
+    parser.add_argument("--no-baseline", dest="baseline", action="store_false", help=alone)
+    _windows(parser)
+    parser.add_argument("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
+    cluster = "on a Ray cluster: the one at ADDRESS, or the one that is there, or one started here; an extra (ray)"
+    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
+    there = "folder of the ablation; default runs/ and the notation; in one that is begun, it goes on"
+    parser.add_argument("--out", metavar="DIR", help=there)
+    parser.add_argument("--retry", action="store_true", help="try failed runs again; default they stay failed")
+    parser.add_argument("--no-report", action="store_true", help="run only; default run and write the report")
+
+
+def _report_options(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of tower ablate")
+    parser.add_argument("--out", metavar="FILE", help="the page; default report.html in the folder")
 
 
 def _show_options(parser: Parser) -> None:

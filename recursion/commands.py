@@ -130,6 +130,20 @@ def show(args: argparse.Namespace) -> None:
     sys.stdout.write(dumps(tower) if args.json else describe(tower))
 
 
+def ablate(args: argparse.Namespace) -> None:
+    """``tower ablate``: cut a tower at each depth, give all cuts the same total cost, and compare what they learn."""
+    from recursion.ablation import commands
+
+    commands.ablate(args)
+
+
+def report(args: argparse.Namespace) -> None:
+    """``tower report``: the page of an ablation."""
+    from recursion.ablation import commands
+
+    commands.report(args)
+
+
 def read_tower(text: str) -> Tower:
     """The tower of a notation, or of a spec file if ``text`` ends in ``.json``."""
     if not text.endswith(".json"):
@@ -154,10 +168,15 @@ def read_task(text: str) -> Task:
 
 def slug(tower: Tower) -> str:
     """The notation as the name of a folder; a long one is cut and ends in eight digits of its hash."""
-    text = re.sub(r"[^a-z0-9.]+", "-", str(tower).lower()).strip("-")
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]}-{hashlib.sha256(str(tower).encode()).hexdigest()[:8]}"
+    return folder_name(str(tower))
+
+
+def folder_name(text: str) -> str:
+    """Notation as the name of a folder, as `slug` has it."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:

@@ -3,10 +3,19 @@
 Values are ``[seeds, problems]``. Problems are resampled, and training seeds as well where there are several, each
 independently of the other (Owen 2007, "The pigeonhole bootstrap"): what is said then holds for other seeds and
 other problems. With one seed it holds for that seed only.
+
+Interquartile means and probabilities of improvement are those of Agarwal et al. 2021 (arXiv 2108.13264), whose runs on
+a task are resampled within that task. `interval` deviates where our runs differ from theirs: one training is used on
+every problem, so seeds are crossed with problems and five of them are five, however many the problems; and problems are
+a sample too, so they are drawn as well, the same for all seeds and for both sides of a difference. Five is few:
+resamples hold one seed and one problem fewer than there are, which makes their variance right (Rao and Wu 1988), and
+the percentiles are stretched about the estimate from the normal to Student's t, by Satterthwaite's degrees of freedom.
+With five seeds the interval then covers the truth in 95% of trials, where the percentiles alone do in 85%.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +23,11 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+TRIMMED = 0.25  # of all values, at either end of an interquartile mean
+NORMAL = 1.959963984540054  # the quantile of the normal distribution that leaves 2.5% above
 
 Values = NDArray[np.float64]
+Statistic = Callable[[Values], Values]  # of values [..., runs], over the last axis
 
 
 @dataclass(frozen=True)
@@ -66,3 +78,109 @@ def _means(values: Values, generator: np.random.Generator, at_once: int = 100) -
         columns = generator.integers(problems, size=(at_once, 1, problems))
         means.append(values[rows, columns].mean((1, 2)))
     return means
+
+
+def interquartile_mean(values: Values) -> Values:
+    """Mean of the middle half of the last axis: a quarter of the values, rounded down, is cut off at either end.
+
+    A run that diverged is infinite: it is among the worst quarter, and cut off only if fewer than a quarter are. A
+    middle with infinities of both signs has no mean: NaN.
+    """
+    runs = values.shape[-1]
+    cut = int(TRIMMED * runs)
+    ordered = np.partition(values, [cut, runs - cut - 1], axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(ordered[..., cut : runs - cut].mean(-1))
+
+
+def mean(values: Values) -> Values:
+    """Mean over the last axis."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values.mean(-1))
+
+
+def interval(values: Values, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
+    """``statistic`` over all of ``values`` ``[seeds, problems]``, with its 95% interval for other seeds and problems.
+
+    As the module says, by a stratified bootstrap with 2,000 resamples. A resample that is no number widens the interval
+    to both sides. One seed and one problem say nothing about others: the interval is all numbers.
+    """
+    values = np.where(np.isnan(values), np.inf, values)
+    value = float(statistic(values.reshape(-1)))
+    if values.size == 1:
+        return Estimate(value, -np.inf, np.inf)
+    resampled = _resampled(values, statistic, RESAMPLES, seed)
+    low, high = _percentiles(resampled)
+    stretch = _student(_freedom(values, statistic, seed)) / NORMAL
+    return Estimate(value, _stretched(value, low, stretch), _stretched(value, high, stretch))
+
+
+def lower(ours: Values, theirs: Values) -> Values:
+    """1 where ``ours`` is lower than ``theirs``, both ``[seeds, problems]``, 1/2 for ties (both diverged), else 0."""
+    return np.asarray((ours < theirs) + 0.5 * (ours == theirs))
+
+
+def improvement(ours: Values, theirs: Values, *, seed: int = 0) -> Estimate:
+    """Probability that a loss of ``ours`` is below that of ``theirs`` on the same problem, with its 95% interval.
+
+    Both are ``[seeds, problems]`` and paired: only runs of one problem and one seed are compared, where Agarwal et al.
+    compare each run on a task with each.
+    """
+    found = interval(lower(ours, theirs), mean, seed=seed)
+    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
+
+
+def _resampled(
+    values: Values, statistic: Statistic, count: int, seed: int, *, seeds: bool = True, problems: bool = True
+) -> Values:
+    """``statistic`` of resamples of the two sides asked for, some at a time so that memory stays small."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, min(count, 500_000 // values.size))
+    found: list[Values] = []
+    for start in range(0, count, at_once):
+        size = min(at_once, count - start)
+        rows, columns = (
+            _drawn(generator, size, n) if wanted else np.broadcast_to(np.arange(n), (size, n))
+            for n, wanted in zip(values.shape, (seeds, problems))
+        )
+        found.append(statistic(values[rows[:, :, None], columns[:, None, :]].reshape(size, -1)))
+    return np.concatenate(found)
+
+
+def _drawn(generator: np.random.Generator, size: int, n: int) -> NDArray[np.int64]:
+    return generator.integers(n, size=(size, max(n - 1, 1)))
+
+
+def _percentiles(found: Values) -> tuple[float, float]:
+    low = np.where(np.isnan(found), -np.inf, found)
+    high = np.where(np.isnan(found), np.inf, found)
+    tail = (1 - LEVEL) / 2
+    return (
+        float(np.quantile(low, tail, method="inverted_cdf")),
+        float(np.quantile(high, 1 - tail, method="inverted_cdf")),
+    )
+
+
+def _freedom(values: Values, statistic: Statistic, seed: int, count: int = 400) -> float:
+    """Satterthwaite's degrees of freedom of the variance, part of which is due to seeds and part to problems."""
+    sides = [n - 1 for n in values.shape]
+    few = float(min(n for n in sides if n))
+    parts = []
+    for n, (seeds, problems) in zip(sides, ((True, False), (False, True))):
+        found = _resampled(values, statistic, count, seed + 1, seeds=seeds, problems=problems) if n else np.zeros(1)
+        if not np.isfinite(found).all():
+            return few
+        parts.append(float(found.var()))
+    below = sum(part**2 / n for part, n in zip(parts, sides) if n)
+    return sum(parts) ** 2 / below if below > 0 else few
+
+
+def _student(freedom: float) -> float:
+    """The quantile of Student's t that leaves 2.5% above."""
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def _stretched(value: float, end: float, stretch: float) -> float:
+    return value + stretch * (end - value) if np.isfinite(value) and np.isfinite(end) else end

@@ -1,0 +1,91 @@
+"""Ledger: what each stage of a run cost, and what of it was each level's.
+
+Gradients of the task are counted as they are asked (`recursion.observed`), optimizer work is what `recursion.work` says
+of so many windows and updates, both in base steps. Seconds are the processor's. A level's share of the seconds of a
+training, and the bytes that it holds in a window beside what the window below it holds, are measured on one top step.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from recursion.memory import LiveBytes
+from recursion.metering import Operations, Pass, measure
+from recursion.tower import Tower
+from recursion.work import NOTHING, Work, met
+
+Row = list[Any]  # stage, split, level, problem, step, measure, value
+LOOKS = 5  # most top steps that seconds are measured on
+ENOUGH = 200  # base steps in all of these, where fewer looks do
+
+
+def row(
+    stage: str,
+    measure: str,
+    value: float,
+    *,
+    split: str | None = None,
+    level: int | None = None,
+    problem: int | None = None,
+    step: int | None = None,
+) -> Row:
+    """A measurement as it is stored."""
+    return [stage, split, level, problem, step, measure, float(value)]
+
+
+class Ledger:
+    """Work and processor seconds by stage."""
+
+    def __init__(self) -> None:
+        self.work: dict[str, Work] = {}
+        self.seconds: dict[str, float] = {}
+
+    def add(self, stage: str, work: Work, seconds: float) -> None:
+        """Charge a stage."""
+        self.work[stage] = self.work.get(stage, NOTHING).plus(work)
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def spent(self, *stages: str) -> float:
+        """Base steps of these stages, gradients and work."""
+        return sum(self.work.get(stage, NOTHING).total for stage in stages)
+
+    def rows(self) -> list[Row]:
+        """The task gradients, the work of each level and the seconds of each stage."""
+        found = []
+        for stage, work in self.work.items():
+            found.append(row(stage, "task gradients", work.gradients, level=0))
+            found += [row(stage, "optimizer work", own, level=i) for i, own in enumerate(work.optimizer, 1)]
+            found.append(row(stage, "seconds", self.seconds[stage]))
+        return found
+
+
+def profile(tower: Tower) -> dict[str, list[float]]:
+    """What one top step shows, as plain data.
+
+    ``work``: `recursion.work.own_work`. ``shares``: of the seconds of a training, the task's first and then each
+    level's. ``bytes``: of each level's tensors in a window, what the window below holds apart.
+    """
+    operations, live = Operations(), LiveBytes()
+    looks = min(LOOKS, max(1, round(ENOUGH / tower.base_steps)))
+    counted = Pass(_both(live, operations), lambda: operations.count, live)
+    first, *timed = measure(tower, counted, *[Pass(nullcontext(), time.process_time)] * looks)
+    seconds = [statistics.median(each) for each in zip(*(look.own for look in timed))]
+    parts = [count * each for count, each in zip(met(tower, restarts=True)[1], seconds)]
+    shares = [part / (sum(parts) or 1.0) for part in parts]
+    return {"work": list(first.work(tower)), "shares": shares, "bytes": [float(peak) for peak in first.peaks[1:]]}
+
+
+@contextmanager
+def _both(live: LiveBytes, operations: Operations) -> Iterator[None]:
+    with live, operations:
+        yield
+
+
+def process_peak() -> float:
+    """Most bytes that this process ever had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
