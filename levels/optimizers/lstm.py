@@ -20,9 +20,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from levels.compiled import compilable
+from levels import native
+from levels.derivatives import plus
 from levels.layout import Layout
 from levels.optimizer import Optimizer, Pulled
+from levels.optimizers import cells_native
 from levels.optimizers.cells import (
     Cell,
     Cells,
@@ -37,6 +39,7 @@ from levels.optimizers.cells import (
     ungrouped,
 )
 from levels.part import require
+from levels.window import Step
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,6 +80,8 @@ class LSTM(Optimizer):
         return self.cells.start_state(x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
+        if native.serves(g):
+            return self._native_update(params, g, state, x)
         views, rows, old = self._opened(params, g, state)
         parts = [self._forward(views, rows, old, span) for span in spans(rows.shape[-1], len(rows))]
         return self._moved(x, [out for out, _ in parts], [cells for _, cells in parts])
@@ -114,6 +119,35 @@ class LSTM(Optimizer):
             parts.append(dold)
         return total, [by_copy(joined(leaf), dx.shape) for leaf in zip(*parts)], dx
 
+    def replays(self, g: Tensor) -> bool:
+        return native.serves(g)
+
+    def sweep(
+        self, params: Tensor, steps: list[Step], slope: Callable[[int], Tensor | None]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As `Optimizer.sweep`, for rows of which each goes through the whole window before the next ones."""
+        if not native.serves(params):
+            return super().sweep(params, steps, slope)
+        dxs: list[Tensor] = []
+        for t in reversed(range(len(steps))):
+            dx = plus(dxs[-1] if dxs else None, slope(t))
+            dxs += [] if dx is None else [dx]
+        if not dxs:
+            return None, None
+        weights, state = params.reshape(-1, params.shape[-1]), [leaf.contiguous() for leaf in opened(steps[0].state)]
+        total, shape = torch.zeros_like(weights), (len(dxs), len(weights), -1)
+        grads = torch.stack([step.g for step in steps[: len(dxs)]]).reshape(shape)
+        douts = self.scale * torch.stack(dxs[::-1]).reshape(shape)
+        inputs = log_and_sign(grads, self.p, dim=-2)
+        total = cells_native.sweep(weights, inputs, state, douts)
+        return total.reshape(params.shape), dxs[-1]
+
+    def _native_update(self, params: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
+        weights = params.reshape(-1, params.shape[-1])
+        inputs = log_and_sign(g.reshape(len(weights), -1), self.p, dim=-2)
+        out, new = cells_native.forward(weights, inputs, opened(state))
+        return x + self.scale * out.reshape(x.shape), closed(new, x.shape)
+
     def _opened(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Tensor]]:
         """The weights, the gradient ``[groups, rows]`` and the state, by feature."""
         return self.cells.weights(self.layout, params), by_feature(g[..., None]).squeeze(-2), opened(state)
@@ -137,7 +171,6 @@ class LSTM(Optimizer):
         return x + self.scale * joined(outs).reshape(x.shape), closed([joined(piece) for piece in pieces], x.shape)
 
 
-@compilable
 def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:
     """The gradient as a size and a sign of comparable scale, along a new dimension ``dim`` of 2 (appendix A)."""
     magnitude = g.abs()
