@@ -37,6 +37,16 @@ def forget(cls: type, base: type, rewritten: str, derived: str) -> None:
         setattr(cls, derived, vars(base)[derived])
 
 
+def totals(slope: Callable[[int], Tensor | None], steps: int) -> list[Tensor]:
+    """For each update of a window up to the last that counts, the sum of ``slope(t)`` from there on: the cotangent of
+    ``x`` after it, if updates add to ``x``."""
+    dxs: list[Tensor] = []
+    for t in reversed(range(steps)):
+        dx = plus(dxs[-1] if dxs else None, slope(t))
+        dxs += [] if dx is None else [dx]
+    return dxs[::-1]
+
+
 class Optimizer(Part):
     """An update rule; abstract. Throughout, ``params`` ``[*batch, m]`` are the optimizer's own and ``x``
     ``[*batch, copies, n]`` those of the problem below: one more dimension, the copies that one optimizer works on.

@@ -1,8 +1,8 @@
 """LSTM cells in C++ (``cells.cpp``): one step of all rows, and the derivative of a whole window.
 
-They say what `levels.optimizers.cells.Cells` says. A window is made again from its first state, a block of rows at a
-time over all steps, so that nothing of it is kept but what fits in the processor's cache. Results do not depend on
-what ran before, but for their last digits on the number of threads, as all of torch's do.
+They say what `levels.optimizers.cells.Cells` says. A block of rows goes through all steps of a window, there and back,
+before the next one does, so that all that is made of it on the way stays in the processor's cache. The last digits of a
+derivative depend on the number of threads, as torch's do, and on nothing else.
 """
 
 import ctypes
@@ -22,8 +22,8 @@ class Call(ctypes.Structure):
     """What ``cells.cpp`` calls by this name."""
 
     _fields_ = [
-        *[(name, ctypes.c_int) for name in ("groups", "inputs", "hidden", "layers", "threads")],
-        *[(name, ctypes.c_long) for name in ("rows", "stride")],
+        *[(name, ctypes.c_int) for name in ("groups", "inputs", "hidden", "layers", "threads", "bounded")],
+        *[(name, ctypes.c_long) for name in ("rows", "apart")],
         ("params", ctypes.c_void_p),
     ]
 
@@ -41,23 +41,35 @@ def forward(weights: Tensor, inputs: Tensor, state: list[Tensor]) -> tuple[Tenso
     return out, new
 
 
-def sweep(weights: Tensor, inputs: Tensor, state: list[Tensor], dout: Tensor) -> Tensor:
-    """Cotangent ``[groups, m]`` of the weights, over a window that begins with ``state``.
+def sweep(
+    weights: Tensor, inputs: Tensor, state: list[Tensor], dout: Tensor, *, bounded: bool = False, above: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Cotangents of the weights, ``[groups, m]``, and of the inputs, over a window that begins with ``state``.
 
-    ``inputs``: ``[steps, groups, inputs, rows]``; ``dout``: ``[steps, groups, rows]``, of the outputs; ``state``: as
-    `forward`'s, where rows may be a piece of what lies in memory together.
+    ``inputs``: ``[steps, groups, inputs, rows]``; ``dout``: ``[steps, groups, rows]``, of the outputs or, if
+    ``bounded``, of their tanh; ``state``: as `forward`'s, where rows may be a piece of what lies in memory together.
+    Those of the inputs are None unless there is something ``above`` that asks for them.
     """
-    slopes, steps = torch.empty_like(weights), ctypes.c_int(len(inputs))
-    call = _call(weights, inputs[0], state)
-    function = _function("sweep", weights.dtype)
-    function(call, steps, address(inputs), addresses(state), address(dout), address(slopes))
-    return slopes
+    dweights, dinputs = torch.empty_like(weights), torch.empty_like(inputs) if above else None
+    function, call = _function("sweep", weights.dtype), _call(weights, inputs[0], state, bounded)
+    ends = address(dout), address(dweights), None if dinputs is None else address(dinputs)
+    function(call, ctypes.c_int(len(inputs)), address(inputs), addresses(state), *ends)
+    return dweights, dinputs
 
 
-def _call(weights: Tensor, inputs: Tensor, state: list[Tensor]) -> Any:
+def _call(weights: Tensor, inputs: Tensor, state: list[Tensor], bounded: bool = False) -> Any:
     groups, hidden, rows = state[0].shape
-    threads, layers, stride = torch.get_num_threads(), len(state) // 2, state[0].stride(-2)
-    return ctypes.byref(Call(groups, inputs.shape[-2], hidden, layers, threads, rows, stride, weights.data_ptr()))
+    sizes = groups, inputs.shape[-2], hidden, len(state) // 2, torch.get_num_threads(), bounded
+    return ctypes.byref(Call(*sizes, rows, state[0].stride(-2), weights.data_ptr()))
+
+
+def log_and_sign(g: Tensor, p: float) -> Tensor:
+    """`levels.optimizers.lstm.log_and_sign` of gradients ``[.., groups, rows]``: ``[.., groups, 2, rows]``."""
+    rows, number = g.shape[-1], ctypes.c_float if g.dtype == torch.float32 else ctypes.c_double
+    out = g.new_empty(*g.shape[:-1], 2, rows)
+    sizes = ctypes.c_long(g.numel() // rows), ctypes.c_long(rows)
+    _function("log_and_sign", g.dtype)(*sizes, number(p), address(g), address(out))
+    return out
 
 
 @cache

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from levels import native
-from levels.derivatives import plus
+from levels.derivatives import differentiated
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled
+from levels.optimizer import Optimizer, Pulled, totals
 from levels.optimizers import cells_native
 from levels.optimizers.cells import (
     Cell,
@@ -80,11 +80,9 @@ class LSTM(Optimizer):
         return self.cells.start_state(x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
-        if native.serves(g):
-            return self._native_update(params, g, state, x)
-        views, rows, old = self._opened(params, g, state)
-        parts = [self._forward(views, rows, old, span) for span in spans(rows.shape[-1], len(rows))]
-        return self._moved(x, [out for out, _ in parts], [cells for _, cells in parts])
+        weights = params.reshape(-1, params.shape[-1])
+        out, new = self.cells.move(weights, self._inputs(g.reshape(len(weights), -1)), opened(state))
+        return x + self.scale * out.reshape(x.shape), closed(new, x.shape)
 
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor
@@ -120,33 +118,29 @@ class LSTM(Optimizer):
         return total, [by_copy(joined(leaf), dx.shape) for leaf in zip(*parts)], dx
 
     def replays(self, g: Tensor) -> bool:
-        return native.serves(g)
+        return native.serves(g) or not (differentiated() or self.cells.keeps(g))
 
     def sweep(
         self, params: Tensor, steps: list[Step], slope: Callable[[int], Tensor | None]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """As `Optimizer.sweep`, for rows of which each goes through the whole window before the next ones."""
-        if not native.serves(params):
+        """As `Optimizer.sweep`, for some rows over the whole window, then for the next ones."""
+        if not self.replays(steps[0].g):
             return super().sweep(params, steps, slope)
-        dxs: list[Tensor] = []
-        for t in reversed(range(len(steps))):
-            dx = plus(dxs[-1] if dxs else None, slope(t))
-            dxs += [] if dx is None else [dx]
+        dxs = totals(slope, len(steps))
         if not dxs:
             return None, None
         weights, state = params.reshape(-1, params.shape[-1]), [leaf.contiguous() for leaf in opened(steps[0].state)]
-        total, shape = torch.zeros_like(weights), (len(dxs), len(weights), -1)
-        grads = torch.stack([step.g for step in steps[: len(dxs)]]).reshape(shape)
-        douts = self.scale * torch.stack(dxs[::-1]).reshape(shape)
-        inputs = log_and_sign(grads, self.p, dim=-2)
-        total = cells_native.sweep(weights, inputs, state, douts)
-        return total.reshape(params.shape), dxs[-1]
+        shape, total = (len(dxs), len(weights), -1), torch.zeros_like(weights)
+        grads, dxs = [step.g.reshape(shape[1:]) for step in steps], [dx.reshape(shape[1:]) for dx in dxs]
+        for span in spans(grads[0].shape[-1], len(weights), len(dxs)):
+            inputs = self._inputs(torch.stack([g[..., span] for g in grads[: len(dxs)]]))
+            dout = self.scale * torch.stack([dx[..., span] for dx in dxs])
+            total += self.cells.sweep(weights, inputs, [leaf[..., span] for leaf in state], dout)[0]
+        return total.reshape(params.shape), dxs[0].reshape(steps[0].x.shape)
 
-    def _native_update(self, params: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
-        weights = params.reshape(-1, params.shape[-1])
-        inputs = log_and_sign(g.reshape(len(weights), -1), self.p, dim=-2)
-        out, new = cells_native.forward(weights, inputs, opened(state))
-        return x + self.scale * out.reshape(x.shape), closed(new, x.shape)
+    def _inputs(self, g: Tensor) -> Tensor:
+        """What the network reads, ``[.., groups, 2, rows]``, of gradients ``[.., groups, rows]``."""
+        return cells_native.log_and_sign(g, self.p) if native.serves(g) else log_and_sign(g, self.p, dim=-2)
 
     def _opened(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Tensor]]:
         """The weights, the gradient ``[groups, rows]`` and the state, by feature."""
