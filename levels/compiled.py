@@ -7,8 +7,9 @@ written out; so it takes seconds, whatever the unroll, and serves towers of any 
     with compiling():
         state, report = tower.step(state)
 
-A piece that decides may be written in C++ beside (`levels.native`). The plain functions stay what they are; compiled ones equal them to rounding. Without the switch, where something is to
-be differentiated, and on machines without a C++ compiler, the plain ones run.
+The plain functions stay what they are; compiled ones equal them to rounding, and so do pieces that are written in C++
+besides (`levels.native`). Without the switch, where something is to be differentiated, and on machines without a C++
+compiler, the plain ones run.
 """
 
 import os

@@ -267,8 +267,9 @@ class Laid(Problem):
 
         T is the level's `reach`; the carry returned is the one after ``unroll`` updates. Without ``record``, only the
         losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``pulls``, steps have what
-        `Optimizer.sweep` reads: their `Step.pull`, unless copies were skipped or it replays the window. With ``asked``, the states with which the problem was asked are kept
-        too, for those who ask it again. Without ``judged``, losses are what the problem answers, whatever it counts.
+        `Optimizer.sweep` reads: their `Step.pull`, unless copies were skipped or the optimizer replays the window.
+        With ``asked``, the states with which the problem was asked are kept too, for those who ask it again. Without
+        ``judged``, losses are what the problem answers, whatever it counts.
         """
         carry = self._restart(params, carry)
         x, state, f, g, below = carry[:5]

@@ -12,9 +12,9 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,10 +23,9 @@ from torch import Tensor
 
 from levels.compiled import compiler, is_compiling
 from levels.derivatives import differentiated
-from levels.part import require
 
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
-MACHINES = (["-march=native"], ["-mcpu=native"], [])  # the first that the compiler knows
+MACHINES: tuple[tuple[str, ...], ...] = ("-march=native",), ("-mcpu=native",), ()  # the first that it knows
 
 
 def serves(tensor: Tensor) -> bool:
@@ -49,15 +48,14 @@ def library(source: Path) -> ctypes.CDLL:
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
-    """Where the numbers of a contiguous tensor are."""
+    """Where the numbers of a tensor in one piece are; whoever passes it on keeps the tensor until the call is over."""
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def addresses(tensors: list[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    """Those of several, of which only the last dimension need be in one piece."""
-    assert all(tensor.stride(-1) == 1 for tensor in tensors)
-    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    """Those of several."""
+    return (ctypes.c_void_p * len(tensors))(*[address(tensor).value for tensor in tensors])
 
 
 def _place() -> Path:
@@ -83,5 +81,5 @@ def _build(source: Path, made: Path) -> None:
         if found.returncode == 0:
             return
     said = next((line for line in found.stderr.splitlines() if "error" in line), found.stderr[-200:])
-    name = shutil.which(compiler())
-    require(False, f"{name} cannot build {source.name} ({said.strip()}); use g++ 9 or clang++ 10, or leave compiling off")
+    got = f"{compiler()} cannot build {source.name} ({said.strip()})"
+    raise ValueError(f"{got}; let CXX name a newer g++ or clang++, or leave compiling off")

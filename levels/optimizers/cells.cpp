@@ -202,9 +202,9 @@ template <class F> struct Cells : Vectors<F> {
     }
 };
 
-template <class F> struct Call {  // what Python fills; states are [groups][hidden][rows], of which rows lie apart
+template <class F> struct Call {  // what Python fills; states are [groups][hidden][rows]
     int groups, inputs, hidden, layers, threads, bounded;
-    long rows, apart;
+    long rows;
     const F *params;
 
     using Row = typename Cells<F>::Row;
@@ -218,7 +218,7 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
     }
     std::vector<F *> states(F *const *all, int group) const {
         std::vector<F *> own(all, all + 2 * layers);
-        for (F *&state : own) state += group * hidden * apart;
+        for (F *&state : own) state += group * hidden * rows;
         return own;
     }
     // Rows in parts of at least so many, whole blocks each and by a thread; returns how many parts there may be.
@@ -247,11 +247,11 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
                 Row *now = work[part].get(), *c_old = now + net.step();
                 net.load(now, x + r, inputs, rows, n);
                 for (int layer = 0; layer < layers; layer++) {
-                    net.load(now + net.z(layer) + net.width(layer), before[2 * layer] + r, hidden, apart, n);
-                    net.load(c_old, before[2 * layer + 1] + r, hidden, apart, n);
+                    net.load(now + net.z(layer) + net.width(layer), before[2 * layer] + r, hidden, rows, n);
+                    net.load(c_old, before[2 * layer + 1] + r, hidden, rows, n);
                     net.forward(layer, now, c_old);
-                    net.store(after[2 * layer] + r, now + net.z(layer + 1), hidden, apart, n);
-                    net.store(after[2 * layer + 1] + r, now + net.c(layer), hidden, apart, n);
+                    net.store(after[2 * layer] + r, now + net.z(layer + 1), hidden, rows, n);
+                    net.store(after[2 * layer + 1] + r, now + net.c(layer), hidden, rows, n);
                 }
                 const Row result = net.output(now);
                 net.store(out + r, &result, 1, rows, n);
@@ -294,8 +294,8 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
         auto later = [&](int layer) { return &dz[inputs + 2 * layer * hidden]; };  // of h
 
         for (int layer = 0; layer < layers; layer++) {
-            net.load(work + net.z(layer) + net.width(layer), old[2 * layer] + r, hidden, apart, n);
-            net.load(&begun[layer * hidden], old[2 * layer + 1] + r, hidden, apart, n);
+            net.load(work + net.z(layer) + net.width(layer), old[2 * layer] + r, hidden, rows, n);
+            net.load(&begun[layer * hidden], old[2 * layer + 1] + r, hidden, rows, n);
         }
         for (int t = 0; t < steps; t++) {
             Row *now = work + t * step;

@@ -136,7 +136,7 @@ class Cells:
     def move(self, weights: Tensor, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The output and the new h and c of each layer in turn, as `forward`'s; ``weights``: see `flat_views`."""
         if native.serves(inputs):
-            return cells_native.forward(weights, inputs.contiguous(), [leaf.contiguous() for leaf in state])
+            return cells_native.forward(weights, inputs, state)
         views = self.flat_views(weights)
         parts = [
             self.forward(views, inputs[..., span], [leaf[..., span] for leaf in state])
@@ -162,17 +162,30 @@ class Cells:
         if native.serves(inputs):
             return cells_native.sweep(weights, inputs, state, dout, bounded=bounded, above=above)
         views, total, dinputs = self.flat_views(weights), torch.zeros_like(weights), []
-        made, slopes = [], [None] * len(state)
+        for span in spans(inputs.shape[-1], len(weights), len(inputs)):
+            old = [leaf[..., span] for leaf in state]
+            named, dread = self._swept(views, inputs[..., span], old, dout[..., span], bounded)
+            total += torch.cat([named[name].flatten(1) for name in self.shapes()], dim=-1)
+            dinputs += [dread] if above else []
+        return total, torch.cat(dinputs, dim=-1) if above else None
+
+    def _swept(
+        self, views: Views, inputs: Tensor, state: Sequence[Tensor], dout: Tensor, bounded: bool
+    ) -> tuple[Views, Tensor]:
+        """Cotangents of the weights by name and of the inputs, for some rows over the whole window."""
+        made: list[tuple[Tensor, list[Cell]]] = []
         for read in inputs:
-            out, cells = self.forward(views, read, state)
-            state = _carried(cells)
-            made.append((out, cells))
+            made.append(self.forward(views, read, state))
+            state = _carried(made[-1][1])
+        total: Views = {}
+        later: Sequence[Tensor | None] = [None] * len(state)
+        dinputs = []
         for (out, cells), slope in zip(made[::-1], dout.flip(0).unsqueeze(-2)):
             slope = slope * (1 - out.tanh().square()) if bounded else slope
-            named, slopes, dread = self.backward(views, cells, slope, slopes)
-            total += torch.cat([named[name].flatten(1) for name in self.shapes()], dim=-1)
+            slopes, later, dread = self.backward(views, cells, slope, later)
+            total = {name: total[name] + slopes[name] if total else slopes[name] for name in slopes}
             dinputs.append(dread)
-        return total, torch.stack(dinputs[::-1]) if above else None
+        return total, torch.stack(dinputs[::-1])
 
     def flat_views(self, weights: Tensor) -> Views:
         """`weights` by name of all numbers ``[groups, m]`` in the order of `shapes`."""

@@ -123,20 +123,17 @@ class LSTM(Optimizer):
     def sweep(
         self, params: Tensor, steps: list[Step], slope: Callable[[int], Tensor | None]
     ) -> tuple[Tensor | None, Tensor | None]:
-        """As `Optimizer.sweep`, for some rows over the whole window, then for the next ones."""
-        if not self.replays(steps[0].g):
+        if differentiated() or steps[0].pull:
             return super().sweep(params, steps, slope)
         dxs = totals(slope, len(steps))
         if not dxs:
             return None, None
-        weights, state = params.reshape(-1, params.shape[-1]), [leaf.contiguous() for leaf in opened(steps[0].state)]
-        shape, total = (len(dxs), len(weights), -1), torch.zeros_like(weights)
-        grads, dxs = [step.g.reshape(shape[1:]) for step in steps], [dx.reshape(shape[1:]) for dx in dxs]
-        for span in spans(grads[0].shape[-1], len(weights), len(dxs)):
-            inputs = self._inputs(torch.stack([g[..., span] for g in grads[: len(dxs)]]))
-            dout = self.scale * torch.stack([dx[..., span] for dx in dxs])
-            total += self.cells.sweep(weights, inputs, [leaf[..., span] for leaf in state], dout)[0]
-        return total.reshape(params.shape), dxs[0].reshape(steps[0].x.shape)
+        weights = params.reshape(-1, params.shape[-1])
+        shape = len(dxs), len(weights), -1
+        inputs = self._inputs(torch.stack([step.g for step in steps[: len(dxs)]]).reshape(shape))
+        dout = self.scale * torch.stack(dxs).reshape(shape)
+        dweights, _ = self.cells.sweep(weights, inputs, opened(steps[0].state), dout)
+        return dweights.reshape(params.shape), dxs[0]
 
     def _inputs(self, g: Tensor) -> Tensor:
         """What the network reads, ``[.., groups, 2, rows]``, of gradients ``[.., groups, rows]``."""
