@@ -167,10 +167,11 @@ template <class F> struct Cells : Vectors<F> {
     void forward(int layer, Row *now, const Row *c_old) const {
         Row *act = now + this->act(layer), *c = now + this->c(layer), *h = now + z(layer + 1);
         this->products(params + weights(layer), 1, gates(), now + z(layer), reads(layer), act, gates());
+        for (int j = 0; j < 2 * hidden; j++) act[j] = this->sigmoid(act[j]);
+        for (int j = 2 * hidden; j < 3 * hidden; j++) act[j] = this->tanh(act[j]);
+        for (int j = 3 * hidden; j < 4 * hidden; j++) act[j] = this->sigmoid(act[j]);
         for (int j = 0; j < hidden; j++) {
-            const Row i = this->sigmoid(act[j]), f = this->sigmoid(act[hidden + j]);
-            const Row fresh = this->tanh(act[2 * hidden + j]), o = this->sigmoid(act[3 * hidden + j]);
-            act[j] = i, act[hidden + j] = f, act[2 * hidden + j] = fresh, act[3 * hidden + j] = o;
+            const Row i = act[j], f = act[hidden + j], fresh = act[2 * hidden + j], o = act[3 * hidden + j];
             c[j] = {f.a * c_old[j].a + i.a * fresh.a, f.b * c_old[j].b + i.b * fresh.b};
             const Row t = c[hidden + j] = this->tanh(c[j]);
             h[j] = {o.a * t.a, o.b * t.b};
