@@ -19,6 +19,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -44,6 +48,17 @@ template <> struct Number<double> {
 
 constexpr double inverse_factorial(int k) { return k < 2 ? 1 : inverse_factorial(k - 1) / k; }
 
+// x, but not above the limit nor below its negative; what is not a number stays so.
+#if defined(__AVX512F__)  // compilers make four instructions of what is written out below
+inline __m512 within(__m512 x, __m512 limit) { return _mm512_max_ps(-limit, _mm512_min_ps(limit, x)); }
+inline __m512d within(__m512d x, __m512d limit) { return _mm512_max_pd(-limit, _mm512_min_pd(limit, x)); }
+#else
+template <class V> V within(V x, V limit) {
+    x = x > limit ? limit : x;
+    return x < -limit ? -limit : x;
+}
+#endif
+
 template <class F> struct Vectors {
     typedef F V __attribute__((vector_size(BYTES)));
     typedef typename Number<F>::Integer I __attribute__((vector_size(BYTES)));
@@ -56,8 +71,7 @@ template <class F> struct Vectors {
 
     static V exp(V x) {  // within limits whose squares are numbers still
         using N = Number<F>;
-        x = x > N::limit ? V{} + N::limit : x;
-        x = x < -N::limit ? V{} - N::limit : x;
+        x = within(x, V{} + N::limit);
         V shifted = x * F(1.4426950408889634) + N::round, n = shifted - N::round;
         V r = x - n * N::ln2_high - n * N::ln2_low, sum = V{} + F(inverse_factorial(N::degree));
 #pragma GCC unroll 16

@@ -203,12 +203,15 @@ def _layout(cells: Cells, dtype: torch.dtype, device: torch.device) -> Layout:
 
 def opened(state: State) -> list[Tensor]:
     """The tensors of a state, ``[*batch, copies, n, k]``, by feature."""
-    return [by_feature(leaf) for leaf in leaves(state)]
+    tensors = leaves(state)
+    groups = math.prod(tensors[0].shape[:-3])
+    return [tensor.reshape(groups, -1, tensor.shape[-1]).mT for tensor in tensors]
 
 
 def closed(tensors: Sequence[Tensor], shape: torch.Size) -> LSTMState:
     """The inverse of `opened` for copies and coordinates of the ``shape`` ``[*batch, copies, n]``."""
-    h_and_c = [by_copy(tensor, shape) for tensor in tensors]
+    whole = (*shape, tensors[0].shape[-2])
+    h_and_c = [tensor.mT.view(whole) for tensor in tensors]
     return tuple(zip(h_and_c[::2], h_and_c[1::2]))
 
 
