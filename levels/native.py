@@ -5,13 +5,15 @@ window of a small network fits in the processor's cache, a loop written for that
 seconds. A piece in C++ stands beside the plain one that it equals to rounding, and never alone: the plain one runs
 without the switch, where something is to be differentiated, and on other devices.
 
-Libraries are kept, by what they are made of, in ``descent-tower`` under ``XDG_CACHE_HOME`` (``~/.cache``).
+Libraries are kept by what they are made of, if they can be: in ``descent-tower`` under ``XDG_CACHE_HOME``
+(``~/.cache``).
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -37,14 +39,15 @@ def serves(tensor: Tensor) -> bool:
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
-    """The library made of one C++ file. ValueError if the compiler refuses it, OSError if it cannot be kept."""
-    made = _place() / f"{source.stem}-{_fingerprint(source)}.so"
-    if not made.exists():
-        with tempfile.TemporaryDirectory(dir=made.parent) as directory:
-            fresh = Path(directory) / made.name
-            _build(source, fresh)
-            fresh.replace(made)  # whole or not at all, whoever else builds it
-    return ctypes.CDLL(str(made))
+    """The library made of one C++ file. ValueError if the compiler refuses it."""
+    place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "descent-tower"
+    made = place / f"{source.stem}-{_fingerprint(source)}.so"
+    if made.exists():
+        return ctypes.CDLL(str(made))
+    with tempfile.TemporaryDirectory() as directory:
+        fresh = Path(directory) / made.name
+        _build(source, fresh)
+        return ctypes.CDLL(str(_kept(fresh, made)))
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -58,10 +61,16 @@ def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * len(tensors))(*[address(tensor).value for tensor in tensors])
 
 
-def _place() -> Path:
-    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "descent-tower"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+def _kept(fresh: Path, made: Path) -> Path:
+    """Where to load a library from that is to be ``made``: there, or where it is ``fresh`` if it cannot be kept."""
+    beside = made.with_suffix(f".{os.getpid()}")
+    try:
+        made.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(fresh, beside)
+        beside.replace(made)  # whole or not at all, whoever else builds it
+    except OSError:
+        return fresh
+    return made
 
 
 def _fingerprint(source: Path) -> str:

@@ -169,7 +169,9 @@ def test_a_library_is_built_once(tmp_path, monkeypatch):
     [kept] = (tmp_path / "cache" / "descent-tower").iterdir()
     assert ctypes.CDLL(str(kept)).seven() == 7
     monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(source))  # a file, in which nothing can be kept
+    native.library.cache_clear()
+    assert native.library(source).seven() == 7
     broken = tmp_path / "broken.cpp"
     broken.write_text("int seven( { }")
     with pytest.raises(ValueError, match=r"cannot build broken.cpp \(.*error.*\); let CXX name a newer g\+\+"):
