@@ -147,7 +147,12 @@ class Worker:
 def surroundings(threads: int, cache: str) -> dict[str, str]:
     """Environment of a worker: numbers of threads, and compile caches of its own."""
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
-    caches = {"TORCHINDUCTOR_CACHE_DIR": cache, "JAX_ENABLE_COMPILATION_CACHE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    caches = {
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "XDG_CACHE_HOME": cache,
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
     return {name: str(threads) for name in pools} | caches
 
 

@@ -7,7 +7,6 @@ from benchmarks.harness import Side
 from benchmarks.peers_work import Ours, Work
 
 IMPORTS = {  # torch.optim imports torch._dynamo when the first optimizer is made
-    "ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"],
     "torch, compiled update": ["torch._dynamo", "torch._inductor.compile_fx"],
     "torch": ["torch._dynamo"],
     "higher": ["higher", "torch._dynamo"],

@@ -7,8 +7,9 @@ written out; so it takes seconds, whatever the unroll, and serves towers of any 
     with compiling():
         state, report = tower.step(state)
 
-The plain functions stay what they are; compiled ones equal them to rounding. Without the switch, where something is to
-be differentiated, and on machines without a C++ compiler, the plain ones run.
+The plain functions stay what they are; compiled ones equal them to rounding, and so do pieces that are written in C++
+besides (`levels.native`). Without the switch, where something is to be differentiated, and on machines without a C++
+compiler, the plain ones run.
 """
 
 import os
@@ -67,4 +68,9 @@ def is_compiling() -> bool:
 
 def has_compiler() -> bool:
     """Whether there is a C++ compiler where torch looks for one: ``CXX``, then g++, then clang++."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+    return compiler() != ""
+
+
+def compiler() -> str:
+    """The C++ compiler that there is, or nothing."""
+    return next((name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)), "")

@@ -117,6 +117,11 @@ def pull_gradient(problem: Problem, x: Tensor, state: State, dg: Tensor) -> Tens
     return dx
 
 
+def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, None being zero."""
+    return b if a is None else a if b is None else a + b
+
+
 @cache
 def _load_rules() -> None:
     """Torch compiles some forward derivatives when they are first needed, with a warning about itself."""

@@ -266,23 +266,26 @@ class Laid(Problem):
         """Run one window from ``carry``; copies whose trajectory is over start afresh first.
 
         T is the level's `reach`; the carry returned is the one after ``unroll`` updates. Without ``record``, only the
-        losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``pulls``, steps have their
-        `Step.pull`, unless copies were skipped. With ``asked``, the states with which the problem was asked are kept
-        too, for those who ask it again. Without ``judged``, losses are what the problem answers, whatever it counts.
+        losses are kept of the window: `Window.steps` and `Window.grads` are empty. With ``pulls``, steps have what
+        `Optimizer.sweep` reads: their `Step.pull`, unless copies were skipped or the optimizer replays the window.
+        With ``asked``, the states with which the problem was asked are kept too, for those who ask it again. Without
+        ``judged``, losses are what the problem answers, whatever it counts.
         """
         carry = self._restart(params, carry)
         x, state, f, g, below = carry[:5]
         steps, losses, grads, states = [], [], [], []
+        replayed = pulls and self.optimizer.replays(g)
         for t in range(self.level.reach):
             read, pull = (f, g, state, x), None
             if asked:
                 states.append(below)
-            if pulls:
+            if pulls and not replayed:
                 x, state, pull = self.optimizer.linearized(params, *read)
             else:
                 x, state = self.optimizer.update(params, *read)
             if record:
-                steps.append(Step(*read, pull))
+                step = Step(*read, pull)
+                steps.append(step._replace(state=None) if replayed and t else step)
             f, g, value, slope, below = self._ask(x, below, judged)
             losses.append(value)
             if record:
@@ -331,8 +334,7 @@ class Laid(Problem):
             return end, window
         fix = "lower its learning rate, or skip such copies with nonfinite=skip"
         self.level.nonfinite.handle(self, *_complaint("the problem's", window.losses, fix))
-        still = Step(start.f, start.g, start.state, start.x)
-        steps = [choose(bad, still, step._replace(pull=None)) for step in window.steps]
+        steps = [choose(bad, _still(start, step), step._replace(pull=None)) for step in window.steps]
         losses = torch.where(bad, start.f, window.losses)
         grads = [torch.where(bad[..., None], 0.0, g) for g in window.grads]
         end = keep_named("skipped", choose(bad, start, end), end)
@@ -362,6 +364,11 @@ def changed_settings(level: Level) -> dict[str, object]:
         for field in dataclasses.fields(level)
         if notate(getattr(level, field.name)) != notate(field.default)
     }
+
+
+def _still(start: Carry, step: Step) -> Step:
+    """What a copy that stands still reads in place of ``step``."""
+    return Step(start.f, start.g, None if step.state is None else start.state, start.x)
 
 
 def _complaint(whose: str, losses: Tensor, fix: str) -> tuple[str, str]:

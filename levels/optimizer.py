@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from levels.derivatives import differentiated, pull_update
+from levels.derivatives import differentiated, plus, pull_update
 from levels.layout import Layout
 from levels.part import Part
 from levels.tree import State, leaves, with_leaves
 
 if TYPE_CHECKING:
     from levels.problem import Problem
+    from levels.window import Step
 
 Scope = Literal["coordinate", "tensor", "problem"]
 
@@ -36,14 +37,24 @@ def forget(cls: type, base: type, rewritten: str, derived: str) -> None:
         setattr(cls, derived, vars(base)[derived])
 
 
+def totals(slope: Callable[[int], Tensor | None], steps: int) -> list[Tensor]:
+    """For each update of a window up to the last that counts, the sum of ``slope(t)`` from there on: the cotangent of
+    ``x`` after it, if updates add to ``x``."""
+    dxs: list[Tensor] = []
+    for t in reversed(range(steps)):
+        dx = plus(dxs[-1] if dxs else None, slope(t))
+        dxs += [] if dx is None else [dx]
+    return dxs[::-1]
+
+
 class Optimizer(Part):
     """An update rule; abstract. Throughout, ``params`` ``[*batch, m]`` are the optimizer's own and ``x``
     ``[*batch, copies, n]`` those of the problem below: one more dimension, the copies that one optimizer works on.
 
     Copies never mix: the update of one copy reads its own ``f``, ``g``, ``state`` and ``x``.
 
-    A subclass that rewrites `update` inherits no derivative of the old one: `pullback` and `linearized` are as here,
-    unless it writes them too.
+    A subclass that rewrites `update` inherits no derivative of the old one: `pullback`, `linearized` and `sweep` are as
+    here, unless it writes them too.
     """
 
     def __init_subclass__(cls, **settings: Any) -> None:
@@ -51,6 +62,9 @@ class Optimizer(Part):
         forget(cls, Optimizer, "update", "pullback")
         forget(cls, Optimizer, "update", "linearized")
         forget(cls, Optimizer, "pullback", "linearized")
+        for rewritten in ("update", "pullback", "linearized"):
+            forget(cls, Optimizer, rewritten, "sweep")
+        forget(cls, Optimizer, "sweep", "replays")
 
     differentiable: bool = True
     """Whether `update` can be differentiated; if not, no level above can train this one by backpropagation."""
@@ -215,3 +229,27 @@ class Optimizer(Part):
             dstate_old,
             torch.zeros_like(x) if dx_old is None else dx_old,
         )
+
+    def sweep(
+        self, params: Tensor, steps: list[Step], slope: Callable[[int], Tensor | None]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The vector-Jacobian product of a window's updates, ``f`` and ``g`` being data: cotangents of ``params``
+        ``[*batch, m]`` and of the first ``x`` ``[*batch, copies, n]``, None for zero.
+
+        ``slope(t)`` is the derivative of what is pulled back in ``x`` after update t, counted from 0, None for zero.
+        This one goes back a step at a time; an optimizer that can do better with the whole window says so instead.
+        """
+        dparams, dx, dstate = None, None, None
+        for t in reversed(range(len(steps))):
+            dx, step = plus(dx, slope(t)), steps[t]
+            if dx is None:
+                continue  # nothing that counts comes after this update
+            pull = step.pull or partial(self.pullback, params, *step[:4])
+            dp, dstate, dx = pull(dx, dstate)
+            dparams = plus(dparams, dp)
+        return dparams, dx
+
+    def replays(self, g: Tensor) -> bool:
+        """Whether `sweep` makes the states of a window again from its first one, for gradients like ``g``; then no
+        other is kept."""
+        return False

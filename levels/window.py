@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
     f: Tensor
     g: Tensor
-    state: State
+    state: State  # None where the optimizer makes it again, see `Optimizer.replays`
     x: Tensor
     pull: Callable[[Tensor, list[Tensor | None] | None], Pulled] | None = None  # of the update, if it was wanted
 

@@ -62,8 +62,3 @@ def weighted(weight: Tensor | float, grad: Tensor) -> Tensor | None:
     if weight == 0:
         return None
     return grad if weight == 1 else weight * grad
-
-
-def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum, None being zero."""
-    return b if a is None else a if b is None else a + b

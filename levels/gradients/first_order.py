@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from levels.derivatives import differentiated
-from levels.gradients.backward import Backward, plus, weighted
+from levels.derivatives import differentiated, plus
+from levels.gradients.backward import Backward, weighted
 from levels.gradients.estimator import LevelState
 from levels.nonfinite import finite
 
@@ -56,14 +55,7 @@ class FirstOrder(Backward):
     def sweep(
         self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
-        dparams, dx, dstate = None, None, None
-        for t in reversed(range(len(window.steps))):
-            dx, step = plus(dx, slope(t)), window.steps[t]
-            if dx is None:
-                continue  # nothing that counts comes after this update
-            pull = step.pull or partial(level.optimizer.pullback, params, *step[:4])
-            dp, dstate, dx = pull(dx, dstate)
-            dparams = plus(dparams, dp)
+        dparams, dx = level.optimizer.sweep(params, window.steps, slope)
         if dx is None:
             return torch.zeros_like(params)
         if level.optimizer.learns_start:

@@ -12,14 +12,16 @@ start uniform within 1/sqrt(hidden), as torch's do, with a forget gate's bias of
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from levels import keys
+from levels import keys, native
 from levels.compiled import compilable
 from levels.layout import Layout
+from levels.optimizers import cells_native
 from levels.tree import State, leaves
 
 LSTMState = tuple[tuple[Tensor, Tensor], ...]
@@ -28,6 +30,7 @@ LSTMState = tuple[tuple[Tensor, Tensor], ...]
 Views = dict[str, Tensor]
 
 ROWS = 2**12  # most rows at once
+SWEPT = 2**14  # most rows times steps of which a sweep keeps what it made
 KEPT = 2**18  # most hidden units over all rows of which a step is kept for its derivative: about 7 MiB of float32
 
 
@@ -130,25 +133,92 @@ class Cells:
                 slopes[name][..., 2 * self.hidden : 3 * self.hidden] *= 2
         return slopes, dold, dh
 
+    def move(self, weights: Tensor, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The output and the new h and c of each layer in turn, as `forward`'s; ``weights``: see `flat_views`."""
+        if native.serves(inputs):
+            return cells_native.forward(weights, inputs, state)
+        views = self.flat_views(weights)
+        parts = [
+            self.forward(views, inputs[..., span], [leaf[..., span] for leaf in state])
+            for span in spans(inputs.shape[-1], len(weights))
+        ]
+        return joined([out for out, _ in parts]), [joined(leaf) for leaf in zip(*(_carried(kept) for _, kept in parts))]
+
+    def sweep(
+        self,
+        weights: Tensor,
+        inputs: Tensor,
+        state: Sequence[Tensor],
+        dout: Tensor,
+        *,
+        bounded: bool = False,
+        above: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cotangents of ``weights`` and of ``inputs`` over a whole window, of which only the first state is given.
+
+        ``inputs``: ``[steps, groups, inputs, rows]``; ``dout``: ``[steps, groups, rows]``, of the outputs or, if
+        ``bounded``, of their tanh. Those of the inputs are None unless something ``above`` asks for them.
+        """
+        if native.serves(inputs):
+            return cells_native.sweep(weights, inputs, state, dout, bounded=bounded, above=above)
+        views, total, dinputs = self.flat_views(weights), torch.zeros_like(weights), []
+        for span in spans(inputs.shape[-1], len(weights), len(inputs)):
+            old = [leaf[..., span] for leaf in state]
+            named, dread = self._swept(views, inputs[..., span], old, dout[..., span], bounded)
+            total += torch.cat([named[name].flatten(1) for name in self.shapes()], dim=-1)
+            dinputs += [dread] if above else []
+        return total, torch.cat(dinputs, dim=-1) if above else None
+
+    def _swept(
+        self, views: Views, inputs: Tensor, state: Sequence[Tensor], dout: Tensor, bounded: bool
+    ) -> tuple[Views, Tensor]:
+        """Cotangents of the weights by name and of the inputs, for some rows over the whole window."""
+        made: list[tuple[Tensor, list[Cell]]] = []
+        for read in inputs:
+            made.append(self.forward(views, read, state))
+            state = _carried(made[-1][1])
+        total: Views = {}
+        later: Sequence[Tensor | None] = [None] * len(state)
+        dinputs = []
+        for (out, cells), slope in zip(made[::-1], dout.flip(0).unsqueeze(-2)):
+            slope = slope * (1 - out.tanh().square()) if bounded else slope
+            slopes, later, dread = self.backward(views, cells, slope, later)
+            total = {name: total[name] + slopes[name] if total else slopes[name] for name in slopes}
+            dinputs.append(dread)
+        return total, torch.stack(dinputs[::-1])
+
+    def flat_views(self, weights: Tensor) -> Views:
+        """`weights` by name of all numbers ``[groups, m]`` in the order of `shapes`."""
+        return self.weights(_layout(self, weights.dtype, weights.device), weights)
+
     def keeps(self, g: Tensor) -> bool:
         """Whether what a step made of ``g`` ``[*batch, copies, n]`` is kept for its derivative, not made again."""
         return g.numel() <= ROWS and g.numel() * self.hidden * self.layers <= KEPT
 
 
+@cache
+def _layout(cells: Cells, dtype: torch.dtype, device: torch.device) -> Layout:
+    return Layout.of(cells.shapes(), dtype, device)
+
+
 def opened(state: State) -> list[Tensor]:
     """The tensors of a state, ``[*batch, copies, n, k]``, by feature."""
-    return [by_feature(leaf) for leaf in leaves(state)]
+    tensors = leaves(state)
+    groups = math.prod(tensors[0].shape[:-3])
+    return [tensor.reshape(groups, -1, tensor.shape[-1]).mT for tensor in tensors]
 
 
 def closed(tensors: Sequence[Tensor], shape: torch.Size) -> LSTMState:
     """The inverse of `opened` for copies and coordinates of the ``shape`` ``[*batch, copies, n]``."""
-    h_and_c = [by_copy(tensor, shape) for tensor in tensors]
+    whole = (*shape, tensors[0].shape[-2])
+    h_and_c = [tensor.mT.view(whole) for tensor in tensors]
     return tuple(zip(h_and_c[::2], h_and_c[1::2]))
 
 
-def spans(rows: int, groups: int) -> list[slice]:
-    """Rows that are worked on at once, so that what is made of them on the way stays in the processor's cache."""
-    most = max(ROWS // 8, ROWS // groups)
+def spans(rows: int, groups: int, steps: int = 1) -> list[slice]:
+    """Rows that are worked on at once, so that what is made of them on the way, in all steps, stays in the processor's
+    cache or does not need much memory."""
+    most = max(ROWS // 8, ROWS // groups) if steps == 1 else max(ROWS // 64, SWEPT // (steps * groups))
     return [slice(start, start + most) for start in range(0, rows, most)]
 
 
@@ -177,6 +247,10 @@ def ungrouped(layout: Layout, slopes: Views, params: Tensor) -> Tensor:
     """Cotangents by name, ``[groups, ...]``, as those of ``params`` ``[*batch, m]``."""
     batch = params.shape[:-1]
     return layout.flat({name: slopes[name].reshape(*batch, *shape) for name, shape in layout.entries})
+
+
+def _carried(cells: list[Cell]) -> list[Tensor]:
+    return [leaf for cell in cells for leaf in (cell.h, cell.c)]
 
 
 def _cell_slopes(cell: Cell, dh: Tensor, dh_next: Tensor | None, dc_next: Tensor | None) -> tuple[Tensor, Tensor]:

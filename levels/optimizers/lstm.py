@@ -20,9 +20,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from levels.compiled import compilable
+from levels import native
+from levels.derivatives import differentiated
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled
+from levels.optimizer import Optimizer, Pulled, totals
+from levels.optimizers import cells_native
 from levels.optimizers.cells import (
     Cell,
     Cells,
@@ -37,6 +39,7 @@ from levels.optimizers.cells import (
     ungrouped,
 )
 from levels.part import require
+from levels.window import Step
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,9 +80,9 @@ class LSTM(Optimizer):
         return self.cells.start_state(x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
-        views, rows, old = self._opened(params, g, state)
-        parts = [self._forward(views, rows, old, span) for span in spans(rows.shape[-1], len(rows))]
-        return self._moved(x, [out for out, _ in parts], [cells for _, cells in parts])
+        weights = params.reshape(-1, params.shape[-1])
+        out, new = self.cells.move(weights, self._inputs(g.reshape(len(weights), -1)), opened(state))
+        return x + self.scale * out.reshape(x.shape), closed(new, x.shape)
 
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor
@@ -114,6 +117,28 @@ class LSTM(Optimizer):
             parts.append(dold)
         return total, [by_copy(joined(leaf), dx.shape) for leaf in zip(*parts)], dx
 
+    def replays(self, g: Tensor) -> bool:
+        return native.serves(g) or not (differentiated() or self.cells.keeps(g))
+
+    def sweep(
+        self, params: Tensor, steps: list[Step], slope: Callable[[int], Tensor | None]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if differentiated() or steps[0].pull:
+            return super().sweep(params, steps, slope)
+        dxs = totals(slope, len(steps))
+        if not dxs:
+            return None, None
+        weights = params.reshape(-1, params.shape[-1])
+        shape = len(dxs), len(weights), -1
+        inputs = self._inputs(torch.stack([step.g for step in steps[: len(dxs)]]).reshape(shape))
+        dout = self.scale * torch.stack(dxs).reshape(shape)
+        dweights, _ = self.cells.sweep(weights, inputs, opened(steps[0].state), dout)
+        return dweights.reshape(params.shape), dxs[0]
+
+    def _inputs(self, g: Tensor) -> Tensor:
+        """What the network reads, ``[.., groups, 2, rows]``, of gradients ``[.., groups, rows]``."""
+        return cells_native.log_and_sign(g, self.p) if native.serves(g) else log_and_sign(g, self.p, dim=-2)
+
     def _opened(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Tensor]]:
         """The weights, the gradient ``[groups, rows]`` and the state, by feature."""
         return self.cells.weights(self.layout, params), by_feature(g[..., None]).squeeze(-2), opened(state)
@@ -137,7 +162,6 @@ class LSTM(Optimizer):
         return x + self.scale * joined(outs).reshape(x.shape), closed([joined(piece) for piece in pieces], x.shape)
 
 
-@compilable
 def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:
     """The gradient as a size and a sign of comparable scale, along a new dimension ``dim`` of 2 (appendix A)."""
     magnitude = g.abs()

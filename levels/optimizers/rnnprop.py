@@ -14,6 +14,7 @@ any gradient at input 0; the forget gate's bias starts at 1. The paper's random 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,11 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from levels.derivatives import differentiated
 from levels.layout import Layout
-from levels.optimizer import Optimizer
+from levels.optimizer import Optimizer, totals
 from levels.optimizers.adam import AdamState, moments, no_moments
-from levels.optimizers.cells import Cell, Cells, LSTMState, Views, by_copy, by_feature, closed, opened, ungrouped
+from levels.optimizers.cells import Cells, LSTMState, Views, by_copy, by_feature, closed, opened, spans, ungrouped
 from levels.part import require
+from levels.window import Step
 
 EPS = 1e-8
 
@@ -37,16 +40,14 @@ class RNNPropState(NamedTuple):
     cells: LSTMState
 
 
-class Pass(NamedTuple):
-    """One step forward, with what its derivative needs; ``[groups, ..., rows]`` but for the first three."""
+class Read(NamedTuple):
+    """What the cells read in one step, with what its derivative needs."""
 
     adam: AdamState
     m_tilde: Tensor  # [*batch, copies, n]
     root: Tensor  # [*batch, copies, n] of v_hat
-    inputs: Tensor
-    u: Tensor
-    cells: list[Cell]
-    out: Tensor
+    inputs: Tensor  # [groups, 2, rows]
+    u: Tensor  # [groups, hidden, rows]
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,9 +97,10 @@ class RNNProp(Optimizer):
     def update(
         self, params: Tensor, f: Tensor, g: Tensor, state: RNNPropState, x: Tensor
     ) -> tuple[Tensor, RNNPropState]:
-        run = self._forward(self.cells.weights(self.layout, params), g, state)
-        new = RNNPropState(run.adam, closed([leaf for cell in run.cells for leaf in (cell.h, cell.c)], x.shape))
-        return x - self.scale * torch.tanh(run.out).reshape(x.shape), new
+        weights = params.reshape(-1, params.shape[-1])
+        read = self._read(self.layout.views(weights), g, state)
+        out, cells = self.cells.move(self._cell_weights(weights), read.u, opened(state.cells))
+        return x - self.scale * torch.tanh(out).reshape(x.shape), RNNPropState(read.adam, closed(cells, x.shape))
 
     def pullback(
         self,
@@ -111,35 +113,83 @@ class RNNProp(Optimizer):
         dstate: list[Tensor | None] | None,
     ) -> tuple[Tensor, list[Tensor | None], Tensor]:
         views = self.cells.weights(self.layout, params)
-        run = self._forward(views, g, state)
+        read = self._read(views, g, state)
+        out, run = self.cells.forward(views, read.u, opened(state.cells))
         later = dstate or [None] * (3 + 2 * self.layers)
-        dout = -self.scale * by_feature(dx[..., None]) * (1 - torch.tanh(run.out).square())
+        dout = -self.scale * by_feature(dx[..., None]) * (1 - torch.tanh(out).square())
         new = [None if leaf is None else by_feature(leaf) for leaf in later[3:]]
-        slopes, dold, du = self.cells.backward(views, run.cells, dout, new)
-        du = du * torch.where(run.u > 0, 1.0, run.u + 1)  # of ELU: u + 1 is exp of its argument below 0
-        slopes["in.weight"], slopes["in.bias"] = run.inputs @ du.mT, du.sum(-1)
+        slopes, dold, du = self.cells.backward(views, run, dout, new)
+        du = du * torch.where(read.u > 0, 1.0, read.u + 1)  # of ELU: u + 1 is exp of its argument below 0
+        slopes["in.weight"], slopes["in.bias"] = read.inputs @ du.mT, du.sum(-1)
         dinputs = by_copy(views["in.weight"] @ du, x.shape)
-        dm, dv = self._moment_slopes(run, g, dinputs, later[0], later[1])
+        dm, dv = self._moment_slopes(read, g, dinputs, later[0], later[1])
         cells = (by_copy(leaf, x.shape) for leaf in dold)
         return ungrouped(self.layout, slopes, params), [dm, dv, None, *cells], dx
 
-    def _forward(self, views: Views, g: Tensor, state: RNNPropState) -> Pass:
-        m_hat, root, adam = moments(self.beta1, self.beta2, g, state.adam)
+    def replays(self, g: Tensor) -> bool:
+        return not differentiated()
+
+    def sweep(
+        self, params: Tensor, steps: list[Step], slope: Callable[[int], Tensor | None]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """As `Optimizer.sweep`: the moments are made of data, so nothing is pulled back through them."""
+        if differentiated():
+            return super().sweep(params, steps, slope)
+        dxs = totals(slope, len(steps))
+        if not dxs:
+            return None, None
+        weights = params.reshape(-1, params.shape[-1])
+        inputs = self._window_inputs(steps[: len(dxs)])
+        dout = -self.scale * torch.stack(dxs).reshape(len(dxs), len(weights), -1)
+        state, parts = opened(steps[0].state.cells), []
+        for span in spans(dout.shape[-1], len(weights), len(dxs)):
+            old = [leaf[..., span] for leaf in state]
+            parts.append(self._swept(weights, inputs[..., span], old, dout[..., span]))
+        return torch.stack(parts).sum(0).reshape(params.shape), dxs[0]
+
+    def _window_inputs(self, steps: list[Step]) -> Tensor:
+        """What the network reads in each step, ``[steps, groups, 2, rows]``."""
+        found, adam = [], steps[0].state.adam
+        for step in steps:
+            *_, inputs, adam = self._inputs(step.g, adam)
+            found.append(inputs)
+        return torch.stack(found)
+
+    def _swept(self, weights: Tensor, inputs: Tensor, state: list[Tensor], dout: Tensor) -> Tensor:
+        """The cotangent ``[groups, m]`` of all weights, for some rows over the whole window."""
+        u = self._first_layer(self.layout.views(weights), inputs)
+        rest, du = self.cells.sweep(self._cell_weights(weights), u, state, dout, bounded=True, above=True)
+        assert du is not None
+        du = du * torch.where(u > 0, 1.0, u + 1)  # of ELU: u + 1 is exp of its argument below 0
+        return torch.cat(((inputs @ du.mT).sum(0).flatten(1), du.sum((0, -1)), rest), dim=-1)
+
+    def _cell_weights(self, weights: Tensor) -> Tensor:
+        """Those of the recurrent part and the output, ``[groups, ...]``: all but the first two tensors."""
+        return weights[..., 3 * self.hidden :]
+
+    def _first_layer(self, views: Views, inputs: Tensor) -> Tensor:
+        """``u`` ``[.., groups, hidden, rows]``."""
+        return torch.nn.functional.elu(views["in.weight"].mT @ inputs + views["in.bias"][..., None])
+
+    def _inputs(self, g: Tensor, adam: AdamState) -> tuple[Tensor, Tensor, Tensor, AdamState]:
+        """``m_hat / r``, the root of ``v_hat``, what the network reads ``[groups, 2, rows]``, and the new moments."""
+        m_hat, root, adam = moments(self.beta1, self.beta2, g, adam)
         m_tilde = m_hat / (root + EPS)
-        inputs = by_feature(torch.stack((m_tilde, g / (root + EPS)), dim=-1))
-        u = torch.nn.functional.elu(torch.baddbmm(views["in.bias"][..., None], views["in.weight"].mT, inputs))
-        out, cells = self.cells.forward(views, u, opened(state.cells))
-        return Pass(adam, m_tilde, root, inputs, u, cells, out)
+        return m_tilde, root, by_feature(torch.stack((m_tilde, g / (root + EPS)), dim=-1)), adam
+
+    def _read(self, views: Views, g: Tensor, state: RNNPropState) -> Read:
+        m_tilde, root, inputs, adam = self._inputs(g, state.adam)
+        return Read(adam, m_tilde, root, inputs, self._first_layer(views, inputs))
 
     def _moment_slopes(
-        self, run: Pass, g: Tensor, dinputs: Tensor, dm: Tensor | None, dv: Tensor | None
+        self, read: Read, g: Tensor, dinputs: Tensor, dm: Tensor | None, dv: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Cotangents of the old m and v; ``dm`` and ``dv`` are those of the new ones, None for zero."""
-        t, divisor = run.adam.t[..., None].to(g.dtype), run.root + EPS
+        t, divisor = read.adam.t[..., None].to(g.dtype), read.root + EPS
         dm_tilde, dg_tilde = dinputs.unbind(-1)
-        droot = -(dm_tilde * run.m_tilde + dg_tilde * g / divisor) / divisor
+        droot = -(dm_tilde * read.m_tilde + dg_tilde * g / divisor) / divisor
         new_m = dm_tilde / divisor / (1 - self.beta1**t)
-        new_v = droot / (2 * run.root) / (1 - self.beta2**t)
+        new_v = droot / (2 * read.root) / (1 - self.beta2**t)
         return (
             self.beta1 * (new_m if dm is None else new_m + dm),
             self.beta2 * (new_v if dv is None else new_v + dv),

@@ -15,6 +15,7 @@ from levels.testing.pullbacks import (
     check_linearized,
     check_pullback,
     check_start,
+    check_sweep,
     check_zero_gradient,
 )
 from levels.testing.shared import BATCHES, check_layout, check_repeats, close, expect, some_keys
@@ -35,8 +36,8 @@ def check_optimizer(
 
     ``below``: the layout to lay it over; None tries one scalar, several tensors, and many coordinates.
     ``steps``: updates in a row that are tried, at least 2; every parameter must matter within them.
-    ``differentiable``: False for a black box that no level above can train by backpropagation: its `pullback` and
-    `linearized` are not asked for. Raises `ConformanceError`; ValueError for too few steps.
+    ``differentiable``: False for a black box that no level above can train by backpropagation: its `pullback`,
+    `linearized` and `sweep` are not asked for. Raises `ConformanceError`; ValueError for too few steps.
     """
     require(steps >= 2, f"steps must be at least 2, got {steps}")
     for layout in LAYOUTS if below is None else (below,):
@@ -57,6 +58,7 @@ def check_optimizer(
         if differentiable:
             check_pullback(rule, trial)
             check_linear(rule, trial)
+            check_sweep(rule, trial)
             check_start(rule, trial)
 
 

@@ -1,4 +1,4 @@
-"""What backpropagation asks of an optimizer: the pullbacks of `update` and `start`, and the update linearized."""
+"""What backpropagation asks of an optimizer: the pullbacks of `update`, `start` and a window, the update linearized."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +20,7 @@ from levels.testing.shared import (
 )
 from levels.testing.trials import End, Trial, run, started
 from levels.tree import State, leaves, map_leaves, named_leaves, with_leaves
+from levels.window import Step
 
 Pull = Callable[[Tensor, list[Tensor | None] | None], Pulled]
 
@@ -129,6 +130,27 @@ def _check_same(rule: Optimizer, what: str, got: State, expected: State, wanted:
     for (path, leaf), other in zip(named_leaves(got).items(), leaves(expected), strict=True):
         same = leaf.shape == other.shape and close(leaf, other)
         expect(same, rule, f"another {what}{path} from linearized", wanted, fix)
+
+
+def check_sweep(rule: Optimizer, trial: Trial) -> None:
+    """The pullback of a whole window, where it is not made of those of its updates, against them.
+
+    Nothing counts after the last update, so that a sweep has to begin before it.
+    """
+    steps, key = [], keys.seed(11, device=trial.x.device)
+    for t, (f, g) in enumerate(zip(trial.f.unbind(-1), trial.g.unbind(-1), strict=True)):
+        end = run(rule, trial, t)
+        steps.append(Step(f, g, end.state, end.x))
+    slopes = [keys.normal(keys.fold(key, t), tuple(trial.x.shape), trial.x.dtype) for t in range(len(steps))]
+    for counting in (slopes[:-1], []):
+        given = dict(enumerate(counting))
+        expected = Optimizer.sweep(rule, trial.params, steps, given.get)
+        with torch.enable_grad(), untouched(rule, "sweep", params=trial.params, steps=steps, slopes=slopes):
+            got = rule.sweep(trial.params, steps, given.get)
+        for name, slope, other in zip(("params", "x"), got, expected, strict=True):
+            same = slope is other if slope is None or other is None else close(slope, other)
+            fix = "let sweep say what the pullbacks say together, or leave it out"
+            expect(same, rule, f"another cotangent of {name} from sweep", "what the pullbacks say", fix)
 
 
 def check_start(rule: Optimizer, trial: Trial) -> None:

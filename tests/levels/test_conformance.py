@@ -516,6 +516,40 @@ class PulledInfinite(Faulty):
         return new_x, new_state, infinite
 
 
+class SweptShort(Faulty):
+    """What the last update that counts has done is left out."""
+
+    def sweep(self, params, steps, slope):
+        return super().sweep(params, steps[:-2], slope)
+
+
+class SweptAbout(Faulty):
+    """Where nothing counts it says zeros, not that."""
+
+    def sweep(self, params, steps, slope):
+        return tuple(torch.zeros(()) if end is None else end for end in super().sweep(params, steps, slope))
+
+
+class SweptForward(Faulty):
+    def sweep(self, params, steps, slope):
+        steps.reverse()
+        return super().sweep(params, steps, slope)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (SweptShort, "got another cotangent of params from sweep, expected what the pullbacks say; let sweep say what"),
+        (SweptAbout, "got another cotangent of params from sweep, expected what the pullbacks say"),
+        (SweptForward, "got .*changed in place by sweep, expected unchanged inputs"),
+    ],
+)
+def test_what_sweep_says_is_what_the_pullbacks_say(kind, sentence):
+    with pytest.raises(ConformanceError, match=f"^test_conformance.{kind.__name__}: {sentence}"):
+        check_optimizer(kind())
+    check_optimizer(kind(), differentiable=False)
+
+
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
