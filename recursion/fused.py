@@ -15,7 +15,6 @@ does not fit and what cannot be traced takes the plain way. `Tower.step` asks fo
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,12 +23,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from levels.compiled import compiling
+from levels.compiled import compile_graph, compiling
 from levels.gradients.first_order import FirstOrder
 from levels.hyper import HandMade
 from levels.level import Laid
 from levels.nonfinite import put_off
-from levels.traced import OPTIONS
 from levels.tree import State
 from levels.window import Carry, Window
 
@@ -107,7 +105,7 @@ class _Program:
 
         traced = _traced(step, flat)
         self.read, self.constants = traced.read, traced.constants
-        self.run = _compiled(traced.graph, self._inputs(flat))
+        self.run = compile_graph(traced.graph, self._inputs(flat))
 
     def __call__(self, flat: list[Tensor]) -> tuple[list[Tensor], Tensor, bool]:
         """The next state, the losses of the topmost level, and whether all that was answered anywhere is finite."""
@@ -158,17 +156,6 @@ def _traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> _Tra
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         graph.erase_node(node)
     return _Traced(fx.GraphModule({}, graph), read, [getattr(module, name).detach() for name in lifted])
-
-
-def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """A graph compiled for inputs of these shapes."""
-    from torch import _inductor
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about itself while it compiles
-        options = {"size_asserts": False} | OPTIONS
-        run: Callable[..., Sequence[Tensor]] = _inductor.compile(graph, [*inputs], options=options)
-    return run
 
 
 def _flat(params: Tensor, carry: Carry) -> tuple[list[Tensor], Any]:
