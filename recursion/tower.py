@@ -203,8 +203,10 @@ def _whole(cost: int | Fraction) -> int | Fraction:
 
 def _numbers(tensors: list[Tensor], reduce: Callable[[Tensor], Tensor]) -> list[Any]:
     """Each tensor as one plain number, waiting once for all."""
-    reduced = [(reduce(tensor) if tensor.numel() > 1 else tensor).reshape(1) for tensor in tensors]
-    return torch.cat(reduced).tolist()
+    reduced = [reduce(tensor) if tensor.numel() > 1 else tensor for tensor in tensors]
+    if len(reduced) == 1:
+        return [reduced[0].item()]
+    return torch.cat([number.reshape(1) for number in reduced]).tolist()
 
 
 class _Named:
