@@ -242,6 +242,18 @@ class HandMade(Optimizer):
         h = self._read(params)
         return *self.step(h, g, state, x), partial(self._pull, params, h, g, state, x)
 
+    def updating(self, params: Tensor) -> Callable[..., tuple[Tensor, Any]]:
+        if type(self).update is not HandMade.update:
+            return super().updating(params)
+        h = self._read(params)
+        return lambda _, g, state, x: self.step(h, g, state, x)
+
+    def linearizing(self, params: Tensor) -> Callable[..., tuple[Tensor, Any, Callable[..., Pulled]]]:
+        if not self._written_out or type(self).linearized is not HandMade.linearized:
+            return super().linearizing(params)
+        h = self._read(params)
+        return lambda _, g, state, x: (*self.step(h, g, state, x), partial(self._pull, params, h, g, state, x))
+
     def pullback(
         self,
         params: Tensor,

@@ -273,16 +273,14 @@ class Laid(Problem):
         carry = self._restart(params, carry)
         x, state, f, g, below = carry[:5]
         steps, losses, grads, states = [], [], [], []
+        advance = self.optimizer.linearizing(params) if pulls else self.optimizer.updating(params)
         for t in range(self.level.reach):
-            read, pull = (f, g, state, x), None
+            read = f, g, state, x
             if asked:
                 states.append(below)
-            if pulls:
-                x, state, pull = self.optimizer.linearized(params, *read)
-            else:
-                x, state = self.optimizer.update(params, *read)
+            x, state, *pull = advance(*read)
             if record:
-                steps.append(Step(*read, pull))
+                steps.append(Step(*read, *pull))
             f, g, value, slope, below = self._ask(x, below, judged)
             losses.append(value)
             if record:

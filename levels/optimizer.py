@@ -181,6 +181,14 @@ class Optimizer(Part):
         """
         return *self.update(params, f, g, state, x), partial(self.pullback, params, f, g, state, x)
 
+    def updating(self, params: Tensor) -> Callable[..., tuple[Tensor, State]]:
+        """`update` at ``params``, as a function of the rest, for a window of many: they are read once."""
+        return partial(self.update, params)
+
+    def linearizing(self, params: Tensor) -> Callable[..., tuple[Tensor, State, Callable[..., Pulled]]]:
+        """`linearized` at ``params``, as a function of the rest; as `updating`."""
+        return partial(self.linearized, params)
+
     def pullback(
         self,
         params: Tensor,
