@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from levels import SGD, Adam, AdamW, Fixed, Layout, Linear, Log, RMSprop, keys
+from levels import SGD, Adagrad, Adam, AdamW, Fixed, Layout, Linear, Log, Muon, RMSprop, keys
 from levels.derivatives import Cotangents, pull_update
 from levels.hyper import HandMade
 from levels.optimizer import Optimizer
@@ -21,6 +21,11 @@ RULES = [
     Adam(lr=0.1, eps=1e-2),
     Adam(lr=Log(0.1, per="tensor"), beta1=Fixed(0.8), beta2=Linear(0.9, per="coordinate"), eps=1e-2),
     AdamW(lr=0.1, weight_decay=0.3, eps=1e-2),
+    RMSprop(lr=0.1, eps=1e-2),
+    RMSprop(lr=Log(0.1, per="tensor"), decay=Linear(0.9, per="coordinate"), eps=1e-2, momentum=0.8, weight_decay=0.2),
+    RMSprop(lr=0.1, eps=1e-2, momentum=Fixed(0.8), centered=True),
+    Adagrad(lr=0.1, eps=1e-2),
+    Adagrad(lr=Log(0.1, per="tensor"), lr_decay=0.3, initial=0.1, eps=1e-2, weight_decay=0.2),
 ]
 
 
@@ -78,7 +83,7 @@ class Reversed(SGD):
 
 
 @pytest.mark.parametrize(
-    "rule", [Doubled(momentum=0.5), Halved(momentum=0.5), Reversed(momentum=0.5), RMSprop()], ids=repr
+    "rule", [Doubled(momentum=0.5), Halved(momentum=0.5), Reversed(momentum=0.5), Muon()], ids=repr
 )
 def test_other_rules_ask_autograd(rule):
     ours, expected = both(rule, 2)
