@@ -15,6 +15,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -84,11 +85,11 @@ def run_all(
     """All variants, under a bar with the time that is left."""
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), "left", TimeRemainingColumn())
     found = {}
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, TemporaryDirectory(prefix="benchmark-proofs-") as kept:
         task = progress.add_task(name, total=len(variants) * harness.count(sides, rounds))
         for label, settings in variants.items():
             tell = teller(progress, task, f"{name}, {label}")
-            found[label] = settings, harness.run(name, workload, settings, sides, rounds, tell)
+            found[label] = settings, harness.run(name, workload, settings, sides, rounds, tell, kept)
     return found
 
 

@@ -4,8 +4,10 @@ A *workload* is a module ``benchmarks/wN.py``: its `Workload` names say what. A 
 or a peer's. Every side runs in processes of its own (`benchmarks.worker`), of which one at a time computes:
 
 1. Proof. A process for each side computes the same few numbers from the same seed; they are compared with those of the
-   first side, and a side that disagrees is not timed.
-2. Warm-up. A fresh process for each side takes its first steps, with empty compile caches.
+   first side, and a side that disagrees is not timed. What was compiled for the proof of one variant is kept for the
+   proofs of the others.
+2. Warm-up. A fresh process for each side takes its first steps, with empty compile caches: so the time of the first
+   one tells what compiling takes.
 3. Rounds. In each, every side in turn, shuffled, does a block of steps of about `BLOCK` seconds. So a busy machine
    slows all of them; a ratio is taken within each round, and its median and quartiles are over the rounds.
 """
@@ -102,10 +104,11 @@ class Row:
 class Worker:
     """A process that holds one side; see `benchmarks.worker` for what it understands."""
 
-    def __init__(self, workload: str, side: str, variant: dict[str, Any]) -> None:
+    def __init__(self, workload: str, side: str, variant: dict[str, Any], kept: str = "") -> None:
+        """``kept``: folder for what is compiled; one of its own without."""
         self.cache = tempfile.TemporaryDirectory(prefix="benchmark-cache-")
         command = [sys.executable, "-m", "benchmarks.worker", workload, side, json.dumps(variant)]
-        environment = os.environ | surroundings(variant.get("threads", 1), self.cache.name)
+        environment = os.environ | surroundings(variant.get("threads", 1), kept or self.cache.name)
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
@@ -159,13 +162,18 @@ def surroundings(threads: int, cache: str) -> dict[str, str]:
 Tell = Callable[[str], None]
 
 
-def run(name: str, workload: Any, variant: dict[str, Any], sides: list[str], rounds: int, tell: Tell) -> dict[str, Row]:
-    """Prove, warm up and time ``sides`` in one variant; ``tell`` hears what is done next, `count` times."""
+def run(
+    name: str, workload: Any, variant: dict[str, Any], sides: list[str], rounds: int, tell: Tell, kept: str = ""
+) -> dict[str, Row]:
+    """Prove, warm up and time ``sides`` in one variant; ``tell`` hears what is done next, `count` times.
+
+    ``kept``: folder for what proofs compile, if variants share it.
+    """
     rows = {side: Row() for side in sides}
     proofs: dict[str, Numbers] = {}
     for side in sides:
         tell(f"{side}: proof")
-        with Worker(name, side, variant) as worker, noting(rows[side]):
+        with Worker(name, side, variant, kept) as worker, noting(rows[side]):
             proofs[side] = worker.ask(do="prove")["numbers"]
     judge(rows, proofs, workload.TOLERANCE)
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from levels.derivatives import Cotangents, pull_update
+from levels.derivatives import Cotangents
 from levels.layout import Layout
 from levels.optimizer import Optimizer, Pulled, forget
 from levels.part import Part, notate, require
@@ -152,6 +152,8 @@ class HandMade(Optimizer):
     that rewrites `step` does not inherit it.
     """
 
+    hand_made = True
+
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         forget(cls, HandMade, "step", "step_pullback")
@@ -200,10 +202,10 @@ class HandMade(Optimizer):
         raise NotImplementedError
 
     def pull_all(self, params: Tensor) -> Callable[..., Cotangents]:
-        """`levels.derivatives.pull_update` of this rule at ``params``, by what is written out; they are read once."""
+        """As in `Optimizer`, by what is written out; ``params`` are read once."""
         kind = type(self)
         if not self._written_out or kind.full_pullback is HandMade.full_pullback or kind.update is not HandMade.update:
-            return partial(pull_update, self, params)
+            return super().pull_all(params)
         h = self._read(params)
 
         def pull(
@@ -239,6 +241,18 @@ class HandMade(Optimizer):
             return super().linearized(params, f, g, state, x)
         h = self._read(params)
         return *self.step(h, g, state, x), partial(self._pull, params, h, g, state, x)
+
+    def updating(self, params: Tensor) -> Callable[..., tuple[Tensor, Any]]:
+        if type(self).update is not HandMade.update:
+            return super().updating(params)
+        h = self._read(params)
+        return lambda _, g, state, x: self.step(h, g, state, x)
+
+    def linearizing(self, params: Tensor) -> Callable[..., tuple[Tensor, Any, Callable[..., Pulled]]]:
+        if not self._written_out or type(self).linearized is not HandMade.linearized:
+            return super().linearizing(params)
+        h = self._read(params)
+        return lambda _, g, state, x: (*self.step(h, g, state, x), partial(self._pull, params, h, g, state, x))
 
     def pullback(
         self,

@@ -275,16 +275,14 @@ class Laid(Problem):
         x, state, f, g, below = carry[:5]
         steps, losses, grads, states = [], [], [], []
         replayed = pulls and self.optimizer.replays(g)
+        advance = self.optimizer.linearizing(params) if pulls and not replayed else self.optimizer.updating(params)
         for t in range(self.level.reach):
-            read, pull = (f, g, state, x), None
+            read = f, g, state, x
             if asked:
                 states.append(below)
-            if pulls and not replayed:
-                x, state, pull = self.optimizer.linearized(params, *read)
-            else:
-                x, state = self.optimizer.update(params, *read)
+            x, state, *pull = advance(*read)
             if record:
-                step = Step(*read, pull)
+                step = Step(*read, *pull)
                 steps.append(step._replace(state=None) if replayed and t else step)
             f, g, value, slope, below = self._ask(x, below, judged)
             losses.append(value)

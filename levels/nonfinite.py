@@ -9,6 +9,7 @@ once at all that was noted, and, if something is not finite, run them again to h
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,13 +67,12 @@ class Noted:
 
     def add(self, answer: Tensor) -> None:
         """Take an answer of any shape in."""
-        if self.total is None:
-            self.total = torch.zeros((), dtype=answer.dtype, device=answer.device)
-        self.total.add_(answer.sum() if answer.numel() > 1 else answer.reshape(()))
+        one = answer.sum() if answer.numel() > 1 else answer.reshape(())
+        self.total = one if self.total is None else self.total + one
 
     def finite(self) -> bool:
         """Whether all answers were finite (a false alarm if their sum is not)."""
-        return self.total is None or bool(torch.isfinite(self.total))
+        return self.total is None or math.isfinite(self.total.item())
 
 
 _noted: ContextVar[Noted | None] = ContextVar("_noted", default=None)
@@ -82,7 +82,7 @@ def finite(*answers: Tensor) -> bool:
     """Whether all numbers are finite (a false alarm if their sum is not); within `put_off` they are noted instead."""
     noted = _noted.get()
     if noted is None or differentiated():
-        return bool(torch.isfinite(torch.stack([answer.sum() for answer in answers]).sum()))
+        return math.isfinite(torch.stack([answer.sum() for answer in answers]).sum().item())
     for answer in answers:
         noted.add(answer)
     return True

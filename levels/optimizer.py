@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from levels.derivatives import differentiated, plus, pull_update
+from levels.derivatives import Cotangents, differentiated, plus, pull_update
 from levels.layout import Layout
 from levels.part import Part
 from levels.tree import State, leaves, with_leaves
@@ -83,10 +83,18 @@ class Optimizer(Part):
     """Task gradients that an `update` costs by asking the problem itself (`levels.asking`), for each copy of the task;
     a mean where that varies."""
 
+    hand_made: bool = False
+    """Whether `update` is the same operations whatever the numbers are, a few of them to a coordinate: so that a step
+    of many levels can be compiled whole."""
+
     compiles: bool = False
     """Whether `update` or its derivative has pieces that a compiler makes faster (`levels.compiled`)."""
 
     _laid: tuple[Layout, Layout] | None = None
+
+    def pull_all(self, params: Tensor) -> Callable[..., Cotangents]:
+        """`levels.derivatives.pull_update` of this rule at ``params``; one that has it in closed form says it here."""
+        return partial(pull_update, self, params)
 
     def bound(self, problem: Problem) -> Optimizer:
         """This optimizer with what it must know of the problem that it will be laid over, beside the layout.
@@ -186,6 +194,14 @@ class Optimizer(Part):
         This one begins anew there; an optimizer whose update makes what its pullback needs may hand it over instead.
         """
         return *self.update(params, f, g, state, x), partial(self.pullback, params, f, g, state, x)
+
+    def updating(self, params: Tensor) -> Callable[..., tuple[Tensor, State]]:
+        """`update` at ``params``, as a function of the rest, for a window of many: they are read once."""
+        return partial(self.update, params)
+
+    def linearizing(self, params: Tensor) -> Callable[..., tuple[Tensor, State, Callable[..., Pulled]]]:
+        """`linearized` at ``params``, as a function of the rest; as `updating`."""
+        return partial(self.linearized, params)
 
     def pullback(
         self,

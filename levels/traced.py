@@ -23,7 +23,6 @@ loss that writes in place or draws from torch's generator is refused.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.compiled import is_compiling
+from levels.compiled import compile_graph, is_compiling
 from levels.part import require
 from levels.tree import State, leaves, with_leaves
 
@@ -55,8 +54,9 @@ MOST = 8
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference between compiled and plain, over the norm of the plain answer."""
 
-OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"pattern_matcher": False}
-"""For inductor. Its pattern matcher makes wrong sums of products of a small perceptron's Hessian (torch 2.13, CPU)."""
+STORE = {"realize_opcount_threshold": 8}
+"""For inductor: long chains of arithmetic are stored, not written again into each loop that reads them. That takes a
+fifth of the time to compile where keys are drawn from; elsewhere it makes wrong sums (torch 2.13, CPU)."""
 
 FIX = "let its loss read nothing but its arguments and settings, or leave traceable out"
 
@@ -143,21 +143,24 @@ class _Compiled:
             ways, inner = tensors[1 : 1 + len(directions)], list(tensors[1 + len(directions) :])
             return leaves(plain(tensors[0], with_leaves(state, inner), *ways))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about itself while it compiles
-            parts = _part(_trace(task, flat, [params, *directions, *leaves(state)]), 1 + len(directions))
-            self.made, self.for_data, self.for_math = parts.made, parts.for_data, parts.for_math
-            self.data, self.math = (
-                torch.compile(part.forward, dynamic=False, options=OPTIONS) for part in (parts.data, parts.math)
-            )
-            self(params, state, *directions)
+        parts = _part(_trace(task, flat, [params, *directions, *leaves(state)]), 1 + len(directions))
+        self.made, self.given, self.for_data, self.for_math = parts[2:]
+        with torch.no_grad():
+            read = [*_laid_out(*leaves(state)), *self.for_data]
+            moving = [*_laid_out(params.detach(), *directions), *parts.data(*read)[: self.given], *self.for_math]
+            self.data = compile_graph(parts.data, read, **STORE)
+            self.math = compile_graph(parts.math, moving)
 
     def __call__(self, params: Tensor, state: State, *directions: Tensor) -> Any:
         with torch.no_grad():
-            given, fixed = self.data(*(leaf.contiguous() for leaf in leaves(state)), *self.for_data)
-            moving = (tensor.detach().contiguous() for tensor in (params, *directions))
-            found = self.math(*moving, *given, *self.for_math)
-        return optree.tree_unflatten(self.structure, [(found if made else fixed)[i] for made, i in self.made])
+            given = self.data(*_laid_out(*leaves(state)), *self.for_data)
+            found = self.math(*_laid_out(params.detach(), *directions), *given[: self.given], *self.for_math)
+        return optree.tree_unflatten(self.structure, [(found if made else given)[i] for made, i in self.made])
+
+
+def _laid_out(*tensors: Tensor) -> list[Tensor]:
+    """Tensors in the one layout that is compiled for."""
+    return [tensor.contiguous() for tensor in tensors]
 
 
 def _trace(task: LossTask, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
@@ -184,9 +187,10 @@ class _Parts(NamedTuple):
 
     data: GraphModule  # (*leaves of the state, *for_data) -> what math is given, outputs without parameters in them
     math: GraphModule  # (params, *directions, *given, *for_math) -> the other outputs
+    made: list[tuple[bool, int]]  # for each output, whether math makes it, and its number there
+    given: int  # how much of what data returns math is given
     for_data: tuple[Tensor, ...]
     for_math: tuple[Tensor, ...]
-    made: list[tuple[bool, int]]  # for each output, whether math makes it, and its number there
 
 
 def _part(traced: GraphModule, moving: int) -> _Parts:
@@ -199,10 +203,11 @@ def _part(traced: GraphModule, moving: int) -> _Parts:
     found = [node for node in outputs if kinds[node] == "moving"]
     once = _read_by("data", nodes["constant"], kinds, fixed), _read_by("moving", nodes["constant"], kinds)
     for_data, for_math = _copied(traced, nodes["constant"], [], once)()
-    data = _copied(traced, nodes["data"], once[0], (given, fixed))
+    data = _copied(traced, nodes["data"], once[0], [*given, *fixed])
     math = _copied(traced, nodes["moving"], [*given, *once[1]], found)
-    made = [(True, found.index(node)) if node in found else (False, fixed.index(node)) for node in outputs]
-    return _Parts(data, math, for_data, for_math, made)
+    places = {node: (False, len(given) + i) for i, node in enumerate(fixed)}
+    places |= {node: (True, i) for i, node in enumerate(found)}
+    return _Parts(data, math, [places[node] for node in outputs], len(given), for_data, for_math)
 
 
 def _kinds(graph: Graph, moving: int) -> dict[Node, str]:

@@ -7,15 +7,16 @@ operation from the tensors of the state to those of the next one, and inductor m
 above the task become one.
 
     fused = Fused(tower)
-    answer = fused.window(state.params, state.carry)  # carry and window, or None: take the plain way
+    answer = fused.window(state.params, state.carry)  # carry and losses, or None: take the plain way
 
-The plain step stays what it is, and what is compiled is that very step, equal to rounding. What is not finite, what
-does not fit and what cannot be traced takes the plain way. `Tower.step` asks for this within `compiling`.
+The plain step stays what it is, and what is compiled is that very step, equal to rounding: its first answer is compared
+with the plain one, for a compiler errs now and then. What is not finite, what does not fit and what cannot be traced
+takes the plain way. `Tower.step` asks for this within `compiling`.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,17 +25,19 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from levels.compiled import compiling
+from levels.compiled import compile_graph, compiling
 from levels.gradients.first_order import FirstOrder
-from levels.hyper import HandMade
 from levels.level import Laid
 from levels.nonfinite import put_off
-from levels.traced import OPTIONS
 from levels.tree import State
-from levels.window import Carry, Window
+from levels.window import Carry
+from recursion.tower import reported
 
 if TYPE_CHECKING:
     from recursion.tower import Tower
+
+ROUNDING = 1e-2
+"""Largest difference of the first compiled answer, over the norm of the plain one."""
 
 
 def eligible(tower: Tower) -> bool:
@@ -44,7 +47,7 @@ def eligible(tower: Tower) -> bool:
     says that it is ``traceable``. On a processor only: there numbers are slow one by one.
     """
     rules = [laid.optimizer for laid in tower.laid]
-    made = all(isinstance(rule, HandMade) and rule.differentiable for rule in rules)
+    made = all(rule.hand_made and rule.differentiable for rule in rules)
     swept = all(type(level.gradient) is FirstOrder for level in tower.levels[:-1])
     traceable = getattr(type(tower.task), "traceable", False)
     plain = all(laid.plain for laid in tower.laid)
@@ -60,19 +63,22 @@ class Fused:
         self.program: _Program | None = None
         self.last: tuple[Tensor, Carry, list[Tensor]] | None = None  # what was answered, and its tensors
 
-    def window(self, params: Tensor, carry: Carry) -> tuple[Carry, Window] | None:
-        """One window of the topmost level; None if it is to be run plainly. Compiles at the first call."""
+    def window(self, params: Tensor, carry: Carry) -> tuple[Carry, list[float]] | None:
+        """One window of the topmost level, and the mean losses below each level (`recursion.tower.reported`).
+
+        None if it is to be run plainly. Compiles at the first call.
+        """
         if self.off:
             return None
         flat = self._tensors(params, carry)
         if flat is None or self.program is None:
             return None
-        new, losses, finite = self.program(flat)
-        if not finite:
+        new, (*losses, noted) = self.program(flat)
+        if not math.isfinite(noted):
             return None
         _, end = _whole(self.program.tree, new)
         self.last = params, end, new
-        return end, Window([], losses, [], end.x, carry.age, [])
+        return end, losses
 
     def _tensors(self, params: Tensor, carry: Carry) -> list[Tensor] | None:
         """The tensors of a state; None if it is not like those that the program is for."""
@@ -87,9 +93,12 @@ class Fused:
     def _make(self, params: Tensor, carry: Carry) -> None:
         """Compile, if nothing looks at a number to decide what to do: a rule may, where only autograd follows it."""
         try:
-            self.program = _Program(self.top, params, carry)
+            program = _Program(self.top, params, carry)
         except RuntimeError:  # the tracer's; what fails for another reason fails again, plainly
             self.off = True
+            return
+        self.off = not program.sound(_flat(params, carry)[0])
+        self.program = None if self.off else program
 
 
 class _Program:
@@ -98,36 +107,49 @@ class _Program:
     def __init__(self, top: Laid, params: Tensor, carry: Carry) -> None:
         flat, self.tree = _flat(params, carry)
         self.like = _like(flat)
-        new = self._window(top, flat)[0]
+        self.top = top
+        new = self._window(flat)[0]
         self.moved = [i for i, tensor in enumerate(flat) if new[i] is not tensor]  # others are handed on as they are
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            new, losses, total = self._window(top, tensors)
-            return [*(new[i] for i in self.moved), losses, torch.isfinite(total)]
+            new, told = self._window(tensors)
+            return [*(new[i] for i in self.moved), told]
 
         traced = _traced(step, flat)
         self.read, self.constants = traced.read, traced.constants
-        self.run = _compiled(traced.graph, self._inputs(flat))
+        self.run = compile_graph(traced.graph, self._inputs(flat))
 
-    def __call__(self, flat: list[Tensor]) -> tuple[list[Tensor], Tensor, bool]:
-        """The next state, the losses of the topmost level, and whether all that was answered anywhere is finite."""
-        *moved, losses, finite = self.run(*self._inputs(flat))
+    def __call__(self, flat: list[Tensor]) -> tuple[list[Tensor], list[float]]:
+        """The next state; the losses to report, and a number that is finite if all that was answered anywhere is."""
+        *moved, told = self.run(*self._inputs(flat))
         new = flat.copy()
         for i, tensor in zip(self.moved, moved):
             new[i] = tensor
-        return new, losses, bool(finite)
+        return new, told.tolist()
+
+    def sound(self, flat: list[Tensor]) -> bool:
+        """Whether the answer is the plain one, as far as that is finite."""
+        fast, (slow, told) = self(flat), self._window(flat)
+        pairs = [(fast[0][i].double(), slow[i].double()) for i in self.moved]
+        return all(_close(a, b) for a, b in [*pairs, (told.new_tensor(fast[1]).double(), told.double())])
 
     def _inputs(self, flat: list[Tensor]) -> list[Tensor]:
         """What is read of a state, as it would lie in a file, and the constants."""
         return [*(flat[i].contiguous() for i in self.read), *self.constants]
 
-    def _window(self, top: Laid, flat: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Tensors of the next state, the losses, and a number that is finite if all that was answered is."""
+    def _window(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Tensors of the next state, and in one tensor what else `__call__` tells."""
         params, carry = _whole(self.tree, flat)
         with put_off() as noted, compiling(False):
-            end, window = top.window(params, carry, record=False, judged=False)
+            end, window = self.top.window(params, carry, record=False, judged=False)
         assert noted.total is not None
-        return _flat(params, end)[0], window.losses, noted.total
+        numbers = [*(loss.mean() for loss in reported(end, window)), noted.total]
+        return _flat(params, end)[0], torch.stack(numbers)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ by rounding at most; a compiler's mistakes are of another size."""
+    return not bool(torch.isfinite(b).all()) or bool((a - b).norm() <= ROUNDING * b.norm())
 
 
 class _Traced(NamedTuple):
@@ -158,17 +180,6 @@ def _traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> _Tra
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         graph.erase_node(node)
     return _Traced(fx.GraphModule({}, graph), read, [getattr(module, name).detach() for name in lifted])
-
-
-def _compiled(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """A graph compiled for inputs of these shapes."""
-    from torch import _inductor
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about itself while it compiles
-        options = {"size_asserts": False} | OPTIONS
-        run: Callable[..., Sequence[Tensor]] = _inductor.compile(graph, [*inputs], options=options)
-    return run
 
 
 def _flat(params: Tensor, carry: Carry) -> tuple[list[Tensor], Any]:

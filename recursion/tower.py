@@ -126,17 +126,22 @@ class Tower:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
         with torch.no_grad(), self._named(number):
-            carry, window = self._window(state)
+            carry, losses = self._window(state)
         new = TowerState(state.params, carry, state.step + 1)
-        carries = self.carries(new)
-        losses = _numbers([*(carry.f for carry in carries[:-1]), window.losses], torch.mean)
-        skipped = [0] * self.depth if self._stops else _numbers([carry.skipped for carry in carries], torch.sum)
+        skipped = [0] * self.depth
+        if not self._stops:
+            skipped = _numbers([carry.skipped for carry in stacked(carry)], torch.sum)
         return new, Report(number, losses, skipped, self.notes(new) if self._notes else {})
 
-    def _window(self, state: TowerState) -> tuple[Carry, Window]:
-        """One window of the topmost level. Where all levels stop, it is looked at once, and run again to hear where."""
+    def _window(self, state: TowerState) -> tuple[Carry, list[float]]:
+        """One window of the topmost level, and the losses that the step reports."""
         if is_compiling() and (fused := self._fused.window(state.params, state.carry)):
             return fused
+        carry, window = self._looked_at(state)
+        return carry, _numbers(reported(carry, window), torch.mean)
+
+    def _looked_at(self, state: TowerState) -> tuple[Carry, Window]:
+        """A window in plain operations. Where all levels stop, it is looked at once, and run again to hear where."""
         if self._stops:
             with put_off() as noted:
                 answer = self.top.window(state.params, state.carry, record=False, judged=False)
@@ -162,11 +167,7 @@ class Tower:
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
-        carries, below = [state.carry], state.carry.below
-        while isinstance(below, LevelState):
-            carries.append(below.carry)
-            below = below.carry.below
-        return carries[::-1]
+        return stacked(state.carry)
 
     def notes(self, state: TowerState) -> dict[str, float]:
         """What optimizers and estimators have to say of their states, by level and name; means over copies."""
@@ -196,6 +197,20 @@ class Tower:
         return _Named(self, step)
 
 
+def stacked(carry: Carry) -> list[Carry]:
+    """What is carried by each level, level 1 first, by what the topmost one carries."""
+    carries, below = [carry], carry.below
+    while isinstance(below, LevelState):
+        carries.append(below.carry)
+        below = below.carry.below
+    return carries[::-1]
+
+
+def reported(carry: Carry, window: Window) -> list[Tensor]:
+    """The losses below each level, level 1 first, when the topmost one has run a window."""
+    return [*(below.f for below in stacked(carry)[:-1]), window.losses]
+
+
 def _whole(cost: int | Fraction) -> int | Fraction:
     """The cost as a plain number if it is whole."""
     return int(cost) if cost == int(cost) else cost
@@ -203,8 +218,10 @@ def _whole(cost: int | Fraction) -> int | Fraction:
 
 def _numbers(tensors: list[Tensor], reduce: Callable[[Tensor], Tensor]) -> list[Any]:
     """Each tensor as one plain number, waiting once for all."""
-    reduced = [(reduce(tensor) if tensor.numel() > 1 else tensor).reshape(1) for tensor in tensors]
-    return torch.cat(reduced).tolist()
+    reduced = [reduce(tensor) if tensor.numel() > 1 else tensor for tensor in tensors]
+    if len(reduced) == 1:
+        return [reduced[0].item()]
+    return torch.cat([number.reshape(1) for number in reduced]).tolist()
 
 
 class _Named:

@@ -59,7 +59,7 @@ def train(
     folder, notice = Path(out), on_notice or _ignore
     fast = has_compiler() and repays_compiling(tower, steps) if compile == "auto" else compile
     if fast:
-        notice("compiling; the first step takes half a minute longer, with exact gradients up to some minutes")
+        notice("compiling; the first step takes up to a minute longer")
     with compiling(fast):
         return _train(tower, steps, seed, folder, resume, every, on_report or _ignore, notice)
 

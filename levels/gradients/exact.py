@@ -26,19 +26,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from levels import keys
 from levels.compiled import compiling
-from levels.derivatives import Cotangents, pull_gradient, pull_init_state, pull_update, push
+from levels.derivatives import Cotangents, pull_gradient, pull_init_state, push
 from levels.gradients.backward import Backward
 from levels.gradients.estimator import LevelState
-from levels.hyper import HandMade
 from levels.level import Laid, Level
-from levels.optimizer import Optimizer
 from levels.part import require
 from levels.problem import Problem
 from levels.traced import tracing
@@ -78,7 +75,7 @@ class Exact(Backward):
     ) -> Tensor:
         dparams, dx, df, dg = (torch.zeros_like(tensor) for tensor in (params, carry.x, carry.f, carry.g))
         dstate: list[Tensor | None] = []
-        pull, last = _pull(level.optimizer, params), len(window.steps) - 1
+        pull, last = level.optimizer.pull_all(params), len(window.steps) - 1
         for t in range(last, -1, -1):
             counted = slope(t)
             dx = dx if counted is None else dx + counted
@@ -90,11 +87,6 @@ class Exact(Backward):
         if not window.begun.any():
             return dparams
         return dparams + _start_slopes(level, params, carry.key, window, Cotangents(dp, df, dg, dstate, dx))
-
-
-def _pull(optimizer: Optimizer, params: Tensor) -> Callable[..., Cotangents]:
-    """The vector-Jacobian product of one update in all that it reads; hand-made rules may have written it out."""
-    return optimizer.pull_all(params) if isinstance(optimizer, HandMade) else partial(pull_update, optimizer, params)
 
 
 def _bent(level: Laid, window: Window, t: int, dg: Tensor) -> Tensor:
@@ -133,7 +125,7 @@ def _check_update(level: Laid) -> None:
     optimizer.update(params, f, x, state, x)  # plainly first: what a part caches must not belong to a transform
 
     def pulled(g: Tensor) -> Tensor:
-        return _pull(optimizer, params)(f, g, state, x, torch.ones_like(x), []).params
+        return optimizer.pull_all(params)(f, g, state, x, torch.ones_like(x), []).params
 
     try:
         push(pulled, torch.ones_like(x), torch.ones_like(x))

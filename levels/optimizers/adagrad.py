@@ -49,12 +49,43 @@ class Adagrad(HandMade):
         return AdagradState(torch.zeros_like(x), steps)
 
     def step(self, h: dict[str, Tensor], g: Tensor, state: AdagradState, x: Tensor) -> tuple[Tensor, AdagradState]:
-        if "weight_decay" in h:
-            g = g + h["weight_decay"] * x
+        g = g + h["weight_decay"] * x if "weight_decay" in h else g
         v = state.v + g * g
-        rate = h["lr"]
+        return x - _rate(h, state) * g / (_root(h, v) + h["eps"]), AdagradState(v, state.t + 1)
+
+    def step_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: AdagradState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
+        dh, dold, dx, _ = self.full_pullback(h, g, state, x, dx, dstate)
+        return dh, dold, dx
+
+    def full_pullback(
+        self, h: dict[str, Tensor], g: Tensor, state: AdagradState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
+        """With u = g / (root + eps) and x <- x - rate u, each cotangent is named as what it is of."""
+        g = g + h["weight_decay"] * x if "weight_decay" in h else g
+        rate, root = _rate(h, state), _root(h, state.v + g * g)
+        scale = 1 / (root + h["eps"])
+        u, du = g * scale, -rate * dx
+        dh = {"lr": -u * dx, "eps": -u * scale * du}
         if "lr_decay" in h:
-            rate = rate / (1 + state.t[..., None] * h["lr_decay"])
-        under = v + h["initial"] if "initial" in h else v
-        root = torch.sqrt(under + torch.finfo(x.dtype).tiny)
-        return x - rate * g / (root + h["eps"]), AdagradState(v, state.t + 1)
+            slowing, t = 1 + state.t[..., None] * h["lr_decay"], state.t[..., None]
+            dh |= {"lr": dh["lr"] / slowing, "lr_decay": -dh["lr"] * rate * t / slowing}
+        dunder = dh["eps"] / (2 * root)
+        if "initial" in h:
+            dh["initial"] = dunder
+        dv = dunder if dstate[0] is None else dunder + dstate[0]
+        dg = scale * du + 2 * g * dv
+        if "weight_decay" in h:
+            dh["weight_decay"], dx = dg * x, dx + h["weight_decay"] * dg
+        return dh, [dv, None], dx, dg
+
+
+def _rate(h: dict[str, Tensor], state: AdagradState) -> Tensor:
+    """The step size at this step."""
+    return h["lr"] / (1 + state.t[..., None] * h["lr_decay"]) if "lr_decay" in h else h["lr"]
+
+
+def _root(h: dict[str, Tensor], v: Tensor) -> Tensor:
+    """The root of the sum of squares."""
+    return torch.sqrt((v + h["initial"] if "initial" in h else v) + torch.finfo(v.dtype).tiny)

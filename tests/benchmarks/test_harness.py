@@ -125,4 +125,4 @@ def test_whole_run_is_kept_and_shown(short, tmp_path, monkeypatch):
 
 
 def renamed(made):
-    return lambda self, name, side, variant: made(self, NAME, side, variant)
+    return lambda self, name, *more: made(self, NAME, *more)

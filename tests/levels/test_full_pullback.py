@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 
-from levels import SGD, Adam, AdamW, Fixed, Layout, Linear, Log, RMSprop, keys
+from levels import SGD, Adagrad, Adam, AdamW, Fixed, Layout, Linear, Log, Muon, RMSprop, keys
 from levels.derivatives import Cotangents, pull_update
 from levels.hyper import HandMade
+from levels.optimizer import Optimizer
 from levels.tree import leaves
 
 BELOW = Layout.of({"weight": (2, 2), "bias": (3,)}, torch.float64)
@@ -20,6 +21,11 @@ RULES = [
     Adam(lr=0.1, eps=1e-2),
     Adam(lr=Log(0.1, per="tensor"), beta1=Fixed(0.8), beta2=Linear(0.9, per="coordinate"), eps=1e-2),
     AdamW(lr=0.1, weight_decay=0.3, eps=1e-2),
+    RMSprop(lr=0.1, eps=1e-2),
+    RMSprop(lr=Log(0.1, per="tensor"), decay=Linear(0.9, per="coordinate"), eps=1e-2, momentum=0.8, weight_decay=0.2),
+    RMSprop(lr=0.1, eps=1e-2, momentum=Fixed(0.8), centered=True),
+    Adagrad(lr=0.1, eps=1e-2),
+    Adagrad(lr=Log(0.1, per="tensor"), lr_decay=0.3, initial=0.1, eps=1e-2, weight_decay=0.2),
 ]
 
 
@@ -46,7 +52,7 @@ def test_what_is_written_out_is_what_autograd_says(rule, steps, zero, monkeypatc
     expected = both(rule, steps, zero)[1]
     assert type(rule).full_pullback is not HandMade.full_pullback
     torch.testing.assert_close(both(rule, steps, zero)[0], expected, rtol=1e-11, atol=1e-11)
-    monkeypatch.setattr(sys.modules[HandMade.__module__], "pull_update", None)  # none of these asks it
+    monkeypatch.setattr(sys.modules[Optimizer.__module__], "pull_update", None)  # none of these asks it
     both(rule, steps, zero)
 
 
@@ -77,7 +83,7 @@ class Reversed(SGD):
 
 
 @pytest.mark.parametrize(
-    "rule", [Doubled(momentum=0.5), Halved(momentum=0.5), Reversed(momentum=0.5), RMSprop()], ids=repr
+    "rule", [Doubled(momentum=0.5), Halved(momentum=0.5), Reversed(momentum=0.5), Muon()], ids=repr
 )
 def test_other_rules_ask_autograd(rule):
     ours, expected = both(rule, 2)

@@ -199,7 +199,7 @@ def test_parts_that_look_at_numbers_run_plainly(some: Tower) -> None:
 
 
 def test_another_state_than_it_was_compiled_for_runs_plainly(monkeypatch) -> None:
-    monkeypatch.setattr("recursion.fused._compiled", lambda graph, inputs: graph)
+    monkeypatch.setattr("recursion.fused.compile_graph", lambda graph, inputs: graph)
     some = tower(BOWL, SGD(lr=0.1), SGD(lr=1e-2))
     state = some.init(seed=0)
     fused = Fused(some)
@@ -207,6 +207,22 @@ def test_another_state_than_it_was_compiled_for_runs_plainly(monkeypatch) -> Non
         assert fused.window(state.params, state.carry) is not None
         assert fused.window(state.params, state.carry._replace(f=state.carry.f.float())) is None
         assert fused.window(state.params, state.carry._replace(state=())) is None  # no tensors either, but another tree
+
+
+@pytest.mark.parametrize("place", [0, -1], ids=["a state", "what is told"])
+def test_what_is_compiled_wrongly_is_not_used(place: int, monkeypatch) -> None:
+    def wrong(graph, inputs):
+        def run(*args):
+            answer = list(graph(*args))
+            answer[place] = answer[place] * 1.1
+            return answer
+
+        return run
+
+    monkeypatch.setattr("recursion.fused.compile_graph", wrong)
+    some = tower(BOWL, SGD(lr=0.1), SGD(lr=1e-2))
+    assert_close(run(some, on=True)[0], run(some, on=False)[0])
+    assert some._fused.off
 
 
 def test_which_towers_are_compiled_whole() -> None:
