@@ -109,10 +109,24 @@ def interval(values: Values, statistic: Statistic = interquartile_mean, *, seed:
     value = float(statistic(values.reshape(-1)))
     if values.size == 1:
         return Estimate(value, -np.inf, np.inf)
-    resampled = _resampled(values, statistic, RESAMPLES, seed)
-    low, high = _percentiles(resampled)
+    low, high = _percentiles(_resampled(values, statistic, RESAMPLES, seed))
     stretch = _student(_freedom(values, statistic, seed)) / NORMAL
     return Estimate(value, _stretched(value, low, stretch), _stretched(value, high, stretch))
+
+
+def level(losses: Values, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
+    """`interval` of losses, which are above 0: stretched as a ratio, so that it stays above 0.
+
+    Not for differences: those of one sign would never be said to include 0. Losses that are not all above 0 have the
+    interval of any numbers.
+    """
+    if not (losses > 0).all() or losses.size == 1:
+        return interval(losses, statistic, seed=seed)
+    value = float(statistic(losses.reshape(-1)))
+    low, high = _percentiles(_resampled(losses, statistic, RESAMPLES, seed))
+    stretch = _student(_freedom(losses, statistic, seed)) / NORMAL
+    ends = (_stretched(np.log(value), np.log(end), stretch) for end in (low, high))
+    return Estimate(value, *(float(np.exp(min(end, 700.0))) if np.isfinite(end) else end for end in ends))
 
 
 def lower(ours: Values, theirs: Values) -> Values:

@@ -72,7 +72,7 @@ class Comparison:
         text = f"mean loss {by}difference {interval(main.difference)}, lower on {share(main.improvement)} of pairs"
         if final is not None:
             words = {-1: "lower", 0: "no difference shown", 1: "higher"}[final.difference.sign]
-            text += f"; final loss {words} ({interval(final.difference)})"
+            text += f"; final loss: {words}, difference {interval(final.difference)}"
         return text + (f"; {plural(self.lacking, 'seed')} left out" if self.lacking else "")
 
     @property
@@ -147,7 +147,7 @@ def percent(found: Contrast) -> str:
         return "more than any number: one of the two diverges"
     if relative is None:
         return f"{number(value)} [{number(low)}, {number(high)}]"
-    return f"{value:.1%} [{low:.1%}, {high:.1%}]"
+    return f"{number(100 * value)}% [{number(100 * low)}%, {number(100 * high)}%]"
 
 
 def _three(found: Estimate) -> tuple[float, float, float]:

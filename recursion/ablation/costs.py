@@ -6,9 +6,11 @@ is one run of ``steps`` on a new problem.
 **Uses to break even.** The target is the loss that the tuned baseline ends a use with: the last of its curve, the
 median over report problems. What was learned reaches it at step s* of its own curve, so a use saves
 
-    steps (1 + work of the baseline's step)  -  s* (1 + work of the learned step)
+    b* (1 + work of the baseline's step)  -  s* (1 + work of the learned step)
 
-and meta-training is paid back after (its cost - the baseline's tuning) / saving uses; or, against a baseline whose
+where b* is the step at which the baseline itself first reaches that loss: the last, unless it had stopped to fall;
+
+meta-training is paid back after (its cost - the baseline's tuning) / saving uses; or, against a baseline whose
 tuning somebody else paid for, after its cost / saving. Never, if the target is not reached or a use saves nothing. It
 is computed seed by seed; over seeds, the median and the range are given, which for five seeds holds the true median
 with probability 94%.
@@ -23,6 +25,7 @@ import numpy as np
 
 from recursion.ablation.results import SPENT, STAGES, Cell, Outcome, Results
 from recursion.ablation.words import number, plural
+from recursion.statistics import Values
 
 UNITS = ("base steps", "task gradients", "seconds")
 
@@ -163,13 +166,14 @@ class _Pair:
 
     target: float
     reached: float
+    theirs: float
     steps: int
     step: dict[str, tuple[float, float]]
     made: dict[str, tuple[float, float]]
 
     def saving(self, unit: str) -> float:
         ours, theirs = self.step[unit]
-        return self.steps * theirs - self.reached * ours if math.isfinite(self.reached) else -math.inf
+        return self.theirs * theirs - self.reached * ours if math.isfinite(self.reached) else -math.inf
 
     def uses(self, unit: str, *, in_full: bool = False) -> float:
         ours, theirs = self.made[unit]
@@ -185,10 +189,15 @@ def _pairs(results: Results, cell: Cell, baseline: Cell) -> Iterator[_Pair]:
             continue
         ours, other = ours_curves[run.seed], their_curves[run.seed]
         target = float(other[-1])
-        below = np.flatnonzero(ours <= target)
-        reached = float(below[0]) if below.size and math.isfinite(target) else math.inf
+        at, their = _first(ours, target), _first(other, target)
         both = run, theirs[run.seed]
-        yield _Pair(target, reached, len(other) - 1, _of_step(results, *both), _of_making(results, *both))
+        yield _Pair(target, at, their, len(other) - 1, _of_step(results, *both), _of_making(results, *both))
+
+
+def _first(curve: Values, target: float) -> float:
+    """The first step at which a curve is at the target or below; infinite if there is none."""
+    below = np.flatnonzero(curve <= target)
+    return float(below[0]) if below.size and math.isfinite(target) else math.inf
 
 
 def _of_step(results: Results, *runs: Outcome) -> dict[str, tuple[float, float]]:

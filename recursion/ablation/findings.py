@@ -18,8 +18,7 @@ from recursion.ablation.honesty import Gap, Guard
 from recursion.ablation.results import Cell, Results
 from recursion.ablation.sensitivity import Sensitivity, is_step_size, sensitivities
 from recursion.ablation.words import MEASURES, capital, interval, listed, plural
-from recursion.statistics import Estimate
-from recursion.statistics import interval as estimated
+from recursion.statistics import Estimate, level
 
 CLAUSES = 4  # neighbouring depths that a sentence has room for
 
@@ -123,7 +122,7 @@ def _line(results: Results, cell: Cell, compared: Sequence[Comparison]) -> Line:
     ours = [each for each in compared if each.ours.label == cell.label]
     return Line(
         cell=cell,
-        losses={measure: estimated(losses.values) for measure, losses in found.items() if losses is not None},
+        losses={measure: level(losses.values) for measure, losses in found.items() if losses is not None},
         selected=honesty.selected(results, cell),
         below=next((each for each in ours if each.factor == "depth"), None),
         baseline=next((each for each in ours if each.factor == BASELINES), None),
@@ -205,8 +204,8 @@ def _trust(found: Findings) -> str:
         return f"Alarm: {found.alarms[0]}" + (f" (and {len(found.alarms) - 1} more)." if len(found.alarms) > 1 else ".")
     parts = []
     if found.gaps:
-        gap = max((each.gap for each in found.gaps if not math.isnan(each.gap)), default=math.nan)
-        parts.append(f"no alarm (largest gap between splits {gap:.2g} in log loss)")
+        gaps = [each.gap for each in found.gaps if not math.isnan(each.gap)]
+        parts.append("no alarm" + (f" (largest gap between splits {max(gaps):.2g} in log loss)" if gaps else ""))
     if found.checked and not found.trained_on:
         parts.append(f"none of the reported problems was trained on ({plural(found.checked, 'run')} checked)")
     if found.guards:

@@ -3,7 +3,8 @@
 The gain on a split is by how much the chosen snapshot is below the start of training, as the logarithm of the ratio of
 their losses, paired by problem. Train problems train, select problems choose the snapshot, report problems are looked
 at once. An optimizer that gains where it was trained or chosen, and not where it is reported, has learned the problems
-and not the family: that sets off the alarm.
+and not the family: that sets off the alarm. A gain of which report problems show at least half, if only within their
+noise, does not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from recursion.ablation.comparing import PRIMARY, Comparison, contrast
 from recursion.ablation.results import Cell, Results
 from recursion.ablation.words import interval, number, plural
-from recursion.statistics import Estimate, Values, difference, interquartile_mean
+from recursion.statistics import Estimate, Values, difference, interquartile_mean, level
 from recursion.statistics import interval as estimated
 
 SPLITS = ("train", "select", "report")
@@ -36,9 +37,10 @@ class Gap:
 
     @property
     def alarm(self) -> str | None:
-        """A sentence, if a gain was shown on train or select problems and none on report problems."""
+        """A sentence, if a gain was shown on train or select problems, and none on report problems that is half of it."""
         report = self.gains["report"]
         shown = [split for split in SPLITS[:2] if split in self.gains and self.gains[split].sign > 0]
+        shown = [split for split in shown if not report.value > self.gains[split].value / 2]
         if report.sign > 0 or not shown:
             return None
         where = " and ".join(f"{split} problems (gain {interval(self.gains[split])})" for split in shown)
@@ -94,8 +96,8 @@ def guard(results: Results, cell: Cell) -> Guard | None:
         cell=cell,
         rescued=int(rescued.sum()),
         uses=rescued.size,
-        guarded=estimated(guarded),
-        bare=estimated(bare),
+        guarded=level(guarded),
+        bare=level(bare),
     )
 
 

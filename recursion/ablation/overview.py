@@ -79,6 +79,12 @@ class Course:
         counts = self.counts
         return counts["done"] + counts["failed"] + sum(fraction for _, fraction in self.at.values())
 
+    @property
+    def going_on(self) -> bool:
+        """Whether there are runs that have not ended."""
+        counts = self.counts
+        return bool(counts["waiting"] or counts["running"])
+
     def left(self) -> float | None:
         """Seconds until all runs have ended; None if nothing can be said yet."""
         going = [self._rest(run) for run in self.runs if self.status[run.id] == "running"]
@@ -159,7 +165,7 @@ class Lines:
         self.course.take(event)
         if isinstance(event, Failed):
             self._write(f"{event.run.id} failed: {event.why}")
-        if self._place() > self.last:
+        if self._place() > self.last or not self.course.going_on:
             self.last = self._place()
             self._write(said(self.course))
 

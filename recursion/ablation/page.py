@@ -15,14 +15,15 @@ from recursion.ablation import tables
 from recursion.ablation.comparing import BASELINES
 from recursion.ablation.drawing import Picture, colours
 from recursion.ablation.findings import Findings
+from recursion.ablation.request import Budget
 from recursion.ablation.results import Results
 from recursion.ablation.tables import Table
 from recursion.ablation.words import capital, number, plural
 
 SECTIONS = {
+    "sensitivity": "Sensitivity against height",
     "results": "What each cell comes to",
     "levels": "Another level, pair by pair",
-    "sensitivity": "Sensitivity against height",
     "cost": "What it cost, and when it is paid back",
     "training": "Training",
     "honesty": "Why to believe it",
@@ -35,6 +36,7 @@ PLACES = {
     "gaps": "honesty",
 }  # fmt: skip
 TITLE = "Does another level pay?"
+OF_STEP_SIZES = "Does height forgive a wrong step size?"
 METHOD = """\
 Losses are interquartile means: of the middle half of all runs, so that neither a lucky problem nor a diverged run
 decides (Agarwal et al. 2021, arXiv 2108.13264). A training that diverged counts as an infinite loss on every problem
@@ -61,13 +63,19 @@ def page(results: Results, findings: Findings, pictures: Sequence[Picture]) -> s
         for name, body in kept.items()
     )
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{TITLE} {escape(results.request.tower)}'
-        '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_title(findings)} '
+        f"{escape(results.request.tower)}</title>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,"><style>{_css()}</style>'
         "</head>\n"
-        f"<body>{_header(results, findings)}\n<main>{_banners(findings)}"
+        f"<body>{_header(results, findings)}\n<main>{_banners(results.request.budget, findings)}"
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n{sections}</main>\n{_footer(results)}</body></html>\n'
     )
+
+
+def _title(findings: Findings) -> str:
+    """The question: about depth, or, if there is only a grid of step sizes, about these."""
+    return OF_STEP_SIZES if findings.sensitivities and not findings.comparisons else TITLE
 
 
 def _css() -> str:
@@ -91,18 +99,18 @@ def _header(results: Results, findings: Findings) -> str:
     rows = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items() if v)
     answer = "".join(f"<p>{escape(sentence)}</p>" for sentence in findings.answer)
     return (
-        f'<header><p class="over">Ablation on recursion depth</p><h1>{TITLE}</h1>'
+        f'<header><p class="over">Ablation on recursion depth</p><h1>{_title(findings)}</h1>'
         f'<p class="tower"><code>{escape(request.tower)}</code></p><dl class="facts">{rows}</dl>'
         f'<section class="answer" aria-label="Answer"><h2>In three sentences</h2>{answer}</section></header>'
     )
 
 
-def _banners(findings: Findings) -> str:
+def _banners(budget: Budget, findings: Findings) -> str:
     """What a reader must know before anything else."""
     made = [("bad", "Alarm.", capital(alarm) + ".") for alarm in findings.alarms]
     if not findings.alarms and findings.gaps:
         made.append(("good", "No alarm.", "What improved on train and select problems improved on report problems."))
-    made += [("wait", "Note.", text) for text in tables.caveats(findings)]
+    made += [("wait", "Note.", text) for text in tables.caveats(budget, findings)]
     return "".join(f'<p class="banner {kind}"><strong>{head}</strong> {escape(text)}</p>' for kind, head, text in made)
 
 
@@ -197,7 +205,7 @@ def _table(made: Table) -> str:
     rows = "".join(f"<tr>{_head('row', row[0])}{''.join(map(_cell, row[1:]))}</tr>" for row in made.rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(made.caption)}"><table>'
-        f"<caption>{escape(made.caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<caption><span>{escape(made.caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 

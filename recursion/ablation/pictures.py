@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recursion.ablation.comparing import BASELINES, PRIMARY
+from recursion.ablation.cost_pictures import benefit, ledger
 from recursion.ablation.drawing import (
     BASE,
     INK,
@@ -21,17 +22,16 @@ from recursion.ablation.drawing import (
     draw,
     drawable,
     finish,
-    in_thousands,
     logarithmic,
-    sequence,
     styles,
     whisker,
 )
 from recursion.ablation.findings import Findings, Line
+from recursion.ablation.height_pictures import height_pictures
 from recursion.ablation.honesty import SPLITS
-from recursion.ablation.results import SPENT, Cell, Results
-from recursion.ablation.sensitivity import WITHIN, Sensitivity, is_step_size
-from recursion.ablation.words import MEASURES, capital, interval, listed, number
+from recursion.ablation.results import Cell, Results
+from recursion.ablation.sensitivity import is_step_size
+from recursion.ablation.words import MEASURES, capital, interval, number
 from recursion.statistics import Values
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def pictures(results: Results, findings: Findings) -> Iterator[Picture]:
         yield from (_against_depth(measured, measure, looks) for measure in MEASURES)
         yield from _curves(results, measured, looks)
     for found in findings.sensitivities:
-        yield from _sensitivity(found)
+        yield from height_pictures(found)
     if any(line.cell.label != BASELINES for line in measured):
-        yield from _benefit(results, measured, looks)
-        yield from _ledger(results, measured)
+        yield from benefit(results, measured, looks)
+        yield from ledger(results, measured)
         yield from _training(results, measured, looks)
         yield from _gaps(findings)
 
@@ -140,191 +140,6 @@ def _middle(results: Results, cell: Cell, measure: str) -> Values | None:
     if not curves or len({len(curve) for curve in curves}) > 1:
         return None
     return np.asarray(np.median(np.stack(curves), 0))
-
-
-def _sensitivity(found: Sensitivity) -> Iterator[Picture]:
-    colours = sequence(len(found.heights))
-    tail = "-".join([found.factor.replace("*", "x"), *(f"{k}-{v}" for k, v in found.others.items())]).replace(".", "-")
-    known = [height.losses[PRIMARY] for height in found.heights]
-    highest = max((e.value for row in known for e in row if math.isfinite(e.value)), default=1.0)
-
-    def losses(axes: "Axes") -> None:
-        for place, (height, colour) in enumerate(zip(found.heights, colours)):
-            values = [each.value for each in height.losses[PRIMARY]]
-            label = f"height {height.height}"
-            axes.plot(
-                height.values, drawable(values), color=colour, marker="o", markersize=3.5, linewidth=1.6, label=label
-            )
-            gone = [x for x, value in zip(height.values, values) if not math.isfinite(value)]
-            axes.plot(gone, [1.15 ** (1 + place) * highest] * len(gone), "x", color=colour, markersize=5)
-        for within in WITHIN:
-            axes.axhline(within * found.best, color=SOFT, linestyle=":", linewidth=1.2)
-        axes.set_xscale("log")
-        logarithmic(axes, [e.value for row in known for e in row], span=5.0)
-        finish(axes, f"{found.factor} at the start", "mean loss on report problems")
-
-    shared = "".join(f"; {name} {value}" for name, value in found.others.items())
-    yield draw(
-        f"sensitivity-{tail}",
-        "Sensitivity against height",
-        f"Mean loss against the step size that all levels begin with ({found.factor}{shared}), a line for each height; "
-        f"crosses are divergence, dotted lines {listed([f'{within:g}' for within in WITHIN])} times the best loss.",
-        f"Mean loss against {found.factor} for heights {listed([str(h.height) for h in found.heights])}.",
-        losses,
-        height=4.2,
-    )
-    yield _robust(found, tail)
-    if all(height.seconds for height in found.heights) and len(found.heights) > 1:
-        yield _time(found, tail)
-
-
-def _robust(found: Sensitivity, tail: str) -> Picture:
-    heights = [height.height for height in found.heights]
-
-    def panel(axes: "Axes") -> None:
-        for index, (within, style) in enumerate(zip(WITHIN, styles(len(WITHIN)))):
-            ranges = [height.ranges[index] for height in found.heights]
-            decades = [0.0 if math.isnan(each.decades) else each.decades for each in ranges]
-            label = f"within {within:g} times the best"
-            axes.plot(heights, decades, color=style.colour, linestyle=style.dash, linewidth=1.6, label=label)
-            for height, value, each in zip(heights, decades, ranges):
-                axes.plot([height], [value], "^" if each.open else "o", color=style.colour, markersize=6)
-                low, high = (0.0 if math.isnan(end) else end for end in each.spread)
-                axes.vlines([height], [low], [high], color=style.colour, alpha=0.5, linewidth=1.4)
-        _heights(axes, heights)
-        axes.set_ylim(bottom=-0.2)
-        finish(axes, "height (levels)", "decades of step sizes")
-
-    said = [f"{height.ranges[-1].text} at height {height.height}" for height in found.heights]
-    return draw(
-        f"robust-{tail}",
-        "Robust range against height",
-        "Width of the longest run of step sizes on the grid whose mean loss is within the tolerance of the best; bars "
-        "are the range over seeds, and triangles reach the end of the grid: at least that wide.",
-        f"Robust range in decades, within {WITHIN[-1]:g} times the best: {'; '.join(said)}.",
-        panel,
-    )
-
-
-def _time(found: Sensitivity, tail: str) -> Picture:
-    heights = [height.height for height in found.heights]
-    times = [height.seconds for height in found.heights if height.seconds]
-
-    def panel(axes: "Axes") -> None:
-        axes.plot(heights, [1e3 * each.value for each in times], color=styles(1)[0].colour, marker="o", linewidth=1.6)
-        axes.vlines(heights, [1e3 * e.low for e in times], [1e3 * e.high for e in times], color=SOFT, linewidth=1.2)
-        _heights(axes, heights)
-        axes.set_ylim(bottom=0)
-        finish(axes, "height (levels)", "milliseconds of a step")
-
-    said = [f"{1e3 * each.value:.3g} ms at height {height}" for height, each in zip(heights, times)]
-    caption = "Wall time of one base step at use: median over runs, bars from the fastest to the slowest."
-    return draw(f"time-{tail}", "Time against height", caption, f"Time of a step: {'; '.join(said)}.", panel)
-
-
-def _heights(axes: "Axes", heights: Sequence[int]) -> None:
-    if max(heights) > 12:
-        axes.set_xscale("log")
-    axes.set_xticks(heights, [str(height) for height in heights])
-    axes.minorticks_off()
-
-
-def _benefit(results: Results, lines: Sequence[Line], looks: dict[str, Style]) -> Iterator[Picture]:
-    """Loss of the snapshots against what had been spent by then; at the end the reported loss."""
-    drawn = [line for line in lines if line.ledger is not None and line.ledger.spent > 0]
-    if not drawn:
-        return
-
-    def panel(axes: "Axes") -> None:
-        for line in drawn:
-            assert line.ledger is not None
-            style = looks[line.cell.label]
-            costs, losses = _snapshots(results, line)
-            axes.plot(costs, drawable(losses), color=style.colour, linestyle=style.dash, linewidth=1.3, alpha=0.8)
-            whisker(axes, line.ledger.spent, line.losses[PRIMARY], style, label=line.cell.label)
-        logarithmic(axes, [line.losses[PRIMARY].value for line in drawn])
-        axes.set_xlim(left=0)
-        in_thousands(axes)
-        finish(axes, "total cost (base steps, optimizer work counted)", "mean loss")
-
-    said = [f"{e.cell.label} {number(e.losses[PRIMARY].value)} at {number(e.ledger.spent)}" for e in drawn if e.ledger]
-    yield draw(
-        "cost-benefit",
-        "Cost against benefit",
-        "Lines: mean loss of the snapshots on select problems, when that much had been spent on training. Points: mean "
-        "loss on report problems against all that was spent, with 95% intervals.",
-        f"Mean loss against total cost in base steps: {'; '.join(said)}.",
-        panel,
-    )
-
-
-def _snapshots(results: Results, line: Line) -> tuple[list[float], list[float]]:
-    """Mean cost and loss over seeds, snapshot by snapshot."""
-    points: list[list[tuple[float, float]]] = []
-    for run in line.cell.done:
-        rows = results.rows(run, "snapshot", "select", PRIMARY)
-        steps = float(run.facts.get("steps") or max((row[2] for row in rows), default=1) or 1)
-        cost = results.total(run, ("training",), "task gradients", 0) + results.total(
-            run, ("training",), "optimizer work"
-        )
-        points.append([(row[2] / steps * cost, row[3]) for row in rows])
-    count = min(map(len, points), default=0)
-    means = [np.mean([each[i] for each in points], 0) for i in range(count)]
-    return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]
-
-
-def _ledger(results: Results, lines: Sequence[Line]) -> Iterator[Picture]:
-    """Stacked bars: task gradients and optimizer work of training, then all else; the budget as a line."""
-    drawn = [line for line in lines if line.ledger is not None and line.ledger.spent > 0]
-    if not drawn:
-        return
-    parts = {line.cell.label: _parts(line) for line in drawn}
-    found = {name for each in parts.values() for name in each}
-    names = sorted(
-        found,
-        key=lambda name: (name in SPENT, SPENT.index(name) if name in SPENT else 0, name != "task gradients", name),
-    )
-    looks = dict(zip(names, [*styles(6), *styles(6)]))
-    budget = results.request.budget
-
-    def panel(axes: "Axes") -> None:
-        labels = list(parts)[::-1]
-        left = np.zeros(len(labels))
-        for index, name in enumerate(names):
-            widths = np.array([parts[label].get(name, 0.0) for label in labels])
-            hatch = "///" if index >= 6 else None
-            axes.barh(labels, widths, left=left, color=looks[name].colour, label=name, height=0.62, hatch=hatch)
-            left += widths
-        if budget.unit == "base steps":
-            axes.axvline(budget.amount, color=INK, linestyle=":", linewidth=1.4, label="budget")
-        finish(axes, "base steps", "")
-        in_thousands(axes)
-        axes.grid(visible=False, axis="y")
-
-    said = [f"{label} {number(sum(each.values()))}" for label, each in parts.items()]
-    yield draw(
-        "ledger",
-        "Where the cost went",
-        "Base steps of a run, mean over seeds: gradients of the task, and the work of each level's optimizer in the "
-        "same unit; what tunes a hand-made rule is search.",
-        f"Total cost in base steps: {'; '.join(said)}.",
-        panel,
-        height=1.9 + 0.34 * len(parts) + 0.2 * math.ceil(len(names) / 2),
-    )
-
-
-def _parts(line: Line) -> dict[str, float]:
-    assert line.ledger is not None
-    parts: dict[str, float] = {}
-    for stage in line.ledger.stages:
-        if stage.name == "training":
-            parts["task gradients"] = stage.gradients
-            for level, work in enumerate(stage.work, 1):
-                name = f"optimizer of level {level}" if level <= LEVELS else f"optimizers above level {LEVELS}"
-                parts[name] = parts.get(name, 0.0) + work
-        elif stage.name in SPENT:
-            parts[stage.name] = stage.total
-    return {name: value for name, value in parts.items() if value > 0}
 
 
 def _training(results: Results, lines: Sequence[Line], looks: dict[str, Style]) -> Iterator[Picture]:

@@ -11,6 +11,7 @@ from recursion.ablation import tables
 from recursion.ablation.findings import Findings, Line, find
 from recursion.ablation.page import page
 from recursion.ablation.pictures import pictures
+from recursion.ablation.request import Budget
 from recursion.ablation.results import read
 from recursion.ablation.words import capital, interval, share
 from recursion.files import explained, replace_file
@@ -27,7 +28,7 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     """
     results = read(folder)
     findings = find(results)
-    show(findings, console)
+    show(results.request.budget, findings, console)
     target = folder / PAGE if out is None else out
     with explained("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     return written
 
 
-def show(findings: Findings, console: Console) -> None:
+def show(budget: Budget, findings: Findings, console: Console) -> None:
     """The table and the sentences, in the terminal."""
     shown = [line for line in findings.lines if tables.plain(line)]
     if any(line.losses for line in shown):
@@ -56,7 +57,7 @@ def show(findings: Findings, console: Console) -> None:
         console.print(capital(sentence), markup=False, highlight=False)
     for alarm in findings.alarms:
         console.print(f"Alarm: {alarm}.", style="bold red", markup=False, highlight=False)
-    for sentence in tables.caveats(findings):
+    for sentence in tables.caveats(budget, findings):
         console.print(f"Note: {sentence}", style="dim", markup=False, highlight=False)
 
 

@@ -17,8 +17,7 @@ import numpy as np
 from recursion.ablation.comparing import PRIMARY
 from recursion.ablation.results import Cell, Losses, Results
 from recursion.ablation.words import MEASURES, number
-from recursion.statistics import Estimate, interquartile_mean
-from recursion.statistics import interval as estimated
+from recursion.statistics import Estimate, interquartile_mean, level
 
 WITHIN = (1.1, 2.0)  # times the best loss: nearly as good, and usable
 
@@ -191,7 +190,7 @@ def _iqm(losses: Losses, seed: int | None = None) -> float:
 def _estimates(results: Results, cells: dict[float, Cell], measure: str) -> tuple[Estimate, ...]:
     found = (results.losses(cells[value], "chosen", "report", measure) for value in sorted(cells))
     nothing = Estimate(math.nan, math.nan, math.nan)
-    return tuple(nothing if losses is None else estimated(losses.values) for losses in found)
+    return tuple(nothing if losses is None else level(losses.values) for losses in found)
 
 
 def _seconds(results: Results, cells: Sequence[Cell]) -> Estimate | None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from recursion.ablation.comparing import BASELINES, PRIMARY, Comparison
 from recursion.ablation.findings import Findings, Line
+from recursion.ablation.request import Budget
 from recursion.ablation.results import SPENT
 from recursion.ablation.sensitivity import WITHIN, is_step_size
-from recursion.ablation.words import MEASURES, number, plural, seconds, share, size
+from recursion.ablation.words import MEASURES, listed, number, plural, seconds, share, size
 from recursion.statistics import Estimate
 
+SPENDING = (0.9, 1.05)  # of the budget: what counts as equal cost
 LONG = 16  # rows from which a table is folded away
 
 
@@ -185,7 +187,7 @@ def failed(findings: Findings) -> Table:
     return Table(caption="Failed runs, and how they count", titles=("run", "why", "counts as"), rows=rows)
 
 
-def caveats(findings: Findings) -> Iterator[str]:
+def caveats(budget: Budget, findings: Findings) -> Iterator[str]:
     """What the findings cannot say, and why: a sentence each."""
     done, total = findings.statuses.get("done", 0), sum(findings.statuses.values())
     if not findings.finished:
@@ -198,6 +200,8 @@ def caveats(findings: Findings) -> Iterator[str]:
         parts = [f"{plural(diverged, 'run')} diverged (infinite loss)"] if diverged else []
         parts += [f"{plural(others, 'run')} failed for another reason (left out)"] if others else []
         yield f"{' and '.join(parts)}, see the failed runs."
+    if budget.unit == "base steps":
+        yield from _unequal(budget.amount, findings)
     seeds = max((len(line.cell.runs) for line in findings.lines), default=0)
     if seeds == 1:
         yield "There is one training seed, so intervals are over problems and say nothing about another training."
@@ -206,6 +210,17 @@ def caveats(findings: Findings) -> Iterator[str]:
     towers = [line for line in findings.lines if line.cell.kind == "tower"]
     if findings.lines and not towers:
         yield "Nothing was trained: all cells are hand-made rules that were tuned."
+
+
+def _unequal(budget: float, findings: Findings) -> Iterator[str]:
+    """Cells that cost something else than the budget: towers that learn nothing cost nothing, and are not meant."""
+    lines = [line for line in findings.lines if plain(line)]
+    ledgers = [line.ledger for line in lines if line.ledger is not None and line.ledger.spent > 0]
+    off = [each for each in ledgers if not SPENDING[0] <= each.spent / budget <= SPENDING[1]]
+    if off:
+        parts = listed([f"{each.cell.label} {number(100 * each.spent / budget)}%" for each in off[:8]])
+        more = f" and {plural(len(off) - 8, 'cell')} more" if len(off) > 8 else ""
+        yield f"Not every cell spent the whole budget: {parts}{more}. A search ends early when nothing is left to try."
 
 
 def sentences(findings: Findings) -> Iterator[str]:

@@ -10,6 +10,7 @@ from recursion.statistics import (
     improvement,
     interquartile_mean,
     interval,
+    level,
     lower,
     mean,
 )
@@ -103,3 +104,25 @@ def test_losses_that_hold_for_sure_have_probability_one():
     ours = np.random.default_rng(2).uniform(0.0, 1.0, (3, 10))
     assert improvement(ours, ours + 0.1) == Estimate(1.0, 1.0, 1.0)
     assert interval(difference(ours, ours + 0.1)).sign == -1
+
+
+def test_the_interval_of_a_level_covers_and_stays_above_zero():
+    def draw(generator):
+        return np.exp(crossed(0.7, 0.7, 0.2, (5, 32))(generator) - 1.0)
+
+    truth = interquartile_mean(draw_many(draw))
+    found = [level(draw(np.random.default_rng(trial)), seed=trial) for trial in range(400)]
+    assert 0.92 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.98
+    assert all(each.low > 0 for each in found)
+
+
+def draw_many(draw):
+    """One value each of many independent seeds and problems."""
+    return np.array([draw(np.random.default_rng(10_000 + trial))[0, 0] for trial in range(20_000)])
+
+
+def test_a_level_that_is_not_above_zero_is_like_any_number():
+    values = np.random.default_rng(3).normal(0.0, 1.0, (3, 8))
+    assert level(values) == interval(values)
+    assert level(np.exp(values)) != interval(np.exp(values))
+    assert level(np.array([[2.0]])) == Estimate(2.0, -INF, INF)
