@@ -20,23 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recursion.ablation.store import Status, Store
+from recursion.training import CHECKPOINT
 
 TOWER = "quadratic: lstm(hidden=4)@5 / adam"
-SETTINGS = [
-    "--depths",
-    "1-2",
-    "--seeds",
-    "2",
-    "--budget",
-    "1.5e6",
-    "--steps",
-    "30",
-    "--problems",
-    "16",
-    "--select",
-    "8",
-]
+SETTINGS = ["--depths", "1-2", "--seeds", "2", "--budget", "6e7", "--steps", "30", "--problems", "16", "--select", "8"]
 SHOWN = 5  # differences
+LONGEST = 15.0  # seconds of work before a kill; a training keeps its state every ten
 STARTING = 60.0  # seconds in which a command must get to work
 
 
@@ -53,7 +42,7 @@ def main() -> None:
         finish(out / "whole")
         seconds = time.monotonic() - began
         print(f"uninterrupted: {described(out / 'whole')}, {seconds:.0f} s")
-        kills = killed(out / "killed", args.kills, seconds, random.Random(args.seed))
+        kills = killed(out / "killed", args.kills, random.Random(args.seed))
         finish(out / "killed")
         good = same(out / "whole", out / "killed", f"killed {kills} times and continued") and kills == args.kills
         if args.ray:
@@ -62,12 +51,12 @@ def main() -> None:
     sys.exit(not good)
 
 
-def killed(folder: Path, kills: int, seconds: float, moments: random.Random) -> int:
+def killed(folder: Path, kills: int, moments: random.Random) -> int:
     """Begin, or go on, and kill, as often as asked; fewer times if it comes to its end before."""
     for done in range(kills):
         process = start(folder, "--workers", "2")
         worked = at_work(process, folder)
-        time.sleep(moments.uniform(0.0, 1.5 * seconds / (kills + 1)) if worked else 0)
+        time.sleep(moments.uniform(0.0, LONGEST) if worked else 0)
         if process.poll() is not None:
             print(f"it came to its end after {done} kills")
             return done
@@ -77,20 +66,29 @@ def killed(folder: Path, kills: int, seconds: float, moments: random.Random) -> 
         with Store.open(folder, readonly=True) as store:
             states: tuple[Status, ...] = ("done", "running", "waiting", "failed")
             counts = ", ".join(f"{len(store.runs(state))} {state}" for state in states)
-        print(f"kill {done + 1}: {counts}; its processes were gone {waited:.1f} s later")
+            kept = sum((folder / "runs" / one.run.id / CHECKPOINT).exists() for one in store.runs("running"))
+        print(f"kill {done + 1}: {counts}, {kept} in mid-training; all processes were gone {waited:.1f} s later")
     return kills
 
 
 def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
     """``tower ablate`` in a process group of its own."""
     command = [sys.executable, "-m", "recursion.cli", "ablate", TOWER, *SETTINGS, "--no-report", "--out", str(folder)]
-    return subprocess.Popen([*command, *words], start_new_session=True, stderr=subprocess.DEVNULL)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with log_of(folder).open("ab") as log:
+        return subprocess.Popen([*command, *words], start_new_session=True, stderr=log)
+
+
+def log_of(folder: Path) -> Path:
+    """What the commands of an ablation print."""
+    return folder.with_suffix(".log")
 
 
 def finish(folder: Path, *words: str) -> None:
     """``tower ablate`` to its end."""
     process = start(folder, "--workers", "2", *words)
     if process.wait():
+        print(log_of(folder).read_text())
         raise SystemExit(f"tower ablate in {folder} ended with exit code {process.returncode}")
 
 

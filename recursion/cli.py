@@ -203,7 +203,8 @@ def _prune_options(parser: Parser) -> None:
 def _ablate_options(parser: Parser) -> None:
     repeated = "; '...' in front of the last level repeats the one before it as often as a depth needs"
     parser.add_argument("tower", help=NOTATION + repeated)
-    parser.add_argument("--depths", required=True, metavar="LIST", help="where to cut it, as 1-4 or 1-6,10,25,50")
+    where = "where to cut it, as 1-4 or 1-6,10,25,50; default each depth that is written"
+    parser.add_argument("--depths", metavar="LIST", help=where)
     varied = "a setting and its values: 1.unroll=5,20 (of level 1), gradient=first-order,exact (of all below the top), "
     varied += "top.lr=1e-4..1e-1 (each decade), lr*=1e-3,1,1e3 (times what it is); can be given again; default none"
     parser.add_argument("--grid", action="append", default=[], metavar="NAME=LIST", help=varied)
@@ -220,7 +221,7 @@ def _ablate_options(parser: Parser) -> None:
     parser.add_argument("--no-baseline", dest="baseline", action="store_false", help=alone)
     _windows(parser)
     parser.add_argument("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
-    cluster = "on a Ray cluster: the one at ADDRESS, or the one that is there, or one started here; an extra (ray)"
+    cluster = "on the Ray cluster at ADDRESS, or one that is there, or started here; an extra (ray); default processes"
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
     there = "folder of the ablation; default runs/ and the notation; in one that is begun, it goes on"
     parser.add_argument("--out", metavar="DIR", help=there)

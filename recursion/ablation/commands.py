@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from recursion.ablation.ablate import ablate as carry_out
-from recursion.ablation.cuts import parse_depths, parse_grid
+from recursion.ablation.cuts import every_depth, parse_depths, parse_grid
 from recursion.ablation.overview import Overview, duration, overview
 from recursion.ablation.pool import Event, Local, Pool, Ray
 from recursion.ablation.request import BASELINE, Budget, Request
@@ -63,7 +63,7 @@ def _request(args: argparse.Namespace) -> Request:
     tower = str(read_tower(args.tower)) if args.tower.endswith(".json") else " ".join(args.tower.split())
     return Request(
         tower=tower,
-        depths=parse_depths(args.depths),
+        depths=every_depth(tower) if args.depths is None else parse_depths(args.depths),
         grid=parse_grid(args.grid),
         seeds=args.seeds,
         budget=Budget.parse(args.budget),

@@ -170,6 +170,11 @@ def task_of(text: str) -> str:
     return str(Written.read(text).tower.task)
 
 
+def every_depth(text: str) -> tuple[int, ...]:
+    """The depths of notation as far as it is written out; ``...`` adds none."""
+    return tuple(range(1, Written.read(text).tower.depth + 1))
+
+
 def parse_grid(words: Sequence[str]) -> Grid:
     """Entries as a command line has them: ``1.unroll=5,20``, ``lr=1e-4..1e2`` (decades). ValueError, in one line."""
     entries = []

@@ -199,8 +199,8 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    assert capsys.readouterr().out.count("\n  tower ") == 4
-    for command, options in {"train": 10, "eval": 7, "export": 4, "show": 1}.items():
+    assert capsys.readouterr().out.count("\n  tower ") == 5
+    for command, options in {"train": 10, "eval": 7, "ablate": 16, "report": 1, "export": 4, "show": 1}.items():
         (group,) = [action for action in cli.build_parser()._actions if action.dest == "command"]
         assert group.choices is not None
         actions = [a for a in group.choices[command]._actions if a.option_strings and a.dest != "help"]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from recursion.ablation.request import Request, Run
+from recursion.files import replace_file
 
 NAME = "fake_job.perform"
 
@@ -21,7 +23,7 @@ def perform(run: Run, request: Request, folder: Path, tell: Callable[[str, float
     does = json.loads(plan.read_text()).get(run.id, "count") if plan.exists() else "count"
     with (folder / "sessions").open("a") as file:
         file.write(f"{os.getpid()} {torch.get_num_threads()}\n")
-    print(f"{run.id} begins")
+    sys.stdout.write(f"{run.id} begins\n")
     _go_wrong(does, folder)
     steps = request.steps
     kept = folder / "step"
@@ -32,9 +34,9 @@ def perform(run: Run, request: Request, folder: Path, tell: Callable[[str, float
             step += 1
             tell("counts", step / steps)
             if step % 5 == 0:
-                kept.write_text(str(step))
+                replace_file(kept, str(step).encode())
     except KeyboardInterrupt:
-        kept.write_text(str(step))
+        replace_file(kept, str(step).encode())
         (folder / "interrupted").touch()
         raise
     value = float(len(run.id) * 1000 + run.seed) if run.seed else float("inf")

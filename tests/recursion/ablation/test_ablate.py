@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,9 @@ def test_another_request_is_refused_with_the_field_that_differs(request_of: Make
     folder = plan()
     run(request_of(), folder)
     before = table(folder)
-    with pytest.raises(ValueError, match=rf"^{folder} is of another ablation: its budget is 10000, got 20000; choose .*$"):
+    with pytest.raises(
+        ValueError, match=rf"^{folder} is of another ablation: its budget is 10000, got 20000; choose .*$"
+    ):
         run(request_of(budget=Budget(amount=2e4)), folder)
     with pytest.raises(ValueError, match=r"its grid is \(\), got \(\('lr', \('0.1',\)\),\); choose"):
         run(request_of(grid=(("lr", ("0.1",)),)), folder)
@@ -108,7 +111,7 @@ def test_a_store_of_another_version_is_left_alone(request_of: Make, plan: Callab
     with Store.open(folder) as store, store.connection:
         store.connection.execute("update meta set value = '2' where key = 'version'")
     before = (folder / NAME).read_bytes()
-    with pytest.raises(ValueError, match="has ablation version 2, this program reads up to 1; update descent-tower$"):
+    with pytest.raises(ValueError, match=r"has ablation version 2, this program reads up to 1; update descent-tower$"):
         run(request_of(), folder)
     assert (folder / NAME).read_bytes() == before
 
@@ -116,7 +119,7 @@ def test_a_store_of_another_version_is_left_alone(request_of: Make, plan: Callab
 def test_a_missing_optuna_is_said_before_anything_runs(
     request_of: Make, plan: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recursion.ablation.ablate.find_spec", lambda name: None)
+    monkeypatch.setattr(import_module("recursion.ablation.ablate"), "find_spec", lambda name: None)
     folder = plan()
     with pytest.raises(ValueError, match=r"^optuna is not installed; pip install 'descent-tower\[tune\]'"):
         run(request_of(search="optuna"), folder)
@@ -125,7 +128,9 @@ def test_a_missing_optuna_is_said_before_anything_runs(
 
 def test_a_full_disk_ends_it_in_a_line_and_loses_nothing(request_of: Make, plan: Callable[..., Path]) -> None:
     request, folder = request_of(), plan(depth_1_seed_1="full")
-    with pytest.raises(OSError, match=r"^depth-1-seed-1: cannot write .*: No space left on device; what was found stays"):
+    with pytest.raises(
+        OSError, match=r"^depth-1-seed-1: cannot write .*: No space left on device; what was found stays"
+    ):
         run(request, folder, pool=Local(1))
     stood = standing(folder)
     assert [stood[key] for key in ("depth-1-seed-0", "depth-2-seed-0", "baseline-seed-0")] == ["done"] * 3
@@ -161,9 +166,12 @@ def test_a_store_that_cannot_be_written_loses_nothing(
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "disk"
     place.mkdir()
-    if shutil.which("mount") is None or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(place)], capture_output=True
-    ).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("may not mount a small disk here")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)

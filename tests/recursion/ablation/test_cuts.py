@@ -1,6 +1,6 @@
 import pytest
 
-from recursion.ablation.cuts import cells, parse_depths, parse_grid, task_of
+from recursion.ablation.cuts import cells, every_depth, parse_depths, parse_grid, task_of
 from recursion.notation import parse
 
 DEEP = "digits-mlp: lstm@20 / lstm(hidden=4)@5[batch=3] / lstm@2 / adam"
@@ -32,11 +32,15 @@ def test_dots_repeat_the_level_before_them() -> None:
     assert task_of("quadratic(dims=4): sgd@1 / ... / sgd") == "quadratic(dims=4)"
 
 
-@pytest.mark.parametrize("text", ["quadratic: ... / sgd", "quadratic: sgd@1 / ... / sgd@1 / sgd", "quadratic: sgd@1 / ...",
-                                  "quadratic: sgd@1 / ... / ... / sgd"])  # fmt: skip
-def test_dots_elsewhere_are_refused(text: str) -> None:
+@pytest.mark.parametrize("levels", ["... / sgd", "sgd@1 / ... / sgd@1 / sgd", "sgd@1 / ...", "sgd@1 / ... / ... / sgd"])
+def test_dots_elsewhere_are_refused(levels: str) -> None:
     with pytest.raises(ValueError, match=r"^'\.\.\.' repeats the level before it and stands in front of the last one"):
-        cells(text, (1,), ())
+        cells(f"quadratic: {levels}", (1,), ())
+
+
+def test_every_depth_is_every_one_that_is_written() -> None:
+    assert every_depth(DEEP) == (1, 2, 3, 4)
+    assert every_depth("quadratic: sgd@1 / ... / sgd") == (1, 2)
 
 
 def test_a_setting_of_one_level() -> None:
@@ -74,7 +78,8 @@ def test_settings_of_optimizers_concern_all_that_have_them_and_keep_their_space(
     ]
     by_name = 'digits-mlp: by-name(["*bias", "*"], [sgd, lstm])@5 / adam'
     assert "[sgd(lr=0.1), lstm]" in str(cells(by_name, (2,), parse_grid(["1.lr=0.1"]))[0].tower)
-    assert list(towers(text, "3", "momentum*=0.5").values())[0].startswith("quadratic: sgd(lr=linear(0.5), momentum=0.45)@1")
+    (halved,) = towers(text, "3", "momentum*=0.5").values()
+    assert halved.startswith("quadratic: sgd(lr=linear(0.5), momentum=0.45)@1")
 
 
 def test_a_whole_optimizer_is_a_setting_too() -> None:
@@ -129,7 +134,7 @@ def test_a_bad_grid_is_refused_in_a_line_with_entry_and_level(grid: str, line: s
 
 
 def test_the_same_entry_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="^grid lr is given twice; put all its values into one$"):
+    with pytest.raises(ValueError, match=r"^grid lr is given twice; put all its values into one$"):
         towers(SMALL, "1", "lr=1", "lr=2")
 
 

@@ -90,16 +90,15 @@ def test_the_table_shows_cells_by_seeds_and_what_is_under_way(request_of: Make) 
     found = records(request_of(), depth_1_seed_0="done")
     stream = io.StringIO()
     board = Board(Course(found, 2), stream)
-    for event in (
-        Started(found[1].run), Progress(found[1].run, "trains at 3 of 9", 1 / 3), Failed(found[2].run, "[red] luck", False)
-    ):  # fmt: skip
-        board(event)
+    board(Started(found[1].run))
+    board(Progress(found[1].run, "trains at 3 of 9", 1 / 3))
+    board(Failed(found[2].run, "[red] luck", everywhere=False))
     console = Console(file=io.StringIO(), width=100)
     console.print(board.render())
     assert isinstance(console.file, io.StringIO)
     assert [line.split() for line in console.file.getvalue().splitlines()] == [
-        "1 of 6 runs done, 1 failed, 1 under way (33%)".split(),
-        ["depth-2-seed-0", "33%", *"trains at 3 of 9".split()],
+        ["1", "of", "6", "runs", "done,", "1", "failed,", "1", "under", "way", "(33%)"],
+        ["depth-2-seed-0", "33%", *["trains", "at", "3", "of", "9"]],
         ["depth", "1", "✓·"],
         ["depth", "2", "▸·"],
         ["tuned", "baseline", "✗·"],

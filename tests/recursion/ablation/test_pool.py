@@ -89,7 +89,7 @@ def test_whoever_stops_listening_stops_the_processes(request_of: Make, plan: Cal
         moving |= {event.run.id: event.run} if isinstance(event, Progress) else {}
     events.close()  # type: ignore[attr-defined]
     for run in moving.values():
-        (process, _), = sessions(folder, run)
+        ((process, _),) = sessions(folder, run)
         assert not Path(f"/proc/{process}").exists()
         assert (run_folder(folder, run) / "interrupted").exists()
         assert int((run_folder(folder, run) / "step").read_text()) > 0
@@ -160,7 +160,7 @@ def test_whoever_stops_listening_stops_a_cluster(request_of: Make, plan: Callabl
     request, folder = request_of(steps=2000), plan()
     events = Ray("local", workers=2).events(request.runs(), Job(request.to_json(), str(folder), NAME))
     run = next(event.run for event in events if isinstance(event, Progress))
-    (process, _), = sessions(folder, run)
+    ((process, _),) = sessions(folder, run)
     events.close()  # type: ignore[attr-defined]
     end = time.monotonic() + 20
     while Path(f"/proc/{process}").exists() and time.monotonic() < end:
@@ -171,7 +171,7 @@ def test_whoever_stops_listening_stops_a_cluster(request_of: Make, plan: Callabl
 
 @needs_ray
 def test_a_cluster_that_is_not_there_is_said_in_a_line(request_of: Make, plan: Callable[..., Path]) -> None:
-    with pytest.raises(OSError, match="^cannot reach the Ray cluster 127.0.0.1:1: .*refused$"):
+    with pytest.raises(OSError, match=r"^cannot reach the Ray cluster 127.0.0.1:1: .*refused$"):
         carried_out(Ray("127.0.0.1:1"), request_of(), plan())
 
 

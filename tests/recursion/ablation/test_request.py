@@ -10,7 +10,12 @@ Make = Callable[..., Request]
 
 @pytest.mark.parametrize(
     ("text", "amount", "unit"),
-    [("2e6", 2e6, "base steps"), ("1234567", 1234567.0, "base steps"), ("90s", 90.0, "seconds"), ("0.5 s", 0.5, "seconds")],
+    [
+        ("2e6", 2e6, "base steps"),
+        ("1234567", 1234567.0, "base steps"),
+        ("90s", 90.0, "seconds"),
+        ("0.5 s", 0.5, "seconds"),
+    ],
 )
 def test_a_budget_is_read_and_written(text: str, amount: float, unit: str) -> None:
     budget = Budget.parse(text)
@@ -53,7 +58,7 @@ def test_no_baseline_no_run_of_it(request_of: Make) -> None:
 
 def test_a_lone_rule_whose_step_size_the_grid_sets_is_not_tuned(request_of: Make) -> None:
     runs = request_of(grid=(("lr", ("0.1",)),), baseline=False, seeds=1).runs()
-    assert [(run.kind, run.tower) for run in runs][0] == ("tower", "quadratic(dims=3): adam(lr=0.1)")
+    assert (runs[0].kind, runs[0].tower) == ("tower", "quadratic(dims=3): adam(lr=0.1)")
     other = request_of(grid=(("1.unroll", ("2", "3")),), baseline=False, seeds=1).runs()
     assert [(run.kind, run.id) for run in other] == [
         ("search", "depth-1-seed-0"), ("tower", "depth-2-1.unroll-2-seed-0"), ("tower", "depth-2-1.unroll-3-seed-0"),

@@ -132,7 +132,9 @@ def test_a_full_disk_is_said_and_loses_nothing(request_of: Make, tmp_path: Path)
         pages = store.connection.execute("pragma page_count").fetchone()[0]
         store.connection.execute(f"pragma max_page_count = {pages}")
         large = RESULT | {"rows": RESULT["rows"] * 5000}
-        with pytest.raises(OSError, match=f"^cannot write {store.path}: database or disk is full; what was stored stays$"):
+        with pytest.raises(
+            OSError, match=f"^cannot write {store.path}: database or disk is full; what was stored stays$"
+        ):
             store.finish("depth-2-seed-0", large)
         assert len(store.rows()) == 4
         store.connection.execute("pragma max_page_count = 1000000")
@@ -147,6 +149,6 @@ def test_a_store_that_cannot_be_made_is_not_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="^cannot write .*: No space left on device$"):
+    with pytest.raises(OSError, match=r"^cannot write .*: No space left on device$"):
         Store.create(tmp_path / NAME, request_of())
     assert list(tmp_path.iterdir()) == []
