@@ -80,7 +80,7 @@ class Point(NamedTuple):
 def walk(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Iterator[Point]:
     """The start and what follows it in ``steps`` updates, as `run` has it, of an optimizer laid over the task."""
     for_params, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
-    x = task.init_params(for_params)
+    x = optimizer.start(params, task.init_params, for_params)
     state = optimizer.begin_state(params, x, keys.fold(key.expand(len(params), -1), STATE))
     asked = task.init_state(x, for_state)
     f, g, below = task.value_and_grad(x, asked)

@@ -14,7 +14,7 @@ for all copies; what is stored is the offset from it, so an untrained start is a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,8 +34,12 @@ class Start(Optimizer):
     rule: Optimizer
     seed: int = 0
 
+    _home: ClassVar[Problem | None] = None  # once it is bound: the problem on the split that its draw is from
+
     def bound(self, problem: Problem) -> "Start":
-        return Start(self.rule.bound(problem), self.seed)
+        bound = Start(self.rule.bound(problem), self.seed)
+        object.__setattr__(bound, "_home", problem.on("train"))
+        return bound
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -61,6 +65,7 @@ class Start(Optimizer):
         return torch.cat((rule.new_zeros(*key.shape, self.below.size), rule), dim=-1)
 
     def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
+        fresh = fresh if self._home is None else self._home.init_params
         draw = fresh(keys.seed(self.seed, device=key.device).expand_as(key))
         return draw + params[..., None, : self.below.size]
 

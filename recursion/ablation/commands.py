@@ -32,7 +32,7 @@ def ablate(args: argparse.Namespace) -> None:
     if failed:
         again = shlex.join(["tower", *(word for word in args.words if word != "--retry"), "--retry"])
         some = f"{len(failed)} of {len(request.runs())} runs failed, as {failed[0].run.id}: {failed[0].why}"
-        sys.stderr.write(f"tower: {some}; try them again with: {again}\n")
+        sys.stderr.write(f"tower: {some}; mend that, then try them again with: {again}\n")
     if not args.no_report:
         _write_report(out, None)
 

@@ -37,7 +37,7 @@ class Gap:
 
     @property
     def alarm(self) -> str | None:
-        """A sentence, if a gain was shown on train or select problems, and none on report problems that is half of it."""
+        """A sentence, if train or select problems show a gain, and report problems neither a gain nor half of that."""
         report = self.gains["report"]
         shown = [split for split in SPLITS[:2] if split in self.gains and self.gains[split].sign > 0]
         shown = [split for split in shown if not report.value > self.gains[split].value / 2]

@@ -1,10 +1,10 @@
 """Problems: was any problem that is reported on ever trained on?
 
-While a tower trains, each trajectory that begins is written down as a fingerprint: a hash of where it starts and of all
-that its task knows of it. A reported problem is known if its fingerprint is among them. On a task with data, what a
-split hands out are examples: there a reported problem is known too if more than a quarter of the examples of its split
-are among those of the splits that were trained and selected on. Fewer are what the data itself has twice (a digit that
-two people wrote alike, a phrase that comes again); they are counted apart.
+While a tower trains, each trajectory that begins is written down as a fingerprint: a hash of all that its task knows of
+it, or of where it starts if the task remembers nothing. A reported problem is known if its fingerprint is among them.
+On a task with data, what a split hands out are examples: there a reported problem is known too if more than a quarter
+of the examples of its split are among those of the splits that were trained and selected on. Fewer are what the data
+itself has twice (a digit that two people wrote alike, a phrase that comes again); they are counted apart.
 
 Nothing is drawn or rounded for a fingerprint, so writing them down changes no number.
 """
@@ -95,7 +95,7 @@ def problems(task: Problem, key: Tensor) -> list[bytes]:
 def fingerprints(params: Tensor, state: State) -> list[bytes]:
     """One for each copy of ``params`` ``[*batch, n]`` and its state: 8 bytes."""
     copies = params.shape[:-1].numel()
-    parts = [_rows(leaf, copies) for leaf in (params, *leaves(state))]
+    parts = [_rows(leaf, copies) for leaf in leaves(state) or [params]]
     return [_hash(*(part[copy] for part in parts)) for copy in range(copies)]
 
 

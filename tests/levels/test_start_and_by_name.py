@@ -24,6 +24,15 @@ def test_an_untrained_start_is_one_draw_of_the_problem_for_all_copies():
     torch.testing.assert_close(laid.init_state(moved, keys.seed(1)).carry.x, x + 1.5)
 
 
+def test_a_learned_start_is_the_same_place_on_every_split():
+    task = Quadratic(dims=4, dtype="float64")
+    draw = task.init_params(keys.seed(0))
+    for split in ("train", "validation", "test"):
+        laid = Level(optimizer=Start(SGD()), unroll=2, batch=3).over(task.on(split))
+        params = laid.init_params(keys.seed(0)) + 1.5
+        assert torch.equal(laid.init_state(params, keys.seed(1)).carry.x, (draw + 1.5).expand(3, 4))
+
+
 def test_the_gradient_of_a_start_is_first_order_maml_by_hand():
     """x_0 = start, two SGD steps on each of three quadratics, gradients as data, the loss at the end."""
     task = Quadratic(dims=4, dtype="float64")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, Task, keys
+from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, Start, Task, keys
 from recursion import deploy
 from recursion.deploy import Subject, is_optimizer, learned, run, run_afresh, trained_windows
 from recursion.tower import Tower
@@ -289,3 +289,16 @@ def test_refusals_say_what_to_do():
         learned(windows, windows.init(0), windows=0, seed=0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         run(SGD(), sgd_params(0.1), Bowl(dtype="float64"), problem_keys(2), 0)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_learned_start_is_where_runs_begin(split):
+    task = Quadratic(dims=4, dtype="float64").on(split)
+    optimizer, key = Start(SGD(lr=Linear(0.01))), keys.split(keys.seed(5), 3)
+    params = optimizer.over(task.layout).init_params(keys.seed(0)) + torch.tensor([1.5, 0, 0, 0, 0])
+    x = (task.on("train").init_params(keys.seed(0)) + params[:4]).expand(3, 4)
+    state = task.init_state(x, keys.split(key, 2)[:, 1])
+    f, g, _ = task.value_and_grad(x, state)
+    losses = run(optimizer, params[None], task, key, 1)
+    assert torch.equal(losses[0, 0], f)
+    torch.testing.assert_close(losses[1, 0], task.value_and_grad(x - 0.01 * g, state)[0])
