@@ -16,6 +16,7 @@ from recursion.ablation.drawing import (
     finish,
     in_thousands,
     logarithmic,
+    reach,
     styles,
     whisker,
 )
@@ -43,7 +44,7 @@ def benefit(results: Results, lines: Sequence[Line], looks: dict[str, Style]) ->
             costs, losses = _snapshots(results, line)
             axes.plot(costs, drawable(losses), color=style.colour, linestyle=style.dash, linewidth=1.3, alpha=0.8)
             whisker(axes, line.ledger.spent, line.losses[PRIMARY], style, label=line.cell.label)
-        logarithmic(axes, [line.losses[PRIMARY].value for line in drawn])
+        logarithmic(axes, reach(line.losses[PRIMARY] for line in drawn))
         axes.set_xlim(left=0)
         in_thousands(axes)
         finish(axes, "total cost (base steps, optimizer work counted)", "mean loss")

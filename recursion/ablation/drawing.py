@@ -123,6 +123,11 @@ def logarithmic(axes: "Axes", values: Sequence[float], *, span: float = 10.0) ->
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def reach(found: Iterable[Estimate]) -> list[float]:
+    """Values and the ends of their intervals: all that must fit."""
+    return [end for each in found for end in (each.value, each.low, each.high)]
+
+
 def in_thousands(axes: "Axes") -> None:
     """Large numbers along the horizontal axis as 500k and 1.5M."""
     from matplotlib.ticker import EngFormatter, MaxNLocator

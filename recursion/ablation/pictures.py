@@ -23,6 +23,7 @@ from recursion.ablation.drawing import (
     drawable,
     finish,
     logarithmic,
+    reach,
     styles,
     whisker,
 )
@@ -87,7 +88,7 @@ def _against_depth(lines: Sequence[Line], measure: str, looks: dict[str, Style])
             axes.set_xscale("log")
         axes.set_xticks(depths, [str(depth) for depth in depths], minor=False)
         axes.minorticks_off()
-        logarithmic(axes, [line.losses[measure].value for line in lines if measure in line.losses])
+        logarithmic(axes, reach(line.losses[measure] for line in lines if measure in line.losses))
         axes.margins(x=0.1)
         finish(axes, "depth (levels)", f"{measure} on report problems")
 
