@@ -70,7 +70,7 @@ def test_failed_runs_are_said_and_tried_again_when_asked(capsys: pytest.CaptureF
     words = [*WORDS, "--out", "a", "--no-report"]
     assert cli.main(words) == 0
     told = capsys.readouterr().err
-    assert "tower: 1 of 6 runs failed, as depth-2-seed-1: level 1 (lstm@5): gradient is not finite; try" in told
+    assert "tower: 1 of 6 runs failed, as depth-2-seed-1: level 1 (lstm@5): gradient is not finite; mend" in told
     assert told.rstrip().endswith("--no-report --retry")
     Path("a/plan.json").unlink()
     assert cli.main([*words, "--retry"]) == 0
