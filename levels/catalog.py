@@ -117,7 +117,7 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
             not field.kw_only,
         )
         for field in dataclasses.fields(cls)
-        if field.init and "free" not in field.metadata
+        if field.init and not field.metadata.keys() & {"free", "unwritten"}
     }
 
 

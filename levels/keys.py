@@ -25,12 +25,13 @@ def seed(number: int, *, device: torch.device | str = "cpu") -> Tensor:
 
 def fold(key: Tensor, data: int | Tensor) -> Tensor:
     """Keys derived from ``key`` and ``data`` (broadcast together); another datum, an unrelated key."""
-    return _mix(key ^ _mix(torch.as_tensor(data, dtype=torch.int64, device=key.device) * GAMMA + MIX_2))
+    salt = _mixed(data * GAMMA + MIX_2) if isinstance(data, int) else _mix(data * GAMMA + MIX_2)
+    return _mix(key ^ salt)
 
 
 def unfold(key: Tensor, data: int) -> Tensor:
     """The keys of which ``fold(..., data)`` gave these: SplitMix64 is a bijection."""
-    return _unmix(key) ^ _unmix(fold(key.new_zeros(()), data))
+    return _unmix(key) ^ _mixed(data * GAMMA + MIX_2)
 
 
 def split(key: Tensor, count: int) -> Tensor:
@@ -65,6 +66,14 @@ def _mix(z: Tensor) -> Tensor:
     z = (z ^ _shift(z, 30)) * MIX_1
     z = (z ^ _shift(z, 27)) * MIX_2
     return z ^ _shift(z, 31)
+
+
+def _mixed(number: int) -> int:
+    """`_mix` of a plain number, whatever its size, as a signed one of 64 bits."""
+    z = number % 2**64
+    z = (z ^ z >> 30) * MIX_1 % 2**64
+    z = (z ^ z >> 27) * MIX_2 % 2**64
+    return ((z ^ z >> 31) + 2**63) % 2**64 - 2**63
 
 
 def _unmix(z: Tensor) -> Tensor:

@@ -6,12 +6,17 @@ problem's layout for named views; everything else never looks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Some numbers ``[k]`` in the dtype of a tensor, made on its device: nothing is copied there."""
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 @dataclass(frozen=True)
@@ -68,4 +73,4 @@ class Layout:
 
     @cached_property
     def _sizes_tensor(self) -> Tensor:
-        return torch.tensor(self.sizes, device=self.device)
+        return torch.cat([torch.full((1,), size, device=self.device) for size in self.sizes])

@@ -14,19 +14,21 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, partial
+from operator import itemgetter
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from levels import keys, trials
+from levels import captured, keys, trials
+from levels.captured import capturing
 from levels.compiled import compiling
 from levels.derivatives import constant, differentiated
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
-from levels.nonfinite import NonFinite, Skip, Stop, finite, looking_is_put_off
+from levels.nonfinite import NonFinite, Skip, Stop, finite, looking_is_put_off, put_off
 from levels.objectives import Objective, Sum
 from levels.optimizer import Optimizer
 from levels.part import notate, require
@@ -157,7 +159,9 @@ class Laid(Problem):
         if torch.is_grad_enabled() and not differentiated():
             with torch.no_grad():
                 return self.value_and_grad(params, state)
-        value, grad, state = self.level.gradient.value_and_grad(self, params, state)
+        replayed = captured.serves(params) and self.steady and self.level.gradient.steady
+        ask = self._replayed if replayed else partial(self.level.gradient.value_and_grad, self)
+        value, grad, state = ask(params, state)
         charge = self.optimizer.charge(params)
         if charge is not None:
             value, grad = value + charge[0], grad + charge[1]
@@ -196,17 +200,41 @@ class Laid(Problem):
         problem = self.problem.patient if isinstance(self.problem, Laid) else self.problem
         return Laid(dataclasses.replace(self.level, nonfinite=Skip()), problem)
 
-    # What follows is for estimators.
+    @property
+    def steady(self) -> bool:
+        """Whether a window does the same whatever the numbers are, once the copies that were due have restarted."""
+        below = self.problem
+        return not isinstance(below, Laid) or (below.endless and below.level.gradient.steady and below.steady)
 
-    def like(self, *, ahead: int, gradient: Estimator) -> "Laid":
-        """This level with another look-ahead and estimator, laid over the same problem, once."""
-        settings = ahead, gradient
-        if settings not in self._likes:
-            self._likes[settings] = Laid(dataclasses.replace(self.level, ahead=ahead, gradient=gradient), self.problem)
-        return self._likes[settings]
+    def _replayed(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        """The estimator's answer, by a graph that holds the window: restarts come before it, looking behind it."""
+        state = state._replace(carry=self._restart(params, state.carry))
+        *answer, total = self._graphs(self._straight, params, state)
+        return answer if finite(total) else self.level.gradient.value_and_grad(self, params, state)  # which says so
+
+    def _straight(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState, Tensor]:
+        """The estimator's answer where nothing restarts, and a number that is finite if all in it was."""
+        endless = self.like(horizon=None, nonfinite=Stop())
+        with put_off() as noted:
+            answer = self.level.gradient.value_and_grad(endless, params, state)
+        assert noted.total is not None
+        return *answer, noted.total
 
     @cached_property
-    def _likes(self) -> "dict[tuple[int, Estimator], Laid]":
+    def _graphs(self) -> captured.Graphs:
+        return captured.Graphs()
+
+    # What follows is for estimators.
+
+    def like(self, **settings: Any) -> "Laid":
+        """This level with other settings, laid over the same problem, once."""
+        chosen = tuple(sorted(settings.items(), key=itemgetter(0)))
+        if chosen not in self._likes:
+            self._likes[chosen] = Laid(dataclasses.replace(self.level, **settings), self.problem)
+        return self._likes[chosen]
+
+    @cached_property
+    def _likes(self) -> "dict[tuple[tuple[str, Any], ...], Laid]":
         return {}
 
     def meta_loss(self, losses: Tensor) -> tuple[Tensor, list[Tensor | float]]:
@@ -316,7 +344,7 @@ class Laid(Problem):
         key = torch.where(carry.age == 0, carry.key, keys.fold(carry.key, RESTART))
         rows = due.flatten().nonzero().squeeze(-1)
         owners = params[..., None, :].expand(*due.shape, -1).reshape(due.numel(), -1)[rows]  # [k, m]
-        with compiling(False):  # any number of copies may restart, and each number would be compiled by itself
+        with compiling(False), capturing(False):  # any number of copies may restart, and each would be made by itself
             fresh = self.begin(owners, key.flatten()[rows][:, None])
         restarted: Carry = keep_named("skipped", scatter(rows, fresh, carry, due.dim()), carry)
         return restarted

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from levels.layout import constants
 from levels.part import Part, notate, require
 
 
@@ -39,8 +40,8 @@ class Weighted(Objective):
         """The weights of ``count`` losses, the first one's first."""
 
     def weights(self, losses: Tensor) -> Tensor:
-        numbers = losses.new_tensor(self.numbers(len(losses)))
-        return numbers.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+        weights = constants(self.numbers(len(losses)), losses)
+        return weights.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
 
     def slopes(self, losses: Tensor) -> list[float]:
         return self.numbers(len(losses))

@@ -41,13 +41,18 @@ def free(hint: Any) -> Any:
     return dataclasses.field(default=(), kw_only=True, metadata={"free": hint})
 
 
+def unwritten(default: Any) -> Any:
+    """A dataclass field that says where or how a part works here, not what it is: it is not written down with it."""
+    return dataclasses.field(default=default, kw_only=True, metadata={"unwritten": True})
+
+
 def settings(part: Part) -> dict[str, Any]:
     """All settings of a part that its constructor takes, by name: its fields, and the `free` ones in one of them."""
     found: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
         return found
     for field in dataclasses.fields(part):
-        if field.init:
+        if field.init and "unwritten" not in field.metadata:
             value = getattr(part, field.name)
             found |= dict(value) if "free" in field.metadata else {field.name: value}
     return found

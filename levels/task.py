@@ -17,7 +17,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.derivatives import differentiated
-from levels.part import Part, require
+from levels.part import Part, require, unwritten
 from levels.problem import Problem
 from levels.traced import traced
 from levels.tree import State
@@ -31,6 +31,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Task(Part, Problem):
     """A family of problems; abstract. ``split``: which of its three parts is drawn from. ``dtype``: float32 or float64.
+    ``device``: where it computes, as torch names it, and all levels above with it: not part of what a task is, so it is
+    not written down with it (see `to`).
 
     A task implements `layout`, `init_params`, `init_state` and `value_and_grad`, and draws its problems from
     ``self.own(key)``, so that splits never share a seed.
@@ -38,6 +40,7 @@ class Task(Part, Problem):
 
     split: Split = "train"
     dtype: str = "float32"
+    device: str = unwritten("cpu")
 
     has_data: ClassVar[bool] = False
     """Whether splits are other data for the same problems: parameters trained on one can be asked about on another."""
@@ -54,11 +57,19 @@ class Task(Part, Problem):
     def __post_init__(self) -> None:
         require(self.split in SPLITS, f"{self.name}: split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         require(self.dtype in DTYPES, f"{self.name}: dtype must be float32 or float64, got {self.dtype!r}")
+        require_device(self.name, self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """``dtype`` as torch names it."""
         return DTYPES[self.dtype]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same family on another device: draws are the same, answers are to rounding. ValueError if it is missing.
+
+        Tensors that a task of your own keeps must be moved by it; those made for keys and layouts are there already.
+        """
+        return dataclasses.replace(self, device=str(device))
 
     def on(self, split: Split) -> Self:
         """The same family, another split."""
@@ -79,6 +90,15 @@ class Task(Part, Problem):
     def variants(self) -> dict[str, Task]:
         """Families further away, by a short label: what an optimizer trained here is also tried on."""
         return {}
+
+
+def require_device(who: str, device: str) -> None:
+    """ValueError unless torch can hold tensors on ``device`` here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # as torch is built for the device, or not
+        has = "cuda" if torch.cuda.is_available() else "no GPU"
+        raise ValueError(f"{who}: device must be one that torch has here ({has}), got {device!r}; use cpu") from error
 
 
 class LossTask(Task):

@@ -12,6 +12,7 @@ exactly T1 * ... * TN task gradients for it in first order, and one more evaluat
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import cached_property
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from levels import keys
+from levels import captured, keys
 from levels.compiled import is_compiling
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
@@ -29,6 +30,7 @@ from levels.level import Laid, Level
 from levels.nonfinite import NonFiniteError, Stop, put_off
 from levels.optimizer import Optimizer
 from levels.problem import Problem
+from levels.task import Task
 from levels.window import Carry, Window
 
 if TYPE_CHECKING:
@@ -85,6 +87,12 @@ class Tower:
             what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
             raise ValueError(f"{what}; leave {'ahead' if levels[-1].ahead is not None else levels[-1].gradient} out")
 
+    def to(self, device: torch.device | str) -> Tower:
+        """The same tower on another device, see `levels.task.Task.to`. ValueError if its task has no such setting."""
+        if not isinstance(self.task, Task):
+            raise ValueError(f"{self.task} is not a Task, so it says itself where it computes; move it, and build anew")
+        return Tower(self.task.to(device), *self.levels)
+
     @property
     def depth(self) -> int:
         """Number of levels."""
@@ -135,6 +143,11 @@ class Tower:
 
     def _window(self, state: TowerState) -> tuple[Carry, list[float]]:
         """One window of the topmost level, and the losses that the step reports."""
+        if captured.serves(state.params) and self.top.endless and self.top.steady:
+            carry, told = self._graphs(self._told, state.params, state.carry)
+            *losses, total = told.tolist()
+            if math.isfinite(total):
+                return carry, losses
         if is_compiling() and (fused := self._fused.window(state.params, state.carry)):
             return fused
         carry, window = self._looked_at(state)
@@ -148,6 +161,17 @@ class Tower:
             if noted.finite():
                 return answer
         return self.top.window(state.params, state.carry, record=False, judged=False)
+
+    def _told(self, params: Tensor, carry: Carry) -> tuple[Carry, Tensor]:
+        """A window, and in one tensor the losses to report and a number that is finite if all that was answered is."""
+        with put_off() as noted:
+            end, window = self.top.window(params, carry, record=False, judged=False)
+        assert noted.total is not None
+        return end, torch.stack([*(loss.mean() for loss in reported(end, window)), noted.total])
+
+    @cached_property
+    def _graphs(self) -> captured.Graphs:
+        return captured.Graphs()
 
     @cached_property
     def _fused(self) -> Fused:

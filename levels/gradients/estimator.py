@@ -34,6 +34,9 @@ class Estimator(Part):
     chooses_ahead: bool = False
     """Whether it says itself how far a window looks, rather than the level's ``ahead``."""
 
+    steady: bool = False
+    """Whether `value_and_grad` does the same whatever the numbers are, once the copies that were due have restarted."""
+
     def symmetric(self, level: Laid) -> bool:
         """Whether what this gives for ``level`` is the derivative of the value, rather than an estimate of it."""
         return False

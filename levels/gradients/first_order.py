@@ -34,6 +34,7 @@ class FirstOrder(Backward):
     """Truncated backpropagation that takes the problem's gradient as data; carries are constants at window edges."""
 
     name = "first-order"
+    steady = True
 
     def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if level.plain and not differentiated():

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.hyper import Hyper, Log
-from levels.layout import Layout
+from levels.layout import Layout, constants
 from levels.optimizer import Optimizer
 from levels.optimizers.cells import Views, by_group
 from levels.part import notate, require
@@ -117,7 +117,7 @@ class MLPOptimizer(Optimizer):
 
     def _advance(self, g: Tensor, state: MLPState) -> MLPState:
         g = g[..., None, :]
-        b, c = (g.new_tensor(rates)[:, None] for rates in (self.momenta, self.moments))
+        b, c = (constants(rates, g)[:, None] for rates in (self.momenta, self.moments))
         return MLPState(b * state.m + (1 - b) * g, c * state.v + (1 - c) * g * g, state.t + 1)
 
     def _features(self, g: Tensor, state: MLPState, x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class MLPOptimizer(Optimizer):
 
     def _age(self, t: Tensor, x: Tensor) -> Tensor:
         """The step count on the scales of ``times``: ``[*batch, copies, times, n]``, between -1 and 1."""
-        t, s = t.to(x.dtype)[..., None].square(), x.new_tensor(self.times).square()
+        t, s = t.to(x.dtype)[..., None].square(), constants(self.times, x).square()
         return ((t - s) / (t + s))[..., None].expand(*t.shape[:-1], len(self.times), x.shape[-1])
 
     def _network(self, views: Views, z: Tensor) -> Tensor:

@@ -56,9 +56,8 @@ class Muon(HandMade):
     @cached_property
     def of_matrices(self) -> Tensor:
         """Which coordinates belong to matrices: bool ``[n]``."""
-        return self.below.spread(
-            torch.tensor([len(shape) > 1 for _, shape in self.below.entries], device=self.below.device)
-        )
+        shapes, device = (shape for _, shape in self.below.entries), self.below.device
+        return torch.cat([torch.full((math.prod(shape),), len(shape) > 1, device=device) for shape in shapes])
 
     def init_state(self, params: Tensor, x: Tensor) -> AdamState:
         return no_moments(x)

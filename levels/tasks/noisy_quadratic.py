@@ -55,12 +55,12 @@ class NoisyQuadratic(Task):
 
     @property
     def layout(self) -> Layout:
-        return Layout.of({"x": (self.dims,)}, self.torch_dtype)
+        return Layout.of({"x": (self.dims,)}, self.torch_dtype, self.device)
 
     @property
     def curvature(self) -> Tensor:
         """``h`` ``[n]``, largest first."""
-        place = torch.arange(self.dims, dtype=self.torch_dtype) / max(1, self.dims - 1)
+        place = torch.arange(self.dims, dtype=self.torch_dtype, device=self.device) / max(1, self.dims - 1)
         return self.high * (self.low / self.high) ** place
 
     def init_params(self, key: Tensor) -> Tensor:

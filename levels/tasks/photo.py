@@ -74,15 +74,15 @@ class Photo(LossTask):
 
     @property
     def layout(self) -> Layout:
-        return Layout.of(dense_shapes((2 * self.features, *self.hidden, 3)), self.torch_dtype)
+        return Layout.of(dense_shapes((2 * self.features, *self.hidden, 3)), self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> PhotoState:
         for_corner, for_frequencies, for_pixels = keys.split(self.own(key), 3).unbind(-1)
-        count, height, width, _ = photos(self.split, self.torch_dtype).shape
-        places = torch.tensor([count, height - self.size + 1, width - self.size + 1])
+        count, height, width, _ = photos(self.split, self.torch_dtype, device=self.device).shape
+        places = torch.tensor([count, height - self.size + 1, width - self.size + 1], device=key.device)
         corner = torch.floor(keys.uniform(for_corner, (3,), torch.float64) * places).long()
         frequencies = self.bandwidth * keys.normal(for_frequencies, (2, self.features), self.torch_dtype)
         return PhotoState(corner, frequencies, Cursor.start(for_pixels))
@@ -91,7 +91,7 @@ class Photo(LossTask):
         pixels = state.cursor.draw(self.minibatch, self.size**2)
         row, column = pixels // self.size, pixels % self.size  # [*batch, minibatch] each
         photo, top, left = state.corner[..., None].unbind(-2)
-        colours = photos(self.split, self.torch_dtype)[photo, top + row, left + column]
+        colours = photos(self.split, self.torch_dtype, device=self.device)[photo, top + row, left + column]
         place = torch.stack((row, column), -1).to(self.torch_dtype) / self.size
         phase = 2 * math.pi * torch.matmul(place, state.frequencies)
         inputs = torch.cat((phase.cos(), phase.sin()), -1)  # [*batch, minibatch, 2 * features]
@@ -99,7 +99,7 @@ class Photo(LossTask):
         return (out - colours).square().mean((-2, -1)), state._replace(cursor=state.cursor.next())
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
-        strips = photos(self.split, self.torch_dtype)  # a column of pixels is in one strip only
+        strips = photos(self.split, self.torch_dtype, device=self.device)  # a column of pixels is in one strip only
         return [(strips.movedim(2, 1).flatten(0, 1),)]
 
     def variants(self) -> dict[str, Task]:

@@ -39,7 +39,7 @@ class Quadratic(Task):
 
     @property
     def layout(self) -> Layout:
-        return Layout.of({"x": (self.dims,)}, self.torch_dtype)
+        return Layout.of({"x": (self.dims,)}, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         return keys.normal(self.own(key), (self.dims,), self.torch_dtype)

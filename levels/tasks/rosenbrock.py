@@ -31,7 +31,7 @@ class Rosenbrock(Task):
 
     @property
     def layout(self) -> Layout:
-        return Layout.of({"x": (self.dims,)}, self.torch_dtype)
+        return Layout.of({"x": (self.dims,)}, self.torch_dtype, self.device)
 
     def init_params(self, key: Tensor) -> Tensor:
         return 4 * keys.uniform(self.own(key), (self.dims,), self.torch_dtype) - 2

@@ -64,16 +64,17 @@ class Characters(Predicting):
         return Cursor.start(self.own(key))
 
     def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
-        codes = topics(self.split).codes
+        codes = topics(self.split, device=self.device).codes
         starts = state.draw(self.minibatch, len(codes) - self.length)
-        piece = codes[starts[..., None] + torch.arange(self.length + 1)]  # [*batch, minibatch, length + 1]
+        places = torch.arange(self.length + 1, device=self.device)
+        piece = codes[starts[..., None] + places]  # [*batch, minibatch, length + 1]
         return piece[..., :-1], piece[..., 1:].flatten(-2)
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         return self.logits(self.layout.views(params), inputs)
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
-        return [(topics(self.split).codes.unfold(0, self.length + 1, 1),)]
+        return [(topics(self.split, device=self.device).codes.unfold(0, self.length + 1, 1),)]
 
     def variants(self) -> dict[str, Task]:
         return {
@@ -110,6 +111,7 @@ class CharGRU(Characters):
                 "out.bias": (len(ALPHABET),),
             },
             self.torch_dtype,
+            self.device,
         )
 
     def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
@@ -154,7 +156,8 @@ class CharTransformer(Characters):
             shapes |= _norm(f"block{i}.norm0", width) | _dense(f"block{i}.mix", width, 3 * width)
             shapes |= _dense(f"block{i}.join", width, width) | _norm(f"block{i}.norm1", width)
             shapes |= _dense(f"block{i}.up", width, 4 * width) | _dense(f"block{i}.down", 4 * width, width)
-        return Layout.of(shapes | _norm("norm", width) | _dense("out", width, len(ALPHABET)), self.torch_dtype)
+        shapes |= _norm("norm", width) | _dense("out", width, len(ALPHABET))
+        return Layout.of(shapes, self.torch_dtype, self.device)
 
     def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
         count = read.shape[-2]

@@ -1,4 +1,4 @@
-"""What tasks made from other tasks share: whose split and dtype count, and how a start finds its problem.
+"""What tasks made from other tasks share: whose split, dtype and device count, and how a start finds its problem.
 
 A level splits the key of a copy in two, one half for its start and one for its problem. What a wrapper draws (which
 member, which scale) concerns both. Either half leads back to the whole key, because SplitMix64 is a bijection; so
@@ -40,16 +40,17 @@ def whole(half: Tensor, side: Side) -> Tensor:
 
 
 def adopt(wrapper: Task, task: Task) -> Task:
-    """The inner task with the split and dtype of its wrapper."""
-    return dataclasses.replace(task, split=wrapper.split, dtype=wrapper.dtype)
+    """The inner task with the split, dtype and device of its wrapper."""
+    return dataclasses.replace(task, split=wrapper.split, dtype=wrapper.dtype, device=wrapper.device)
 
 
 def require_tasks(who: str, tasks: Sequence[object]) -> None:
-    """TypeError unless all are tasks; ValueError if one has a split, dtype or judging of its own: none would count."""
+    """TypeError unless all are tasks; ValueError if one has a split, dtype, device or judging of its own: none would
+    count."""
     for task in tasks:
         if not isinstance(task, Task):
             raise TypeError(f"{who}: expected a task, got {task!r}")
-        plain = task.split == "train" and task.dtype == "float32"
-        require(plain, f"{who}: set split and dtype on the {who}, not on the task in it, got {task!r}")
+        plain = task.split == "train" and task.dtype == "float32" and task.device == "cpu"
+        require(plain, f"{who}: set split, dtype and device on the {who}, not on the task in it, got {task!r}")
         what = f"{who}: {task!r} counts by other data than it trains on, which would not be asked in here"
         require(task.judging == 0, f"{what}; use the task in it")

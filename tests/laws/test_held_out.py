@@ -295,9 +295,13 @@ def test_tasks_without_data_are_refused(task):
 def test_what_else_is_refused():
     for task, kind, expected in (
         (lambda: HeldOut(coins(validation=None)), ValueError, "module: there is no validation data; pass validation="),
-        (lambda: HeldOut(TASK), ValueError, "held-out: set split and dtype on the held-out, not on the task in it"),
+        (
+            lambda: HeldOut(TASK),
+            ValueError,
+            "held-out: set split, dtype and device on the held-out, not",
+        ),
         (lambda: HeldOut(HeldOut(DigitsMLP())), ValueError, "held-out: held-out.* counts by other data"),
-        (lambda: HeldOut(DigitsMLP(split="test")), ValueError, "held-out: set split and dtype on the held-out"),
+        (lambda: HeldOut(DigitsMLP(split="test")), ValueError, "held-out: set split, dtype and device on the held-out"),
         (lambda: HeldOut(DigitsMLP(), split="test"), ValueError, "held-out: .*it is the bare task; use digits-mlp"),
         (lambda: HeldOut("digits"), TypeError, "held-out: expected a task, got 'digits'"),
         (lambda: Augmented(HeldOut(DigitsMLP())), ValueError, "augmented: held-out.* counts by other data"),

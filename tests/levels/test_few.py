@@ -110,7 +110,7 @@ def test_notation_and_spec(text):
     ("make", "error", "sentence"),
     [
         (lambda: Few(SGD()), TypeError, "few: expected a task, got sgd"),
-        (lambda: Few(Quadratic(split="test")), ValueError, "few: set split and dtype on the few"),
+        (lambda: Few(Quadratic(split="test")), ValueError, "few: set split, dtype and device on the few"),
         (lambda: Few(Quadratic(), 0), ValueError, "few: problems must be a whole number of at least 1, got 0"),
         (lambda: Few(Quadratic(), 1, "all"), ValueError, "few: validation must be own or same, got all"),
         (lambda: Few(HeldOut(SMALL)), ValueError, "counts by other data than it trains on"),

@@ -220,13 +220,14 @@ def test_notation_and_spec_of_wrapped_tasks():
         (
             lambda: Mixture((Quadratic(split="test"),)),
             ValueError,
-            "mixture: set split and dtype on the mixture, not on the task in it, got quadratic(split=test)",
+            "mixture: set split, dtype and device on the mixture, not on the task in it, got quadratic(split=test)",
         ),
         (lambda: Augmented(SGD()), TypeError, "augmented: expected a task, got sgd"),
         (
             lambda: Augmented(Quadratic(dtype="float64")),
             ValueError,
-            "augmented: set split and dtype on the augmented, not on the task in it, got quadratic(dtype=float64)",
+            "augmented: set split, dtype and device on the augmented, not on the task in it, "
+            "got quadratic(dtype=float64)",
         ),
         (
             lambda: Augmented(Quadratic(), low=0.0),
