@@ -2,6 +2,7 @@
 
     python -m benchmarks W1 [--rounds 15] [--threads 1 2] [--only ours "JAX scan"] [--variants TEXT ...] [--out DIR]
     python -m benchmarks all
+    python -m benchmarks gpu                    (where there is one; not in all)
     python -m benchmarks W1 --profile
 
 Peers come with ``pip install "descent-tower[bench]"``; one that is missing or fails gets a row that says so. Writes
@@ -25,7 +26,7 @@ from benchmarks import harness, showing
 from benchmarks.harness import Row
 
 WIDTH = 130  # columns; tables are not squeezed into less
-WORKLOADS = ("W1", "W2", "W3", "W4", "W5")
+WORKLOADS = ("W1", "W2", "W3", "W4", "W5")  # of `all`; `gpu` is apart, for machines that have one
 
 
 def chosen_variants(workload: Any, threads: list[int] | None, parts: list[str] | None) -> dict[str, dict[str, Any]]:
@@ -104,7 +105,9 @@ def main() -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "workload", choices=(*WORKLOADS, "all"), type=lambda text: text if text == "all" else text.upper()
+        "workload",
+        choices=(*WORKLOADS, "all", "gpu"),
+        type=lambda text: text if text in ("all", "gpu") else text.upper(),
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads")

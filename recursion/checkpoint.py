@@ -76,8 +76,8 @@ def save(
     replace_file(Path(path), to_bytes(tensors, metadata))
 
 
-def load(path: str | Path, tower: Tower | None = None) -> Saved:
-    """Read a checkpoint back, bit for bit. Without ``tower``, it is built from the spec in the file.
+def load(path: str | Path, tower: Tower | None = None, *, device: str = "cpu") -> Saved:
+    """Read a checkpoint back, bit for bit. Without ``tower``, it is built from the spec in the file, on ``device``.
 
     Raises OSError if the file cannot be read; ValueError, in one sentence, if it is truncated or garbled, is something
     else, was written by a newer version, is of another tower, or does not fit. A level's `nonfinite` policy may differ:
@@ -85,7 +85,7 @@ def load(path: str | Path, tower: Tower | None = None) -> Saved:
     """
     path = Path(path)
     content, tensors = read_sealed(path, _check_format, LOST)
-    tower = _rebuilt(path, content) if tower is None else tower
+    tower = _rebuilt(path, content).to(device) if tower is None else tower
     _check_tower(path, content, tower)
     state = _restored(path, tower.init(content["seed"]), tensors)
     return Saved(tower, state, content["seed"], content["extra"])

@@ -148,7 +148,7 @@ def _train_options(parser: Parser) -> None:
         help="on all levels: stop where a loss or gradient is not finite, or skip such copies and count them; "
         "default as the notation says, which is stop unless it says skip",
     )
-    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    _where(parser)
     quick = "compile what can be; default auto: if the run is long enough and there is a C++ compiler"
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help=quick)
     parser.add_argument("--no-eval", action="store_true", help="train only; default train and evaluate")
@@ -163,7 +163,7 @@ def _eval_options(parser: Parser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation"
     )
-    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    _where(parser)
     parser.add_argument("--on", metavar="TASK", help="another task to evaluate on; default the tower's own")
     less = "leave out other problems and ten times the steps"
     parser.add_argument("--no-transfer", dest="transfer", action="store_false", help=less)
@@ -180,7 +180,7 @@ def _probe_options(parser: Parser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the picture; default the run's, or runs/ and the notation"
     )
-    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    _where(parser)
 
 
 def _export_options(parser: Parser) -> None:
@@ -243,6 +243,12 @@ def _evaluation_options(parser: Parser) -> None:
     _number(parser, "--problems", 64, "held-out problems in each comparison")
     _number(parser, "--eval-steps", 100, "base steps on each of them")
     _windows(parser)
+
+
+def _where(parser: Parser) -> None:
+    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+    device = "where to compute, as torch names it: cpu, cuda, cuda:1; default cpu"
+    parser.add_argument("--device", default="cpu", metavar="NAME", help=device)
 
 
 def _windows(parser: Parser) -> None:

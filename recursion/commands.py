@@ -36,6 +36,7 @@ def train(args: argparse.Namespace) -> None:
     if args.nonfinite is not None:
         levels = (dataclasses.replace(level, nonfinite=POLICIES[args.nonfinite]) for level in tower.levels)
         tower = Tower(tower.task, *levels)
+    tower = tower.to(args.device)
     _use_threads(args)
     out = RUNS / f"{slug(tower)}-seed{args.seed}" if args.out is None else Path(args.out)
     _note(f"{tower}: {args.steps} steps of {tower.base_steps} base steps, in {out}")
@@ -50,7 +51,7 @@ def train(args: argparse.Namespace) -> None:
 def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the command is called
     """``tower eval``: load runs of one tower, and evaluate them together."""
     _use_threads(args)
-    saved = [checkpoint.load(Path(run) / training.CHECKPOINT) for run in args.runs]
+    saved = [checkpoint.load(Path(run) / training.CHECKPOINT, device=args.device) for run in args.runs]
     first = saved[0].tower
     for i, (run, one) in enumerate(zip(args.runs, saved)):
         if not checkpoint.same(first, one.tower):
@@ -61,7 +62,7 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
     steps = sorted({int(one.state.step) for one in saved})
     if len(steps) > 1:
         _note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
-    on = None if args.on is None else read_task(args.on)
+    on = None if args.on is None else read_task(args.on).to(args.device)
     several = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{slug(first)}-eval"
     _report(first, [one.state for one in saved], several if args.out is None else Path(args.out), args.seed, args, on)
 
@@ -185,9 +186,9 @@ def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
     if run.is_dir() or not (":" in args.tower or args.tower.endswith(".json")):
         if args.steps is not None:
             raise ValueError(f"--steps is for a tower that is not trained yet; {run} is probed where its checkpoint is")
-        saved = checkpoint.load(run / training.CHECKPOINT)
+        saved = checkpoint.load(run / training.CHECKPOINT, device=args.device)
         return saved.tower, saved.state, run if args.out is None else Path(args.out)
-    tower, steps = read_tower(args.tower), args.steps or STEPS
+    tower, steps = read_tower(args.tower).to(args.device), args.steps or STEPS
     state = tower.init(args.seed)
     with display(steps, sys.stderr) as shown:
         for _ in range(steps):

@@ -219,7 +219,9 @@ def _result(name: str, losses: dict[str, Tensor], sizes: list[int], tuned: Tuned
             runs=finite.numel(),
             step_size=None if tuned is None else tuned.step_sizes[measure],
         )
-    quartiles = np.quantile(losses["mean"].double().numpy(), (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf")
+    quartiles = np.quantile(
+        losses["mean"].double().cpu().numpy(), (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf"
+    )
     low, median, high = (tuple(float(f"{value:.6g}") for value in row) for row in quartiles)
     return Result(name=name, measures=measures, curve=Curve(low=low, median=median, high=high))
 

@@ -42,6 +42,12 @@ class There(Tensor):
         GPU.wait("tolist")
         return self.kept.tolist()
 
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError(f"a tensor on {DEVICE} is no array; copy it to the CPU first")
+        GPU.wait("numpy")
+        return self.kept.numpy(force=True)
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return GPU.do(func, args, kwargs or {})

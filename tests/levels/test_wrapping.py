@@ -226,8 +226,7 @@ def test_notation_and_spec_of_wrapped_tasks():
         (
             lambda: Augmented(Quadratic(dtype="float64")),
             ValueError,
-            "augmented: set split, dtype and device on the augmented, not on the task in it, "
-            "got quadratic(dtype=float64)",
+            "augmented: set split, dtype and device on the augmented, not on the task in it, got quadratic(dtype=float64)",  # noqa: E501
         ),
         (
             lambda: Augmented(Quadratic(), low=0.0),

@@ -1,0 +1,66 @@
+"""GPU: what recording windows as CUDA graphs saves, and from which size on a GPU pays.
+
+    python -m benchmarks gpu
+
+Towers of W1's kind with more and more copies, one of depth 3 whose copies restart, and one whose levels all move at
+every step; on the CPU as `tower train` runs them there (one thread), on the GPU one operation after the other, and on
+the GPU with windows recorded (`levels.captured`). A unit is a step of the tower; its report is waited for, so it is done
+when it returns. All sides prove the same losses in float64. Without a GPU nothing is timed, and the rows say so.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Numbers
+from levels.captured import KIND, capturing
+from levels.compiled import compiling
+from recursion import Tower
+from recursion.notation import parse
+
+TITLE = "towers on a GPU, with windows recorded as graphs and without, against one core"
+LSTM = "lstm@20[horizon=none, batch={copies}] / adam"
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"{copies} quadratics": {"notation": f"quadratic: {LSTM}", "copies": copies} for copies in (128, 2048, 32768)},
+    "depth 3 on digits, restarting": {"notation": "digits-mlp: lstm@20 / lstm@5 / adam"},
+    "height 5 on digits": {"notation": "digits-mlp(hidden=128): " + "adam@1 / " * 4 + "sgd(lr=1e-5)"},
+}
+TOLERANCE = 1e-6
+STEPS = 3
+"""Steps whose losses are compared: the first is watched, the second recorded, the third replayed."""
+
+
+class Ours:
+    """A tower on some device."""
+
+    def __init__(self, notation: str, copies: int = 1, *, device: str, fast: bool) -> None:
+        if device == KIND and not torch.cuda.is_available():
+            raise RuntimeError("there is no GPU here")
+        self.fast, self.device = fast, device
+        self.tower = parse(notation.format(copies=copies)).to(device)
+        self.state = self.tower.init(seed=0)
+        self.facts = {"tower": repr(self.tower), "device": torch.cuda.get_device_name() if device == KIND else "cpu"}
+
+    def step(self) -> None:
+        self.advance()
+
+    def advance(self) -> list[float]:
+        """The losses of one more step."""
+        with compiling(self.fast and self.device == "cpu"), capturing(self.fast):
+            self.state, report = self.tower.step(self.state)
+        return report.losses
+
+    def prove(self) -> Numbers:
+        task = dataclasses.replace(self.tower.task, dtype="float64")
+        self.tower = Tower(task, *self.tower.levels)
+        self.state = self.tower.init(seed=0)
+        return {"losses": [loss for _ in range(STEPS) for loss in self.advance()]}
+
+
+SIDES: dict[str, Any] = {
+    "one core": partial(Ours, device="cpu", fast=True),
+    "ours, GPU": partial(Ours, device=KIND, fast=False),
+    "ours, GPU, recorded": partial(Ours, device=KIND, fast=True),
+}
