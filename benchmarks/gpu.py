@@ -4,8 +4,8 @@
 
 Towers of W1's kind with more and more copies, one of depth 3 whose copies restart, and one whose levels all move at
 every step; on the CPU as `tower train` runs them there (one thread), on the GPU one operation after the other, and on
-the GPU with windows recorded (`levels.captured`). A unit is a step of the tower; its report is waited for, so it is done
-when it returns. All sides prove the same losses in float64. Without a GPU nothing is timed, and the rows say so.
+the GPU with windows recorded (`levels.captured`). A unit is a step of the tower, whose report is waited for. All sides
+prove the same losses in float64. Without a GPU its rows say so.
 """
 
 import dataclasses
