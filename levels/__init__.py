@@ -12,8 +12,9 @@ from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
 from levels.gradients.online import Online
 from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
+from levels.laid import Laid
 from levels.layout import Layout
-from levels.level import Laid, Level
+from levels.level import Level
 from levels.nonfinite import NonFinite, NonFiniteError, Skip, Stop
 from levels.objectives import Discounted, Last, MeanLog, Objective, Sum, TimeTo, Weighted
 from levels.optimizer import Optimizer

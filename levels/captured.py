@@ -3,7 +3,7 @@
 A GPU does an update of a small optimizer in less time than Python takes to ask for it. A graph holds any number of such
 requests and is started by one, but it is fixed: the same kernels on the same memory, whatever the numbers are. So it
 holds windows in which nothing looks at a number to decide what to do: copies restart before one, and whether all was
-finite is looked at behind it (`levels.level`).
+finite is looked at behind it (`levels.laid`).
 
     graphs = Graphs()
     with capturing():

@@ -17,7 +17,7 @@ from levels import keys
 from levels.nonfinite import Skip, looked_at
 
 if TYPE_CHECKING:
-    from levels.level import Laid
+    from levels.laid import Laid
 
 
 def run(laid: Laid, params: Tensor, key: Tensor) -> Tensor:

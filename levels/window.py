@@ -1,6 +1,6 @@
 """What windows are made of: what one hands to the next, and what is kept of one that was run.
 
-Estimators read these; only `levels.level` makes them.
+Estimators read these; only `levels.laid` makes them.
 """
 
 from collections.abc import Callable

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.laid import STATE
 from levels.layout import Layout
-from levels.level import STATE, Level
+from levels.level import Level
 from levels.nonfinite import NonFiniteError, Skip
 from levels.optimizer import Optimizer
 from levels.part import require

@@ -5,7 +5,8 @@ from fractions import Fraction
 from itertools import accumulate
 from operator import mul
 
-from levels.level import Laid, Level
+from levels.laid import Laid
+from levels.level import Level
 from recursion.tower import Tower
 
 

@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from levels.compiled import compile_graph, compiling
 from levels.gradients.first_order import FirstOrder
-from levels.level import Laid
+from levels.laid import Laid
 from levels.nonfinite import put_off
 from levels.tree import State
 from levels.window import Carry

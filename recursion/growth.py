@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.level import Laid
+from levels.laid import Laid
 from levels.nonfinite import Skip
 from levels.tree import choose, leaves, map_leaves, with_leaves
 from levels.window import Carry, Window

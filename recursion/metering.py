@@ -24,7 +24,8 @@ from torch.utils.flop_counter import flop_registry
 from levels import keys
 from levels.compiled import compiling
 from levels.gradients.estimator import LevelState
-from levels.level import Laid, Level
+from levels.laid import Laid
+from levels.level import Level
 from levels.nonfinite import put_off
 from levels.problem import Problem
 from levels.task import Split

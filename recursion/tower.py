@@ -26,7 +26,8 @@ from levels import captured, keys
 from levels.compiled import is_compiling
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
-from levels.level import Laid, Level
+from levels.laid import Laid
+from levels.level import Level
 from levels.nonfinite import NonFiniteError, Stop, put_off
 from levels.optimizer import Optimizer
 from levels.problem import Problem

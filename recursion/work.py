@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 
 from levels import keys
-from levels.level import STATE, Laid
+from levels.laid import STATE, Laid
 from levels.optimizer import Optimizer
 from levels.problem import Problem
 from recursion.metering import COPIES, Meter, Operations, Pass, measure, plainly

@@ -16,7 +16,7 @@ from levels.gradients.estimator import Estimator, LevelState
 from levels.part import require
 
 if TYPE_CHECKING:
-    from levels.level import Laid
+    from levels.laid import Laid
     from levels.window import Carry, Window
 
 

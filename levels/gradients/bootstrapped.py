@@ -27,7 +27,8 @@ from levels.gradients.first_order import FirstOrder
 from levels.part import notate, require
 
 if TYPE_CHECKING:
-    from levels.level import Laid, Level
+    from levels.laid import Laid
+    from levels.level import Level
     from levels.window import Window
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from levels.part import Part
 
 if TYPE_CHECKING:
-    from levels.level import Laid, Level
+    from levels.laid import Laid
+    from levels.level import Level
     from levels.window import Carry
 
 

@@ -47,7 +47,8 @@ from levels.tree import State, map_leaves
 from levels.window import DUE
 
 if TYPE_CHECKING:
-    from levels.level import Laid, Level
+    from levels.laid import Laid
+    from levels.level import Level
 
 Noise = Literal["window", "episode"] | int
 """For how long a draw is kept: one window, a whole trajectory, or that many updates."""

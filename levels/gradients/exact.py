@@ -35,7 +35,8 @@ from levels.compiled import compiling
 from levels.derivatives import Cotangents, pull_gradient, pull_init_state, push
 from levels.gradients.backward import Backward
 from levels.gradients.estimator import LevelState
-from levels.level import Laid, Level
+from levels.laid import Laid
+from levels.level import Level
 from levels.part import require
 from levels.problem import Problem
 from levels.traced import tracing

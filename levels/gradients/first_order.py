@@ -25,7 +25,7 @@ from levels.gradients.estimator import LevelState
 from levels.nonfinite import finite
 
 if TYPE_CHECKING:
-    from levels.level import Laid
+    from levels.laid import Laid
     from levels.window import Carry, Window
 
 

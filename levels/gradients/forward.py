@@ -34,7 +34,8 @@ from levels.derivatives import push
 from levels.gradients.backward import weighted
 from levels.gradients.estimator import Estimator, LevelState
 from levels.gradients.exact import Exact
-from levels.level import Laid, Level
+from levels.laid import Laid
+from levels.level import Level
 from levels.nonfinite import Skip
 from levels.part import notate, require
 from levels.problem import Problem

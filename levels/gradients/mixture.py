@@ -23,7 +23,8 @@ from levels.gradients.estimator import Estimator, LevelState
 from levels.part import notate, require
 
 if TYPE_CHECKING:
-    from levels.level import Laid, Level
+    from levels.laid import Laid
+    from levels.level import Level
 
 
 class Track(NamedTuple):

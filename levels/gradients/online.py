@@ -49,7 +49,8 @@ from levels.part import notate, require
 from levels.tree import State, map_leaves
 
 if TYPE_CHECKING:
-    from levels.level import Laid, Level
+    from levels.laid import Laid
+    from levels.level import Level
     from levels.window import Carry
 
 JUDGING = -2  # folded into the level's key for its trials; its copies are folded from 1 up

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.hyper import Hyper, Log, hyper
+from levels.laid import Laid
 from levels.layout import Layout
-from levels.level import Laid
 from levels.nonfinite import looked_at
 from levels.optimizer import Optimizer
 from levels.optimizers.search import Population, Search, best, picked, repeated, require_sigma

@@ -41,8 +41,8 @@ from torch.nn.functional import pad
 
 from levels import keys
 from levels.asking import Asking
+from levels.laid import STATE, Laid
 from levels.layout import Layout
-from levels.level import STATE, Laid
 from levels.optimizer import Optimizer
 from levels.optimizers.adam import Adam
 from levels.part import notate, require

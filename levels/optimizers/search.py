@@ -26,7 +26,7 @@ from torch import Tensor
 from levels import keys
 from levels.asking import Asking
 from levels.hyper import HandMade, Hyper
-from levels.level import STATE
+from levels.laid import STATE
 from levels.part import notate, require
 from levels.tree import State, map_leaves
 

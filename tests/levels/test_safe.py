@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from levels import SGD, Adam, DigitsMLP, Fixed, Layout, Level, Quadratic, Relay, RMSprop, Safe, keys
-from levels.level import STATE
+from levels.laid import STATE
 from levels.optimizers.start import Start
 from levels.tree import leaves, map_leaves
 from recursion import DropIn, Tower
