@@ -17,6 +17,7 @@ something is to be differentiated, and on CPUs, nothing is recorded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -69,15 +70,21 @@ class Graphs:
         given: State = inputs
         tensors, tree = optree.tree_flatten(given)
         kind = tree, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        if kind in self.made:
-            graph = self.made[kind]
-            return function(*inputs) if graph is None else graph(tensors)
-        if len(self.made) >= MOST:
+        if kind not in self.made and len(self.made) < MOST:
+            with capturing(False), _Watch() as watch:
+                answer = function(*inputs)
+            self.made[kind] = None if watch.waited else _Graph(function, tensors, tree)
+            return answer
+        graph = self.made.get(kind)
+        if graph is None:
             return function(*inputs)
-        with capturing(False), _Watch() as watch:
-            answer = function(*inputs)
-        self.made[kind] = None if watch.waited else _Graph(function, tensors, tree)
-        return answer
+        try:
+            return graph(tensors)
+        except RuntimeError as error:
+            self.made[kind] = None
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            warnings.warn(f"a window cannot be recorded as a CUDA graph, and stays plain ({told})", stacklevel=2)
+            return function(*inputs)
 
 
 class _Graph:
@@ -95,16 +102,16 @@ class _Graph:
                 own.copy_(tensor)
         self.fed = list(tensors)
         if self.graph is None:
-            self._record()
+            self.graph = self._recorded()
         self.graph.replay()
-        return optree.tree_unflatten(
-            self.outline, [out.clone() if place is None else tensors[place] for out, place in self.outputs]
-        )
+        copied = [out.clone() if place is None else tensors[place] for out, place in self.outputs]
+        return optree.tree_unflatten(self.outline, copied)
 
-    def _record(self) -> None:
+    def _recorded(self) -> Any:
+        """The graph, after a run on a stream of its own, as torch wants it, for what libraries do at first."""
         inputs: Any = optree.tree_unflatten(self.tree, self.inputs)
         with capturing(False), compiling(False):
-            aside = cuda.Stream()  # type: ignore[no-untyped-call]  # once on a stream of its own, as torch wants it, for what libraries do at first
+            aside = cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(cuda.current_stream())
             with cuda.stream(aside):
                 self.function(*inputs)
@@ -115,7 +122,7 @@ class _Graph:
         found, self.outline = optree.tree_flatten(answer)
         places = {id(tensor): place for place, tensor in enumerate(self.inputs)}
         self.outputs = [(tensor, places.get(id(tensor))) for tensor in found]
-        self.graph = graph
+        return graph
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -132,5 +139,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         masked = name.startswith("index") and any(mask.dtype in (torch.bool, torch.uint8) for mask in read[1:])
         made = [leaf for leaf in leaves(answer) if isinstance(leaf, Tensor)]
         across = name in ("_to_copy", "copy_") and len({tensor.device for tensor in (*read, *made)}) > 1
-        self.waited |= name in WAITING or masked or across
+        lifted = name == "lift_fresh" and read[0].device.type == KIND  # torch.tensor(..., device=) has copied it there
+        self.waited |= name in WAITING or masked or across or lifted
         return answer

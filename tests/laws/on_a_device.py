@@ -11,7 +11,7 @@ import torch
 from pretended import DEVICE, Device, There, gpu
 from torch import Tensor
 
-from levels import SGD, Adam, DigitsMLP, HeldOut, Layout, Level, Problem, Quadratic, keys
+from levels import SGD, Adam, DigitsMLP, HeldOut, Layout, Level, Problem, Quadratic, captured, keys
 from levels.captured import MOST, Graphs, capturing
 from levels.nonfinite import NonFiniteError
 from levels.tree import leaves
@@ -176,6 +176,7 @@ class TestGraphs:
             lambda x: (x.nonzero(),),
             lambda x: (x + torch.tensor([1.0, 2.0], device=DEVICE),),
             lambda x: (x.cpu(),),
+            lambda x: (torch.ops.aten.lift_fresh(x) + 1,),
             lambda x: (torch.zeros_like(x).copy_(torch.ones(2)),),
         ],
     )
@@ -186,6 +187,17 @@ class TestGraphs:
             assert torch.equal(graphs(waits, x)[0].cpu(), waits(x)[0].cpu())
         assert list(graphs.made.values()) == [None]
         assert gpu.replays == 0
+
+    def test_what_cannot_be_recorded_stays_plain_and_says_so(self, gpu: Device, monkeypatch) -> None:
+        def refuse(graph):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+        monkeypatch.setattr(captured.cuda, "graph", refuse)
+        graphs, x = Graphs(), torch.ones(2, device=DEVICE)
+        assert graphs(lambda x: (2 * x,), x)[0].tolist() == [2, 2]
+        with pytest.warns(UserWarning, match=r"stays plain \(operation not permitted when stream is capturing\)"):
+            assert graphs(lambda x: (2 * x,), x)[0].tolist() == [2, 2]
+        assert graphs(lambda x: (2 * x,), x)[0].tolist() == [2, 2]
 
     def test_what_is_handed_on_is_not_copied(self, gpu: Device) -> None:
         graphs = Graphs()
