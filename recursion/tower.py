@@ -33,6 +33,7 @@ from levels.window import Carry, Window
 
 if TYPE_CHECKING:
     from recursion.fused import Fused
+    from recursion.running import Running
 
 
 class TowerState(NamedTuple):
@@ -100,7 +101,7 @@ class Tower:
         top = self.top.level.unroll * (self.top.problem.cost + self.top.optimizer.asking)
         return [_whole(cost) for cost in (*(laid.cost for laid in self.laid[:-1]), top)]
 
-    @property
+    @cached_property
     def base_steps(self) -> int | Fraction:
         """Task gradients that one step costs after start-up; the last of `costs`."""
         return self.costs[-1]
@@ -128,14 +129,25 @@ class Tower:
         with torch.no_grad(), self._named(number):
             carry, losses = self._window(state)
         new = TowerState(state.params, carry, state.step + 1)
+        return new, self.report(number, losses, lambda: new)
+
+    def report(self, step: int, losses: list[float], state: Callable[[], TowerState]) -> Report:
+        """What step number ``step`` tells that led to ``state``, which is asked for only if something is to be read."""
         skipped = [0] * self.depth
         if not self._stops:
-            skipped = _numbers([carry.skipped for carry in stacked(carry)], torch.sum)
-        return new, Report(number, losses, skipped, self.notes(new) if self._notes else {})
+            skipped = _numbers([carry.skipped for carry in self.carries(state())], torch.sum)
+        return Report(step, losses, skipped, self.notes(state()) if self._notes else {})
+
+    def running(self, state: TowerState) -> Running:
+        """The tower at ``state``, to be stepped on without looking at the states between (`recursion.running`)."""
+        from recursion.checkpoint import settled
+        from recursion.running import Running
+
+        return Running(self, int(state.step), settled(state))
 
     def _window(self, state: TowerState) -> tuple[Carry, list[float]]:
         """One window of the topmost level, and the losses that the step reports."""
-        if is_compiling() and (fused := self._fused.window(state.params, state.carry)):
+        if is_compiling() and (fused := self.fused.window(state.params, state.carry)):
             return fused
         carry, window = self._looked_at(state)
         return carry, _numbers(reported(carry, window), torch.mean)
@@ -150,7 +162,8 @@ class Tower:
         return self.top.window(state.params, state.carry, record=False, judged=False)
 
     @cached_property
-    def _fused(self) -> Fused:
+    def fused(self) -> Fused:
+        """The step compiled whole, where that is possible."""
         from recursion.fused import Fused
 
         return Fused(self)

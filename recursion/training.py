@@ -22,6 +22,7 @@ from levels.gradients.exact import Exact
 from recursion import checkpoint, fused
 from recursion.files import explained, replace_file
 from recursion.metrics import Metrics
+from recursion.running import Running
 from recursion.tower import Report, Tower, TowerState
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -99,21 +100,20 @@ def _train(
     with Metrics(folder, keep=int(state.step)) as metrics:
         if metrics.kept < int(state.step):
             notice(f"{metrics.path} has no lines for steps {metrics.kept + 1} to {int(state.step)}")
-        run = _Run(tower, seed, folder, metrics, state, time.monotonic() - seconds)
+        run = _Run(tower.running(state), seed, folder, metrics, time.monotonic() - seconds)
         run.describe()
         run.go(steps, every, on_report)
-    return run.state
+    return run.running.state
 
 
 @dataclass
 class _Run:
-    """A run in progress: ``state`` is always the last whole one."""
+    """A run in progress: ``running`` is always the last whole state."""
 
-    tower: Tower
+    running: Running
     seed: int
     folder: Path
     metrics: Metrics
-    state: TowerState
     began: float  # in time.monotonic(), as if there had been one session
 
     def go(self, steps: int, every: float, on_report: Callable[[Report], None]) -> None:
@@ -121,7 +121,7 @@ class _Run:
         self.save()
         saved = time.monotonic()
         try:
-            while int(self.state.step) < steps:
+            while self.running.done < steps:
                 on_report(self.advance())
                 if time.monotonic() - saved >= every:
                     self.save()
@@ -133,25 +133,25 @@ class _Run:
 
     def advance(self) -> Report:
         """One step. Its line of metrics comes first: resuming cuts a line without a state, but cannot invent one."""
-        new, report = self.tower.step(self.state)
-        new = checkpoint.settled(new)
-        base_steps = int(report.step * self.tower.base_steps)
+        running, report = self.running.step()
+        base_steps = int(report.step * running.tower.base_steps)
         self.metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - self.began)
-        self.state = new
+        self.running = running
         return report
 
     def save(self) -> None:
         """Keep the state, its metrics first."""
         self.metrics.flush()
         extra = {"seconds": time.monotonic() - self.began, "made with": _surroundings()}
-        checkpoint.save(self.folder / CHECKPOINT, self.tower, self.state, seed=self.seed, extra=extra)
+        running = self.running
+        checkpoint.save(self.folder / CHECKPOINT, running.tower, running.state, seed=self.seed, extra=extra)
 
     def describe(self) -> None:
         """Write the tower's spec for people and for ``tower train``, if notation knows all its parts."""
-        if checkpoint.spec_of(self.tower) is not None:
+        if checkpoint.spec_of(self.running.tower) is not None:
             from recursion.spec import dumps
 
-            replace_file(self.folder / SPEC, dumps(self.tower).encode())
+            replace_file(self.folder / SPEC, dumps(self.running.tower).encode())
 
 
 def _begin(
@@ -162,7 +162,7 @@ def _begin(
         exists = path.exists()
     if not exists:
         with compiling(False):  # a few evaluations, of which only the task's would be compiled
-            return checkpoint.settled(tower.init(seed)), 0.0
+            return tower.init(seed), 0.0
     if not resume:
         raise ValueError(f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")
     with compiling(False):
