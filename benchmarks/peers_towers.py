@@ -21,6 +21,7 @@ from levels.optimizers.adam import AdamState
 from levels.tasks.nets import cross_entropy, dense, dense_shapes
 from levels.window import Carry
 from recursion import Tower
+from recursion.running import Running
 from recursion.tower import TowerState
 
 Kind = Literal["sgd / sgd", "adam / sgd", "adam / adam"]
@@ -125,19 +126,21 @@ class HalfLogit(Hyper):
 
 
 class Ours:
-    """A tower, one top step a unit; ``compiled``: what this process runs from here on is compiled."""
+    """A tower, a top step a unit; ``compiled``: a running one, and what this process does from here on is compiled."""
 
     def __init__(self, kind: str, height: int, *, compiled: bool = False) -> None:
         self.kind, self.height = kind, height
         self.switch = compiling(compiled)
         self.switch.__enter__()
         self.tower = tower(kind, height, "float32", Logit)
-        self.first = self.state = self.tower.init(seed=0)
-        self.units = 0
+        begun = self.tower.init(seed=0)
+        self.first: TowerState | Running = self.tower.running(begun) if compiled else begun
+        self.at, self.units = self.first, 0
 
     def step(self) -> None:
         self.units += 1
-        self.state, self.report = self.tower.step(self.first if self.units % AGAIN == 0 else self.state)
+        at = self.first if self.units % AGAIN == 0 else self.at
+        self.at, self.report = at.step() if isinstance(at, Running) else self.tower.step(at)
 
     def prove(self) -> Numbers:
         alike = tower(self.kind, self.height, "float64", HalfLogit)

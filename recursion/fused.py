@@ -7,11 +7,16 @@ operation from the tensors of the state to those of the next one, and inductor m
 above the task become one.
 
     fused = Fused(tower)
-    answer = fused.window(state.params, state.carry)  # carry and losses, or None: take the plain way
+    packed = fused.pack(state.params, state.carry)  # or None: take the plain way
+    packed, losses = fused.advance(packed)          # or None: take it for this step
+    params, carry = fused.unpack(packed)
+
+A tensor that goes in or out costs as much as a level's arithmetic. So the small ones lie in one tensor for each dtype,
+which is taken apart and put together within the call; whoever steps on (`recursion.running`) needs no others.
 
 The plain step stays what it is, and what is compiled is that very step, equal to rounding: its first answer is compared
 with the plain one, for a compiler errs now and then. What is not finite, what does not fit and what cannot be traced
-takes the plain way. `Tower.step` asks for this within `compiling`.
+takes the plain way. `Tower.step` and `Running.step` ask for this within `compiling`.
 """
 
 from __future__ import annotations
@@ -23,21 +28,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import optree
 import torch
 from torch import Tensor, fx
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from levels.compiled import compile_graph, compiling
 from levels.gradients.first_order import FirstOrder
 from levels.laid import Laid
-from levels.nonfinite import put_off
 from levels.tree import State
 from levels.window import Carry
-from recursion.tower import reported
+from recursion.tower import telling
 
 if TYPE_CHECKING:
     from recursion.tower import Tower
 
+aten = torch.ops.aten
+
 ROUNDING = 1e-2
 """Largest difference of the first compiled answer, over the norm of the plain one."""
+
+SMALL = 256
+"""Numbers in a tensor that is put together with others at most: to copy them takes less than to hand one more on."""
+
+
+class Packed(NamedTuple):
+    """A state, as the compiled step takes and answers it."""
+
+    moved: list[Tensor]  # what a step changes: large tensors one by one, then the small ones of each dtype in one
+    fixed: list[Tensor]  # leaves that it hands on as they are
 
 
 def eligible(tower: Tower) -> bool:
@@ -61,34 +78,45 @@ class Fused:
         self.top = tower.top
         self.off = not eligible(tower)
         self.program: _Program | None = None
-        self.last: tuple[Tensor, Carry, list[Tensor]] | None = None  # what was answered, and its tensors
+        self.last: tuple[Tensor, Carry, Packed] | None = None  # what `window` answered, and the same packed
 
     def window(self, params: Tensor, carry: Carry) -> tuple[Carry, list[float]] | None:
         """One window of the topmost level, and the mean losses below each level (`recursion.tower.reported`).
 
         None if it is to be run plainly. Compiles at the first call.
         """
-        if self.off:
+        if self.last is not None and self.last[0] is params and self.last[1] is carry:
+            packed: Packed | None = self.last[2]
+        else:
+            packed = self.pack(params, carry)
+        answer = None if packed is None else self.advance(packed)
+        if answer is None:
             return None
-        flat = self._tensors(params, carry)
-        if flat is None or self.program is None:
-            return None
-        new, (*losses, noted) = self.program(flat)
-        if not math.isfinite(noted):
-            return None
-        _, end = _whole(self.program.tree, new)
+        new, losses = answer
+        _, end = self.unpack(new)
         self.last = params, end, new
         return end, losses
 
-    def _tensors(self, params: Tensor, carry: Carry) -> list[Tensor] | None:
-        """The tensors of a state; None if it is not like those that the program is for."""
-        if self.last is not None and self.last[0] is params and self.last[1] is carry:
-            return self.last[2]
-        flat, tree = _flat(params, carry)
+    def pack(self, params: Tensor, carry: Carry) -> Packed | None:
+        """A state for `advance`; None if it is not like those that the program is for. Compiles at the first call."""
+        if self.off:
+            return None
+        leaves, tree = _flat(params, carry)
         if self.program is None:
             self._make(params, carry)
-        fits = self.program is not None and self.program.tree == tree and self.program.like == _like(flat)
-        return flat if fits else None
+        fits = self.program is not None and self.program.tree == tree and self.program.like == _like(leaves)
+        return self.program.packing.pack(leaves) if self.program is not None and fits else None
+
+    def advance(self, packed: Packed) -> tuple[Packed, list[float]] | None:
+        """The state after a window, and the losses as `window` tells them; None if it is to be run plainly."""
+        assert self.program is not None
+        new, (*losses, noted) = self.program(packed)
+        return (new, losses) if math.isfinite(noted) else None
+
+    def unpack(self, packed: Packed) -> tuple[Tensor, Carry]:
+        """The state itself: the topmost level's parameters and carry."""
+        assert self.program is not None
+        return _whole(self.program.tree, self.program.packing.unpack(packed))
 
     def _make(self, params: Tensor, carry: Carry) -> None:
         """Compile, if nothing looks at a number to decide what to do: a rule may, where only autograd follows it."""
@@ -102,49 +130,79 @@ class Fused:
 
 
 class _Program:
-    """A window of ``top`` from the tensors of a state to those of the next."""
+    """A window of ``top`` from a packed state to the next."""
 
     def __init__(self, top: Laid, params: Tensor, carry: Carry) -> None:
-        flat, self.tree = _flat(params, carry)
-        self.like = _like(flat)
+        leaves, self.tree = _flat(params, carry)
+        self.like = _like(leaves)
         self.top = top
-        new = self._window(flat)[0]
-        self.moved = [i for i, tensor in enumerate(flat) if new[i] is not tensor]  # others are handed on as they are
+        new = self._window(leaves)[0]
+        self.packing = _Packing(leaves, [new[i] is not leaf for i, leaf in enumerate(leaves)])
+        first = self.packing.pack(leaves)
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            new, told = self._window(tensors)
-            return [*(new[i] for i in self.moved), told]
+            count = len(first.moved)
+            new, told = self._window(self.packing.unpack(Packed([*tensors[:count]], [*tensors[count:]])))
+            return [*self.packing.pack(new).moved, told]
 
-        traced = _traced(step, flat)
+        traced = _traced(step, [*first.moved, *first.fixed])
         self.read, self.constants = traced.read, traced.constants
-        self.run = compile_graph(traced.graph, self._inputs(flat))
+        self.run = compile_graph(traced.graph, self._inputs(first))
 
-    def __call__(self, flat: list[Tensor]) -> tuple[list[Tensor], list[float]]:
+    def __call__(self, packed: Packed) -> tuple[Packed, list[float]]:
         """The next state; the losses to report, and a number that is finite if all that was answered anywhere is."""
-        *moved, told = self.run(*self._inputs(flat))
-        new = flat.copy()
-        for i, tensor in zip(self.moved, moved):
-            new[i] = tensor
-        return new, told.tolist()
+        *moved, told = self.run(*self._inputs(packed))
+        return Packed(moved, packed.fixed), told.tolist()
 
-    def sound(self, flat: list[Tensor]) -> bool:
+    def sound(self, leaves: list[Tensor]) -> bool:
         """Whether the answer is the plain one, as far as that is finite."""
-        fast, (slow, told) = self(flat), self._window(flat)
-        pairs = [(fast[0][i].double(), slow[i].double()) for i in self.moved]
-        return all(_close(a, b) for a, b in [*pairs, (told.new_tensor(fast[1]).double(), told.double())])
+        (packed, numbers), (slow, told) = self(self.packing.pack(leaves)), self._window(leaves)
+        fast = [*self.packing.unpack(packed), told.new_tensor(numbers)]
+        return all(_close(a.double(), b.double()) for a, b in zip(fast, [*slow, told]))
 
-    def _inputs(self, flat: list[Tensor]) -> list[Tensor]:
-        """What is read of a state, as it would lie in a file, and the constants."""
-        return [*(flat[i].contiguous() for i in self.read), *self.constants]
+    def _inputs(self, packed: Packed) -> list[Tensor]:
+        """What is read of a state, and the constants."""
+        tensors = [*packed.moved, *packed.fixed]
+        return [*(tensors[i] for i in self.read), *self.constants]
 
-    def _window(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Tensors of the next state, and in one tensor what else `__call__` tells."""
-        params, carry = _whole(self.tree, flat)
-        with put_off() as noted, compiling(False):
-            end, window = self.top.window(params, carry, record=False, judged=False)
-        assert noted.total is not None
-        numbers = [*(loss.mean() for loss in reported(end, window)), noted.total]
-        return _flat(params, end)[0], torch.stack(numbers)
+    def _window(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Leaves of the next state, and in one tensor what else `__call__` tells."""
+        params, carry = _whole(self.tree, leaves)
+        with compiling(False):
+            end, told = telling(self.top, params, carry)
+        return _flat(params, end)[0], told
+
+
+class _Packing:
+    """Where the leaves of a state lie in a packed one. All that is packed is contiguous, as it would lie in a file."""
+
+    def __init__(self, leaves: list[Tensor], moved: list[bool]) -> None:
+        small = [yes and leaf.numel() <= SMALL for yes, leaf in zip(moved, leaves)]
+        kinds = dict.fromkeys(leaf.dtype for leaf, yes in zip(leaves, small) if yes)
+        self.groups = [[i for i, leaf in enumerate(leaves) if small[i] and leaf.dtype == kind] for kind in kinds]
+        self.shapes = [[torch.empty_like(leaves[i]) for i in group] for group in self.groups]
+        self.alone = [i for i, yes in enumerate(moved) if yes and not small[i]]
+        self.fixed = [i for i, yes in enumerate(moved) if not yes]
+        self.order = _inverse([*self.alone, *(i for group in self.groups for i in group), *self.fixed])
+
+    def pack(self, leaves: Sequence[Tensor]) -> Packed:
+        groups = [[leaves[i] for i in group] for group in self.groups]
+        together = [_flatten_dense_tensors(group) for group in groups]  # type: ignore[no-untyped-call]
+        alone, fixed = ([leaves[i].contiguous() for i in place] for place in (self.alone, self.fixed))
+        return Packed([*alone, *together], fixed)
+
+    def unpack(self, packed: Packed) -> list[Tensor]:
+        """The leaves: small ones are views."""
+        found = packed.moved[: len(self.alone)]
+        for tensor, shapes in zip(packed.moved[len(self.alone) :], self.shapes):
+            found.extend(_unflatten_dense_tensors(tensor, shapes))  # type: ignore[no-untyped-call]
+        found.extend(packed.fixed)
+        return [found[i] for i in self.order]
+
+
+def _inverse(order: list[int]) -> list[int]:
+    """Where each number stands in ``order``."""
+    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -179,7 +237,27 @@ def _traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> _Tra
         node.replace_all_uses_with(lifted[node.target])
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         graph.erase_node(node)
+    _shape_once(graph)
     return _Traced(fx.GraphModule({}, graph), read, [getattr(module, name).detach() for name in lifted])
+
+
+SHAPINGS = {aten.detach.default, aten.select.int, aten.squeeze.dim, aten.unsqueeze.default, aten.view.default}
+"""Operations that change nothing but the shape, if all numbers stay."""
+
+
+def _shape_once(graph: fx.Graph) -> None:
+    """Make many changes of shape in a row one: a loss goes through every level, and inductor looks through them all."""
+    origin: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.target in SHAPINGS and _shape(node).numel() == _shape(node.args[0]).numel():
+            origin[node] = origin.get(node.args[0], node.args[0])
+            node.target, node.args = aten.reshape.default, (origin[node], list(_shape(node)))
+    graph.eliminate_dead_code()
+
+
+def _shape(node: fx.Node) -> torch.Size:
+    shape: torch.Size = node.meta["tensor_meta"].shape
+    return shape
 
 
 def _flat(params: Tensor, carry: Carry) -> tuple[list[Tensor], Any]:

@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,7 @@ from levels.window import Carry, Window
 
 if TYPE_CHECKING:
     from recursion.fused import Fused
+    from recursion.running import Running
 
 
 class TowerState(NamedTuple):
@@ -109,7 +110,7 @@ class Tower:
         top = self.top.level.unroll * (self.top.problem.cost + self.top.optimizer.asking)
         return [_whole(cost) for cost in (*(laid.cost for laid in self.laid[:-1]), top)]
 
-    @property
+    @cached_property
     def base_steps(self) -> int | Fraction:
         """Task gradients that one step costs after start-up; the last of `costs`."""
         return self.costs[-1]
@@ -137,19 +138,30 @@ class Tower:
         with torch.no_grad(), self._named(number):
             carry, losses = self._window(state)
         new = TowerState(state.params, carry, state.step + 1)
+        return new, self.report(number, losses, lambda: new)
+
+    def report(self, step: int, losses: list[float], state: Callable[[], TowerState]) -> Report:
+        """What step number ``step`` tells that led to ``state``, which is asked for only if something is to be read."""
         skipped = [0] * self.depth
         if not self._stops:
-            skipped = _numbers([carry.skipped for carry in stacked(carry)], torch.sum)
-        return new, Report(number, losses, skipped, self.notes(new) if self._notes else {})
+            skipped = _numbers([carry.skipped for carry in self.carries(state())], torch.sum)
+        return Report(step, losses, skipped, self.notes(state()) if self._notes else {})
+
+    def running(self, state: TowerState) -> Running:
+        """The tower at ``state``, to be stepped on without looking at the states between (`recursion.running`)."""
+        from recursion.checkpoint import settled
+        from recursion.running import Running
+
+        return Running(self, int(state.step), settled(state))
 
     def _window(self, state: TowerState) -> tuple[Carry, list[float]]:
         """One window of the topmost level, and the losses that the step reports."""
         if captured.serves(state.params) and self.top.endless and self.top.steady:
-            carry, told = self._graphs(self._told, state.params, state.carry)
+            carry, told = self._graphs(partial(telling, self.top), state.params, state.carry)
             *losses, total = told.tolist()
             if math.isfinite(total):
                 return carry, losses
-        if is_compiling() and (fused := self._fused.window(state.params, state.carry)):
+        if is_compiling() and (fused := self.fused.window(state.params, state.carry)):
             return fused
         carry, window = self._looked_at(state)
         return carry, _numbers(reported(carry, window), torch.mean)
@@ -163,19 +175,13 @@ class Tower:
                 return answer
         return self.top.window(state.params, state.carry, record=False, judged=False)
 
-    def _told(self, params: Tensor, carry: Carry) -> tuple[Carry, Tensor]:
-        """A window, and in one tensor the losses to report and a number that is finite if all that was answered is."""
-        with put_off() as noted:
-            end, window = self.top.window(params, carry, record=False, judged=False)
-        assert noted.total is not None
-        return end, torch.stack([*(loss.mean() for loss in reported(end, window)), noted.total])
-
     @cached_property
     def _graphs(self) -> captured.Graphs:
         return captured.Graphs()
 
     @cached_property
-    def _fused(self) -> Fused:
+    def fused(self) -> Fused:
+        """The step compiled whole, where that is possible."""
         from recursion.fused import Fused
 
         return Fused(self)
@@ -234,6 +240,15 @@ def stacked(carry: Carry) -> list[Carry]:
 def reported(carry: Carry, window: Window) -> list[Tensor]:
     """The losses below each level, level 1 first, when the topmost one has run a window."""
     return [*(below.f for below in stacked(carry)[:-1]), window.losses]
+
+
+def telling(top: Laid, params: Tensor, carry: Carry) -> tuple[Carry, Tensor]:
+    """A window, and in one tensor what is to be told of it: the mean losses below each level, and a number that is
+    finite if all that was answered anywhere is."""
+    with put_off() as noted:
+        end, window = top.window(params, carry, record=False, judged=False)
+    assert noted.total is not None
+    return end, torch.stack([*(loss.mean() for loss in reported(end, window)), noted.total])
 
 
 def _whole(cost: int | Fraction) -> int | Fraction:

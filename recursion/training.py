@@ -17,11 +17,13 @@ from typing import Literal
 
 import torch
 
+from levels import captured
 from levels.compiled import compiling, has_compiler, is_compiling
 from levels.gradients.exact import Exact
 from recursion import checkpoint, fused
 from recursion.files import explained, replace_file
 from recursion.metrics import Metrics
+from recursion.running import Running
 from recursion.tower import Report, Tower, TowerState
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -47,7 +49,8 @@ def train(
     ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be. ``resume``: go on from the folder's
     checkpoint if it has one; a run that is already there is left as it is. ``every``: seconds between checkpoints, at
     least 0. ``compile``: whether to compile what can be (`levels.compiled`); ``auto`` if the run is long enough to
-    repay it and there is a compiler, see `repays_compiling`. ``on_report`` hears of each step, ``on_notice`` of what a
+    repay it and there is a compiler, see `repays_compiling`. On a GPU windows are recorded instead (`levels.captured`),
+    which every run repays. ``on_report`` hears of each step, ``on_notice`` of what a
     user should know, in a sentence.
 
     Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
@@ -57,10 +60,12 @@ def train(
     """
     _check(steps, seed, every)
     folder, notice = Path(out), on_notice or _ignore
-    fast = has_compiler() and repays_compiling(tower, steps) if compile == "auto" else compile
-    if fast:
+    there = tower.top.layout.device.type == captured.KIND
+    auto = there or (has_compiler() and repays_compiling(tower, steps))
+    fast = auto if compile == "auto" else compile
+    if fast and not there:
         notice("compiling; the first step takes up to a minute longer")
-    with compiling(fast):
+    with compiling(fast and not there), captured.capturing(fast and there):
         return _train(tower, steps, seed, folder, resume, every, on_report or _ignore, notice)
 
 
@@ -99,21 +104,20 @@ def _train(
     with Metrics(folder, keep=int(state.step)) as metrics:
         if metrics.kept < int(state.step):
             notice(f"{metrics.path} has no lines for steps {metrics.kept + 1} to {int(state.step)}")
-        run = _Run(tower, seed, folder, metrics, state, time.monotonic() - seconds)
+        run = _Run(tower.running(state), seed, folder, metrics, time.monotonic() - seconds)
         run.describe()
         run.go(steps, every, on_report)
-    return run.state
+    return run.running.state
 
 
 @dataclass
 class _Run:
-    """A run in progress: ``state`` is always the last whole one."""
+    """A run in progress: ``running`` is always the last whole state."""
 
-    tower: Tower
+    running: Running
     seed: int
     folder: Path
     metrics: Metrics
-    state: TowerState
     began: float  # in time.monotonic(), as if there had been one session
 
     def go(self, steps: int, every: float, on_report: Callable[[Report], None]) -> None:
@@ -121,7 +125,7 @@ class _Run:
         self.save()
         saved = time.monotonic()
         try:
-            while int(self.state.step) < steps:
+            while self.running.done < steps:
                 on_report(self.advance())
                 if time.monotonic() - saved >= every:
                     self.save()
@@ -133,25 +137,25 @@ class _Run:
 
     def advance(self) -> Report:
         """One step. Its line of metrics comes first: resuming cuts a line without a state, but cannot invent one."""
-        new, report = self.tower.step(self.state)
-        new = checkpoint.settled(new)
-        base_steps = int(report.step * self.tower.base_steps)
+        running, report = self.running.step()
+        base_steps = int(report.step * running.tower.base_steps)
         self.metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - self.began)
-        self.state = new
+        self.running = running
         return report
 
     def save(self) -> None:
         """Keep the state, its metrics first."""
         self.metrics.flush()
-        extra = {"seconds": time.monotonic() - self.began, "made with": _surroundings()}
-        checkpoint.save(self.folder / CHECKPOINT, self.tower, self.state, seed=self.seed, extra=extra)
+        extra = {"seconds": time.monotonic() - self.began, "made with": _surroundings(self.running.tower)}
+        running = self.running
+        checkpoint.save(self.folder / CHECKPOINT, running.tower, running.state, seed=self.seed, extra=extra)
 
     def describe(self) -> None:
         """Write the tower's spec for people and for ``tower train``, if notation knows all its parts."""
-        if checkpoint.spec_of(self.tower) is not None:
+        if checkpoint.spec_of(self.running.tower) is not None:
             from recursion.spec import dumps
 
-            replace_file(self.folder / SPEC, dumps(self.tower).encode())
+            replace_file(self.folder / SPEC, dumps(self.running.tower).encode())
 
 
 def _begin(
@@ -161,23 +165,28 @@ def _begin(
     with explained("read", path):
         exists = path.exists()
     if not exists:
-        with compiling(False):  # a few evaluations, of which only the task's would be compiled
-            return checkpoint.settled(tower.init(seed)), 0.0
+        with (
+            compiling(False),
+            captured.capturing(False),
+        ):  # a few evaluations, of which only the task's would be compiled
+            return tower.init(seed), 0.0
     if not resume:
         raise ValueError(f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")
-    with compiling(False):
+    with compiling(False), captured.capturing(False):
         saved = checkpoint.load(path, tower)
     if saved.seed != seed:
         raise ValueError(f"{path.parent} holds a run with seed {saved.seed}, got seed {seed}; resume it with its own")
-    before, now = saved.extra["made with"], _surroundings()
+    before, now = saved.extra["made with"], _surroundings(tower)
     if before != now:
         notice(f"the run was made with {_in_words(before)}, it goes on with {_in_words(now)}: last digits may differ")
     return saved.state, float(saved.extra["seconds"])
 
 
-def _surroundings() -> dict[str, str]:
+def _surroundings(tower: Tower) -> dict[str, str]:
     """What rounding depends on beside the state."""
     surroundings = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
+    device = tower.top.layout.device.type
+    surroundings |= {} if device == "cpu" else {"device": device}
     return surroundings | {"updates": "compiled"} if is_compiling() else surroundings
 
 

@@ -5,6 +5,7 @@ torch cannot nest those over tensors of a kind made in Python. Run by `test_devi
 """
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from levels import SGD, Adam, DigitsMLP, HeldOut, Layout, Level, Problem, Quadra
 from levels.captured import MOST, Graphs, capturing
 from levels.nonfinite import NonFiniteError
 from levels.tree import leaves
-from recursion import Tower, TowerState
+from recursion import Tower, TowerState, checkpoint, cli
 from recursion.notation import parse
 from recursion.spec import dumps
 
@@ -156,6 +157,41 @@ def test_what_is_not_finite_is_skipped(gpu: Device) -> None:
     assert counts[0] == counts[1]
     assert sum(counts[0][0]) > 0
     assert gpu.replays > 0
+
+
+class TestCommands:
+    """What ``--device`` does; a run goes on anywhere."""
+
+    TOWER = "quadratic(3): lstm(hidden=2)@3[batch=2] / lstm(hidden=2)@2 / adam"
+
+    def run(self, *words: str) -> None:
+        args = cli.build_parser().parse_args(words)
+        args.words = words
+        cli.run(args)
+
+    def test_training_and_evaluation(self, gpu: Device, tmp_path: Path, capsys) -> None:
+        out, there = str(tmp_path / "run"), ("--device", DEVICE)
+        few = "--problems", "4", "--eval-steps", "12"
+        self.run("train", self.TOWER, "--steps", "5", "--out", out, *few, *there)
+        assert gpu.replays > 10
+        self.run("train", self.TOWER, "--steps", "7", "--out", out, "--no-eval", "--resume")
+        assert (
+            f"made with torch {torch.__version__}, threads {torch.get_num_threads()}, device" in capsys.readouterr().err
+        )
+        kept = checkpoint.load(f"{out}/checkpoint.safetensors").state
+        assert not any(isinstance(leaf, There) for leaf in leaves(kept))
+        straight = parse(self.TOWER)
+        state, _ = steps(straight, 7)
+        for one, other in zip(leaves(state), leaves(kept), strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
+        self.run("eval", out, *few, "--no-transfer", *there)
+        self.run("probe", out, "--windows", "4", *there)
+        assert "quadratic(dims=3), 12 steps" in capsys.readouterr().out
+
+    def test_a_device_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="device must be one that torch has here .*, got 'xpu'; use cpu"):
+            self.run("train", self.TOWER, "--out", str(tmp_path / "run"), "--device", "xpu")
+        assert not (tmp_path / "run").exists()
 
 
 class TestGraphs:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from levels import SGD, Adam, DigitsMLP, Exact, Level, Linear, NonFiniteError, Quadratic, Skip
+from levels import SGD, Adagrad, Adam, DigitsMLP, Exact, Level, Linear, NonFiniteError, Quadratic, RMSprop, Skip
 from levels.compiled import compiling, has_compiler
 from levels.tree import named_leaves
 from recursion import Tower, TowerState
@@ -96,6 +96,9 @@ BOWL, DIGITS = Bowl(dims=3, dtype="float64"), Digits(hidden=(5,), minibatch=16, 
 SOME = {f"sgd, height {height}": tower(DIGITS, *sgds(height)) for height in (1, 2, 3, 4)} | {
     "adam on sgd": tower(DIGITS, Adam(lr=0.01), SGD(lr=1e-3)),
     "adam on adam": tower(DIGITS, Adam(lr=0.01), Adam(lr=1e-3), Adam(lr=1e-3)),
+    "adagrad on rmsprop, float32": tower(
+        Digits(hidden=(5,), minibatch=16, dtype="float32"), Adagrad(lr=0.01), RMSprop(lr=1e-3), SGD(lr=1e-3)
+    ),
     "copies, momentum, clip": Tower(
         BOWL,
         Level(optimizer=SGD(momentum=0.5), batch=3, clip=0.1),
@@ -114,7 +117,12 @@ def assert_close(one: TowerState, other: TowerState) -> None:
     left, right = named_leaves(one), named_leaves(other)
     assert left.keys() == right.keys()
     for name, tensor in left.items():
-        torch.testing.assert_close(tensor, right[name], rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        close = {"rtol": rounding(tensor), "atol": rounding(tensor)}
+        torch.testing.assert_close(tensor, right[name], **close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def rounding(tensor: Tensor) -> float:
+    return 1e-3 if tensor.dtype == torch.float32 else 1e-12
 
 
 @needs_compiler
@@ -124,14 +132,14 @@ def test_a_compiled_step_equals_the_plain_one(name: str) -> None:
     some = SOME[name]
     plain, reports = run(some, on=False)
     fast, others = run(some, on=True)
-    assert some._fused.program is not None
+    assert some.fused.program is not None
     assert_close(fast, plain)
     first = named_leaves(some.init(seed=0))
     moved = [key for key, tensor in named_leaves(fast).items() if not torch.equal(tensor, first[key])]
     assert sum(key.rpartition(".")[2] == "x" for key in moved) == some.depth, "a level has not moved"
     for a, b in zip(others, reports, strict=True):
         assert (a.step, a.skipped) == (b.step, b.skipped)
-        assert a.losses == pytest.approx(b.losses, rel=1e-12, abs=0)
+        assert a.losses == pytest.approx(b.losses, rel=rounding(plain.params), abs=0)
 
 
 @needs_compiler
@@ -169,7 +177,7 @@ def test_what_is_not_finite_is_said_as_the_plain_step_says_it(rate: float) -> No
         with pytest.raises(NonFiniteError) as caught:
             run(some, on)
         said.append(str(caught.value))
-    assert some._fused.program is not None
+    assert some.fused.program is not None
     assert said[0] == said[1]
     assert "level 1" in said[0]
     assert "at top step" in said[0]
@@ -181,7 +189,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path) -> None:
     whole = train(some, steps=6, seed=0, out=tmp_path / "whole", compile=True)
     train(some, steps=3, seed=0, out=tmp_path / "parts", compile=True)
     parts = train(some, steps=6, seed=0, out=tmp_path / "parts", resume=True, compile=True)
-    assert some._fused.program is not None
+    assert some.fused.program is not None
     left, right = named_leaves(whole), named_leaves(parts)
     assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
 
@@ -195,7 +203,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path) -> None:
 def test_parts_that_look_at_numbers_run_plainly(some: Tower) -> None:
     assert eligible(some)
     assert_close(run(some, on=True)[0], run(some, on=False)[0])
-    assert some._fused.program is None
+    assert some.fused.program is None
 
 
 def test_another_state_than_it_was_compiled_for_runs_plainly(monkeypatch) -> None:
@@ -222,7 +230,7 @@ def test_what_is_compiled_wrongly_is_not_used(place: int, monkeypatch) -> None:
     monkeypatch.setattr("recursion.fused.compile_graph", wrong)
     some = tower(BOWL, SGD(lr=0.1), SGD(lr=1e-2))
     assert_close(run(some, on=True)[0], run(some, on=False)[0])
-    assert some._fused.off
+    assert some.fused.off
 
 
 def test_which_towers_are_compiled_whole() -> None:
