@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
+from levels.captured import capturing
 from levels.nonfinite import NonFiniteError, Skip, Stop
 from levels.optimizers.start import Start
 from levels.task import Task
@@ -226,7 +227,7 @@ def _report(
     from recursion.evaluation import evaluate
     from recursion.reporting import write
 
-    with Stages(sys.stderr) as stages:
+    with Stages(sys.stderr) as stages, capturing():
         evaluation = evaluate(
             tower,
             states,

@@ -165,10 +165,7 @@ def _begin(
     with explained("read", path):
         exists = path.exists()
     if not exists:
-        with (
-            compiling(False),
-            captured.capturing(False),
-        ):  # a few evaluations, of which only the task's would be compiled
+        with compiling(False), captured.capturing(False):  # a few evaluations
             return tower.init(seed), 0.0
     if not resume:
         raise ValueError(f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended import DEVICE, Device, There, gpu
+from pretended import DEVICE, NAME, Device, There, gpu
 from torch import Tensor
 
 from levels import SGD, Adam, DigitsMLP, HeldOut, Layout, Level, Problem, Quadratic, captured, keys
@@ -173,11 +173,9 @@ class TestCommands:
         out, there = str(tmp_path / "run"), ("--device", DEVICE)
         few = "--problems", "4", "--eval-steps", "12"
         self.run("train", self.TOWER, "--steps", "5", "--out", out, *few, *there)
-        assert gpu.replays > 10
+        assert gpu.replays > 2 * 5 - 1, "all windows of level 1 but the first, and some in the evaluation"
         self.run("train", self.TOWER, "--steps", "7", "--out", out, "--no-eval", "--resume")
-        assert (
-            f"made with torch {torch.__version__}, threads {torch.get_num_threads()}, device" in capsys.readouterr().err
-        )
+        assert f"threads {torch.get_num_threads()}, device {NAME}, it goes on with" in capsys.readouterr().err
         kept = checkpoint.load(f"{out}/checkpoint.safetensors").state
         assert not any(isinstance(leaf, There) for leaf in leaves(kept))
         straight = parse(self.TOWER)
@@ -189,7 +187,7 @@ class TestCommands:
         assert "quadratic(dims=3), 12 steps" in capsys.readouterr().out
 
     def test_a_device_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="device must be one that torch has here .*, got 'xpu'; use cpu"):
+        with pytest.raises(ValueError, match=r"device must be one that torch has here .*, got 'xpu'; use cpu"):
             self.run("train", self.TOWER, "--out", str(tmp_path / "run"), "--device", "xpu")
         assert not (tmp_path / "run").exists()
 
