@@ -57,8 +57,8 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    """Those of several."""
-    return (ctypes.c_void_p * len(tensors))(*[address(tensor).value for tensor in tensors])
+    """Those of several, each in one piece in whatever order of its dimensions."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 def _kept(fresh: Path, made: Path) -> Path:
