@@ -127,24 +127,30 @@ template <class F> struct Vectors {
 
     static void load(Row *to, const F *from, long features, long stride, int rows) {
         for (long k = 0; k < features; k++, from += stride) {
-            if (rows < ROWS) to[k] = all(0);
-            std::memcpy(&to[k], from, rows < ROWS ? rows * sizeof(F) : sizeof(Row));
+            if (rows == ROWS)
+                std::memcpy(&to[k], from, sizeof(Row));
+            else
+                to[k] = all(0), std::memcpy(&to[k], from, rows * sizeof(F));
             soon(from);
         }
     }
     static void store(F *to, const Row *from, long features, long stride, int rows) {
         for (long k = 0; k < features; k++, to += stride) {
-            std::memcpy(to, &from[k], rows < ROWS ? rows * sizeof(F) : sizeof(Row));
+            if (rows == ROWS)
+                std::memcpy(to, &from[k], sizeof(Row));
+            else
+                std::memcpy(to, &from[k], rows * sizeof(F));
             soon(to);
         }
     }
-    static void soon(const F *here) {  // the next block's
-        __builtin_prefetch(here + ROWS), __builtin_prefetch(here + ROWS + LANES);
+    static void soon(const F *here) {  // the next block's, into the second cache: the first is this one's
+        __builtin_prefetch(here + ROWS, 0, 2), __builtin_prefetch(here + ROWS + LANES, 0, 2);
     }
 
     // out[j] = sum over k of w[j][k] x[k], where w's entries are ``across`` and ``along`` apart.
     template <int COUNT> static void product(const F *w, long across, long along, const Row *x, int width, Row *out) {
         Row sum[COUNT] = {};
+#pragma GCC unroll 2
         for (int k = 0; k < width; k++) {
             const Row value = x[k];
 #pragma GCC unroll 16
@@ -166,6 +172,7 @@ template <class F> struct Vectors {
     // sums[k][n] += x[k] y[n] over all steps, lane by lane; ``y`` a multiple of four.
     template <int COUNT> static void outer(const Row *x, const Row *y, long step, int steps, V *sums, long across) {
         V sum[COUNT][4] = {};
+#pragma GCC unroll 2
         for (int t = 0; t < steps; t++, x += step, y += step)
 #pragma GCC unroll 8
             for (int k = 0; k < COUNT; k++)

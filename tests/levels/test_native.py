@@ -88,14 +88,16 @@ def test_threads_change_the_last_digits_at_most():
             assert torch.equal(alone, together)
 
 
-@pytest.fixture(scope="module")
-def of_vectors(tmp_path_factory):
+@pytest.fixture(scope="module", params=[native.MACHINES, [()]], ids=["this machine", "any machine"])
+def of_vectors(request, tmp_path_factory):
     """A function of `cells.cpp` that works on a vector, by its name: from a tensor to one with two rows."""
     if not compiled.has_compiler():
         pytest.skip("no C++ compiler")
     source = tmp_path_factory.mktemp("functions") / "functions.cpp"
     source.write_text(FUNCTIONS.replace("CELLS", str(cells_native.SOURCE)))
-    native._build(source, source.with_suffix(".so"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "MACHINES", request.param)
+        native._build(source, source.with_suffix(".so"))
     library = ctypes.CDLL(str(source.with_suffix(".so")))
 
     def apply(name, x):
