@@ -34,12 +34,17 @@ def serves(tensor: Tensor) -> bool:
     """Whether work on tensors like this one is for native pieces, here and now."""
     if not is_compiling() or differentiated() or torch.is_grad_enabled():
         return False
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    return suits(tensor.device, tensor.dtype)
+
+
+def suits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether native pieces are for such tensors at all."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
-    """The library made of one C++ file. ValueError if the compiler refuses it."""
+    """The library made of one C++ file. ValueError if the compiler refuses it, OSError if it cannot be loaded."""
     place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "descent-tower"
     made = place / f"{source.stem}-{_fingerprint(source)}.so"
     if made.exists():
