@@ -393,10 +393,10 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
             const Row *above = slope.data();
             for (int layer = layers - 1; layer >= 0; layer--) {
                 net.backward(layer, now, c_old(t, layer), above, later(layer), &dc[layer * hidden]);
-                const int skipped = layer || dx ? 0 : inputs;  // nobody asks for the inputs' slopes
+                const int skipped = layer || dx ? 0 : inputs;  // nobody asks for these, nor for the first h's
                 Row *to = later(layer) - net.width(layer) + skipped;
                 net.products(net.params + net.weights(layer) + skipped * gates, gates, 1, now + net.act(layer), gates, to,
-                             net.width(layer) + hidden - skipped);
+                             net.width(layer) - skipped + (t ? hidden : 0));
                 above = to;
             }
             if (dx) net.store(dx + t * x_step, dz.data(), inputs, rows, n);
