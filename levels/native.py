@@ -34,12 +34,17 @@ def serves(tensor: Tensor) -> bool:
     """Whether work on tensors like this one is for native pieces, here and now."""
     if not is_compiling() or differentiated() or torch.is_grad_enabled():
         return False
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    return suits(tensor.device, tensor.dtype)
+
+
+def suits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether native pieces are for such tensors at all."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.float64)
 
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
-    """The library made of one C++ file. ValueError if the compiler refuses it."""
+    """The library made of one C++ file. ValueError if the compiler refuses it, OSError if it cannot be loaded."""
     place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "descent-tower"
     made = place / f"{source.stem}-{_fingerprint(source)}.so"
     if made.exists():
@@ -57,8 +62,8 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    """Those of several."""
-    return (ctypes.c_void_p * len(tensors))(*[address(tensor).value for tensor in tensors])
+    """Those of several, each in one piece in whatever order of its dimensions."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 def _kept(fresh: Path, made: Path) -> Path:

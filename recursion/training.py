@@ -17,9 +17,10 @@ from typing import Literal
 
 import torch
 
-from levels import captured
+from levels import captured, native
 from levels.compiled import compiling, has_compiler, is_compiling
 from levels.gradients.exact import Exact
+from levels.optimizers import cells_native
 from recursion import checkpoint, fused
 from recursion.files import explained, replace_file
 from recursion.metrics import Metrics
@@ -28,7 +29,9 @@ from recursion.tower import Report, Tower, TowerState
 
 CHECKPOINT = "checkpoint.safetensors"
 SPEC = "spec.json"
-REPAID = 10**8  # coordinates updated in all: about two minutes of an LSTM's on one core, of which a third is saved
+REPAID = 10**8  # coordinates of the task updated in all, where torch compiles for tens of seconds
+REPAID_NATIVE = 4 * 10**6  # coordinates updated by rules in C++: each saves 0.2 to 2 us, and building takes two seconds
+EACH_UPDATE = 300  # how many coordinates more an update saves as much as: 0.3 ms, however few it is of
 REPAID_FUSED = 10**5  # updates of levels where a step is compiled whole: each saves 0.06 ms or more
 
 
@@ -49,9 +52,9 @@ def train(
     ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be. ``resume``: go on from the folder's
     checkpoint if it has one; a run that is already there is left as it is. ``every``: seconds between checkpoints, at
     least 0. ``compile``: whether to compile what can be (`levels.compiled`); ``auto`` if the run is long enough to
-    repay it and there is a compiler, see `repays_compiling`. On a GPU windows are recorded instead (`levels.captured`),
-    which every run repays. ``on_report`` hears of each step, ``on_notice`` of what a
-    user should know, in a sentence.
+    repay it, see `repays_compiling`, and there is a compiler that can. On a GPU windows are recorded instead
+    (`levels.captured`), which every run repays. ``on_report`` hears of each step, ``on_notice`` of what a user should
+    know, in a sentence.
 
     Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
     Raises ValueError for settings out of range, and for a folder that holds a run when ``resume`` is false, or one of
@@ -61,28 +64,63 @@ def train(
     _check(steps, seed, every)
     folder, notice = Path(out), on_notice or _ignore
     there = tower.top.layout.device.type == captured.KIND
-    auto = there or (has_compiler() and repays_compiling(tower, steps))
-    fast = auto if compile == "auto" else compile
+    fast = (there or _compiles(tower, steps, notice)) if compile == "auto" else compile
     if fast and not there:
-        notice("compiling; the first step takes up to a minute longer")
+        notice(f"compiling; the first step takes up to a {'few seconds' if _native(tower) else 'minute'} longer")
     with compiling(fast and not there), captured.capturing(fast and there):
         return _train(tower, steps, seed, folder, resume, every, on_report or _ignore, notice)
 
 
 def repays_compiling(tower: Tower, steps: int) -> bool:
-    """Whether a run updates coordinates of the task `REPAID` times, by a rule that compiles or under exact gradients,
-    or levels `REPAID_FUSED` times, where a step is compiled whole (`recursion.fused`).
+    """Whether a run updates coordinates of the task `REPAID` times, by a rule that compiles or under exact gradients;
+    or, by rules that all are in C++, any coordinates `REPAID_NATIVE` times; or levels `REPAID_FUSED` times, where a
+    step is compiled whole (`recursion.fused`).
 
     It depends on the tower and ``steps`` alone, so that a run is the same wherever and whenever it is repeated.
     """
     if fused.eligible(tower):
         return steps * tower.depth >= REPAID_FUSED
+    if _native(tower):
+        return steps * _native_updates(tower) >= REPAID_NATIVE
     copies = math.prod(laid.batch for laid in tower.laid)
     updates = steps * tower.base_steps * copies * tower.task.layout.size
     learned = any(level.optimizer.compiles for level in tower.levels)
     traced = getattr(tower.task, "traceable", False)
     exact = traced and any(isinstance(level.gradient, Exact) for level in tower.levels)
     return updates >= REPAID and (learned or exact)
+
+
+def _native(tower: Tower) -> bool:
+    """Whether rules compile, and all that is compiled of them is in C++ (`levels.native`): not where a window is a
+    single update, whose derivative `torch.compile` makes, nor under exact gradients."""
+    layout, learned = tower.task.layout, [laid for laid in tower.laid if laid.optimizer.compiles]
+    single = any(laid.plain for laid in learned if laid is not tower.top)
+    exact = any(isinstance(level.gradient, Exact) for level in tower.levels)
+    return bool(learned) and not (single or exact) and native.suits(layout.device, layout.dtype)
+
+
+def _native_updates(tower: Tower) -> int:
+    """Coordinates that rules in C++ update in a step of the topmost level, with what an update counts beside."""
+    total = 0
+    for number, laid in enumerate(tower.laid):
+        if laid.optimizer.compiles:
+            updates = math.prod(level.unroll for level in tower.levels[number:])
+            copies = math.prod(above.batch for above in tower.laid[number:])
+            total += updates * (copies * laid.problem.layout.size + EACH_UPDATE)
+    return total
+
+
+def _compiles(tower: Tower, steps: int, notice: Callable[[str], None]) -> bool:
+    """Whether ``auto`` compiles: if it is repaid and can be done."""
+    if not (has_compiler() and repays_compiling(tower, steps)):
+        return False
+    if _native(tower):
+        try:
+            native.library(cells_native.SOURCE)
+        except (OSError, ValueError) as error:
+            notice(f"not compiling: {error}")
+            return False
+    return True
 
 
 def _train(

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -26,27 +27,40 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, TILE = 8;  // of a vector; sums held in registers at once, two vectors each
+constexpr int BYTES = 64, TILE = 10, SIDE = 4;  // of a vector; sums held in registers at once: pairs, fours
 #elif defined(__AVX__)
-constexpr int BYTES = 32, TILE = 4;
+constexpr int BYTES = 32, TILE = 4, SIDE = 2;
 #else
-constexpr int BYTES = 16, TILE = 4;
+constexpr int BYTES = 16, TILE = 4, SIDE = 2;
 #endif
 
+#if defined(__FP_FAST_FMAF)
+constexpr bool FUSED = true;  // products and sums are one operation
+#else
+constexpr bool FUSED = false;
+#endif
+
+// ``exp``: coefficients, the highest power's first. Those of float have the least greatest relative error within ln 2 / 2
+// of 0, 2.6e-9, among polynomials of that degree that are 1 at 0 (by Remez's exchange); those of double are Taylor's.
+// ``log``: how many terms of the series in ((m - 1) / (m + 1))^2 count for m within a factor of sqrt 2 of 1.
 template <class F> struct Number;
 template <> struct Number<float> {
     using Integer = int32_t;
-    static constexpr int mantissa = 23, degree = 7;
+    static constexpr int mantissa = 23, log = 6;
+    static constexpr bool fused = FUSED;  // a product that is not rounded needs no second part of ln 2
+    static constexpr float exp[] = {1.40614226e-3f, 8.37905891e-3f, 4.16647717e-2f, 0.166663647f, 0.50000006f, 1, 1};
     static constexpr float limit = 43, round = 12582912, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
 };
 template <> struct Number<double> {
     using Integer = int64_t;
-    static constexpr int mantissa = 52, degree = 13;
+    static constexpr int mantissa = 52, log = 11;
+    static constexpr bool fused = false;
+    static constexpr double exp[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880,
+                                     1. / 40320,      1. / 5040,      1. / 720,      1. / 120,     1. / 24,
+                                     1. / 6,          1. / 2,         1,             1};
     static constexpr double limit = 354, round = 6755399441055744;
     static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
 };
-
-constexpr double inverse_factorial(int k) { return k < 2 ? 1 : inverse_factorial(k - 1) / k; }
 
 // x, but not above the limit nor below its negative; what is not a number stays so.
 #if defined(__AVX512F__)  // compilers make four instructions of what is written out below
@@ -72,11 +86,25 @@ template <class F> struct Vectors {
     static V exp(V x) {  // within limits whose squares are numbers still
         using N = Number<F>;
         x = within(x, V{} + N::limit);
-        V shifted = x * F(1.4426950408889634) + N::round, n = shifted - N::round;
-        V r = x - n * N::ln2_high - n * N::ln2_low, sum = V{} + F(inverse_factorial(N::degree));
+        const V shifted = x * F(1.4426950408889634) + N::round, n = shifted - N::round;
+        const V r = N::fused ? x - n * F(0.6931471805599453) : x - n * N::ln2_high - n * N::ln2_low;
+        V sum = V{} + N::exp[0];
 #pragma GCC unroll 16
-        for (int k = N::degree - 1; k >= 0; k--) sum = sum * r + F(inverse_factorial(k));
+        for (int k = 1; k < int(sizeof(N::exp) / sizeof(F)); k++) sum = sum * r + N::exp[k];
         return (V)((I)sum + ((I)shifted << N::mantissa));
+    }
+    static V log(V x) {  // of numbers that are not negative
+        using N = Number<F>;
+        const V least = V{} + std::numeric_limits<F>::min(), half = V{} + F(0.70710678);
+        const I tiny = (I)(x < least), offset = (I)(tiny ? x * F(2L << N::mantissa) : x) - (I)half;
+        const I n = (offset >> N::mantissa) - (tiny & (N::mantissa + 1));
+        const V m = (V)((offset & (((typename N::Integer)1 << N::mantissa) - 1)) + (I)half);
+        const V s = (m - F(1)) / (m + F(1)), square = s * s, count = __builtin_convertvector(n, V);
+        V sum = V{};
+#pragma GCC unroll 16
+        for (int k = N::log - 1; k > 0; k--) sum = (sum + F(1) / F(2 * k + 1)) * square;
+        const V found = count * N::ln2_high + (F(2) * s + (F(2) * s * sum + count * N::ln2_low));
+        return x > std::numeric_limits<F>::max() ? x : x > F(0) ? found : V{} - F(INFINITY);
     }
     static Row sigmoid(Row x) {  // one division for both
         V a = F(1) + exp(-x.a), b = F(1) + exp(-x.b), both = F(1) / (a * b);
@@ -87,29 +115,45 @@ template <class F> struct Vectors {
         return {F(2) * s.a - F(1), F(2) * s.b - F(1)};
     }
 
+    // As Python's: the size and the sign of gradients, ``least`` and ``most`` being exp(-p) and exp(p).
+    static void log_and_sign(Row g, F p, F least, F most, Row *out) {
+        auto one = [&](auto half) {
+            const V value = g.*half, size = value < F(0) ? -value : value;
+            out[0].*half = size >= least ? log(size) / p : V{} - F(1);
+            out[1].*half = size >= least ? (value > F(0) ? V{} + F(1) : V{} - F(1)) : value * most;
+        };
+        one(&Row::a), one(&Row::b);
+    }
+
     static void load(Row *to, const F *from, long features, long stride, int rows) {
         for (long k = 0; k < features; k++, from += stride) {
-            if (rows < ROWS) to[k] = all(0);
-            std::memcpy(&to[k], from, rows * sizeof(F));
+            if (rows == ROWS)
+                std::memcpy(&to[k], from, sizeof(Row));
+            else
+                to[k] = all(0), std::memcpy(&to[k], from, rows * sizeof(F));
             soon(from);
         }
     }
     static void store(F *to, const Row *from, long features, long stride, int rows) {
         for (long k = 0; k < features; k++, to += stride) {
-            std::memcpy(to, &from[k], rows * sizeof(F));
+            if (rows == ROWS)
+                std::memcpy(to, &from[k], sizeof(Row));
+            else
+                std::memcpy(to, &from[k], rows * sizeof(F));
             soon(to);
         }
     }
-    static void soon(const F *here) {  // the next block's
-        __builtin_prefetch(here + ROWS), __builtin_prefetch(here + ROWS + LANES);
+    static void soon(const F *here) {  // the next block's, into the second cache: the first is this one's
+        __builtin_prefetch(here + ROWS, 0, 2), __builtin_prefetch(here + ROWS + LANES, 0, 2);
     }
 
     // out[j] = sum over k of w[j][k] x[k], where w's entries are ``across`` and ``along`` apart.
     template <int COUNT> static void product(const F *w, long across, long along, const Row *x, int width, Row *out) {
         Row sum[COUNT] = {};
+#pragma GCC unroll 2
         for (int k = 0; k < width; k++) {
             const Row value = x[k];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int j = 0; j < COUNT; j++) {
                 const F factor = w[j * across + k * along];
                 sum[j].a += value.a * factor;
@@ -128,6 +172,7 @@ template <class F> struct Vectors {
     // sums[k][n] += x[k] y[n] over all steps, lane by lane; ``y`` a multiple of four.
     template <int COUNT> static void outer(const Row *x, const Row *y, long step, int steps, V *sums, long across) {
         V sum[COUNT][4] = {};
+#pragma GCC unroll 2
         for (int t = 0; t < steps; t++, x += step, y += step)
 #pragma GCC unroll 8
             for (int k = 0; k < COUNT; k++)
@@ -142,8 +187,8 @@ template <class F> struct Vectors {
     static void outers(const Row *x, int width, const Row *y, int count, long step, int steps, V *sums) {
         for (int n = 0; n < count; n += 4) {
             int k = 0;
-            for (; k + TILE / 2 <= width; k += TILE / 2)
-                outer<TILE / 2>(x + k, y + n, step, steps, sums + k * count + n, count);
+            for (; k + SIDE <= width; k += SIDE)
+                outer<SIDE>(x + k, y + n, step, steps, sums + k * count + n, count);
             for (; k < width; k++) outer<1>(x + k, y + n, step, steps, sums + k * count + n, count);
         }
     }
@@ -154,10 +199,12 @@ template <class F> struct Cells : Vectors<F> {
     using V = typename Vectors<F>::V;
 
     int inputs, hidden, layers;
+    F p, least, most;  // of gradients, see ``read``
     const F *params;
 
-    Cells(int inputs, int hidden, int layers, const F *params)
-        : inputs(inputs), hidden(hidden), layers(layers), params(params) {}
+    Cells(int inputs, int hidden, int layers, F p, const F *params)
+        : inputs(inputs), hidden(hidden), layers(layers), p(p), least(std::exp(-p)), most(std::exp(p)),
+          params(params) {}
 
     int width(int layer) const { return layer ? hidden : inputs; }
     int reads(int layer) const { return width(layer) + hidden + 1; }
@@ -173,6 +220,12 @@ template <class F> struct Cells : Vectors<F> {
     int c(int layer) const { return act(layer) + gates(); }
     long step() const { return z(layers) + hidden + 1; }
 
+    int given() const { return p > 0 ? 1 : inputs; }
+    // The inputs of a step or, if there is a ``p``, the gradients that they are made of.
+    void read(Row *now, const F *from, long stride, int rows) const {
+        this->load(now, from, given(), stride, rows);
+        if (p > 0) this->log_and_sign(now[0], p, least, most, now);
+    }
     void begin(Row *now) const {
         for (int layer = 0; layer < layers; layer++) now[act(layer) - 1] = this->all(1);
         now[step() - 1] = this->all(1);
@@ -221,6 +274,7 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
     int groups, inputs, hidden, layers, threads, bounded;
     long rows;
     const F *params;
+    double p;
 
     using Row = typename Cells<F>::Row;
     using V = typename Cells<F>::V;
@@ -228,8 +282,8 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
     static constexpr int ROWS = Cells<F>::ROWS;
 
     Cells<F> cells(int group) const {
-        const Cells<F> first(inputs, hidden, layers, params);
-        return Cells<F>(inputs, hidden, layers, params + group * first.total());
+        const Cells<F> first(inputs, hidden, layers, p, params);
+        return Cells<F>(inputs, hidden, layers, p, params + group * first.total());
     }
     std::vector<F *> states(F *const *all, int group) const {
         std::vector<F *> own(all, all + 2 * layers);
@@ -252,15 +306,16 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
 
     void forward(const F *x, F *const *old, F *const *made, F *out) const {
         const long count = parts(4096);
-        for (int g = 0; g < groups; g++, x += inputs * rows, out += rows) {
+        for (int g = 0; g < groups; g++, out += rows) {
             const Cells<F> net = cells(g);
+            const F *own = x + g * net.given() * rows;
             const auto before = states(old, g), after = states(made, g);
             std::vector<Block> work;
             for (long p = 0; p < count; p++) work.emplace_back(new Row[net.step() + hidden]);
             for (auto &now : work) net.begin(now.get());
             shared(count, [&](long part, long r, int n) {
                 Row *now = work[part].get(), *c_old = now + net.step();
-                net.load(now, x + r, inputs, rows, n);
+                net.read(now, own + r, rows, n);
                 for (int layer = 0; layer < layers; layer++) {
                     net.load(now + net.z(layer) + net.width(layer), before[2 * layer] + r, hidden, rows, n);
                     net.load(c_old, before[2 * layer + 1] + r, hidden, rows, n);
@@ -286,14 +341,15 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
                 for (int t = 0; t < steps; t++) net.begin(&own[t * net.step()]);
             shared(count, [&](long part, long r, int n) {
                 const long here = g * rows + r;
-                block(net, steps, x + (g * inputs * rows + r), start.data(), r, n, dout + here,
+                block(net, steps, x + (g * net.given() * rows + r), start.data(), r, n, dout + here,
                       dx ? dx + (g * inputs * rows + r) : nullptr, work[part].get(), sums[part].data());
             });
             for (long j = 0; j < net.total(); j++) {
-                F all = 0;
-                for (const auto &own : sums)
-                    for (int lane = 0; lane < Cells<F>::LANES; lane++) all += own[j][lane];
-                *dparams++ = all;
+                V all = sums[0][j];
+                for (long p = 1; p < count; p++) all += sums[p][j];
+                for (int half = Cells<F>::LANES / 2; half; half /= 2)
+                    for (int lane = 0; lane < half; lane++) all[lane] += all[lane + half];
+                *dparams++ = all[0];
             }
         }
     }
@@ -301,7 +357,7 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
     // The window of one block, there and back.
     void block(const Cells<F> &net, int steps, const F *x, F *const *old, long r, int n, const F *dout, F *dx, Row *work,
                V *sums) const {
-        const long step = net.step(), x_step = groups * inputs * rows, gates = net.gates();
+        const long step = net.step(), x_step = groups * net.given() * rows, gates = net.gates();
         std::vector<Row> begun(layers * hidden), dc(layers * hidden), dz(inputs + (2 * layers - 1) * hidden), slope(hidden + 1);
         std::vector<Row> douts(steps);
         std::fill(dc.begin(), dc.end(), net.all(0)), std::fill(dz.begin(), dz.end(), net.all(0));
@@ -314,7 +370,7 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
         }
         for (int t = 0; t < steps; t++) {
             Row *now = work + t * step;
-            net.load(now, x + t * x_step, inputs, rows, n);
+            net.read(now, x + t * x_step, rows, n);
             for (int layer = 0; layer < layers; layer++) {
                 net.forward(layer, now, c_old(t, layer));
                 const Row *h = now + net.z(layer + 1);
@@ -337,10 +393,10 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
             const Row *above = slope.data();
             for (int layer = layers - 1; layer >= 0; layer--) {
                 net.backward(layer, now, c_old(t, layer), above, later(layer), &dc[layer * hidden]);
-                const int skipped = layer || dx ? 0 : inputs;  // nobody asks for the inputs' slopes
+                const int skipped = layer || dx ? 0 : inputs;  // nobody asks for these, nor for the first h's
                 Row *to = later(layer) - net.width(layer) + skipped;
                 net.products(net.params + net.weights(layer) + skipped * gates, gates, 1, now + net.act(layer), gates, to,
-                             net.width(layer) + hidden - skipped);
+                             net.width(layer) - skipped + (t ? hidden : 0));
                 above = to;
             }
             if (dx) net.store(dx + t * x_step, dz.data(), inputs, rows, n);
@@ -351,18 +407,6 @@ template <class F> struct Call {  // what Python fills; states are [groups][hidd
     }
 };
 
-// As Python's, [groups][size and sign][rows] of [groups][rows].
-template <class F> void log_and_sign(long groups, long rows, F p, const F *g, F *out) {
-    const F least = std::exp(-p), most = std::exp(p);
-    for (long group = 0; group < groups; group++, g += rows, out += 2 * rows)
-        for (long r = 0; r < rows; r++) {
-            const F size = std::abs(g[r]);
-            const bool large = size >= least;
-            out[r] = large ? std::log(size) / p : F(-1);
-            out[rows + r] = large ? std::copysign(F(1), g[r]) : g[r] * most;
-        }
-}
-
 }  // namespace
 
 #define EXPORT(NAME, F)                                                                                             \
@@ -372,9 +416,6 @@ template <class F> void log_and_sign(long groups, long rows, F p, const F *g, F 
     extern "C" void sweep_##NAME(const Call<F> *call, int steps, const F *x, F *const *old, const F *dout,          \
                                  F *dparams, F *dx) {                                                               \
         call->sweep(steps, x, old, dout, dparams, dx);                                                              \
-    }                                                                                                               \
-    extern "C" void log_and_sign_##NAME(long groups, long rows, F p, const F *g, F *out) {                          \
-        log_and_sign<F>(groups, rows, p, g, out);                                                                   \
     }
 EXPORT(float32, float)
 EXPORT(float64, double)

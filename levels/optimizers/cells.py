@@ -133,16 +133,23 @@ class Cells:
                 slopes[name][..., 2 * self.hidden : 3 * self.hidden] *= 2
         return slopes, dold, dh
 
-    def move(self, weights: Tensor, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The output and the new h and c of each layer in turn, as `forward`'s; ``weights``: see `flat_views`."""
+    def move(self, weights: Tensor, inputs: Tensor, state: LSTMState, *, p: float = 0.0) -> tuple[Tensor, LSTMState]:
+        """The output ``[*batch, copies, n]`` and the next state; ``weights``: see `flat_views`.
+
+        ``inputs``: ``[groups, inputs, rows]`` or, if there is a ``p``, the gradients ``[groups, rows]`` of which
+        `log_and_sign` makes them.
+        """
         if native.serves(inputs):
-            return cells_native.forward(weights, inputs, state)
-        views = self.flat_views(weights)
+            return cells_native.forward(weights, inputs, state, p=p)
+        views, old, shape = self.flat_views(weights), opened(state), state[0][0].shape[:-1]
+        if p:
+            inputs = log_and_sign(inputs, p, dim=-2)
         parts = [
-            self.forward(views, inputs[..., span], [leaf[..., span] for leaf in state])
+            self.forward(views, inputs[..., span], [leaf[..., span] for leaf in old])
             for span in spans(inputs.shape[-1], len(weights))
         ]
-        return joined([out for out, _ in parts]), [joined(leaf) for leaf in zip(*(_carried(kept) for _, kept in parts))]
+        new = [joined(leaf) for leaf in zip(*(_carried(kept) for _, kept in parts))]
+        return joined([out for out, _ in parts]).reshape(shape), closed(new, shape)
 
     def sweep(
         self,
@@ -151,16 +158,20 @@ class Cells:
         state: Sequence[Tensor],
         dout: Tensor,
         *,
+        p: float = 0.0,
         bounded: bool = False,
         above: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Cotangents of ``weights`` and of ``inputs`` over a whole window, of which only the first state is given.
 
-        ``inputs``: ``[steps, groups, inputs, rows]``; ``dout``: ``[steps, groups, rows]``, of the outputs or, if
-        ``bounded``, of their tanh. Those of the inputs are None unless something ``above`` asks for them.
+        ``inputs``: ``[steps, ...]`` of `move`'s; ``state``: as `forward`'s; ``dout``: ``[steps, groups, rows]``, of the
+        outputs or, if ``bounded``, of their tanh. Those of the inputs are None unless something ``above`` asks for
+        them; there are none of gradients.
         """
         if native.serves(inputs):
-            return cells_native.sweep(weights, inputs, state, dout, bounded=bounded, above=above)
+            return cells_native.sweep(weights, inputs, state, dout, p=p, bounded=bounded, above=above)
+        if p:
+            inputs = log_and_sign(inputs, p, dim=-2)
         views, total, dinputs = self.flat_views(weights), torch.zeros_like(weights), []
         for span in spans(inputs.shape[-1], len(weights), len(inputs)):
             old = [leaf[..., span] for leaf in state]
@@ -199,6 +210,15 @@ class Cells:
 @cache
 def _layout(cells: Cells, dtype: torch.dtype, device: torch.device) -> Layout:
     return Layout.of(cells.shapes(), dtype, device)
+
+
+def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:
+    """The gradient as a size and a sign of comparable scale, along a new dimension ``dim`` of 2 (appendix A)."""
+    magnitude = g.abs()
+    large = magnitude >= math.exp(-p)
+    size = torch.where(large, magnitude.clamp_min(math.exp(-p)).log() / p, -1.0)
+    sign = torch.where(large, g.sign(), g * math.exp(p))
+    return torch.stack((size, sign), dim=dim)
 
 
 def opened(state: State) -> list[Tensor]:

@@ -26,20 +26,25 @@ class Call(ctypes.Structure):
         *[(name, ctypes.c_int) for name in ("groups", "inputs", "hidden", "layers", "threads", "bounded")],
         ("rows", ctypes.c_long),
         ("params", ctypes.c_void_p),
+        ("p", ctypes.c_double),
     ]
 
 
-def forward(weights: Tensor, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Outputs ``[groups, 1, rows]`` and the new h and c of each layer in turn.
+LSTMState = tuple[tuple[Tensor, Tensor], ...]  # as in `levels.optimizers.cells`
 
-    ``weights``: ``[groups, m]``, all of a `Cells` by its names in turn; ``inputs``: ``[groups, inputs, rows]``;
-    ``state``: ``[groups, hidden, rows]`` each.
+
+def forward(weights: Tensor, inputs: Tensor, state: LSTMState, *, p: float = 0.0) -> tuple[Tensor, LSTMState]:
+    """Outputs ``[*batch, copies, n]`` and the new state, both as `levels.optimizers.cells.Cells.move` has them.
+
+    ``weights``: ``[groups, m]``, all of a `Cells` by its names in turn; ``inputs``: ``[groups, inputs, rows]`` or, if
+    there is a ``p``, the gradients ``[groups, rows]`` that `log_and_sign` makes them of.
     """
-    weights, inputs, state = weights.contiguous(), inputs.contiguous(), [leaf.contiguous() for leaf in state]
-    out, new = inputs.new_empty(len(inputs), 1, inputs.shape[-1]), [torch.empty_like(leaf) for leaf in state]
-    call = _call(weights, inputs, state)
-    _function("forward", weights.dtype)(call, address(inputs), addresses(state), addresses(new), address(out))
-    return out, new
+    weights, inputs, old = weights.contiguous(), inputs.contiguous(), _ordered(state)
+    shape, strides = old[0].shape, old[0].stride()
+    new, out = [leaf.new_empty_strided(shape, strides) for leaf in old], inputs.new_empty(shape[:-1])
+    call = _call(weights, inputs, old, p)
+    _function("forward", weights.dtype)(call, address(inputs), addresses(old), addresses(new), address(out))
+    return out, tuple(zip(new[::2], new[1::2]))
 
 
 def sweep(
@@ -48,37 +53,47 @@ def sweep(
     state: Sequence[Tensor],
     dout: Tensor,
     *,
+    p: float = 0.0,
     bounded: bool = False,
     above: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Cotangents of the weights, ``[groups, m]``, and of the inputs, over a window that begins with ``state``.
+    """Cotangents of the weights and of the inputs, over a window that begins with ``state``.
 
-    ``inputs``: ``[steps, groups, inputs, rows]``; ``dout``: ``[steps, groups, rows]``, of the outputs or, if
-    ``bounded``, of their tanh; ``state``: as `forward`'s. Those of the inputs are None unless something ``above`` asks
-    for them.
+    All as `levels.optimizers.cells.Cells.sweep` has them; there are no cotangents of gradients.
     """
+    assert not (above and p)
     weights, inputs, dout = weights.contiguous(), inputs.contiguous(), dout.contiguous()
-    state = [leaf.contiguous() for leaf in state]
+    old = [leaf.contiguous() for leaf in state]
     dweights, dinputs = torch.empty_like(weights), torch.empty_like(inputs) if above else None
-    function, call = _function("sweep", weights.dtype), _call(weights, inputs[0], state, bounded)
+    function, call = _function("sweep", weights.dtype), _call(weights, inputs, old, p, bounded)
     ends = address(dout), address(dweights), None if dinputs is None else address(dinputs)
-    function(call, ctypes.c_int(len(inputs)), address(inputs), addresses(state), *ends)
+    function(call, ctypes.c_int(len(inputs)), address(inputs), addresses(old), *ends)
     return dweights, dinputs
 
 
-def log_and_sign(g: Tensor, p: float) -> Tensor:
-    """`levels.optimizers.lstm.log_and_sign` of gradients ``[.., groups, rows]``: ``[.., groups, 2, rows]``."""
-    g, rows, number = g.contiguous(), g.shape[-1], ctypes.c_float if g.dtype == torch.float32 else ctypes.c_double
-    out = g.new_empty(*g.shape[:-1], 2, rows)
-    sizes = ctypes.c_long(g.numel() // rows), ctypes.c_long(rows)
-    _function("log_and_sign", g.dtype)(*sizes, number(p), address(g), address(out))
-    return out
+def _ordered(state: LSTMState) -> list[Tensor]:
+    """h and c of each layer in turn, as they are where they lie as `forward` makes them, else laid out so."""
+    shape = state[0][0].shape
+    strides = _strides(shape)
+    return [
+        leaf if leaf.stride() == strides else leaf.new_empty_strided(shape, strides).copy_(leaf)
+        for layer in state
+        for leaf in layer
+    ]
 
 
-def _call(weights: Tensor, inputs: Tensor, state: Sequence[Tensor], bounded: bool = False) -> Any:
-    groups, hidden, rows = state[0].shape
-    sizes = groups, inputs.shape[-2], hidden, len(state) // 2, torch.get_num_threads(), bounded
-    return ctypes.byref(Call(*sizes, rows, address(weights)))
+@cache
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    """Of ``[*batch, copies, n, hidden]`` that lies in memory as ``[*batch, hidden, copies, n]``."""
+    *batch, copies, n, hidden = shape
+    return torch.empty(*batch, hidden, copies, n, device="meta").movedim(-3, -1).stride()
+
+
+def _call(weights: Tensor, inputs: Tensor, old: Sequence[Tensor], p: float, bounded: bool = False) -> Any:
+    groups, rows, layers = len(weights), inputs.shape[-1], len(old) // 2
+    hidden, read = old[0].numel() // (groups * rows), 2 if p else inputs.shape[-2]
+    sizes = groups, read, hidden, layers, torch.get_num_threads(), bounded
+    return ctypes.byref(Call(*sizes, rows, weights.data_ptr(), p))
 
 
 @cache

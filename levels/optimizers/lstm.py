@@ -24,7 +24,6 @@ from levels import native
 from levels.derivatives import differentiated
 from levels.layout import Layout
 from levels.optimizer import Optimizer, Pulled, totals
-from levels.optimizers import cells_native
 from levels.optimizers.cells import (
     Cell,
     Cells,
@@ -34,6 +33,7 @@ from levels.optimizers.cells import (
     by_feature,
     closed,
     joined,
+    log_and_sign,
     opened,
     spans,
     ungrouped,
@@ -81,8 +81,8 @@ class LSTM(Optimizer):
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor) -> tuple[Tensor, LSTMState]:
         weights = params.reshape(-1, params.shape[-1])
-        out, new = self.cells.move(weights, self._inputs(g.reshape(len(weights), -1)), opened(state))
-        return x + self.scale * out.reshape(x.shape), closed(new, x.shape)
+        out, new = self.cells.move(weights, g.reshape(len(weights), -1), state, p=self.p)
+        return torch.add(x, out, alpha=self.scale), new
 
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: LSTMState, x: Tensor
@@ -130,14 +130,10 @@ class LSTM(Optimizer):
             return None, None
         weights = params.reshape(-1, params.shape[-1])
         shape = len(dxs), len(weights), -1
-        inputs = self._inputs(torch.stack([step.g for step in steps[: len(dxs)]]).reshape(shape))
+        grads = torch.stack([step.g for step in steps[: len(dxs)]]).reshape(shape)
         dout = self.scale * torch.stack(dxs).reshape(shape)
-        dweights, _ = self.cells.sweep(weights, inputs, opened(steps[0].state), dout)
+        dweights, _ = self.cells.sweep(weights, grads, opened(steps[0].state), dout, p=self.p)
         return dweights.reshape(params.shape), dxs[0]
-
-    def _inputs(self, g: Tensor) -> Tensor:
-        """What the network reads, ``[.., groups, 2, rows]``, of gradients ``[.., groups, rows]``."""
-        return cells_native.log_and_sign(g, self.p) if native.serves(g) else log_and_sign(g, self.p, dim=-2)
 
     def _opened(self, params: Tensor, g: Tensor, state: LSTMState) -> tuple[Views, Tensor, list[Tensor]]:
         """The weights, the gradient ``[groups, rows]`` and the state, by feature."""
@@ -159,13 +155,5 @@ class LSTM(Optimizer):
     def _moved(self, x: Tensor, outs: list[Tensor], cells: list[list[Cell]]) -> tuple[Tensor, LSTMState]:
         """The next ``x`` and the next state, from all spans."""
         pieces = zip(*([leaf for cell in part for leaf in (cell.h, cell.c)] for part in cells))
-        return x + self.scale * joined(outs).reshape(x.shape), closed([joined(piece) for piece in pieces], x.shape)
-
-
-def log_and_sign(g: Tensor, p: float, dim: int = -1) -> Tensor:
-    """The gradient as a size and a sign of comparable scale, along a new dimension ``dim`` of 2 (appendix A)."""
-    magnitude = g.abs()
-    large = magnitude >= math.exp(-p)
-    size = torch.where(large, magnitude.clamp_min(math.exp(-p)).log() / p, -1.0)
-    sign = torch.where(large, g.sign(), g * math.exp(p))
-    return torch.stack((size, sign), dim=dim)
+        out = joined(outs).reshape(x.shape)
+        return torch.add(x, out, alpha=self.scale), closed([joined(piece) for piece in pieces], x.shape)

@@ -27,8 +27,7 @@ from torch.func import functional_call, vmap
 
 from levels.layout import Layout
 from levels.optimizer import Optimizer
-from levels.optimizers.cells import by_group
-from levels.optimizers.lstm import log_and_sign
+from levels.optimizers.cells import by_group, log_and_sign
 from levels.part import notate, require
 
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

@@ -26,7 +26,7 @@ from levels.derivatives import differentiated
 from levels.layout import Layout
 from levels.optimizer import Optimizer, totals
 from levels.optimizers.adam import AdamState, moments, no_moments
-from levels.optimizers.cells import Cells, LSTMState, Views, by_copy, by_feature, closed, opened, spans, ungrouped
+from levels.optimizers.cells import Cells, LSTMState, Views, by_copy, by_feature, opened, spans, ungrouped
 from levels.part import require
 from levels.window import Step
 
@@ -99,8 +99,8 @@ class RNNProp(Optimizer):
     ) -> tuple[Tensor, RNNPropState]:
         weights = params.reshape(-1, params.shape[-1])
         read = self._read(self.layout.views(weights), g, state)
-        out, cells = self.cells.move(self._cell_weights(weights), read.u, opened(state.cells))
-        return x - self.scale * torch.tanh(out).reshape(x.shape), RNNPropState(read.adam, closed(cells, x.shape))
+        out, cells = self.cells.move(self._cell_weights(weights), read.u, state.cells)
+        return x - self.scale * torch.tanh(out), RNNPropState(read.adam, cells)
 
     def pullback(
         self,

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from levels import LSTM, Quadratic, RNNProp, compiled, keys
+from levels import LSTM, Quadratic, RNNProp, compiled, keys, native
 from levels.compiled import compilable, compiling, is_compiling
 from levels.derivatives import push
+from levels.optimizers import cells_native
 from recursion.notation import parse
-from recursion.training import REPAID, repays_compiling, train
+from recursion.training import EACH_UPDATE, REPAID, REPAID_NATIVE, repays_compiling, train
 
 
 @pytest.fixture
@@ -62,18 +63,53 @@ def test_without_a_compiler_it_is_refused(monkeypatch):
 
 def test_runs_that_are_long_enough_compile(tmp_path, compiler, monkeypatch):
     tower = parse("quadratic(dims=5): lstm(hidden=2)@2[batch=3] / adam")
-    each = 2 * 3 * 5
-    assert not repays_compiling(tower, (REPAID - 1) // each)
-    assert repays_compiling(tower, REPAID // each + 1)
+    each = 2 * (3 * 5 + EACH_UPDATE)
+    assert not repays_compiling(tower, (REPAID_NATIVE - 1) // each)
+    assert repays_compiling(tower, REPAID_NATIVE // each + 1)
     assert not repays_compiling(parse("quadratic: adam@20 / adam"), REPAID)
+    above = parse("quadratic(dims=5): adam@2[batch=3] / rnnprop(hidden=2)@4[batch=7] / adam")  # it updates Adam's rate
+    each = 4 * (7 * above.laid[0].layout.size + EACH_UPDATE)
+    assert not repays_compiling(above, (REPAID_NATIVE - 1) // each)
+    assert repays_compiling(above, REPAID_NATIVE // each + 1)
     notices: list[str] = []
     train(tower, steps=1, seed=0, out=tmp_path / "short", on_notice=notices.append)
     assert not compiler
     assert not notices
     monkeypatch.setattr("recursion.training.has_compiler", lambda: False)
-    monkeypatch.setattr("recursion.training.REPAID", 1)
+    monkeypatch.setattr("recursion.training.REPAID_NATIVE", 1)
     train(tower, steps=1, seed=0, out=tmp_path / "without", on_notice=notices.append)
     assert not compiler
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quadratic(dims=5): lstm(hidden=2)[batch=3, horizon=none] / adam",  # a derivative of single updates
+        "quadratic(dims=5): lstm(hidden=2)@2[batch=3, gradient=exact] / adam",
+    ],
+)
+def test_what_torch_compiles_takes_longer_to_repay(text):
+    tower = parse(text)
+    each = tower.base_steps * 3 * 5
+    assert not repays_compiling(tower, (REPAID - 1) // each)
+    assert repays_compiling(tower, REPAID // each + 1)
+
+
+def test_a_run_that_cannot_be_compiled_says_so_and_is_plain(tmp_path, monkeypatch):
+    """``false`` stands for a compiler that refuses all that it is given."""
+    tower, notices = parse("quadratic(dims=5): lstm(hidden=2)@2[batch=3] / adam"), []
+    plain = train(tower, steps=2, seed=0, out=tmp_path / "plain", compile=False)
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("recursion.training.REPAID_NATIVE", 1)
+    native.library.cache_clear()
+    cells_native._function.cache_clear()
+    state = train(tower, steps=2, seed=0, out=tmp_path / "auto", on_notice=notices.append)
+    [said] = notices
+    assert said.startswith("not compiling: false cannot build cells.cpp")
+    assert torch.equal(state.carry.x, plain.carry.x)
+    with pytest.raises(ValueError, match="cannot build"):
+        train(tower, steps=2, seed=0, out=tmp_path / "on", compile=True)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from levels.compiled import compiling
 from levels.layout import Layout
 from levels.optimizer import Optimizer
 from levels.optimizers import cells_native
-from levels.optimizers.lstm import log_and_sign
+from levels.optimizers.cells import log_and_sign
 from levels.tree import leaves
 from levels.window import Step
 from recursion.notation import parse
@@ -88,18 +88,81 @@ def test_threads_change_the_last_digits_at_most():
             assert torch.equal(alone, together)
 
 
-@needs_compiler
+@pytest.fixture(scope="module", params=[native.MACHINES, [()]], ids=["this machine", "any machine"])
+def of_vectors(request, tmp_path_factory):
+    """A function of `cells.cpp` that works on a vector, by its name: from a tensor to one with two rows."""
+    if not compiled.has_compiler():
+        pytest.skip("no C++ compiler")
+    source = tmp_path_factory.mktemp("functions") / "functions.cpp"
+    source.write_text(FUNCTIONS.replace("CELLS", str(cells_native.SOURCE)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "MACHINES", request.param)
+        native._build(source, source.with_suffix(".so"))
+    library = ctypes.CDLL(str(source.with_suffix(".so")))
+
+    def apply(name, x):
+        padded = torch.nn.functional.pad(x, (0, -len(x) % 32))
+        out = padded.new_empty(2, len(padded))
+        function = getattr(library, f"{name}_{str(x.dtype).removeprefix('torch.')}")
+        function(ctypes.c_long(len(padded)), native.address(padded), native.address(out))
+        return out[:, : len(x)]
+
+    return apply
+
+
+FUNCTIONS = """
+#include "CELLS"
+#define FUNCTION(NAME, TYPE, F, DO)                                             \\
+    extern "C" void NAME##_##TYPE(long count, const F *x, F *out) {             \\
+        using V = Vectors<F>;                                                   \\
+        for (long i = 0; i < count; i += V::ROWS) {                             \\
+            V::Row from, to[2];                                                 \\
+            V::load(&from, x + i, 1, 0, V::ROWS);                               \\
+            DO;                                                                 \\
+            V::store(out + i, to, 2, count, V::ROWS);                           \\
+        }                                                                       \\
+    }
+#define BOTH(NAME, DO) FUNCTION(NAME, float32, float, DO) FUNCTION(NAME, float64, double, DO)
+BOTH(sigmoid, to[0] = to[1] = V::sigmoid(from))
+BOTH(tanh, to[0] = to[1] = V::tanh(from))
+BOTH(log, to[0] = to[1] = (V::Row{V::log(from.a), V::log(from.b)}))
+BOTH(log_and_sign, V::log_and_sign(from, 10, std::exp(-10.), std::exp(10.), to))
+"""
+
+
+def all_sizes(dtype):
+    """Numbers above 0 from the least to the largest, dense around 1, and infinity."""
+    least, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
+    spread = torch.logspace(math.log10(least) - 5, math.log10(most) - 0.01, 100_000, dtype=torch.float64)
+    ends = torch.tensor([least, most, torch.inf, 1.0, 0.70710678, 1.41421356], dtype=torch.float64)
+    return torch.cat((spread, torch.linspace(0.5, 2, 10_001, dtype=torch.float64), ends)).to(dtype)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_log_and_sign_of_all_sizes(dtype):
-    edge = math.exp(-10)
-    g = torch.tensor([0.0, 1e-30, -1e-30, edge * 0.999, -edge * 1.001, 1.0, -3e30, torch.inf, -torch.inf], dtype=dtype)
-    g = torch.cat((g, keys.normal(keys.seed(0), (1000,), dtype), 1 + 1e-3 * keys.normal(keys.seed(1), (50,), dtype)))
-    plain = log_and_sign(g.expand(2, -1), 10.0, dim=-2)
-    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
-    torch.testing.assert_close(cells_native.log_and_sign(g.expand(2, -1), 10.0), plain, **close)
-    nothing = torch.full((1, 1), torch.nan, dtype=dtype)
-    plain = log_and_sign(nothing, 10.0, dim=-2)
-    torch.testing.assert_close(cells_native.log_and_sign(nothing, 10.0), plain, equal_nan=True)
+def test_functions_of_vectors_are_right_to_a_few_last_digits(of_vectors, dtype):
+    eps, sizes = torch.finfo(dtype).eps, all_sizes(dtype)
+    x = torch.cat((sizes, -sizes, torch.zeros(1, dtype=dtype)))
+    exact = torch.sigmoid(x.double())
+    limit = 43 if dtype == torch.float32 else 354  # of the exponential's argument: beyond, sigmoids stay as there
+    torch.testing.assert_close(of_vectors("sigmoid", x)[0].double(), exact, rtol=4 * eps, atol=1.01 * math.exp(-limit))
+    torch.testing.assert_close(of_vectors("tanh", x)[0].double(), torch.tanh(x.double()), rtol=0, atol=3 * eps)
+    torch.testing.assert_close(of_vectors("log", sizes)[0].double(), sizes.double().log(), rtol=3 * eps, atol=0)
+    still = torch.zeros(1, dtype=dtype)
+    assert (of_vectors("sigmoid", still)[0], of_vectors("tanh", still)[0]) == (0.5, 0)
+    assert of_vectors("log", still)[0] == -torch.inf
+    for name in ("sigmoid", "tanh"):
+        assert of_vectors(name, still + torch.nan).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log_and_sign_of_all_sizes(of_vectors, dtype):
+    edge, sizes = math.exp(-10), all_sizes(dtype)
+    g = torch.tensor([0.0, 1e-30, -1e-30, edge * 0.999, -edge * 1.001, 1.0, -3e30], dtype=dtype)
+    g = torch.cat((g, sizes, -sizes, keys.normal(keys.seed(0), (1000,), dtype)))
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0}
+    torch.testing.assert_close(of_vectors("log_and_sign", g), log_and_sign(g, 10.0, dim=0), **close)
+    nothing = torch.full((1,), torch.nan, dtype=dtype)
+    torch.testing.assert_close(of_vectors("log_and_sign", nothing), log_and_sign(nothing, 10.0, dim=0), equal_nan=True)
 
 
 @needs_compiler

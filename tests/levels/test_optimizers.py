@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from levels import LSTM, SGD, Adam, Fixed, Layout, Linear, Log, Logit, RMSprop
-from levels.optimizers.lstm import log_and_sign
+from levels.optimizers.cells import log_and_sign
 
 BELOW = Layout.of({"weight": (2, 2), "bias": (2,), "scale": ()}, torch.float64)
 N, STEPS = 7, 20
