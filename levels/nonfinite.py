@@ -93,15 +93,16 @@ def looking_is_put_off() -> bool:
     return _noted.get() is not None and not differentiated()
 
 
-@contextmanager
-def put_off() -> Iterator[Noted]:
+class put_off:  # noqa: N801, used as a verb
     """Within this context `finite` says yes to everything and notes it in what this yields."""
-    noted = Noted()
-    before = _noted.set(noted)
-    try:
-        yield noted
-    finally:
-        _noted.reset(before)
+
+    def __enter__(self) -> Noted:
+        noted = Noted()
+        self.before = _noted.set(noted)
+        return noted
+
+    def __exit__(self, *_: object) -> None:
+        _noted.reset(self.before)
 
 
 @contextmanager

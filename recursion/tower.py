@@ -128,15 +128,23 @@ class Tower:
             raise ValueError(
                 f"level {self.depth} ({self.levels[-1]}) takes {size} parameters, got shape {list(params.shape)}"
             )
-        with torch.no_grad(), self._named(0):
-            carry = self.top.start(params, for_carry)
+        try:
+            with torch.no_grad():
+                carry = self.top.start(params, for_carry)
+        except NonFiniteError as error:
+            self._name(error, 0)
+            raise
         return TowerState(params, carry, torch.zeros((), dtype=torch.int64))
 
     def step(self, state: TowerState) -> tuple[TowerState, Report]:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
-        with torch.no_grad(), self._named(number):
-            carry, losses = self._window(state)
+        try:
+            with torch.no_grad():
+                carry, losses = self._window(state)
+        except NonFiniteError as error:
+            self._name(error, number)
+            raise
         new = TowerState(state.params, carry, state.step + 1)
         return new, self.report(number, losses, lambda: new)
 
@@ -144,7 +152,7 @@ class Tower:
         """What step number ``step`` tells that led to ``state``, which is asked for only if something is to be read."""
         skipped = [0] * self.depth
         if not self._stops:
-            skipped = _numbers([carry.skipped for carry in self.carries(state())], torch.sum)
+            skipped = _sums([carry.skipped for carry in self.carries(state())])
         return Report(step, losses, skipped, self.notes(state()) if self._notes else {})
 
     def running(self, state: TowerState) -> Running:
@@ -164,7 +172,7 @@ class Tower:
         if is_compiling() and (fused := self.fused.window(state.params, state.carry)):
             return fused
         carry, window = self._looked_at(state)
-        return carry, _numbers(reported(carry, window), torch.mean)
+        return carry, _means(reported(carry, window))
 
     def _looked_at(self, state: TowerState) -> tuple[Carry, Window]:
         """A window in plain operations. Where all levels stop, it is looked at once, and run again to hear where."""
@@ -209,7 +217,7 @@ class Tower:
             if number < self.depth:
                 said = said | laid.level.gradient.notes(carries[number].below)
             found |= {f"level {number} {name}": value for name, value in said.items()}
-        return dict(zip(found, _numbers([value.double() for value in found.values()], torch.mean))) if found else {}
+        return dict(zip(found, _means([value.double() for value in found.values()]))) if found else {}
 
     def under(self) -> Tower:
         """The tower without its topmost level; the level that becomes topmost goes on for ever, never restarting."""
@@ -224,8 +232,12 @@ class Tower:
             written[-1] = written[-1].replace(f"{top.optimizer}@1", repr(top.optimizer), 1)
         return f"{self.task}: " + " / ".join(written)
 
-    def _named(self, step: int) -> _Named:
-        return _Named(self, step)
+    def _name(self, error: NonFiniteError, step: int) -> None:
+        """Add level and step to what the error says; levels do not know where they stand, the tower does."""
+        if error.source in self.laid:
+            number = self.laid.index(error.source) + 1
+            level = self.levels[number - 1]
+            error.args = (f"level {number} ({level}): {error.what} at top step {step}; {error.fix}",)
 
 
 def stacked(carry: Carry) -> list[Carry]:
@@ -256,25 +268,14 @@ def _whole(cost: int | Fraction) -> int | Fraction:
     return int(cost) if cost == int(cost) else cost
 
 
-def _numbers(tensors: list[Tensor], reduce: Callable[[Tensor], Tensor]) -> list[Any]:
-    """Each tensor as one plain number, waiting once for all."""
-    reduced = [reduce(tensor) if tensor.numel() > 1 else tensor for tensor in tensors]
-    if len(reduced) == 1:
-        return [reduced[0].item()]
-    return torch.cat([number.reshape(1) for number in reduced]).tolist()
+def _means(tensors: list[Tensor]) -> list[float]:
+    """The mean of each tensor as a plain number, waiting once for all."""
+    return [total / tensor.numel() for total, tensor in zip(_sums(tensors), tensors)]
 
 
-class _Named:
-    """Adds level and step to a `NonFiniteError` that passes; levels do not know where they stand, the tower does."""
-
-    def __init__(self, tower: Tower, step: int) -> None:
-        self.tower, self.step = tower, step
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, NonFiniteError) and error.source in self.tower.laid:
-            number = self.tower.laid.index(error.source) + 1
-            level = self.tower.levels[number - 1]
-            error.args = (f"level {number} ({level}): {error.what} at top step {self.step}; {error.fix}",)
+def _sums(tensors: list[Tensor]) -> list[Any]:
+    """The sum of each tensor as a plain number, waiting once for all."""
+    if len(tensors) == 1:
+        return [tensors[0].sum().item()]
+    sums = [tensor.sum() if tensor.numel() > 1 else tensor for tensor in tensors]
+    return torch.cat([one.reshape(1) for one in sums]).tolist()
