@@ -11,12 +11,13 @@ above the task become one.
     packed, losses = fused.advance(packed)          # or None: take it for this step
     params, carry = fused.unpack(packed)
 
-A tensor that goes in or out costs as much as a level's arithmetic. So the small ones lie in one tensor for each dtype,
-which is taken apart and put together within the call; whoever steps on (`recursion.running`) needs no others.
+A tensor that goes in or out costs as much as a level's arithmetic. With ``small``, those of so many numbers lie in one
+for each dtype, which is taken apart and put together within the call: that is for who steps on and rarely looks at the
+state between (`recursion.running`). To take them apart outside costs more than to hand them over one by one.
 
 The plain step stays what it is, and what is compiled is that very step, equal to rounding: its first answer is compared
 with the plain one, for a compiler errs now and then. What is not finite, what does not fit and what cannot be traced
-takes the plain way. `Tower.step` and `Running.step` ask for this within `compiling`.
+takes the plain way. `Tower.step` and, with ``small``, `Running.step` ask for this within `compiling`.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ ROUNDING = 1e-2
 """Largest difference of the first compiled answer, over the norm of the plain one."""
 
 SMALL = 256
-"""Numbers in a tensor that is put together with others at most: to copy them takes less than to hand one more on."""
+"""For `Fused`: to copy as many numbers takes less than to hand one more tensor on."""
 
 
 class Packed(NamedTuple):
     """A state, as the compiled step takes and answers it."""
 
-    moved: list[Tensor]  # what a step changes: large tensors one by one, then the small ones of each dtype in one
+    moved: list[Tensor]  # what a step changes: large leaves one by one, then the small ones of each dtype in one
     fixed: list[Tensor]  # leaves that it hands on as they are
 
 
@@ -72,10 +73,13 @@ def eligible(tower: Tower) -> bool:
 
 
 class Fused:
-    """The step of a tower, compiled for states like the first that it is asked about."""
+    """The step of a tower, compiled for states like the first that it is asked about.
 
-    def __init__(self, tower: Tower) -> None:
-        self.top = tower.top
+    ``small``: numbers in a tensor that is put together with others, at most.
+    """
+
+    def __init__(self, tower: Tower, *, small: int = 0) -> None:
+        self.top, self.small = tower.top, small
         self.off = not eligible(tower)
         self.program: _Program | None = None
         self.last: tuple[Tensor, Carry, Packed] | None = None  # what `window` answered, and the same packed
@@ -121,7 +125,7 @@ class Fused:
     def _make(self, params: Tensor, carry: Carry) -> None:
         """Compile, if nothing looks at a number to decide what to do: a rule may, where only autograd follows it."""
         try:
-            program = _Program(self.top, params, carry)
+            program = _Program(self.top, params, carry, self.small)
         except RuntimeError:  # the tracer's; what fails for another reason fails again, plainly
             self.off = True
             return
@@ -132,12 +136,12 @@ class Fused:
 class _Program:
     """A window of ``top`` from a packed state to the next."""
 
-    def __init__(self, top: Laid, params: Tensor, carry: Carry) -> None:
+    def __init__(self, top: Laid, params: Tensor, carry: Carry, small: int) -> None:
         leaves, self.tree = _flat(params, carry)
         self.like = _like(leaves)
         self.top = top
         new = self._window(leaves)[0]
-        self.packing = _Packing(leaves, [new[i] is not leaf for i, leaf in enumerate(leaves)])
+        self.packing = _Packing(leaves, [new[i] is not leaf for i, leaf in enumerate(leaves)], small)
         first = self.packing.pack(leaves)
 
         def step(*tensors: Tensor) -> list[Tensor]:
@@ -176,12 +180,12 @@ class _Program:
 class _Packing:
     """Where the leaves of a state lie in a packed one. All that is packed is contiguous, as it would lie in a file."""
 
-    def __init__(self, leaves: list[Tensor], moved: list[bool]) -> None:
-        small = [yes and leaf.numel() <= SMALL for yes, leaf in zip(moved, leaves)]
-        kinds = dict.fromkeys(leaf.dtype for leaf, yes in zip(leaves, small) if yes)
-        self.groups = [[i for i, leaf in enumerate(leaves) if small[i] and leaf.dtype == kind] for kind in kinds]
+    def __init__(self, leaves: list[Tensor], moved: list[bool], small: int) -> None:
+        packed = [yes and leaf.numel() <= small for yes, leaf in zip(moved, leaves)]
+        kinds = dict.fromkeys(leaf.dtype for leaf, yes in zip(leaves, packed) if yes)
+        self.groups = [[i for i, leaf in enumerate(leaves) if packed[i] and leaf.dtype == kind] for kind in kinds]
         self.shapes = [[torch.empty_like(leaves[i]) for i in group] for group in self.groups]
-        self.alone = [i for i, yes in enumerate(moved) if yes and not small[i]]
+        self.alone = [i for i, yes in enumerate(moved) if yes and not packed[i]]
         self.fixed = [i for i, yes in enumerate(moved) if not yes]
         self.order = _inverse([*self.alone, *(i for group in self.groups for i in group), *self.fixed])
 

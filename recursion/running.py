@@ -13,12 +13,13 @@ Each state is settled: what runs on from it equals, bit for bit, what runs on fr
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from levels.compiled import is_compiling
+from levels.compiled import compiling, is_compiling
 from recursion.checkpoint import settled
 from recursion.tower import Report, TowerState
 
@@ -37,13 +38,15 @@ class Running:
 
     def step(self) -> tuple[Running, Report]:
         """Where the tower stands after `Tower.step`, and its report. Raises as that does."""
-        if is_compiling() and (packed := self._packed) is not None:
+        packed = self._packed if is_compiling() else None
+        if packed is not None:
             with torch.no_grad():
-                answer = self.tower.fused.advance(packed)
+                answer = self.tower.packed.advance(packed)
             if answer is not None:
                 after = Running(self.tower, self.done + 1, answer[0])
                 return after, self.tower.report(after.done, answer[1], lambda: after.state)
-        state, report = self.tower.step(self.state)
+        with nullcontext() if packed is None else compiling(False):  # nothing more is compiled for what is not finite
+            state, report = self.tower.step(self.state)
         return Running(self.tower, report.step, settled(state)), report
 
     @cached_property
@@ -51,12 +54,12 @@ class Running:
         """The state; each tensor in its own memory."""
         if isinstance(self._held, TowerState):
             return self._held
-        params, carry = self.tower.fused.unpack(self._held)
+        params, carry = self.tower.packed.unpack(self._held)
         return settled(TowerState(params, carry, torch.tensor(self.done)))
 
     @cached_property
     def _packed(self) -> Packed | None:
         """The state for a compiled step; None if there is none for it."""
         if isinstance(self._held, TowerState):
-            return self.tower.fused.pack(self._held.params, self._held.carry)
+            return self.tower.packed.pack(self._held.params, self._held.carry)
         return self._held

@@ -189,10 +189,17 @@ class Tower:
 
     @cached_property
     def fused(self) -> Fused:
-        """The step compiled whole, where that is possible."""
+        """The step compiled whole, where that is possible, for `step`."""
         from recursion.fused import Fused
 
         return Fused(self)
+
+    @cached_property
+    def packed(self) -> Fused:
+        """The step compiled whole, where that is possible, for `running`."""
+        from recursion.fused import SMALL, Fused
+
+        return Fused(self, small=SMALL)
 
     def run(self, state: TowerState, steps: int) -> Iterator[tuple[TowerState, Report]]:
         """``steps`` steps, one at a time: yields what `step` returns."""

@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path) -> None:
     whole = train(some, steps=6, seed=0, out=tmp_path / "whole", compile=True)
     train(some, steps=3, seed=0, out=tmp_path / "parts", compile=True)
     parts = train(some, steps=6, seed=0, out=tmp_path / "parts", resume=True, compile=True)
-    assert some.fused.program is not None
+    assert some.packed.program is not None
     left, right = named_leaves(whole), named_leaves(parts)
     assert all(torch.equal(tensor, right[name]) for name, tensor in left.items())
 

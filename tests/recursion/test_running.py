@@ -50,8 +50,8 @@ def test_packed_states_are_the_plain_ones_bit_for_bit(name: str, height: int, dt
         for _ in range(STEPS):
             running, report = running.step()
             reports.append(report)
-    assert some.fused.program is not None
-    assert some.fused.program.packing.alone, "no tensor is large"
+    assert some.packed.program is not None
+    assert some.packed.program.packing.alone, "no tensor is large"
     for again in reports:
         state, report = some.step(state)
         assert report == again
@@ -107,7 +107,7 @@ def test_a_failure_names_level_and_step_and_loses_nothing(traced) -> None:
         for _ in range(2):
             with pytest.raises(NonFiniteError, match=r"level 1 .* at top step 3"):
                 running.step()
-    assert some.fused.program is not None
+    assert some.packed.program is not None
     assert_same(running.state, last)
 
 
@@ -127,7 +127,7 @@ def test_a_compiled_run_that_ends_early_keeps_its_last_state(tmp_path) -> None:
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     told = [[{**json.loads(line), "seconds": 0} for line in run] for run in lines]
     assert told[0] == told[1]
-    assert some.fused.program is not None
+    assert some.packed.program is not None
 
 
 @needs_compiler
