@@ -4,9 +4,10 @@
 
 Two runs of the same steps. Under cProfile, the time of torch's own functions counts for the function of this project
 that called them, directly or through torch's Python; under torch's profiler, each operation counts without those that
-it calls, and what is left of the wall clock is Python. Both profilers slow what they watch: a picture has their shares
-of the processor time of a step without either. Where numbers from before a change lie beside it, as
-``profile_w1_before.json``, they are drawn too. One thread.
+it calls, and what is left of the wall clock is Python and what this project has in C++. Both profilers slow what they
+watch: a picture has their shares of the processor time of a step without either. Plain steps and compiled ones
+(`levels.compiled`) are drawn side by side and, where numbers from before a change lie beside them, as
+``profile_w1_before.json``, those too. One thread.
 """
 
 import cProfile
@@ -21,6 +22,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 
+from levels.compiled import compiling
 from recursion import Tower
 from recursion.notation import parse
 
@@ -29,6 +31,8 @@ TOWERS = {
     "depth3": "quadratic: lstm@20[batch=16] / lstm(scale=0.02)@5[batch=2, horizon=200] / adam",
 }
 OURS = ("levels", "recursion")
+OUTSIDE = "Python, and C++ of our own"
+COLORS = {"before": "0.75", "plain": "C1", "compiled": "C0"}
 SHOWN = 12
 Caller = tuple[str, int, str]
 
@@ -36,14 +40,17 @@ Caller = tuple[str, int, str]
 def profile(name: str, out: Path, *, steps: int = 20, suffix: str = "") -> Path:
     """Profile a tower of `TOWERS` and write ``profile_NAME.json`` and ``.png`` into ``out``; returns the picture."""
     torch.set_num_threads(1)
-    tower = parse(TOWERS[name])
-    found = measure(tower, steps)
+    tower, runs = parse(TOWERS[name]), {}
+    for how in ("plain", "compiled"):
+        with compiling(how == "compiled"):
+            runs[how] = measure(tower, steps)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"profile_{name}{suffix}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / f"profile_{name}{suffix}.json").write_text(json.dumps({"tower": repr(tower), **runs}, indent=1) + "\n")
     before = out / f"profile_{name}_before.json"
-    earlier = json.loads(before.read_text()) if before.exists() and not suffix else None
+    if before.exists() and not suffix:
+        runs = {"before": json.loads(before.read_text())} | runs
     picture = out / f"profile_{name}{suffix}.png"
-    draw(found, earlier, picture)
+    draw(repr(tower), runs, picture)
     return picture
 
 
@@ -59,7 +66,7 @@ def measure(tower: Tower, steps: int) -> dict[str, Any]:
         times.append(1e3 * (time.process_time() - begin))
     functions, operations = by_function(tower, state, steps), by_operation(tower, state, steps)
     times.sort()
-    return {"tower": repr(tower), "ms": times[len(times) // 2], "functions": functions, "operations": operations}
+    return {"ms": times[len(times) // 2], "functions": functions, "operations": operations}
 
 
 def by_function(tower: Tower, state: Any, steps: int) -> dict[str, float]:
@@ -93,7 +100,7 @@ def owners(function: Caller, callers: dict[Caller, Any], stats: dict[Caller, Any
 
 
 def by_operation(tower: Tower, state: Any, steps: int) -> dict[str, float]:
-    """Milliseconds a step in each torch operation by itself, and in Python between them."""
+    """Milliseconds a step in each torch operation by itself, and outside of them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         begin = time.perf_counter()
         for _ in range(steps):
@@ -102,7 +109,7 @@ def by_operation(tower: Tower, state: Any, steps: int) -> dict[str, float]:
     spent: defaultdict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         spent[event.key.removeprefix("aten::")] += event.self_cpu_time_total / 1e3 / steps
-    spent["Python between operations"] = max(0.0, wall - sum(spent.values()))
+    spent[OUTSIDE] = max(0.0, wall - sum(spent.values()))
     return ranked(spent)
 
 
@@ -111,15 +118,13 @@ def ranked(spent: dict[str, float]) -> dict[str, float]:
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
-def draw(found: dict[str, Any], before: dict[str, Any] | None, path: Path) -> None:
+def draw(tower: str, runs: dict[str, dict[str, Any]], path: Path) -> None:
     """Bars of the largest entries, the shares of a step written on them."""
-    figure, panels = plt.subplots(1, 2, figsize=(15, 5.6), layout="constrained")
-    title = f"{found['tower']}\n{found['ms']:.1f} ms a step of processor time"
-    if before:
-        title += f" (before: {before['ms']:.1f} ms, another run)"
-    figure.suptitle(title, fontsize=11)
+    figure, panels = plt.subplots(1, 2, figsize=(15, 2 + 2.2 * len(runs)), layout="constrained")
+    times = ", ".join(f"{how} {found['ms']:.1f} ms" for how, found in runs.items())
+    figure.suptitle(f"{tower}\nprocessor time of a step: {times}", fontsize=11)
     for axes, kind in zip(panels, ("functions", "operations")):
-        draw_bars(axes, scaled(found, kind), scaled(before, kind) if before else None)
+        draw_bars(axes, {how: scaled(found, kind) for how, found in runs.items()})
         axes.set(title=f"by {kind[:-1]}", xlabel="ms a step (share of it)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -131,20 +136,21 @@ def scaled(found: dict[str, Any], kind: str) -> dict[str, float]:
     return {name: found["ms"] * ms / total for name, ms in found[kind].items()}
 
 
-def draw_bars(axes: Axes, spent: dict[str, float], before: dict[str, float] | None) -> None:
-    both = {name: max(ms, (before or {}).get(name, 0.0)) for name, ms in ((before or {}) | spent).items()}
-    names = list(ranked(both))[:SHOWN]
-    rows = [("now", spent, "C0")] if before is None else [("before", before, "0.75"), ("now", spent, "C0")]
-    height = 0.8 / len(rows)
-    for number, (label, numbers, color) in enumerate(rows):
-        total = sum(numbers.values())
-        shown = [*(numbers.get(name, 0.0) for name in names)]
+def draw_bars(axes: Axes, runs: dict[str, dict[str, float]]) -> None:
+    most: defaultdict[str, float] = defaultdict(float)
+    for spent in runs.values():
+        for name, ms in spent.items():
+            most[name] = max(most[name], ms)
+    names, height = list(ranked(most))[:SHOWN], 0.8 / len(runs)
+    for number, (how, spent) in enumerate(runs.items()):
+        total = sum(spent.values())
+        shown = [spent.get(name, 0.0) for name in names]
         shown.append(total - sum(shown))
-        bars = axes.barh([i + number * height for i in range(len(shown))], shown, height, color=color, label=label)
-        axes.bar_label(bars, [f"{ms:.2f} ({ms / total:.0%})" for ms in shown], padding=3, fontsize=8)
+        places = [i + number * height for i in range(len(shown))]
+        bars = axes.barh(places, shown, height, color=COLORS[how], label=how)
+        axes.bar_label(bars, [f"{ms:.2f} ({ms / total:.0%})" if ms else "" for ms in shown], padding=3, fontsize=7)
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(names) + 1)], [*names, "all others"])
     axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.spines[["top", "right"]].set_visible(False)
-    if before is not None:
-        axes.legend()
+    axes.legend(loc="lower right")
