@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,9 +26,9 @@ from torch import Tensor
 
 from levels.hyper import Fixed
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled, Scope
+from levels.optimizer import Optimizer, Pulled
+from levels.optimizers.wrapping import Wrapping
 from levels.part import notate, require
-from levels.problem import Problem
 from levels.tree import State, leaves
 
 LOW, HIGH = -0.1, 1.1  # what the sigmoid is stretched to
@@ -44,7 +42,7 @@ class GatedState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Gated(Optimizer):
+class Gated(Wrapping):
     """``rule``: the optimizer behind the gate. ``gate``: how far it is open at first, between 0 and 1; ``fixed(0.3)``
     if it is to stay there, from 0 to 1. ``price``: what a fully open gate costs a window, at least 0, in units of the
     level's meta-loss.
@@ -63,89 +61,41 @@ class Gated(Optimizer):
         require(good, f"gated: gate must be a number between 0 and 1, got {notate(gate)}; {fix}")
         require(_number(price) and 0 <= price < math.inf, f"gated: price must be 0 or more, got {notate(price)}")
 
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """As the rule is."""
-        return self.rule.differentiable
+    def own_shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        return {} if isinstance(self.gate, Fixed) else {"gate": ()}
 
-    @property
-    def scope(self) -> Scope:  # type: ignore[override]
-        """As the rule's: the gate is the same for all."""
-        return self.rule.scope
+    def own_params(self, like: Tensor) -> Tensor:
+        start = 0.5 if isinstance(self.gate, Fixed) else self.gate
+        return like.new_full((*like.shape[:-1], 1), _logit(start))
 
-    @property
-    def reads_loss(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_loss
+    def holding(self, params: Tensor, x: Tensor, rule: State) -> GatedState:
+        return GatedState(rule, self.open(params)[..., None].expand(x.shape[:-1]))
 
-    @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_gradient
-
-    @property
-    def asking(self) -> int | Fraction:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.asking
-
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.compiles
-
-    @property
-    def learns_start(self) -> bool:
-        """As the rule does."""
-        return self.rule.learns_start
-
-    def bound(self, problem: Problem) -> Gated:
-        return replace(self, rule=self.rule.bound(problem))
-
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
-        return rule if isinstance(self.gate, Fixed) else {"gate": (), **rule}
-
-    def init_params(self, key: Tensor) -> Tensor:
-        rule = self._laid_rule.init_params(key)
-        if isinstance(self.gate, Fixed):
-            return rule
-        return torch.cat((rule.new_full((*key.shape, 1), _logit(self.gate)), rule), dim=-1)
-
-    def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
-        return self._laid_rule.start(self._rest(params), fresh, key)
-
-    def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor | None:
-        dparams = self._laid_rule.start_pullback(self._rest(params), dx, begun)
-        return None if dparams is None else torch.nn.functional.pad(dparams, (self._own, 0))
-
-    def init_state(self, params: Tensor, x: Tensor) -> GatedState:
-        return self._held(params, x, self._laid_rule.init_state(self._rest(params), x))
-
-    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> GatedState:
-        return self._held(params, x, self._laid_rule.begin_state(self._rest(params), x, key))
+    def held(self, state: GatedState) -> State:
+        return state.rule
 
     def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        theirs = self._laid_rule.charge(self._rest(params))
+        theirs = super().charge(params)
         if self.price == 0:
-            return None if theirs is None else (theirs[0], torch.nn.functional.pad(theirs[1], (self._own, 0)))
-        value, slope = self.price * self.open(params), self.price * self._slope(params)[..., None][..., : self._own]
-        rest = torch.zeros_like(self._rest(params)) if theirs is None else theirs[1]
-        return value if theirs is None else value + theirs[0], torch.cat((slope, rest), dim=-1)
+            return theirs
+        slope = self.price * self._slope(params)[..., None][..., : self.own_size]
+        value, slopes = self.price * self.open(params), torch.cat((slope, torch.zeros_like(self.rest(params))), dim=-1)
+        return (value, slopes) if theirs is None else (value + theirs[0], slopes + theirs[1])
 
     def outcome(self, state: GatedState, x: Tensor) -> Tensor:
-        return torch.where(state.gate[..., None] == 0, x, self._laid_rule.outcome(state.rule, x))
+        return torch.where(state.gate[..., None] == 0, x, super().outcome(state, x))
 
     def notes(self, state: GatedState) -> dict[str, Tensor]:
-        return {**self._laid_rule.notes(state.rule), "gate": state.gate}
+        return {**super().notes(state), "gate": state.gate}
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: GatedState, x: Tensor) -> tuple[Tensor, GatedState]:
-        moved, rule = self._laid_rule.update(self._rest(params), f, g, state.rule, x)
-        return self._mixed(params, x, moved), self._held(params, x, rule)
+        moved, rule = self.laid_rule.update(self.rest(params), f, g, state.rule, x)
+        return self._mixed(params, x, moved), self.holding(params, x, rule)
 
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: GatedState, x: Tensor
     ) -> tuple[Tensor, GatedState, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
-        moved, rule, pull = self._laid_rule.linearized(self._rest(params), f, g, state.rule, x)
+        moved, rule, pull = self.laid_rule.linearized(self.rest(params), f, g, state.rule, x)
         last = len(leaves(rule))  # where the gate is among the tensors of the state
 
         def back(dx: Tensor, dstate: list[Tensor | None] | None) -> Pulled:
@@ -154,22 +104,10 @@ class Gated(Optimizer):
             along = torch.where(opened == 0, 0.0, (moved - x) * dx).sum((-2, -1))  # a closed gate never reads the move
             dheld = dstate[last] if dstate else None
             along = along if dheld is None else along + dheld.sum(-1)
-            dgate = (self._slope(params) * along)[..., None][..., : self._own]
+            dgate = (self._slope(params) * along)[..., None][..., : self.own_size]
             return torch.cat((dgate, drest), dim=-1), [*dold, None], dx_old + (1 - opened) * dx
 
-        return self._mixed(params, x, moved), self._held(params, x, rule), back
-
-    def pullback(
-        self,
-        params: Tensor,
-        f: Tensor,
-        g: Tensor,
-        state: GatedState,
-        x: Tensor,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> Pulled:
-        return self.linearized(params, f, g, state, x)[2](dx, dstate)
+        return self._mixed(params, x, moved), self.holding(params, x, rule), back
 
     def open(self, params: Tensor) -> Tensor:
         """How far the gates of parameters ``[*batch, m]`` are open, from 0 to 1: ``[*batch]``."""
@@ -190,22 +128,6 @@ class Gated(Optimizer):
         opened = self.open(params)[..., None, None]
         between = torch.where(opened == 1, moved, x + opened * (moved - x))
         return torch.where(opened == 0, x, between)
-
-    def _held(self, params: Tensor, x: Tensor, rule: State) -> GatedState:
-        return GatedState(rule, self.open(params)[..., None].expand(x.shape[:-1]))
-
-    def _rest(self, params: Tensor) -> Tensor:
-        """The rule's parameters among all."""
-        return params[..., self._own :]
-
-    @property
-    def _own(self) -> int:
-        """How many parameters the gate has."""
-        return 0 if isinstance(self.gate, Fixed) else 1
-
-    @cached_property
-    def _laid_rule(self) -> Optimizer:
-        return self.rule.over(self.below)
 
 
 def _logit(gate: float) -> float:

@@ -15,18 +15,15 @@ Behind the last of its ``steps`` a schedule stays where it is: `cosine` at 0, wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import cached_property
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled, Scope
+from levels.optimizer import Optimizer, Pulled
+from levels.optimizers.wrapping import Wrapping
 from levels.part import require
-from levels.problem import Problem
 from levels.schedules import Schedule
 from levels.tree import State, leaves
 
@@ -39,7 +36,7 @@ class ScheduledState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Scheduled(Optimizer):
+class Scheduled(Wrapping):
     """``rule``: whose steps are multiplied. ``schedule``: by what. ``steps``: of the run, at least what the schedule
     needs. Its parameters are the rule's.
     """
@@ -57,81 +54,22 @@ class Scheduled(Optimizer):
         wanted = f"steps must be a whole number of at least {least} for {self.schedule}"
         require(whole and self.steps >= least, f"{self.name}: {wanted}, got {self.steps}")
 
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """As the rule is."""
-        return self.rule.differentiable
+    def holding(self, params: Tensor, x: Tensor, rule: State) -> ScheduledState:
+        return ScheduledState(rule, torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device))
 
-    @property
-    def scope(self) -> Scope:  # type: ignore[override]
-        """As the rule's: the factor is the same for all."""
-        return self.rule.scope
-
-    @property
-    def reads_loss(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_loss
-
-    @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_gradient
-
-    @property
-    def asking(self) -> int | Fraction:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.asking
-
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.compiles
-
-    @property
-    def learns_start(self) -> bool:
-        """As the rule does."""
-        return self.rule.learns_start
-
-    def bound(self, problem: Problem) -> Scheduled:
-        return replace(self, rule=self.rule.bound(problem))
-
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        return {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
-
-    def init_params(self, key: Tensor) -> Tensor:
-        return self._laid_rule.init_params(key)
-
-    def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
-        return self._laid_rule.start(params, fresh, key)
-
-    def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor | None:
-        return self._laid_rule.start_pullback(params, dx, begun)
-
-    def init_state(self, params: Tensor, x: Tensor) -> ScheduledState:
-        return ScheduledState(self._laid_rule.init_state(params, x), _none_yet(x))
-
-    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> ScheduledState:
-        return ScheduledState(self._laid_rule.begin_state(params, x, key), _none_yet(x))
-
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        return self._laid_rule.charge(params)
-
-    def outcome(self, state: ScheduledState, x: Tensor) -> Tensor:
-        return self._laid_rule.outcome(state.rule, x)
-
-    def notes(self, state: ScheduledState) -> dict[str, Tensor]:
-        return self._laid_rule.notes(state.rule)
+    def held(self, state: ScheduledState) -> State:
+        return state.rule
 
     def update(
         self, params: Tensor, f: Tensor, g: Tensor, state: ScheduledState, x: Tensor
     ) -> tuple[Tensor, ScheduledState]:
-        moved, rule = self._laid_rule.update(params, f, g, state.rule, x)
+        moved, rule = self.laid_rule.update(params, f, g, state.rule, x)
         return _part_way(self._factor(state, x), x, moved), ScheduledState(rule, state.t + 1)
 
     def linearized(
         self, params: Tensor, f: Tensor, g: Tensor, state: ScheduledState, x: Tensor
     ) -> tuple[Tensor, ScheduledState, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
-        moved, rule, pull = self._laid_rule.linearized(params, f, g, state.rule, x)
+        moved, rule, pull = self.laid_rule.linearized(params, f, g, state.rule, x)
         factor, last = self._factor(state, x), len(leaves(rule))  # where t is among the tensors of the state
 
         def back(dx: Tensor, dstate: list[Tensor | None] | None) -> Pulled:
@@ -140,29 +78,9 @@ class Scheduled(Optimizer):
 
         return _part_way(factor, x, moved), ScheduledState(rule, state.t + 1), back
 
-    def pullback(
-        self,
-        params: Tensor,
-        f: Tensor,
-        g: Tensor,
-        state: ScheduledState,
-        x: Tensor,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> Pulled:
-        return self.linearized(params, f, g, state, x)[2](dx, dstate)
-
     def _factor(self, state: ScheduledState, x: Tensor) -> Tensor:
         """Of the step that comes: ``[*batch, copies, 1]``."""
         return self.schedule.factor(state.t[..., None].to(x.dtype), self.steps)
-
-    @cached_property
-    def _laid_rule(self) -> Optimizer:
-        return self.rule.over(self.below)
-
-
-def _none_yet(x: Tensor) -> Tensor:
-    return torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
 
 
 def _part_way(factor: Tensor, x: Tensor, moved: Tensor) -> Tensor:

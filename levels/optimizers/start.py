@@ -14,19 +14,21 @@ for all copies; what is stored is the offset from it, so an untrained start is a
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.optimizer import Optimizer
+from levels.optimizer import Optimizer, Pulled
+from levels.optimizers.wrapping import Wrapping
 from levels.problem import Problem
+from levels.tree import State
 
 
 @dataclass(frozen=True, repr=False)
-class Start(Optimizer):
+class Start(Wrapping):
     """``rule``: the optimizer that moves on from the start. ``seed``: of the draw from which the offset counts."""
 
     name = "start"
@@ -36,33 +38,25 @@ class Start(Optimizer):
 
     _home: ClassVar[Problem | None] = None  # once it is bound: the problem on the split that its draw is from
 
+    scope = "problem"  # where the start is of each coordinate is told by its place
+    learns_start = True
+
     def bound(self, problem: Problem) -> "Start":
-        bound = Start(self.rule.bound(problem), self.seed)
+        bound = super().bound(problem)
         object.__setattr__(bound, "_home", problem.on("train"))
         return bound
 
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """As the rule is."""
-        return self.rule.differentiable
+    def own_shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        return {"offset": (below.size,)}
 
-    @property
-    def reads_loss(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_loss
+    def own_params(self, like: Tensor) -> Tensor:
+        return like.new_zeros(*like.shape[:-1], self.below.size)
 
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.compiles
+    def holding(self, params: Tensor, x: Tensor, rule: State) -> State:
+        return rule
 
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
-        return {"offset": (below.size,), **rule}
-
-    def init_params(self, key: Tensor) -> Tensor:
-        rule = self._rule().init_params(key)
-        return torch.cat((rule.new_zeros(*key.shape, self.below.size), rule), dim=-1)
+    def held(self, state: State) -> State:
+        return state
 
     def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
         fresh = fresh if self._home is None else self._home.init_params
@@ -73,28 +67,16 @@ class Start(Optimizer):
         offset = torch.where(begun[..., None], dx, 0.0).sum(-2)
         return torch.nn.functional.pad(offset, (0, params.shape[-1] - self.below.size))
 
-    def init_state(self, params: Tensor, x: Tensor) -> Any:
-        return self._rule().init_state(params[..., self.below.size :], x)
+    def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
+        return self.laid_rule.update(self.rest(params), f, g, state, x)
 
-    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Any:
-        return self._rule().begin_state(params[..., self.below.size :], x, key)
+    def linearized(
+        self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor
+    ) -> tuple[Tensor, State, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
+        moved, new, pull = self.laid_rule.linearized(self.rest(params), f, g, state, x)
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        return self._rule().update(params[..., self.below.size :], f, g, state, x)
+        def back(dx: Tensor, dstate: list[Tensor | None] | None) -> Pulled:
+            slopes, dold, dx_old = pull(dx, dstate)
+            return self.padded(slopes), dold, dx_old
 
-    def pullback(
-        self,
-        params: Tensor,
-        f: Tensor,
-        g: Tensor,
-        state: Any,
-        x: Tensor,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        n = self.below.size
-        dparams, dstate_old, dx_old = self._rule().pullback(params[..., n:], f, g, state, x, dx, dstate)
-        return torch.nn.functional.pad(dparams, (n, 0)), dstate_old, dx_old
-
-    def _rule(self) -> Optimizer:
-        return self.rule.over(self.below)
+        return moved, new, back

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from levels import SGD, Adam, ByName, Last, Layout, Level, Linear, Log, Quadratic, Start, keys
+from levels.optimizers.wrapping import Wrapping
 from levels.testing import check_optimizer
 from recursion.notation import parse
 
@@ -130,3 +131,37 @@ def test_they_run_from_their_notation(notation):
     for state, report in tower.run(state, 3):  # noqa: B007, B020
         pass
     assert report.losses[0] < 5
+
+
+@pytest.mark.parametrize("around", ["start({})", "scheduled({}, cosine, steps=9)", "gated({})", "start(gated({}))"])
+class TestWhatIsAroundARule:
+    """It passes on what it does not change: price, cost, what is read, and what a trajectory came to."""
+
+    def both(self, around: str, rule: str):
+        towers = (parse(f"quadratic(dims=3): {notation}") for notation in (rule, around.format(rule)))
+        return [tower.laid[0].optimizer for tower in towers]
+
+    def test_price(self, around):
+        rule, outer = self.both(around, "gated(sgd, price=0.5)")
+        params = outer.init_params(keys.split(keys.seed(0), 2))
+        inner = params[..., -rule.layout.size :]
+        (value, slopes), (expected, inside) = outer.charge(params), rule.charge(inner)
+        assert torch.equal(value, expected)
+        assert torch.equal(slopes[..., -rule.layout.size :], inside)
+        assert not slopes[..., : -rule.layout.size].any()
+        assert inside.any()
+
+    @pytest.mark.parametrize("of", ["random-search", "safe(sgd)", "lstm"])
+    def test_what_it_reads_and_costs(self, around, of):
+        rule, outer = self.both(around, of)
+        for name in ("asking", "reads_loss", "reads_gradient", "differentiable", "compiles"):
+            assert getattr(outer, name) == getattr(rule, name), name
+
+    def test_what_a_trajectory_came_to(self, around):
+        tower = parse(f"quadratic(dims=3): {around.format('guarded(sgd(lr=0.001))')}")
+        *_, (state, _) = tower.run(tower.init(0), 3)
+        rule, held = tower.top.optimizer, state.carry.state
+        while isinstance(rule, Wrapping):
+            rule, held = rule.rule, rule.held(held)
+        assert torch.equal(tower.outcome(state), held.kept)
+        assert not torch.equal(tower.outcome(state), state.carry.x)
