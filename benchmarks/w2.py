@@ -66,13 +66,15 @@ def lines(result: dict[str, Any], kind: str) -> dict[str, list[tuple[int, list[f
     return found
 
 
-def slopes(result: dict[str, Any], kind: str) -> dict[str, float]:
+def slopes(result: dict[str, Any], kind: str, least: int = 1) -> dict[str, float]:
     """Milliseconds that each further level costs: the slope of a line through the medians, by least squares.
 
-    Each height counts by the inverse square of its time, for the spread grows with that.
+    Each height counts by the inverse square of its time, for the spread grows with that. ``least``: the lowest height
+    that counts; the first level over an Adam reads all that Adam holds of the network, those above it some numbers.
     """
     found = {}
-    for side, points in lines(result, kind).items():
+    for side, measured in lines(result, kind).items():
+        points = [point for point in measured if point[0] >= least]
         if len(points) > 1:
             heights, times = [height for height, _ in points], [step[0] for _, step in points]
             found[side] = float(np.polyfit(heights, times, 1, w=1 / np.array(times))[0])
@@ -83,13 +85,14 @@ def summary(result: dict[str, Any]) -> list[str]:
     """What a further level costs, and what compiling takes, by kind."""
     told = []
     for kind in FIRST_RATES:
-        found = slopes(result, kind)
-        theirs = found.get("gdtuo", 0.0)
-        told += [
-            f"  {kind}: {side} {found[side]:.4f}, gdtuo {theirs:.4f}: x {found[side] / theirs:.2f}"
-            for side in found
-            if ours(side) and theirs
-        ]
+        for least, where in ((1, "from height 1"), (2, "from height 2")):
+            found = slopes(result, kind, least)
+            theirs = found.get("gdtuo", 0.0)
+            told += [
+                f"  {kind}, {where}: {side} {found[side]:.4f}, gdtuo {theirs:.4f}: x {found[side] / theirs:.2f}"
+                for side in found
+                if ours(side) and theirs
+            ]
         if first := compile_times(result, kind):
             told.append(f"  {kind}: first compiled step, s, by height: {first}")
     return ["ms of processor time for each further level (slope by least squares):", *told] if told else []
