@@ -42,6 +42,7 @@ from levels.optimizers.search import Search
 from levels.optimizers.sgd import SGD
 from levels.optimizers.start import Start
 from levels.optimizers.torch_optim import TorchOptim
+from levels.optimizers.wrapping import Wrapping
 from levels.part import Part
 from levels.problem import Problem
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
@@ -74,5 +75,5 @@ __all__ = [
     "NonFiniteError", "Objective", "Online", "Optimizer", "Own", "Part", "Photo", "Predicting", "Problem", "Quadratic",
     "RMSprop", "RNNProp", "RandomSearch", "Relay", "Rosenbrock", "Safe", "Schedule", "Scheduled", "Search", "Self",
     "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Weighted", "Window",
-    "hyper", "keys",
+    "Wrapping", "hyper", "keys",
 ]  # fmt: skip
