@@ -42,7 +42,7 @@ from levels.optimizers.search import Search
 from levels.optimizers.sgd import SGD
 from levels.optimizers.start import Start
 from levels.optimizers.torch_optim import TorchOptim
-from levels.optimizers.wrapping import Wrapping
+from levels.optimizers.wrapping import Around, Wrapping
 from levels.part import Part
 from levels.problem import Problem
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
@@ -65,15 +65,15 @@ from levels.tasks.text import Characters, CharGRU, CharTransformer
 from levels.window import Carry, Window
 
 __all__ = [
-    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Asking", "Augmented",
-    "Backward", "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters", "Constant", "ConvNet",
-    "Cosine", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle", "Ensemble", "Estimator", "Evolution", "Exact",
-    "Exponential", "FashionConvNet", "FashionMLP", "Few", "FirstOrder", "Fixed", "Forward", "FullES", "Gated",
-    "Guarded", "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level", "LevelState", "Linear", "LinearDecay",
-    "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP",
-    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite",
-    "NonFiniteError", "Objective", "Online", "Optimizer", "Own", "Part", "Photo", "Predicting", "Problem", "Quadratic",
-    "RMSprop", "RNNProp", "RandomSearch", "Relay", "Rosenbrock", "Safe", "Schedule", "Scheduled", "Search", "Self",
-    "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Weighted", "Window",
-    "Wrapping", "hyper", "keys",
+    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Around", "Asking",
+    "Augmented", "Backward", "Bootstrapped", "ByName", "Carry", "CharGRU", "CharTransformer", "Characters",
+    "Constant", "ConvNet", "Cosine", "DigitsConvNet", "DigitsMLP", "Discounted", "ESSingle", "Ensemble",
+    "Estimator", "Evolution", "Exact", "Exponential", "FashionConvNet", "FashionMLP", "Few", "FirstOrder", "Fixed",
+    "Forward", "FullES", "Gated", "Guarded", "HandMade", "HeldOut", "Hyper", "Laid", "Last", "Layout", "Level",
+    "LevelState", "Linear", "LinearDecay", "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer",
+    "MeanLog", "Mix", "Mixture", "Mnist1dMLP", "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon",
+    "NoisyQuadratic", "NonFinite", "NonFiniteError", "Objective", "Online", "Optimizer", "Own", "Part", "Photo",
+    "Predicting", "Problem", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Relay", "Rosenbrock", "Safe",
+    "Schedule", "Scheduled", "Search", "Self", "Skip", "Start", "Stop", "Sum", "Task", "TimeTo", "TorchOptim",
+    "TruncatedES", "Warmup", "Weighted", "Window", "Wrapping", "hyper", "keys",
 ]  # fmt: skip

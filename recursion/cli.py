@@ -149,7 +149,7 @@ def _train_options(parser: Parser) -> None:
         "default as the notation says, which is stop unless it says skip",
     )
     _where(parser)
-    quick = "compile what can be; default auto: if the run is long enough and there is a C++ compiler"
+    quick = "compile what can be, on a GPU record windows as graphs; default auto: if the run repays it, and it works"
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help=quick)
     parser.add_argument("--no-eval", action="store_true", help="train only; default train and evaluate")
     also = "evaluate also on other problems and for ten times the steps; default on the task itself"

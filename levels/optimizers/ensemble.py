@@ -9,10 +9,8 @@ generation of a search makes one (`recursion.ensembles`).
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,14 +18,14 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled, Scope
+from levels.optimizer import Optimizer, Pulled
+from levels.optimizers.wrapping import Around
 from levels.part import notate, require
-from levels.problem import Problem
 from levels.tree import State, map_leaves
 
 
 @dataclass(frozen=True, repr=False)
-class Ensemble(Optimizer):
+class Ensemble(Around):
     """``rule``: the optimizer of each member. ``members``: sets of its parameters, at least 1."""
 
     name = "ensemble"
@@ -42,39 +40,6 @@ class Ensemble(Optimizer):
         fix = "put the ensemble inside of the start"
         require(not self.rule.learns_start, f"ensemble: {self.rule} has a start of its own for each member; {fix}")
 
-    def bound(self, problem: Problem) -> Ensemble:
-        return dataclasses.replace(self, rule=self.rule.bound(problem))
-
-    @cached_property
-    def laid(self) -> Optimizer:
-        """The rule, laid."""
-        return self.rule.over(self.below)
-
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """As the rule is."""
-        return self.rule.differentiable
-
-    @property
-    def scope(self) -> Scope:  # type: ignore[override]
-        """As the rule's."""
-        return self.rule.scope
-
-    @property
-    def reads_loss(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_loss
-
-    @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.reads_gradient
-
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self.rule.compiles
-
     @property
     def asking(self) -> int | Fraction:  # type: ignore[override]
         """What each member asks."""
@@ -85,22 +50,22 @@ class Ensemble(Optimizer):
         return {f"{k}.{name}": shape for k in range(self.members) for name, shape in rule.items()}
 
     def init_params(self, key: Tensor) -> Tensor:
-        return self.laid.init_params(keys.split(key, self.members)).flatten(-2)
+        return self.laid_rule.init_params(keys.split(key, self.members)).flatten(-2)
 
     def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
         """The mean of the members' charges."""
-        charge = self.laid.charge(self._apart(params))
+        charge = self.laid_rule.charge(self._apart(params))
         return None if charge is None else (charge[0].mean(-1), charge[1].flatten(-2) / self.members)
 
     def init_state(self, params: Tensor, x: Tensor) -> State:
-        return self._by_copy(self.laid.init_state(self._apart(params), self._each(x)), x)
+        return self._by_copy(self.laid_rule.init_state(self._apart(params), self._each(x)), x)
 
     def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> State:
         each = keys.split(key, self.members).movedim(-1, -2)
-        return self._by_copy(self.laid.begin_state(self._apart(params), self._each(x), each), x)
+        return self._by_copy(self.laid_rule.begin_state(self._apart(params), self._each(x), each), x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
-        moved, new = self.laid.update(*self._read(params, f, g, state, x))
+        moved, new = self.laid_rule.update(*self._read(params, f, g, state, x))
         return moved.mean(-3), self._by_copy(new, x)
 
     def pullback(
@@ -114,7 +79,7 @@ class Ensemble(Optimizer):
         dstate: list[Tensor | None] | None,
     ) -> Pulled:
         slopes = None if dstate is None else [None if leaf is None else self._by_member(leaf, x) for leaf in dstate]
-        dparams, dold, dx_old = self.laid.pullback(
+        dparams, dold, dx_old = self.laid_rule.pullback(
             *self._read(params, f, g, state, x), self._each(dx / self.members), slopes
         )
         dold = [None if leaf is None else self._by_copy(leaf, x) for leaf in dold]
@@ -129,7 +94,7 @@ class Ensemble(Optimizer):
 
     def _apart(self, params: Tensor) -> Tensor:
         """``[*batch, K * m]`` as ``[*batch, K, m]``."""
-        return params.reshape(*params.shape[:-1], self.members, self.laid.layout.size)
+        return params.reshape(*params.shape[:-1], self.members, self.laid_rule.layout.size)
 
     def _each(self, x: Tensor) -> Tensor:
         """``[*batch, copies, n]`` for each member alike, ``[*batch, K, copies, n]``."""

@@ -1,7 +1,7 @@
 """Wrapping: an optimizer around another one, which passes on all of it that it does not change.
 
-Its parameters are its own, if it has any, and then the rule's; its state holds the rule's. What it is asked about the
-rule (what it reads, what it costs, where trajectories begin, what is charged, what they come to) it asks the rule.
+What it is asked about the rule (what it reads, what it costs, where trajectories begin, what is charged, what they come
+to) it asks the rule.
 """
 
 from __future__ import annotations
@@ -23,52 +23,15 @@ from levels.problem import Problem
 from levels.tree import State
 
 
-class Wrapping(Optimizer):
-    """Abstract: a frozen dataclass with a field ``rule``. A subclass writes `update`, and `linearized`, of which this
-    makes the `pullback`; `holding` and `held`; and, if it has parameters of its own, `own_shapes` and `own_params`.
-    """
+class Around(Optimizer):
+    """Abstract: a frozen dataclass with a field ``rule``, and what holds of that."""
 
     rule: Optimizer
-
-    def __init_subclass__(cls, **settings: Any) -> None:
-        written = "pullback" in vars(cls)
-        super().__init_subclass__(**settings)
-        if not written:  # rewriting `update` alone would have it asked of autograd
-            cls.pullback = Wrapping.pullback  # type: ignore[method-assign]
-
-    @abstractmethod
-    def holding(self, params: Tensor, x: Tensor, rule: State) -> State:
-        """The state around that of the rule."""
-
-    @abstractmethod
-    def held(self, state: State) -> State:
-        """The rule's state in it."""
-
-    def own_shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the parameters in front of the rule's."""
-        return {}
-
-    def own_params(self, like: Tensor) -> Tensor:
-        """These, fresh, for fresh ones of the rule ``[*batch, m]``: ``[*batch, k]``."""
-        return like[..., :0]
 
     @cached_property
     def laid_rule(self) -> Optimizer:
         """The rule, laid over the same."""
         return self.rule.over(self.below)
-
-    @cached_property
-    def own_size(self) -> int:
-        """How many parameters are in front of the rule's."""
-        return sum(math.prod(shape) for shape in self.own_shapes(self.below).values())
-
-    def rest(self, params: Tensor) -> Tensor:
-        """The rule's parameters among all."""
-        return params[..., self.own_size :]
-
-    def padded(self, slopes: Tensor) -> Tensor:
-        """Cotangents of the rule's parameters as those of all."""
-        return torch.nn.functional.pad(slopes, (self.own_size, 0)) if self.own_size else slopes
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -107,6 +70,49 @@ class Wrapping(Optimizer):
 
     def bound(self, problem: Problem) -> Self:
         return dataclasses.replace(self, rule=self.rule.bound(problem))  # type: ignore[type-var]
+
+
+class Wrapping(Around):
+    """Abstract: parameters are its own, if it has any, and then the rule's; its state holds the rule's.
+
+    A subclass writes `update`, and `linearized`, of which this makes the `pullback`; `holding` and `held`; and, if it
+    has parameters of its own, `own_shapes` and `own_params`.
+    """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        written = "pullback" in vars(cls)
+        super().__init_subclass__(**settings)
+        if not written:  # rewriting `update` alone would have it asked of autograd
+            cls.pullback = Wrapping.pullback  # type: ignore[method-assign]
+
+    @abstractmethod
+    def holding(self, params: Tensor, x: Tensor, rule: State) -> State:
+        """The state around that of the rule."""
+
+    @abstractmethod
+    def held(self, state: State) -> State:
+        """The rule's state in it."""
+
+    def own_shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters in front of the rule's."""
+        return {}
+
+    def own_params(self, like: Tensor) -> Tensor:
+        """These, fresh, for fresh ones of the rule ``[*batch, m]``: ``[*batch, k]``."""
+        return like[..., :0]
+
+    @cached_property
+    def own_size(self) -> int:
+        """How many parameters are in front of the rule's."""
+        return sum(math.prod(shape) for shape in self.own_shapes(self.below).values())
+
+    def rest(self, params: Tensor) -> Tensor:
+        """The rule's parameters among all."""
+        return params[..., self.own_size :]
+
+    def padded(self, slopes: Tensor) -> Tensor:
+        """Cotangents of the rule's parameters as those of all."""
+        return torch.nn.functional.pad(slopes, (self.own_size, 0)) if self.own_size else slopes
 
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
