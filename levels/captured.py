@@ -79,7 +79,8 @@ class Graphs:
         if graph is None:
             return function(*inputs)
         try:
-            return graph(tensors)
+            with cuda.device(graph.device):  # of several, a graph is of the one that is current
+                return graph(tensors)
         except RuntimeError as error:
             self.made[kind] = None
             told = (str(error) or type(error).__name__).splitlines()[0]
@@ -91,7 +92,7 @@ class _Graph:
     """A function, to be recorded at the first call, from inputs to outputs that stay where they are in memory."""
 
     def __init__(self, function: Callable[..., State], tensors: list[Tensor], tree: Any) -> None:
-        self.function, self.tree = function, tree
+        self.function, self.tree, self.device = function, tree, tensors[0].device
         self.inputs = [torch.empty_like(tensor) for tensor in tensors]
         self.fed: list[Tensor | None] = [None] * len(tensors)  # of which the inputs are copies
         self.graph: Any = None

@@ -109,6 +109,7 @@ class Graph:
             self.done.append((func, inside, answer))
 
     def replay(self) -> None:
+        assert Cuda.current == torch.device(DEVICE)
         GPU.replays += 1
         for func, (args, kwargs), answer in self.done:
             again = func(*args, **kwargs)
@@ -122,6 +123,7 @@ class Cuda:
     """Stands in for `torch.cuda`, as far as graphs need it."""
 
     CUDAGraph = Graph
+    current: torch.device | None = None
 
     class Stream:
         def wait_stream(self, other: Any) -> None:
@@ -138,7 +140,15 @@ class Cuda:
 
     @staticmethod
     @contextmanager
+    def device(one: torch.device) -> Iterator[None]:
+        Cuda.current = one
+        yield
+        Cuda.current = None
+
+    @staticmethod
+    @contextmanager
     def graph(one: Graph) -> Iterator[None]:
+        assert Cuda.current == torch.device(DEVICE), "a graph of another device"
         GPU.recording = one
         try:
             yield
