@@ -242,6 +242,7 @@ def _traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> _Tra
     for node in [node for node in graph.nodes if node.op == "get_attr"]:
         graph.erase_node(node)
     _shape_once(graph)
+    _number_once(graph)
     return _Traced(fx.GraphModule({}, graph), read, [getattr(module, name).detach() for name in lifted])
 
 
@@ -257,6 +258,24 @@ def _shape_once(graph: fx.Graph) -> None:
             origin[node] = origin.get(node.args[0], node.args[0])
             node.target, node.args = aten.reshape.default, (origin[node], list(_shape(node)))
     graph.eliminate_dead_code()
+
+
+def _number_once(graph: fx.Graph) -> None:
+    """Store single numbers that many others are made with: inductor would write into the loop over these how they are
+    made, and a power of a decay rate takes as long as all else in it."""
+    for node in [*graph.nodes]:
+        made = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+        if made and _shape(node).numel() == 1 and _spreads(node):
+            with graph.inserting_after(node):  # what is strided, is stored
+                kept = graph.call_function(aten.as_strided.default, (node, list(_shape(node)), [1] * len(_shape(node))))
+            node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+
+
+def _spreads(node: fx.Node) -> bool:
+    """Whether many numbers are made with this one, whatever its shape is called between."""
+    read_by = [user for user in node.users if "tensor_meta" in user.meta]
+    reshaped = (user for user in read_by if user.target is aten.reshape.default)
+    return any(_shape(user).numel() > 1 for user in read_by) or any(map(_spreads, reshaped))
 
 
 def _shape(node: fx.Node) -> torch.Size:

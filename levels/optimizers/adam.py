@@ -119,13 +119,13 @@ def moments_pullback(
     u, dm_hat = m_hat * scale, -h["lr"] * dx * scale
     deps = -u * dm_hat
     dv_hat = deps / (2 * root)
-    one, two = 1 - h["beta1"] ** power, 1 - h["beta2"] ** power
-    dm, dv = dm_hat / one, dv_hat / two
+    one, two = 1 / (1 - h["beta1"] ** power), 1 / (1 - h["beta2"] ** power)  # of the bias: numbers, not coordinates
+    dm, dv = dm_hat * one, dv_hat * two
     dh = {"lr": -u * dx, "eps": deps}
     if "beta1" in learned:  # beyond the average itself, through what corrects its bias
-        dh["beta1"] = dm * m_hat * power * h["beta1"] ** (power - 1)
+        dh["beta1"] = dm * m_hat * (power * h["beta1"] ** (power - 1))
     if "beta2" in learned:
-        dh["beta2"] = dv * (new.v / two) * power * h["beta2"] ** (power - 1)
+        dh["beta2"] = dv * (new.v * two) * (power * h["beta2"] ** (power - 1))
     dm = dm if dstate[0] is None else dm + dstate[0]
     dv = dv if dstate[1] is None else dv + dstate[1]
     if "beta1" in learned:

@@ -250,3 +250,23 @@ def test_runs_that_are_long_enough_are_compiled() -> None:
     assert repays_compiling(some, REPAID_FUSED // 4)
     assert not repays_compiling(some, REPAID_FUSED // 4 - 1)
     assert not repays_compiling(tower(Silent(dims=3), *sgds(4)), REPAID_FUSED)
+
+
+def test_a_number_that_many_are_made_with_is_made_once(monkeypatch) -> None:
+    graphs = []
+    monkeypatch.setattr("recursion.fused.compile_graph", lambda graph, inputs: graphs.append(graph) or graph)
+    some = tower(Bowl(dims=50), Adam(lr=0.01), Adam(lr=1e-3))
+    assert_close(run(some, on=True)[0], run(some, on=False)[0])
+    aten = torch.ops.aten
+    nodes = [node for node in graphs[0].graph.nodes if "tensor_meta" in node.meta]
+    powers = [
+        node for node in nodes if node.target == aten.pow.Tensor_Tensor and node.meta["tensor_meta"].shape.numel() == 1
+    ]
+    assert powers, "Adam's decay rates to the power of the step"
+    wide = {user for node in nodes for user in node.users if "tensor_meta" in user.meta
+            and user.meta["tensor_meta"].shape.numel() == 50}  # fmt: skip
+    made = {aten.pow.Tensor_Tensor, aten.rsub.Scalar, aten.reciprocal.default}
+    assert wide
+    for node in nodes:
+        if node.target in made and node.meta["tensor_meta"].shape.numel() == 1:
+            assert not wide & set(node.users), f"{node} is made again for each of 50"
