@@ -272,10 +272,10 @@ def _number_once(graph: fx.Graph) -> None:
 
 
 def _spreads(node: fx.Node) -> bool:
-    """Whether many numbers are made with this one, whatever its shape is called between."""
+    """Whether more than `SMALL` numbers are made with this one, whatever its shape is called between."""
     read_by = [user for user in node.users if "tensor_meta" in user.meta]
     reshaped = (user for user in read_by if user.target is aten.reshape.default)
-    return any(_shape(user).numel() > 1 for user in read_by) or any(map(_spreads, reshaped))
+    return any(_shape(user).numel() > SMALL for user in read_by) or any(map(_spreads, reshaped))
 
 
 def _shape(node: fx.Node) -> torch.Size:
