@@ -103,10 +103,10 @@ def held_out(tower: Tower, params: Tensor | None) -> list[float]:
     first, second = tower.levels[0], levels_of("right")[1]
     rule = IDLE if params is None else tower.levels[1].optimizer
     rule = dataclasses.replace(rule, price=0.0) if isinstance(rule, Gated) else rule
-    laid = Tower(TASK, first, dataclasses.replace(second, optimizer=rule)).laid[1].on("test")
+    laid = Tower(TASK, first, dataclasses.replace(second, optimizer=rule)).bound_levels[1].on("test")
     key = keys.split(keys.seed(TRIED), PROBLEMS)
-    params = laid.init_params(key) if params is None else params.expand(PROBLEMS, -1)
-    return [round(loss, 6) for loss in (laid.trial(params, key) / UNROLL).tolist()]
+    params = laid.init(key) if params is None else params.expand(PROBLEMS, -1)
+    return [round(loss, 6) for loss in (laid.evaluate_from_scratch(params, key) / UNROLL).tolist()]
 
 
 def of_fixed(tower: Tower, state: TowerState) -> list[list[float]]:
@@ -226,7 +226,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     draw_gates(panels[1, 0], "gate of level 2, moved by an LSTM", by_lstm)
     draw_losses(panels[1, 1], families)
     draw_gaps(panels[1, 2], families)
-    for axes in panels.flat:
+    for axes in panels.ravel:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

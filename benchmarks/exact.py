@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.w5 import Measured, Naive, Ours, start
 from levels import CharTransformer, DigitsMLP
-from levels.task import LossTask
+from levels.tasks.task import LossTask
 from tests.laws.live import LiveBytes
 
 UNROLLS = (10, 20, 40, 80, 160, 320)

@@ -31,7 +31,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, Own, Quadratic, RandomSearch, Task, keys
+from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, SelfUpdate, Quadratic, RandomSearch, Task, keys
 from levels.tree import map_leaves
 from recursion import Tower, TowerState
 from recursion.deploy import Watched, run
@@ -53,10 +53,10 @@ class Family:
     budget: int
 
     @property
-    def life(self) -> int:
+    def episode_length(self) -> int:
         """Updates of level 1 from a start to a restart, which is what held-out runs last too."""
-        assert self.level.life is not None
-        return self.level.life
+        assert self.level.episode_length is not None
+        return self.level.episode_length
 
 
 FAMILIES = {
@@ -80,7 +80,7 @@ FAMILIES = {
             "random": RandomSearch(population=16, sigma=0.1),
             "cma": CMA(sigma=0.1),
             "genetic + gradient": GA(Adam(lr=0.01), 10, population=6, elite=2, sigma=0.02),
-            "genetic + self": GA(Own(), 10, population=6, elite=2, sigma=0.05),
+            "genetic + self": GA(SelfUpdate(), 10, population=6, elite=2, sigma=0.05),
         },
         30_000,
     ),
@@ -103,7 +103,7 @@ class Clock:
 def held_out(family: Family, params: Tensor) -> Values:
     """Mean loss over a life ``[seeds, problems]`` of parameters ``[seeds, m]``."""
     key = keys.split(keys.seed(1), PROBLEMS)
-    losses = run(family.level.optimizer, params, family.task.on("test"), key, family.life)
+    losses = run(family.level.optimizer, params, family.task.on("test"), key, family.episode_length)
     return np.asarray(losses[1:].mean(0).double())
 
 
@@ -111,15 +111,15 @@ def train(family: Family, name: str, budget: float, clock: Clock) -> tuple[dict[
     """One mover for all seeds at once, and what it came to on held-out problems on its way."""
     watched = Watched(family.task)
     tower = Tower(watched, family.level, Level(optimizer=family.movers[name], batch=SEEDS))
-    copies = SEEDS * tower.laid[0].batch
+    copies = SEEDS * tower.bound_levels[0].batch
     state, begun = tower.init(seed=0), time.perf_counter()
-    values = [held_out(family, tower.outcome(state))]
+    values = [held_out(family, tower.result(state))]
     spent, at = [watched.base_steps / copies], 0.0
     while at < budget:
         state, _ = tower.step(state)
         at = watched.base_steps / copies
         if at >= budget * len(values) / POINTS:
-            values.append(held_out(family, tower.outcome(state)))
+            values.append(held_out(family, tower.result(state)))
             clock.tell(f"{name}: {at:,.0f} base steps, loss {values[-1].mean():.4g}", at - spent[-1])
             spent.append(at)
     found = {
@@ -138,7 +138,7 @@ def ensembled(tower: Tower, state: TowerState, family: Family) -> dict[str, Any]
     states = [state._replace(carry=map_leaves(lambda leaf, i=i: leaf[i : i + 1], state.carry)) for i in range(SEEDS)]
     found = {}
     for members in (FEW, None):
-        compared = compare(whole, states, problems=PROBLEMS // 2, steps=family.life, members=members)
+        compared = compare(whole, states, problems=PROBLEMS // 2, steps=family.episode_length, members=members)
         found["all" if members is None else f"best {members}"] = plain(compared)
     return found
 

@@ -232,7 +232,7 @@ def time_block(worker: Worker, row: Row) -> None:
     row.cpu.append(answer["cpu"] / row.steps)
 
 
-def judge(rows: dict[str, Row], proofs: dict[str, Numbers], tolerance: float | dict[str, float]) -> None:
+def outer_value_and_grad(rows: dict[str, Row], proofs: dict[str, Numbers], tolerance: float | dict[str, float]) -> None:
     """Compare all proofs with the first; note in `Row.why` who disagrees."""
     reference, *others = proofs or [""]
     for side in others:

@@ -63,8 +63,8 @@ class Underway(NoisyQuadratic):
             start = squares(self, nearest(self, start), start, 1)
         return start
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.begun.sqrt() * super().init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.begun.sqrt() * super().init(key)
 
 
 # The closed form: E x^2 of each coordinate, ``[*batch, n]``, for step sizes ``[*batch, 1]``. With q = (1 - lr h)^2 it
@@ -211,23 +211,23 @@ def rested(tower: Tower, state: TowerState, windows: int) -> TowerState:
 def towers(effort: float) -> dict[str, dict[int, dict[str, Any]]]:
     """All that is learned: by method, by look-ahead."""
 
-    def whole(gradient: Estimator, ahead: int) -> dict[str, Any]:
-        return learn(TASK, gradient, ahead, ahead, effort * (150 if ahead > 100 else 100))
+    def whole(gradient: Estimator, lookahead: int) -> dict[str, Any]:
+        return learn(TASK, gradient, lookahead, lookahead, effort * (150 if lookahead > 100 else 100))
 
-    def cut(ahead: int) -> dict[str, Any]:
-        return learn(TASK, FirstOrder(), ahead, LONG, effort * 1.5 * LONG / ahead)
+    def cut(lookahead: int) -> dict[str, Any]:
+        return learn(TASK, FirstOrder(), lookahead, LONG, effort * 1.5 * LONG / lookahead)
 
-    def forward(task: NoisyQuadratic, ahead: int) -> dict[str, Any]:
-        windows = (1000 if ahead == 1 else 300) if isinstance(task, Underway) else 120 if ahead < LONG else 75
-        return learn(task, Forward(), max(min(ahead, 10), ahead // 50), ahead, effort * windows)
+    def forward(task: NoisyQuadratic, lookahead: int) -> dict[str, Any]:
+        windows = (1000 if lookahead == 1 else 300) if isinstance(task, Underway) else 120 if lookahead < LONG else 75
+        return learn(task, Forward(), max(min(lookahead, 10), lookahead // 50), lookahead, effort * windows)
 
     way = Underway(**vars(TASK))
     return {
-        "start, forward": {ahead: forward(TASK, ahead) for ahead in (1, 10, 100, 1000, LONG)},
-        "start, exact": {ahead: whole(Exact(), ahead) for ahead in (1, 10, 100)},
-        "start, first order": {ahead: whole(FirstOrder(), ahead) for ahead in (1, 10, 100, 300)},
-        "cut out, first order": {ahead: cut(ahead) for ahead in CUT_PACE},
-        "on the way, forward": {ahead: forward(way, ahead) for ahead in (1, 10, 100, 1000)},
+        "start, forward": {lookahead: forward(TASK, lookahead) for lookahead in (1, 10, 100, 1000, LONG)},
+        "start, exact": {lookahead: whole(Exact(), lookahead) for lookahead in (1, 10, 100)},
+        "start, first order": {lookahead: whole(FirstOrder(), lookahead) for lookahead in (1, 10, 100, 300)},
+        "cut out, first order": {lookahead: cut(lookahead) for lookahead in CUT_PACE},
+        "on the way, forward": {lookahead: forward(way, lookahead) for lookahead in (1, 10, 100, 1000)},
     }
 
 
@@ -235,11 +235,11 @@ def lines() -> dict[str, dict[int, float]]:
     """The closed form of the same, by method, by look-ahead."""
     way = Underway(**vars(TASK))
     return {
-        "start": {ahead: chosen(TASK, ahead) for ahead in AHEAD},
-        "start, first order": {ahead: chosen(TASK, ahead, slope=first_order_slope) for ahead in AHEAD[:6]},
-        "cut out": {ahead: chosen(TASK, ahead, cut=True) for ahead in AHEAD},
-        "cut out, first order": {ahead: chosen(TASK, ahead, slope=first_order_slope, cut=True) for ahead in AHEAD[:6]},
-        "on the way": {ahead: chosen(way, ahead) for ahead in (*AHEAD[:-1], LONG - STOOD)},
+        "start": {lookahead: chosen(TASK, lookahead) for lookahead in AHEAD},
+        "start, first order": {lookahead: chosen(TASK, lookahead, slope=first_order_slope) for lookahead in AHEAD[:6]},
+        "cut out": {lookahead: chosen(TASK, lookahead, cut=True) for lookahead in AHEAD},
+        "cut out, first order": {lookahead: chosen(TASK, lookahead, slope=first_order_slope, cut=True) for lookahead in AHEAD[:6]},
+        "on the way": {lookahead: chosen(way, lookahead) for lookahead in (*AHEAD[:-1], LONG - STOOD)},
     }
 
 
@@ -250,7 +250,7 @@ def slopes(rate: float = START, runs: int = 256) -> dict[int, dict[str, float]]:
     """
     laid = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
     key, found = keys.split(keys.seed(1), runs), {}
-    params, rates = laid.init_params(key), torch.tensor([rate], dtype=torch.float64)
+    params, rates = laid.init(key), torch.tensor([rate], dtype=torch.float64)
     state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
     for step in range(10, LONG + 1, 10):
         held = sum(leaf.nbytes for leaf in leaves(state))
@@ -284,14 +284,14 @@ def show(result: dict[str, Any]) -> None:
     )
     for method, points in result["learned"].items():
         line = method if "first" in method else method.split(",")[0]
-        for ahead, learned in points.items():
-            expected, (mean, spread) = result["lines"][line][ahead], center(learned)
+        for lookahead, learned in points.items():
+            expected, (mean, spread) = result["lines"][line][lookahead], center(learned)
             cost = cost_of(line, 10**mean)
             print(
                 f"{method:>20} {ahead:>6}: {expected:.4f}  {10**mean:.4f} {mean - math.log10(expected):+.4f}"
                 f" {spread:.4f}  {cost.mean:.3g} {cost.last:.3g}"
             )
-    for ahead, cost in result["anew"].items():
+    for lookahead, cost in result["anew"].items():
         print(f"{'anew':>20} {ahead:>6}:  {cost.mean:.3g} {cost.last:.3g}")
     print("forward mode at one step size: steps, slope, standard error, closed form, z, peak KiB")
     for step, found in result["slopes"].items():
@@ -311,11 +311,11 @@ def draw_rates(axes: Axes, result: dict[str, Any]) -> None:
         axes.plot(list(rates), list(rates.values()), color=COLORS[setting], lw=1, **style)
     for method, points in result["learned"].items():
         setting, gradient = method.split(", ")
-        for ahead, learned in points.items():
+        for lookahead, learned in points.items():
             mean, spread = center(learned)
             bar = [[10**mean - 10 ** (mean - spread)], [10 ** (mean + spread) - 10**mean]]
             color = COLORS[setting]
-            axes.errorbar([ahead], [10**mean], bar, fmt=MARKS[gradient], color=color, ms=6, mfc="none", capsize=2)
+            axes.errorbar([lookahead], [10**mean], bar, fmt=MARKS[gradient], color=color, ms=6, mfc="none", capsize=2)
     for gradient, mark in MARKS.items():
         axes.plot([], [], mark, color="black", mfc="none", label=f"learned, {gradient}")
     axes.plot([], [], "--", color="black", lw=1, label="closed form of first order")
@@ -368,7 +368,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "settings": settings,
         "lines": lines(),
-        "anew": {ahead: anew(TASK, ahead) for ahead in AHEAD},
+        "anew": {lookahead: anew(TASK, lookahead) for lookahead in AHEAD},
         "slopes": slopes(),
         "learned": towers(options.effort),
     }

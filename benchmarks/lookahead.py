@@ -48,9 +48,9 @@ class Family:
     """A task, what learns on it, and how a step size is judged in the end."""
 
     task: Task
-    ahead: tuple[int, ...]
+    lookahead: tuple[int, ...]
     every: int
-    life: int
+    episode_length: int
     copies: int
     start: float
     pace: float
@@ -58,7 +58,7 @@ class Family:
     discounts: tuple[float, ...] = ()
 
     def level(self) -> Level:
-        return Level(optimizer=SGD(lr=self.start), unroll=UNROLL, horizon=self.life, batch=self.copies)
+        return Level(optimizer=SGD(lr=self.start), unroll=UNROLL, horizon=self.episode_length, batch=self.copies)
 
     def tower(self, level: Level) -> Tower:
         return Tower(self.task, level, Level(optimizer=Adam(lr=self.pace, beta1=0.5, beta2=0.95), batch=SEEDS))
@@ -66,22 +66,22 @@ class Family:
     def towers(self) -> dict[str, Tower]:
         """By what is compared: the online choice, each look-ahead, and discounts of the longest."""
         level = self.level()
-        found = {"online": replace(level, gradient=Online(self.ahead, every=self.every))}
-        found |= {str(ahead): replace(level, ahead=ahead) for ahead in self.ahead}
+        found = {"online": replace(level, gradient=Online(self.lookahead, every=self.every))}
+        found |= {str(lookahead): replace(level, lookahead=lookahead) for lookahead in self.lookahead}
         for discount in self.discounts:
-            found[f"discount {discount}"] = replace(level, ahead=self.ahead[-1], objective=Discounted(discount))
+            found[f"discount {discount}"] = replace(level, lookahead=self.lookahead[-1], objective=Discounted(discount))
         return {name: self.tower(each) for name, each in found.items()}
 
 
 ON_THE_WAY = Family(
     task=Underway(low=0.001, noise=0.1, steps=300, dtype="float64"),
-    ahead=(5, 20, 80, 320), every=10, life=500, copies=32, start=0.02, pace=0.03, budget=120_000,
+    lookahead=(5, 20, 80, 320), every=10, episode_length=500, copies=32, start=0.02, pace=0.03, budget=120_000,
 )  # fmt: skip
 FAMILIES = {
     "on the way": ON_THE_WAY,
     "fresh": replace(ON_THE_WAY, task=NoisyQuadratic(low=0.001, noise=0.1, dtype="float64"), budget=40_000),
     "images": Family(
-        task=DigitsMLP(hidden=(8,), minibatch=16), ahead=(5, 20, 80), every=15, life=200, copies=8,
+        task=DigitsMLP(hidden=(8,), minibatch=16), lookahead=(5, 20, 80), every=15, episode_length=200, copies=8,
         start=0.05, pace=0.05, budget=24_000, discounts=(0.8, 0.95, 0.9875),
     ),
 }  # fmt: skip
@@ -96,14 +96,14 @@ def worth(family: Family) -> Callable[[Tensor], np.ndarray]:
     if isinstance(task, NoisyQuadratic):
         begun = start_of(task)
         rates = torch.logspace(-4, math.log10(1.9), 2000, dtype=torch.float64)[:, None]
-        best = excess(task, rates, begun, family.life).min()
-        return lambda logs: (excess(task, logs.double().exp()[:, None], begun, family.life) / best)[:, None].numpy()
+        best = excess(task, rates, begun, family.episode_length).min()
+        return lambda logs: (excess(task, logs.double().exp()[:, None], begun, family.episode_length) / best)[:, None].numpy()
     laid = replace(family.level(), batch=1).over(task.on("test"))
     key = keys.split(keys.seed(1), PROBLEMS)
 
     def tried(logs: Tensor) -> np.ndarray:
         params = logs[:, None, None].to(laid.layout.dtype).expand(-1, PROBLEMS, 1)
-        return (laid.trial(params, key.expand(len(logs), -1)) / UNROLL).double().numpy()
+        return (laid.evaluate_from_scratch(params, key.expand(len(logs), -1)) / UNROLL).double().numpy()
 
     return tried
 
@@ -143,8 +143,8 @@ class Counter:
     """Counts task gradients ``[seeds]`` for each copy: an online choice says so itself, else restarts are added."""
 
     def __init__(self, tower: Tower) -> None:
-        self.laid = tower.laid[0]
-        self.online = isinstance(self.laid.level.gradient, Online)
+        self.bound_levels = tower.bound_levels[0]
+        self.online = isinstance(self.bound_levels.level.gradient, Online)
         self.total = torch.zeros(SEEDS, dtype=torch.float64)
         self.due: Tensor | None = None
 
@@ -156,8 +156,8 @@ class Counter:
             return state.carry.below.memory.spent / copies
         restarts = torch.zeros(SEEDS) if self.due is None else self.due.sum(-1)
         first = 1 if self.due is None else 0
-        self.total = self.total + first + float(self.laid.cost) + restarts / copies
-        self.due = self.laid.due(carry.age)
+        self.total = self.total + first + float(self.bound_levels.cost) + restarts / copies
+        self.due = self.bound_levels.due(carry.age)
         return self.total
 
 
@@ -209,8 +209,8 @@ def measure(effort: float) -> dict[str, Any]:
             runs[each] = run(family, tower, lambda share, what=f"{name}, {each}", w=weights[name]: tell(what, share, w))
             done += weights[name]
             show_line(name, each, runs[each])
-        found[name] = {"task": repr(family.task), "budget": family.budget, "ahead": family.ahead, "runs": runs}
-        found[name] |= compared(runs, [str(ahead) for ahead in family.ahead])
+        found[name] = {"task": repr(family.task), "budget": family.budget, "ahead": family.lookahead, "runs": runs}
+        found[name] |= compared(runs, [str(lookahead) for lookahead in family.lookahead])
     return found
 
 
@@ -260,9 +260,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def draw_ends(axes: Axes, found: dict[str, Any]) -> None:
-    runs, ahead = found["runs"], found["ahead"]
-    ends = np.array([runs[str(one)]["end"] for one in ahead])
-    bar(axes, ahead, ends, fmt="o-", color="C0", label="fixed look-ahead")
+    runs, lookahead = found["runs"], found["ahead"]
+    ends = np.array([runs[str(one)]["end"] for one in lookahead])
+    bar(axes, lookahead, ends, fmt="o-", color="C0", label="fixed look-ahead")
     faded = {name: each for name, each in runs.items() if name.startswith("discount")}
     if faded:
         reach = [1 / (1 - float(name.split()[1])) for name in faded]
@@ -273,7 +273,7 @@ def draw_ends(axes: Axes, found: dict[str, Any]) -> None:
     axes.axhspan(low, high, color="C1", alpha=0.2, lw=0)
     axes.set(xscale="log", xlabel="look-ahead, updates")
     axes.minorticks_off()
-    axes.set_xticks(ahead, [str(one) for one in ahead])
+    axes.set_xticks(lookahead, [str(one) for one in lookahead])
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
 

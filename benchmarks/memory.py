@@ -40,7 +40,7 @@ def peak_ours(depth: int, unroll: int) -> int:
     for level in stack(depth, unroll):
         problem = level.over(problem)
     with LiveBytes() as live:
-        params = problem.init_params(keys.seed(0))
+        params = problem.init(keys.seed(0))
         state = problem.init_state(params, keys.seed(0))
         before = live.reset_peak().bytes
         problem.value_and_grad(params, state)
@@ -51,7 +51,7 @@ def peak_naive(depth: int, unroll: int) -> int:
     """The same of the oracle."""
     problem = naive(TASK, *stack(depth, unroll))
     with LiveBytes() as live:
-        params = problem.init_params(keys.seed(0))
+        params = problem.init(keys.seed(0))
         state = problem.start(params, keys.seed(0))
         before = live.reset_peak().bytes
         evaluate(problem, params, state)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers_torch import Plain, State, lstm_update
-from benchmarks.peers_work import HIDDEN, UNROLL, Start
+from benchmarks.peers_work import HIDDEN, UNROLL, LearnedInit
 
 NAMES = ("h0", "c0", "h1", "c1")
 
@@ -53,7 +53,7 @@ class Model(nn.Module):
 class Higher(Plain):
     """See the top."""
 
-    def begin(self, start: Start) -> None:
+    def begin(self, start: LearnedInit) -> None:
         self.model = Model(torch.tensor(start.x), self.loss)
         self.inner = LSTMOptimizer(self.model.parameters(), self.weights)
         zeros = self.model.x.new_zeros(self.model.x.numel(), HIDDEN)

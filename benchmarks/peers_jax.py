@@ -106,6 +106,6 @@ class Jax:
         return as_numbers(dtype, windows)
 
 
-def flat(side: Jax, weights: dict[str, Array]) -> np.ndarray:
+def ravel(side: Jax, weights: dict[str, Array]) -> np.ndarray:
     """``[m]``, in our order of names; JAX sorts those of a dict."""
     return np.concatenate([np.asarray(weights[name]).ravel() for name in side.names])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Numbers
-from benchmarks.peers_work import BETA1, BETA2, EPS, HIDDEN, LR, SCALE, UNROLL, P, Start, Window, Work, as_numbers
+from benchmarks.peers_work import BETA1, BETA2, EPS, HIDDEN, LR, SCALE, UNROLL, P, LearnedInit, Window, Work, as_numbers
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 """h and c of both layers, ``[rows, hidden]``."""
@@ -100,7 +100,7 @@ class Plain:
     def made_adam(self) -> Any:
         return torch.optim.Adam(self.weights, lr=LR, betas=(BETA1, BETA2), eps=EPS)
 
-    def begin(self, start: Start) -> None:
+    def begin(self, start: LearnedInit) -> None:
         self.x, self.g = torch.tensor(start.x), torch.tensor(start.g)
         zeros = self.x.new_zeros(self.x.numel(), HIDDEN)
         self.state: State = (zeros, zeros, zeros, zeros)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Numbers, Unsupported
-from levels import SGD, Adam, Fixed, Hyper, Laid, Level, LevelState, Linear, Logit, LossTask, Optimizer, keys
+from levels import SGD, Adam, Fixed, Hyper, Level, Level, LevelState, Linear, Logit, LossTask, Optimizer, keys
 from levels.compiled import compiling
 from levels.layout import Layout
 from levels.optimizers.adam import AdamState
 from levels.tasks.nets import cross_entropy, dense, dense_shapes
-from levels.window import Carry
+from levels.base import Carry
 from recursion import Tower
 from recursion.running import Running
 from recursion.tower import TowerState
@@ -99,14 +99,14 @@ class FixedNetwork(LossTask):
     def layout(self) -> Layout:
         return Layout.of(dense_shapes(WIDTHS), self.torch_dtype)
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.layout.flat(weights(self.dtype)).repeat(*key.shape, 1)
+    def init(self, key: Tensor) -> Tensor:
+        return self.layout.ravel(weights(self.dtype)).repeat(*key.shape, 1)
 
     def init_state(self, params: Tensor, key: Tensor) -> None:
         return None
 
     def loss(self, params: Tensor, state: None) -> tuple[Tensor, None]:
-        views, (images, labels) = self.layout.views(params), minibatch(self.dtype)
+        views, (images, labels) = self.layout.unravel(params), minibatch(self.dtype)
         hidden = torch.tanh(dense(views, "layer0", images))
         scores = torch.tanh(dense(views, "layer1", hidden))
         return self.shrink * cross_entropy(scores, labels.expand(*params.shape[:-1], -1)), None
@@ -118,8 +118,8 @@ class HalfLogit(Hyper):
     name = "half-logit"
     low, high = 0.0, 1.0
 
-    def raw(self, value: float) -> float:
-        return Logit(self.start).raw(value) / 2
+    def unconstrain(self, value: float) -> float:
+        return Logit(self.start).unconstrain(value) / 2
 
     def value(self, raw: Tensor) -> Tensor:
         return (raw.tanh() + 1) / 2
@@ -173,20 +173,20 @@ def tower(kind: str, height: int, dtype: str, betas: type[Hyper]) -> Tower:
 def started(alike: Tower) -> TowerState:
     """What `Tower.init` makes, with the moments of each Adam as gdtuo's are when its level first has a gradient."""
     for_params, for_carry = keys.split(keys.seed(0), 2)
-    params = alike.top.init_params(for_params)
+    params = alike.top.init(for_params)
     carry = begun(alike.top, params, keys.split(for_carry, 1), alike.depth)
     return TowerState(params, carry, torch.zeros((), dtype=torch.int64))
 
 
-def begun(laid: Laid, params: Tensor, key: Tensor, number: int) -> Carry:
+def begun(laid: Level, params: Tensor, key: Tensor, number: int) -> Carry:
     """The carry of level ``number`` after its one evaluation of the problem below."""
     for_x, for_below = keys.split(key, 2).unbind(-1)
-    x = laid.problem.init_params(for_x)
+    x = laid.problem.init(for_x)
     state, problem, below = laid.optimizer.init_state(params, x), laid.problem, None
     if isinstance(state, AdamState):
         beta2 = laid.optimizer.hypers["beta2"].start  # type: ignore[attr-defined]
         state = AdamState(state.m, state.v + EPS * beta2 ** (number - 1), state.t + number - 1)
-    if isinstance(problem, Laid):
+    if isinstance(problem, Level):
         below = LevelState(begun(problem, x, keys.split(for_below, 1), number - 1), None)
     f, g, below = problem.value_and_grad(x, below)
     count = torch.zeros_like(key)
@@ -266,7 +266,7 @@ def exact(rule: str, rate: float) -> dict[str, Tensor]:
     """gdtuo's parameters in float64, in its own order."""
     numbers = {"alpha": rate, "mu": 0.0}
     if rule == "adam":
-        numbers = {"alpha": rate, "beta1": HalfLogit(0.9).raw(0.9), "beta2": HalfLogit(0.999).raw(0.999)}
+        numbers = {"alpha": rate, "beta1": HalfLogit(0.9).unconstrain(0.9), "beta2": HalfLogit(0.999).unconstrain(0.999)}
     return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Numbers
-from levels import LSTM, Adam, Laid, Level, LossTask, Quadratic, keys
+from levels import LSTM, Adam, Level, Level, LossTask, Quadratic, keys
 from levels.compiled import compiling
 from levels.layout import Layout
 from levels.tasks.data import digits
@@ -30,7 +30,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 Arrays = dict[str, np.ndarray]
 
 
-class Start(NamedTuple):
+class LearnedInit(NamedTuple):
     """Where every side begins; numpy."""
 
     weights: Arrays  # the LSTM's, by name: [inputs + hidden, 4 hidden], [4 hidden], .., [hidden, 1], [1]
@@ -49,7 +49,7 @@ class FixedPerceptron(LossTask):
     def layout(self) -> Layout:
         return Layout.of(dense_shapes((64, 32, 10)), self.torch_dtype)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> None:
@@ -57,7 +57,7 @@ class FixedPerceptron(LossTask):
 
     def loss(self, params: Tensor, state: None) -> tuple[Tensor, None]:
         images, labels = minibatch(self.torch_dtype)
-        return cross_entropy(perceptron(self.layout.views(params), images, "tanh"), self._labels(params, labels)), None
+        return cross_entropy(perceptron(self.layout.unravel(params), images, "tanh"), self._labels(params, labels)), None
 
     def _labels(self, params: Tensor, labels: Tensor) -> Tensor:
         return labels.expand(*params.shape[:-1], len(labels))
@@ -85,15 +85,15 @@ class Work:
         level = Level(optimizer=lstm, unroll=UNROLL, batch=self.copies, horizon=None)
         return Tower(task, level, Level(optimizer=adam, batch=1))
 
-    def start(self, dtype: str) -> Start:
+    def start(self, dtype: str) -> LearnedInit:
         """What `Tower.init` with seed 0 begins with, before the first window."""
         tower = self.tower(dtype)
-        laid = tower.laid[0]
+        laid = tower.bound_levels[0]
         key = keys.split(keys.split(keys.seed(0), 2)[1], 1)
-        theta = laid.init_params(keys.split(key, 2)[..., 0])  # [1, m]
+        theta = laid.init(keys.split(key, 2)[..., 0])  # [1, m]
         carry = tower.top.asked_first(theta, key).carry
-        weights = {name: view[0].numpy() for name, view in laid.optimizer.layout.views(theta).items()}
-        return Start(weights, carry.x[0].numpy(), carry.g[0].numpy(), self._data(dtype, carry.below))
+        weights = {name: view[0].numpy() for name, view in laid.optimizer.layout.unravel(theta).items()}
+        return LearnedInit(weights, carry.x[0].numpy(), carry.g[0].numpy(), self._data(dtype, carry.below))
 
     def _data(self, dtype: str, below: Any) -> Arrays:
         if self.task == "quadratic":
@@ -139,7 +139,7 @@ class Ours:
     def _proof(self, dtype: str) -> Numbers:
         tower, windows = self.work.tower(dtype), []
         state = tower.init(seed=0)
-        assert isinstance(tower.laid[0], Laid)
+        assert isinstance(tower.bound_levels[0], Level)
         for _ in range(2):
             loss, gradient = state.carry.f, state.carry.g
             with compiling(self.compiled):

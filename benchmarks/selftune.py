@@ -22,7 +22,7 @@ import torch
 from matplotlib.axes import Axes
 
 from levels import keys
-from levels.nonfinite import NonFiniteError
+from levels.restart import NonFiniteError
 from recursion import Tower
 from recursion.deploy import Watched
 from recursion.notation import parse
@@ -72,8 +72,8 @@ def follow(notation: str, budget: float, family: Family, seed: int) -> dict[str,
     plain = parse(notation)
     watched = Watched(plain.task)
     tower = Tower(watched, *plain.levels)
-    copies = float(np.prod([laid.batch for laid in tower.laid]))
-    test, key = plain.laid[0].on("test"), keys.split(keys.seed(12345), family.trials)
+    copies = float(np.prod([laid.batch for laid in tower.bound_levels]))
+    test, key = plain.bound_levels[0].on("test"), keys.split(keys.seed(12345), family.trials)
     state = tower.init(seed)
     found: dict[str, Any] = {"spent": [], "losses": [], "notes": {}, "died": None}
     for point in range(family.points + 1):
@@ -82,9 +82,9 @@ def follow(notation: str, budget: float, family: Family, seed: int) -> dict[str,
                 state, report = tower.step(state)
             except NonFiniteError as error:
                 return found | {"died": str(error)}
-            found["notes"] = dict(report.notes)
+            found["notes"] = dict(report.metrics)
         found["spent"].append(watched.base_steps / copies)
-        found["losses"].append(test.trial(tower.outcome(state).expand(family.trials, -1), key).tolist())
+        found["losses"].append(test.evaluate_from_scratch(tower.result(state).expand(family.trials, -1), key).tolist())
     return found
 
 
@@ -104,8 +104,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
         gap = estimate(np.log(np.array(whole[label])) - np.log(np.array(whole[ADAM])))
         worse = sum(np.mean(run["losses"][-1]) > np.mean(run["losses"][0]) for run in some)
         ratio = f"{np.exp(gap.value):.2f} [{np.exp(gap.low):.2f}, {np.exp(gap.high):.2f}] of Adam"
-        notes = {name: np.mean([run["notes"][name] for run in some]).round(2) for name in some[0]["notes"]}
-        said = ", ".join(f"{name.removeprefix('level 2 ')} {value:g}" for name, value in notes.items())
+        metrics = {name: np.mean([run["notes"][name] for run in some]).round(2) for name in some[0]["notes"]}
+        said = ", ".join(f"{name.removeprefix('level 2 ')} {value:g}" for name, value in metrics.items())
         lines.append(
             f"  {label:42} {end.value:8.3g} [{end.low:.3g}, {end.high:.3g}]  {ratio}  worse than begun {worse}"
         )

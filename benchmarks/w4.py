@@ -30,7 +30,7 @@ from benchmarks.harness import Numbers, Side
 from levels import LSTM, SGD, Adam, Level, Optimizer, Quadratic
 from levels.compiled import compiling
 from levels.layout import Layout
-from levels.problem import Problem
+from levels.base import Problem
 from levels.tree import State
 from recursion import Tower
 from recursion.tower import TowerState
@@ -155,7 +155,7 @@ def calls(tower: Tower, state: TowerState) -> Iterator[Call]:
     gradients, updates, pullbacks = COUNTED
     carries, times = tower.carries(state), tower.base_steps
     yield Call((gradients,), tower.task.value_and_grad, (carries[0].x, carries[0].below), times)
-    for laid, carry, above in zip(tower.laid, carries, carries[1:]):
+    for laid, carry, above in zip(tower.bound_levels, carries, carries[1:]):
         read = (above.x, carry.f, carry.g, carry.state, carry.x)
         _, dstate, _ = laid.optimizer.pullback(*read, carry.g, None)
         yield Call((updates, pullbacks), update_and_pull, (laid.optimizer, read, carry.g, dstate), times)
@@ -181,8 +181,8 @@ class CountedTask(Problem):
     def layout(self) -> Layout:
         return self.problem.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.problem.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.problem.init(key)
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
         return self.problem.init_state(params, key)
@@ -202,22 +202,22 @@ class CountedRule(Optimizer):
         self.counts = {"updates": 0, "pullbacks": 0}
 
     @cached_property
-    def laid(self) -> Optimizer:
+    def bound_levels(self) -> Optimizer:
         """The rule, laid over what this one is laid over."""
         return self.rule.over(self.below)
 
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return self.rule.shapes(below)
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.laid.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.bound_levels.init(key)
 
     def init_state(self, params: Tensor, x: Tensor) -> State:
-        return self.laid.init_state(params, x)
+        return self.bound_levels.init_state(params, x)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
         self.counts["updates"] += 1
-        return self.laid.update(params, f, g, state, x)
+        return self.bound_levels.update(params, f, g, state, x)
 
     def pullback(
         self,
@@ -230,7 +230,7 @@ class CountedRule(Optimizer):
         dstate: list[Tensor | None] | None,
     ) -> tuple[Tensor, list[Tensor | None], Tensor]:
         self.counts["pullbacks"] += 1
-        return self.laid.pullback(params, f, g, state, x, dx, dstate)
+        return self.bound_levels.pullback(params, f, g, state, x, dx, dstate)
 
 
 def points(result: dict[str, Any], rule: str, side: str) -> list[tuple[int, dict[str, Any]]]:

@@ -30,9 +30,9 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from benchmarks.harness import Numbers, Side, Spread, Unsupported
-from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Laid, Level, LevelState, Log, Optimizer, keys
+from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Level, Level, LevelState, Log, Optimizer, keys
 from levels.compiled import compiling
-from levels.task import LossTask
+from levels.tasks.task import LossTask
 
 TITLE = "exact meta-gradients by unroll"
 TOLERANCE = 1e-4
@@ -52,11 +52,11 @@ VARIANTS["transformer unroll 20 in float64"] = {"model": "transformer", "unroll"
 VARIANTS["small mlp unroll 20 by an lstm"] = {"model": "small mlp", "unroll": 20, "rule": "lstm"}
 
 
-class Start(NamedTuple):
+class LearnedInit(NamedTuple):
     """Where every side begins: the same numbers."""
 
     task: LossTask
-    laid: Laid  # the level over the task
+    laid: Level  # the level over the task
     state: LevelState
     params: Tensor  # [m] of the optimizer; for SGD raw, a step size for each tensor and then the momentum
     x: Tensor  # [n] weights
@@ -64,19 +64,19 @@ class Start(NamedTuple):
     unroll: int
 
 
-def start(task: LossTask, unroll: int, rule: str = "sgd") -> Start:
+def start(task: LossTask, unroll: int, rule: str = "sgd") -> LearnedInit:
     """The start of a window of ``unroll`` updates over ``task``, from fixed seeds."""
     laid = Level(optimizer=RULES[rule], unroll=unroll, horizon=None, batch=1, gradient=Exact()).over(task)
-    params, key = laid.init_params(keys.seed(0)), keys.seed(1)
+    params, key = laid.init(keys.seed(0)), keys.seed(1)
     state = laid.init_state(params, key)
     x = state.carry.x[0]
-    return Start(task, laid, state, params, x, laid.asked_first(x, state.carry.key[0]), unroll)
+    return LearnedInit(task, laid, state, params, x, laid.asked_first(x, state.carry.key[0]), unroll)
 
 
 class Measured(ABC):
     """A side by its meta-gradient; abstract in that."""
 
-    def __init__(self, begun: Start) -> None:
+    def __init__(self, begun: LearnedInit) -> None:
         self.start = begun
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Ours(Measured):
     """The exact estimator of this project."""
 
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        value, grad, _ = self.start.laid.value_and_grad(self.start.params, self.start.state)
+        value, grad, _ = self.start.bound_levels.value_and_grad(self.start.params, self.start.state)
         return value, grad
 
 
@@ -113,7 +113,7 @@ class Naive(Measured):
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
         task, params = self.start.task, self.start.params.clone().requires_grad_()
         x, state = self.start.x.clone().requires_grad_(), None
-        update = self.by_sgd(params) if isinstance(self.start.laid.optimizer, SGD) else self.by_rule(params)
+        update = self.by_sgd(params) if isinstance(self.start.bound_levels.optimizer, SGD) else self.by_rule(params)
         f, cursor = task.loss(x, self.start.cursor)
         total = torch.zeros_like(f)
         for _ in range(self.start.unroll):
@@ -136,7 +136,7 @@ class Naive(Measured):
 
     def by_rule(self, params: Tensor) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]:
         """Another rule, by its own update for one copy."""
-        rule, first, f = self.start.laid.optimizer, self.start.state.carry.state, self.start.state.carry.f
+        rule, first, f = self.start.bound_levels.optimizer, self.start.state.carry.state, self.start.state.carry.f
 
         def update(g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
             new, state = rule.update(params, f, g[None], first if state is None else state, x[None])
@@ -151,20 +151,20 @@ class Model(nn.Module):
     def __init__(self, task: LossTask, x: Tensor) -> None:
         super().__init__()
         self.task = task
-        for name, view in task.layout.views(x).items():
+        for name, view in task.layout.unravel(x).items():
             self.register_parameter(name.replace(".", "_"), nn.Parameter(view.clone()))
 
     def forward(self, cursor: Any) -> tuple[Tensor, Any]:
         named = {name: getattr(self, name.replace(".", "_")) for name, _ in self.task.layout.entries}
-        return self.task.loss(self.task.layout.flat(named), cursor)
+        return self.task.loss(self.task.layout.ravel(named), cursor)
 
 
 class Higher(Measured):
     """`higher` 0.2.1, as its documentation has it; one parameter group for each tensor. Unsupported for an LSTM."""
 
-    def __init__(self, begun: Start) -> None:
+    def __init__(self, begun: LearnedInit) -> None:
         super().__init__(begun)
-        if not isinstance(begun.laid.optimizer, SGD):
+        if not isinstance(begun.bound_levels.optimizer, SGD):
             raise Unsupported("higher has no learned optimizers")
         self.model = Model(begun.task, begun.x)
         groups = [{"params": [weights]} for weights in self.model.parameters()]

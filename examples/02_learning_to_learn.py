@@ -25,7 +25,7 @@ def measure(optimizer: Optimizer, params: torch.Tensor, split: str) -> tuple[tor
 
 if __name__ == "__main__":
     sizes = torch.logspace(-3, 1, 17)
-    grid = torch.cat([Adam(lr=float(lr)).over(Quadratic().layout).init_params(keys.seed(0))[None] for lr in sizes])
+    grid = torch.cat([Adam(lr=float(lr)).over(Quadratic().layout).init(keys.seed(0))[None] for lr in sizes])
     best = int(measure(Adam(), grid, "validation")[0].argmin())
     total, final = measure(Adam(), grid[best : best + 1], "test")
     print(f"adam, best step size {sizes[best]:.2f}: sum of losses {total.item():.1f}, final loss {final.item():.3f}")

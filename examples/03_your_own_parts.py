@@ -15,14 +15,14 @@ import torch
 from sklearn.datasets import load_wine
 from torch import Tensor, nn
 
-from levels import LSTM, HandMade, Hyper, Level, Log, Logit, ModuleTask, hyper, keys
+from levels import LSTM, HyperparamOptimizer, Hyper, Level, Log, Logit, ModuleTask, hyper, keys
 from levels.testing import check_optimizer, check_problem
 from recursion import Tower
 from recursion.deploy import run
 
 
 @dataclass(frozen=True, repr=False)
-class Signum(HandMade):
+class Signum(HyperparamOptimizer):
     """b <- momentum b + (1 - momentum) g, x <- x - lr tanh(b / tau): Signum (Bernstein et al. 2018), made smooth."""
 
     name = "signum"

@@ -10,21 +10,21 @@ problems, beside what it was before, and drops it if it is no better. You should
 on quadratics that were in neither: sums of 20 losses, over runs of 100 steps.
 """
 
-from levels import LSTM, Adam, Level, Quadratic, Relay, Self, Skip, keys
+from levels import LSTM, Adam, Level, Quadratic, Switch, Self, Skip, keys
 from recursion import Tower
 
 if __name__ == "__main__":
     tower = Tower(
         Quadratic(),
         Level(optimizer=LSTM(), unroll=20, nonfinite=Skip()),
-        Level(optimizer=Relay(Adam(lr=0.01), Self(every=20), after=100)),
+        Level(optimizer=Switch(Adam(lr=0.01), Self(every=20), after=100)),
     )
-    unseen, key = tower.laid[0].on("test"), keys.seed(1)[None]
+    unseen, key = tower.bound_levels[0].on("test"), keys.seed(1)[None]
     state = tower.init(seed=0)
     print(f"random weights           : mean meta-loss {unseen.trial(tower.outcome(state), key).item():.1f}")
     for state, report in tower.run(state, 400):
         if report.step == 100:
             print(f"after 100 updates by Adam: mean meta-loss {unseen.trial(tower.outcome(state), key).item():.1f}")
-    refused = report.notes["level 2 refused"]
-    loss = unseen.trial(tower.outcome(state), key).item()
+    refused = report.metrics["level 2 refused"]
+    loss = unseen.evaluate_from_scratch(tower.result(state), key).item()
     print(f"after 300 by itself      : mean meta-loss {loss:.1f}, {refused:.0f} of 15 blocks refused")

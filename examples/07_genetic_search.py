@@ -18,12 +18,12 @@ GENERATIONS = 15
 
 if __name__ == "__main__":
     tower = Tower(Quadratic(), Level(optimizer=Adam(lr=5e-4), unroll=20), Level(optimizer=GA(sigma=1.0)))
-    unseen, key = tower.laid[0].on("test"), keys.seed(1)[None]
+    unseen, key = tower.bound_levels[0].on("test"), keys.seed(1)[None]
     state = tower.init(seed=0)
 
     def show(name: str) -> None:
-        best = tower.outcome(state)
-        rate = tower.laid[0].layout.views(best)["lr"].exp().item()
+        best = tower.result(state)
+        rate = tower.bound_levels[0].layout.unravel(best)["lr"].exp().item()
         print(f"{name:13}: step size {rate:.3g}, mean meta-loss {unseen.trial(best, key).item():.1f}")
 
     show("start")

@@ -4,24 +4,24 @@ from levels import keys
 from levels.asking import Asking
 from levels.gradients.backward import Backward
 from levels.gradients.bootstrapped import Bootstrapped
-from levels.gradients.estimator import Estimator, LevelState
+from levels.base import Estimator, LevelState
 from levels.gradients.evolution import NRES, PES, Antithetic, ESSingle, Evolution, FullES, TruncatedES
 from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
 from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
 from levels.gradients.online import Online
-from levels.hyper import Fixed, HandMade, Hyper, Linear, Log, Logit, hyper
-from levels.laid import Laid
+from levels.hyper import Fixed, HyperparamOptimizer, Hyper, Linear, Log, Logit, hyper
+from levels.bound_levels import Level
 from levels.layout import Layout
 from levels.level import Level
-from levels.nonfinite import NonFinite, NonFiniteError, Skip, Stop
+from levels.restart import NonFinite, NonFiniteError, Skip, Stop
 from levels.objectives import Discounted, Last, MeanLog, Objective, Sum, TimeTo, Weighted
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.optimizers.adagrad import Adagrad
 from levels.optimizers.adam import Adam
 from levels.optimizers.adamw import AdamW
-from levels.optimizers.by_name import ByName
+from levels.optimizers.partition import Partition
 from levels.optimizers.cma import CMA
 from levels.optimizers.ensemble import Ensemble
 from levels.optimizers.ga import GA
@@ -31,22 +31,22 @@ from levels.optimizers.lstm import LSTM
 from levels.optimizers.mlp import MLPOptimizer
 from levels.optimizers.module import ModuleOptimizer
 from levels.optimizers.muon import Muon
-from levels.optimizers.own import Own
+from levels.optimizers.self_update import SelfUpdate
 from levels.optimizers.random_search import RandomSearch
-from levels.optimizers.relay import Relay
+from levels.optimizers.switch import Switch
 from levels.optimizers.rmsprop import RMSprop
 from levels.optimizers.rnnprop import RNNProp
-from levels.optimizers.safe import Safe
+from levels.optimizers.safeguarded import Safeguarded
 from levels.optimizers.scheduled import Scheduled
 from levels.optimizers.search import Search
 from levels.optimizers.sgd import SGD
-from levels.optimizers.start import Start
+from levels.optimizers.learned_init import LearnedInit
 from levels.optimizers.torch_optim import TorchOptim
-from levels.optimizers.wrapping import Around, Wrapping
-from levels.part import Part
-from levels.problem import Problem
+from levels.optimizers.wrap import Around, Wrapping
+from levels.config import Config
+from levels.base import Problem
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
-from levels.task import LossTask, Task
+from levels.tasks.task import LossTask, Task
 from levels.tasks.augmented import Augmented
 from levels.tasks.convnet import ConvNet, DigitsConvNet, FashionConvNet, MnistConvNet
 from levels.tasks.few import Few
@@ -62,7 +62,7 @@ from levels.tasks.predicting import Predicting
 from levels.tasks.quadratic import Quadratic
 from levels.tasks.rosenbrock import Rosenbrock
 from levels.tasks.text import Characters, CharGRU, CharTransformer
-from levels.window import Carry, Window
+from levels.base import Carry, Window
 
 __all__ = [
     "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Antithetic", "Around", "Asking",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
-from levels.problem import Problem
+from levels.base import Optimizer
+from levels.config import require
+from levels.base import Problem
 from levels.tree import State
 
 

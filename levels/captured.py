@@ -29,7 +29,7 @@ from torch import Tensor, cuda
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from levels.compiled import compiling
-from levels.derivatives import differentiated
+from levels.autodiff import differentiated
 from levels.tree import State, leaves
 
 KIND = "cuda"

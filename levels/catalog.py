@@ -17,13 +17,13 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from levels.gradients.estimator import Estimator
+from levels.base import Estimator
 from levels.hyper import Hyper
-from levels.nonfinite import NonFinite
+from levels.restart import NonFinite
 from levels.objectives import Objective
-from levels.optimizer import Optimizer
-from levels.part import Part, notate
-from levels.problem import Problem
+from levels.base import Optimizer
+from levels.config import Config, format_value
+from levels.base import Problem
 from levels.schedules import Schedule
 
 KINDS: dict[str, type] = {
@@ -51,22 +51,22 @@ class Setting(NamedTuple):
 
 
 @cache
-def parts(kind: str) -> Mapping[str, type[Part]]:
+def parts(kind: str) -> Mapping[str, type[Config]]:
     """The concrete parts of a kind, by name, sorted. ValueError if two classes have one name."""
     found = (cls for module in _modules() for cls in vars(module).values() if _is_part(cls, module.__name__))
     return types.MappingProxyType(collect(cls for cls in found if issubclass(cls, KINDS[kind])))
 
 
-def collect(classes: Iterable[type[Part]]) -> dict[str, type[Part]]:
+def collect(classes: Iterable[type[Config]]) -> dict[str, type[Config]]:
     """Classes by their part name, sorted. ValueError, naming both, if two classes share a name."""
-    named: dict[str, type[Part]] = {}
+    named: dict[str, type[Config]] = {}
     for cls in classes:
         if named.setdefault(cls.name, cls) is not cls:
             raise ValueError(f"{cls.name!r} names both {_path(named[cls.name])} and {_path(cls)}; rename one of them")
     return dict(sorted(named.items()))
 
 
-def find(name: str, *kinds: str) -> type[Part]:
+def find(name: str, *kinds: str) -> type[Config]:
     """The part called ``name``, of one of the ``kinds``; a dotted name is imported. ValueError if there is none."""
     if "." in name:
         return _imported(name, kinds)
@@ -80,7 +80,7 @@ def find(name: str, *kinds: str) -> type[Part]:
     raise ValueError(f"unknown {wanted} {name!r}{closest(name, _names(kinds))}; {_known(kinds)}")
 
 
-def name_of(cls: type[Part]) -> str:
+def name_of(cls: type[Config]) -> str:
     """The name under which `find` finds a class again. ValueError if nothing does, as for one inside a function."""
     if any(parts(kind).get(cls.name) is cls for kind in KINDS):
         return cls.name
@@ -155,9 +155,9 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in given.items():
         try:
-            values[name] = settle(value, hints[name])
+            values[name] = coerce(value, hints[name])
         except ValueError as error:
-            who = f"{label(cls)}: " if issubclass(cls, Part) else ""
+            who = f"{label(cls)}: " if issubclass(cls, Config) else ""
             raise ValueError(f"{who}{name} {error}") from error
     try:
         return cls(**values)
@@ -167,7 +167,7 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
 
 def label(cls: type) -> str:
     """What messages call a class."""
-    return cls.name if issubclass(cls, Part) else article(cls.__name__.lower())
+    return cls.name if issubclass(cls, Config) else article(cls.__name__.lower())
 
 
 def unknown_setting(cls: type, name: str, known: Sequence[str]) -> str:
@@ -185,11 +185,11 @@ def kinds_in(hint: Any) -> tuple[str, ...]:
     """The kinds of part that a value of this type may be, or, for a list, hold; every kind for `Any` and `Part`."""
     found: list[str] = []
     for option in options(hint):
-        if option in (Any, Part):
+        if option in (Any, Config):
             return tuple(KINDS)
         if is_list(option):
             found += [kind for item in get_args(option) if item is not ... for kind in kinds_in(item)]
-        elif isinstance(option, type) and issubclass(option, (Part, Problem)):
+        elif isinstance(option, type) and issubclass(option, (Config, Problem)):
             found += [kind for kind, base in KINDS.items() if issubclass(option, base) or issubclass(base, option)]
     return tuple(dict.fromkeys(found))
 
@@ -212,7 +212,7 @@ def items_of(hint: Any, count: int) -> tuple[Any, ...]:
     return (inner[0],) * count
 
 
-def settle(value: Any, hint: Any) -> Any:
+def coerce(value: Any, hint: Any) -> Any:
     """``value`` as a value of the type ``hint``: lists as the type has them, a single value for a list of one.
 
     Raises ValueError, ``must be ..., got ...``, if it is none.
@@ -224,7 +224,7 @@ def settle(value: Any, hint: Any) -> Any:
             continue
     if any(is_list(option) for option in options(hint)) and not isinstance(value, (tuple, list, type(None))):
         with contextlib.suppress(ValueError):
-            return settle((value,), hint)
+            return coerce((value,), hint)
     raise ValueError(f"must be {describe(hint)}, got {notate(value)}")
 
 
@@ -239,7 +239,7 @@ def _settle(value: Any, option: Any) -> Any:
     if is_list(option) and isinstance(value, (tuple, list)):
         inner = items_of(option, len(value))
         if len(inner) == len(value):
-            items = [settle(item, kind) for item, kind in zip(value, inner)]
+            items = [coerce(item, kind) for item, kind in zip(value, inner)]
             return items if list in (option, get_origin(option)) else tuple(items)
     elif _fits(value, option):
         return value
@@ -248,7 +248,7 @@ def _settle(value: Any, option: Any) -> Any:
 
 def _describe(option: Any) -> list[str]:
     if get_origin(option) is Literal:
-        return [notate(value) for value in get_args(option)]
+        return [format_value(value) for value in get_args(option)]
     if is_list(option):
         kinds = [item for item in get_args(option) if item is not ...]
         return [f"a list (each {', '.join(map(describe, kinds))})" if kinds else "a list"]
@@ -281,12 +281,12 @@ def _modules() -> list[types.ModuleType]:
 
 def _is_part(cls: object, module: str) -> bool:
     """Whether it is a concrete part, defined there rather than imported."""
-    if not (isinstance(cls, type) and issubclass(cls, Part) and cls.__module__ == module):
+    if not (isinstance(cls, type) and issubclass(cls, Config) and cls.__module__ == module):
         return False
     return hasattr(cls, "name") and not inspect.isabstract(cls)
 
 
-def _imported(path: str, kinds: tuple[str, ...]) -> type[Part]:
+def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
     if not all(step.isidentifier() for step in path.split(".")):
         raise ValueError(f"{path!r} is not the path of a class; write it as mypkg.mymodule.MyClass")
     home, _, name = path.rpartition(".")
@@ -300,7 +300,7 @@ def _imported(path: str, kinds: tuple[str, ...]) -> type[Part]:
     bases = tuple(KINDS[kind] for kind in kinds)
     if not (isinstance(cls, type) and issubclass(cls, bases) and _is_part(cls, cls.__module__)):
         raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Part with a name")
-    return typing.cast(type[Part], cls)
+    return typing.cast(type[Config], cls)
 
 
 def _names(kinds: tuple[str, ...]) -> list[str]:

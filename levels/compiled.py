@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from levels.derivatives import differentiated
-from levels.part import require
+from levels.autodiff import differentiated
+from levels.config import require
 
 P = ParamSpec("P")
 R = TypeVar("R")

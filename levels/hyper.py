@@ -16,15 +16,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from levels.derivatives import Cotangents
+from levels.autodiff import Cotangents
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled, forget
-from levels.part import Part, notate, require
+from levels.base import Optimizer, Pulled, forget
+from levels.config import Config, format_value, require
 from levels.tree import leaves
 
 
 @dataclass(frozen=True, repr=False)
-class Hyper(Part):
+class Hyper(Config):
     """A hyperparameter that starts at ``start`` and is stored as ``raw(start)``; abstract.
 
     ``per``: ``value`` (one number), ``tensor`` (one for each tensor of the problem below) or ``coordinate``.
@@ -47,7 +47,7 @@ class Hyper(Part):
     high: ClassVar[float] = math.inf
 
     @abstractmethod
-    def raw(self, value: float) -> float:
+    def unconstrain(self, value: float) -> float:
         """The number that is stored and learned."""
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Linear(Hyper):
 
     name = "linear"
 
-    def raw(self, value: float) -> float:
+    def unconstrain(self, value: float) -> float:
         return value
 
     def value(self, raw: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Log(Hyper):
     name = "log"
     low = 0.0
 
-    def raw(self, value: float) -> float:
+    def unconstrain(self, value: float) -> float:
         return math.log(value)
 
     def value(self, raw: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Logit(Hyper):
     name = "logit"
     low, high = 0.0, 1.0
 
-    def raw(self, value: float) -> float:
+    def unconstrain(self, value: float) -> float:
         return math.log(value) - math.log1p(-value)
 
     def value(self, raw: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Fixed(Hyper):
         super().__post_init__()
         require(self.per == "value", f"fixed: one constant serves all coordinates; drop per={self.per}")
 
-    def raw(self, value: float) -> float:
+    def unconstrain(self, value: float) -> float:
         return value
 
     def value(self, raw: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def hyper(default: float | None, space: type[Hyper]) -> Any:
     return dataclasses.field(default=default, metadata={"space": space})
 
 
-class HandMade(Optimizer):
+class HyperparamOptimizer(Optimizer):
     """A rule whose only parameters are hyperparameters, declared as fields with `hyper`; abstract.
 
     A rule implements `init_state` and `step`; parameters, layouts and reading are done here. It may write out the
@@ -156,8 +156,8 @@ class HandMade(Optimizer):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
-        forget(cls, HandMade, "step", "step_pullback")
-        forget(cls, HandMade, "step", "full_pullback")
+        forget(cls, HyperparamOptimizer, "step", "step_pullback")
+        forget(cls, HyperparamOptimizer, "step", "full_pullback")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ class HandMade(Optimizer):
     def pull_all(self, params: Tensor) -> Callable[..., Cotangents]:
         """As in `Optimizer`, by what is written out; ``params`` are read once."""
         kind = type(self)
-        if not self._written_out or kind.full_pullback is HandMade.full_pullback or kind.update is not HandMade.update:
+        if not self._written_out or kind.full_pullback is HyperparamOptimizer.full_pullback or kind.update is not HyperparamOptimizer.update:
             return super().pull_all(params)
         h = self._read(params)
 
@@ -224,9 +224,9 @@ class HandMade(Optimizer):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {name: hyper.shape(below) for name, hyper in self.hypers.items()}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         layout = self.layout
-        parts = [torch.full((size,), hyper.raw(hyper.start), dtype=layout.dtype, device=layout.device)
+        parts = [torch.full((size,), hyper.unconstrain(hyper.start), dtype=layout.dtype, device=layout.device)
                  for hyper, size in zip(self.hypers.values(), layout.sizes)]  # fmt: skip
         nothing = torch.zeros(0, dtype=layout.dtype, device=layout.device)
         return torch.cat([nothing, *parts]).repeat(*key.shape, 1)
@@ -243,13 +243,13 @@ class HandMade(Optimizer):
         return *self.step(h, g, state, x), partial(self._pull, params, h, g, state, x)
 
     def updating(self, params: Tensor) -> Callable[..., tuple[Tensor, Any]]:
-        if type(self).update is not HandMade.update:
+        if type(self).update is not HyperparamOptimizer.update:
             return super().updating(params)
         h = self._read(params)
         return lambda _, g, state, x: self.step(h, g, state, x)
 
     def linearizing(self, params: Tensor) -> Callable[..., tuple[Tensor, Any, Callable[..., Pulled]]]:
-        if not self._written_out or type(self).linearized is not HandMade.linearized:
+        if not self._written_out or type(self).linearized is not HyperparamOptimizer.linearized:
             return super().linearizing(params)
         h = self._read(params)
         return lambda _, g, state, x: (*self.step(h, g, state, x), partial(self._pull, params, h, g, state, x))
@@ -271,7 +271,7 @@ class HandMade(Optimizer):
     @cached_property
     def _written_out(self) -> bool:
         """Whether the derivatives of the step and of all numbers in it are written out."""
-        rule = type(self).step_pullback is not HandMade.step_pullback
+        rule = type(self).step_pullback is not HyperparamOptimizer.step_pullback
         return rule and all(type(hyper).back is not Hyper.back for hyper in self.learned.values())
 
     def _pull(
@@ -308,7 +308,7 @@ class HandMade(Optimizer):
             numbers = params[..., None, None].unbind(-3) if len(self.learned) > 1 else [params[..., None]]
             values = {name: hyper.value(raw) for (name, hyper), raw in zip(self.learned.items(), numbers)}
             return self._constants | values
-        stored = self.layout.views(params)
+        stored = self.layout.unravel(params)
         return {name: hyper.read(stored[name], self.below) for name, hyper in self.hypers.items()}
 
     @cached_property

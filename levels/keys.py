@@ -23,20 +23,20 @@ def seed(number: int, *, device: torch.device | str = "cpu") -> Tensor:
     return _mix(torch.tensor(number, dtype=torch.int64, device=device) + GAMMA)
 
 
-def fold(key: Tensor, data: int | Tensor) -> Tensor:
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """Keys derived from ``key`` and ``data`` (broadcast together); another datum, an unrelated key."""
     salt = _mixed(data * GAMMA + MIX_2) if isinstance(data, int) else _mix(data * GAMMA + MIX_2)
     return _mix(key ^ salt)
 
 
-def unfold(key: Tensor, data: int) -> Tensor:
+def unfold_in(key: Tensor, data: int) -> Tensor:
     """The keys of which ``fold(..., data)`` gave these: SplitMix64 is a bijection."""
     return _unmix(key) ^ _mixed(data * GAMMA + MIX_2)
 
 
 def split(key: Tensor, count: int) -> Tensor:
     """``count`` unrelated keys for each key: ``[*batch]`` to ``[*batch, count]``."""
-    return fold(key[..., None], torch.arange(1, count + 1, device=key.device))
+    return fold_in(key[..., None], torch.arange(1, count + 1, device=key.device))
 
 
 def bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:

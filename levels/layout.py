@@ -54,7 +54,7 @@ class Layout:
         """``n``: entries of all tensors together."""
         return sum(self.sizes)
 
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
+    def unravel(self, flat: Tensor) -> dict[str, Tensor]:
         """``[*batch, n]`` as named views ``[*batch, *shape]``; nothing is copied."""
         if flat.shape[-1] != self.size:
             names = ", ".join(f"{name}{list(shape)}" for name, shape in self.entries)
@@ -62,8 +62,8 @@ class Layout:
         parts = torch.split_with_sizes(flat, self.sizes, dim=-1)
         return {name: part.reshape(flat.shape[:-1] + shape) for (name, shape), part in zip(self.entries, parts)}
 
-    def flat(self, views: Mapping[str, Tensor]) -> Tensor:
-        """Named tensors ``[*batch, *shape]`` as one ``[*batch, n]``: the inverse of `views`."""
+    def ravel(self, views: Mapping[str, Tensor]) -> Tensor:
+        """Named tensors ``[*batch, *shape]`` as one ``[*batch, n]``: the inverse of `unravel`."""
         return torch.cat([views[name].flatten(views[name].dim() - len(shape)) if shape else views[name][..., None]
                           for name, shape in self.entries], dim=-1)  # fmt: skip
 

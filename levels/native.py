@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from levels.compiled import compiler, is_compiling
-from levels.derivatives import differentiated
+from levels.autodiff import differentiated
 
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
 MACHINES: tuple[tuple[str, ...], ...] = ("-march=native",), ("-mcpu=native",), ()  # the first that it knows

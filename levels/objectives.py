@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from levels.layout import constants
-from levels.part import Part, notate, require
+from levels.config import Config, format_value, require
 
 
-class Objective(Part):
+class Objective(Config):
     """Abstract; both methods treat everything behind the first dimension elementwise."""
 
     @abstractmethod

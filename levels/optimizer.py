@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from levels.derivatives import Cotangents, differentiated, plus, pull_update
+from levels.autodiff import Cotangents, differentiated, plus, pull_update
 from levels.layout import Layout
-from levels.part import Part
+from levels.config import Config
 from levels.tree import State, leaves, with_leaves
 
 if TYPE_CHECKING:
-    from levels.problem import Problem
-    from levels.window import Step
+    from levels.base import Problem
+    from levels.base import Step
 
 Scope = Literal["coordinate", "tensor", "problem"]
 
@@ -47,7 +47,7 @@ def totals(slope: Callable[[int], Tensor | None], steps: int) -> list[Tensor]:
     return dxs[::-1]
 
 
-class Optimizer(Part):
+class Optimizer(Config):
     """An update rule; abstract. Throughout, ``params`` ``[*batch, m]`` are the optimizer's own and ``x``
     ``[*batch, copies, n]`` those of the problem below: one more dimension, the copies that one optimizer works on.
 
@@ -76,7 +76,7 @@ class Optimizer(Part):
     reads_loss: bool = False
     """Whether `update` reads ``f``; if not, it may be given anything."""
 
-    reads_gradient: bool = True
+    reads_grad: bool = True
     """Whether `update` reads ``g``; if not, it is given zeros, and no gradient of the problem is made for it."""
 
     asking: int | Fraction = 0
@@ -131,7 +131,7 @@ class Optimizer(Part):
         """Names and shapes of the optimizer's own parameters when laid over ``below``."""
 
     @abstractmethod
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         """Fresh parameters of the optimizer, ``[*batch, m]`` for keys ``[*batch]``."""
 
     def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
@@ -162,18 +162,18 @@ class Optimizer(Part):
         """`init_state` for a rule that draws random numbers, for keys ``[*batch, copies]``: it keeps them there."""
         return self.init_state(params, x)
 
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
         """What it costs to hold these parameters: a value ``[*batch]`` and its gradient ``[*batch, m]``, or None.
 
         Both are added to the meta-loss of the level and to its gradient, however that was estimated.
         """
         return None
 
-    def outcome(self, state: State, x: Tensor) -> Tensor:
+    def result(self, state: State, x: Tensor) -> Tensor:
         """What a trajectory has come to, ``[*batch, copies, n]``: where it stands, unless the rule knows better."""
         return x
 
-    def notes(self, state: State) -> dict[str, Tensor]:
+    def metrics(self, state: State) -> dict[str, Tensor]:
         """What a user should hear of a state: counts and the like by name, ``[*batch, copies]`` each."""
         return {}
 

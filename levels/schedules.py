@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levels.part import Part, notate, require
+from levels.config import Config, format_value, require
 
 
-class Schedule(Part):
+class Schedule(Config):
     """Abstract."""
 
     @abstractmethod

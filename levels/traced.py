@@ -35,13 +35,13 @@ from torch import Tensor
 
 from levels import keys
 from levels.compiled import compile_graph, is_compiling
-from levels.part import require
+from levels.config import require
 from levels.tree import State, leaves, with_leaves
 
 if TYPE_CHECKING:
     from torch.fx import Graph, GraphModule, Node
 
-    from levels.task import LossTask
+    from levels.tasks.task import LossTask
 
 Method = Callable[..., Any]
 """``(task, params [*batch, n], state, *directions [*batch, n])`` to a tree of tensors."""
@@ -117,9 +117,9 @@ def _compiled(method: Method, task: LossTask, params: Tensor, state: State, dire
 def _probe(task: LossTask, number: int, batch: tuple[int, ...], directions: int) -> tuple[Any, ...]:
     """Parameters, state and directions of some problem."""
     key = keys.split(keys.seed(number, device=task.layout.device), math.prod(batch)).reshape(batch)
-    params = task.init_params(keys.fold(key, 1))
-    ways = (keys.normal(keys.fold(key, 3 + i), (task.layout.size,), params.dtype) for i in range(directions))
-    return params, task.init_state(params, keys.fold(key, 2)), *ways
+    params = task.init(keys.fold_in(key, 1))
+    ways = (keys.normal(keys.fold_in(key, 3 + i), (task.layout.size,), params.dtype) for i in range(directions))
+    return params, task.init_state(params, keys.fold_in(key, 2)), *ways
 
 
 def _compare(task: LossTask, fast: Tensor, slow: Tensor) -> None:
@@ -139,7 +139,7 @@ class _Compiled:
     def __init__(self, task: LossTask, plain: Method, params: Tensor, state: State, *directions: Tensor) -> None:
         self.structure = optree.tree_structure(plain(params, state, *directions))
 
-        def flat(*tensors: Tensor) -> list[Tensor]:
+        def ravel(*tensors: Tensor) -> list[Tensor]:
             ways, inner = tensors[1 : 1 + len(directions)], list(tensors[1 + len(directions) :])
             return leaves(plain(tensors[0], with_leaves(state, inner), *ways))
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.nonfinite import Skip, looked_at
+from levels.restart import Skip, looked_at
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
+    from levels.bound_levels import Level
 
 
-def run(laid: Laid, params: Tensor, key: Tensor) -> Tensor:
+def run(laid: Level, params: Tensor, key: Tensor) -> Tensor:
     """The mean meta-loss ``[*batch]`` of parameters ``[*batch, m]``, and what they are charged; inf if not finite."""
     patient, count = laid.patient, windows(laid)
     total = torch.zeros(key.shape, dtype=laid.layout.dtype, device=laid.layout.device)
@@ -29,18 +29,18 @@ def run(laid: Laid, params: Tensor, key: Tensor) -> Tensor:
         for _ in range(count):
             carry, window = patient.window(params, carry, record=False)
             total = total + patient.meta_loss(window.losses)[0] / count
-    charge = laid.optimizer.charge(params)
-    total = total if charge is None else total + charge[0]
+    penalty = laid.optimizer.penalty(params)
+    total = total if penalty is None else total + penalty[0]
     sound = torch.isfinite(total) & (carry.skipped == 0).all(-1)
     return torch.where(sound, total, torch.inf)
 
 
-def windows(laid: Laid) -> int:
+def windows(laid: Level) -> int:
     """Windows of a trial: those of a life, or one if there is no horizon."""
-    return 1 if laid.level.life is None else laid.level.life // laid.level.unroll
+    return 1 if laid.level.episode_length is None else laid.level.episode_length // laid.level.unroll
 
 
-def cost(laid: Laid) -> int | Fraction:
+def cost(laid: Level) -> int | Fraction:
     """Task gradients that a trial costs, for each copy of the task."""
     each = laid.problem.cost * (1 + laid.problem.judging) + laid.optimizer.asking
     return laid.starting + windows(laid) * laid.level.reach * each

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from levels.optimizer import Pulled
+from levels.base import Pulled
 from levels.tree import State
 
 DUE = -1  # the age of a copy that is to restart whatever the horizon

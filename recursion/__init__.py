@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recursion.drop_in import DropIn as DropIn
+    from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
     from recursion.export import Exported as Exported
     from recursion.tower import Report as Report
     from recursion.tower import Tower as Tower

@@ -14,7 +14,7 @@ import math
 from typing import NamedTuple
 
 from levels.gradients.bootstrapped import Bootstrapped
-from levels.gradients.estimator import Estimator
+from levels.base import Estimator
 from levels.gradients.evolution import Antithetic, ESSingle
 from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
@@ -51,15 +51,15 @@ def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Es
     A mixture leans on the quieter of its two: on what grows less, and on evolution wherever it has that.
     """
     if isinstance(gradient, Bootstrapped):
-        return followed_by(gradient.through, dataclasses.replace(level, ahead=None), growth, as_data)
+        return followed_by(gradient.through, dataclasses.replace(level, lookahead=None), growth, as_data)
     if isinstance(gradient, Online):
-        return followed_by(gradient.through, dataclasses.replace(level, ahead=gradient.candidates[-1]), growth, as_data)
+        return followed_by(gradient.through, dataclasses.replace(level, lookahead=gradient.candidates[-1]), growth, as_data)
     if isinstance(gradient, FirstOrder):
         return Followed(as_data, level.reach)
     if isinstance(gradient, Exact):
         return Followed(growth, level.reach)
     if isinstance(gradient, Forward):
-        return Followed(growth, level.life or ENDLESS)
+        return Followed(growth, level.episode_length or ENDLESS)
     if isinstance(gradient, Mix):
         both = [followed_by(each, level, growth, as_data) for each in (gradient.first, gradient.second)]
         known = [each for each in both if each is not None]
@@ -122,18 +122,18 @@ def short(value: float) -> str:
 
 def _fixes(level: Level, as_data: Estimate, followed: Followed) -> list[str]:
     """Levels in notation that get along with what grows."""
-    life, longest = level.life, longest_bearable(followed.rate)
-    evolved = dataclasses.replace(level, gradient=ESSingle(), horizon=level.horizon if life else 5 * level.unroll)
+    episode_length, longest = level.episode_length, longest_bearable(followed.rate)
+    evolved = dataclasses.replace(level, gradient=ESSingle(), horizon=level.horizon if episode_length else 5 * level.unroll)
     fixes = [evolved]
     if not isinstance(level.gradient, FirstOrder) and not _too_much(Followed(as_data, level.reach)):
         fixes.append(dataclasses.replace(level, gradient=FirstOrder()))
     if longest:
         unroll = min(level.unroll, longest)
-        most = longest if isinstance(level.gradient, Forward) else life
+        most = longest if isinstance(level.gradient, Forward) else episode_length
         horizon = None if most is None else max(1, most // unroll) * unroll
-        looks = level.ahead if isinstance(level.gradient, Bootstrapped) else max(unroll, min(level.reach, longest))
-        ahead = None if level.ahead is None else looks
-        fixes.append(dataclasses.replace(level, unroll=unroll, horizon=horizon, ahead=ahead))
+        looks = level.lookahead if isinstance(level.gradient, Bootstrapped) else max(unroll, min(level.reach, longest))
+        lookahead = None if level.lookahead is None else looks
+        fixes.append(dataclasses.replace(level, unroll=unroll, horizon=horizon, lookahead=lookahead))
     return list(map(str, fixes))
 
 

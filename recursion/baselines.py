@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade
+from levels.hyper import HyperparamOptimizer
 from levels.optimizers.adam import Adam
 from levels.optimizers.rmsprop import RMSprop
 from levels.optimizers.sgd import SGD
-from levels.task import Task
+from levels.tasks.task import Task
 from recursion.deploy import run
 
-BASELINES: dict[str, HandMade] = {
+BASELINES: dict[str, HyperparamOptimizer] = {
     "sgd": SGD(),
     "nag": SGD(momentum=0.9, nesterov=True),
     "rmsprop": RMSprop(),
@@ -55,7 +55,7 @@ class Tuned(NamedTuple):
     base_steps: int
 
 
-def tune(optimizer: HandMade, task: Task, key: Tensor, steps: int) -> Tuned:
+def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) -> Tuned:
     """The best step sizes for ``steps`` steps on the validation problems named by ``key`` ``[P]``.
 
     ``optimizer`` has a field ``lr``; everything else about it stays. ``task`` may be of any split: its validation
@@ -83,11 +83,11 @@ def tune(optimizer: HandMade, task: Task, key: Tensor, steps: int) -> Tuned:
     )
 
 
-def _params(optimizer: HandMade, task: Task, exponents: list[int]) -> Tensor:
+def _params(optimizer: HyperparamOptimizer, task: Task, exponents: list[int]) -> Tensor:
     """Parameters ``[S, m]`` of the optimizer with these step sizes."""
     key = torch.zeros((), dtype=torch.int64, device=task.layout.device)
     made = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[type-var]
-    return torch.stack([each.over(task.layout).init_params(key) for each in made])
+    return torch.stack([each.over(task.layout).init(key) for each in made])
 
 
 def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from levels.nonfinite import Stop
+from levels.restart import Stop
 from levels.tree import map_leaves, named_leaves, with_leaves
 from recursion.files import explained, replace_file
 from recursion.tower import Tower, TowerState
@@ -49,11 +49,11 @@ def settled(state: TowerState) -> TowerState:
     therefore equal, bit for bit, to one that went through a file there.
     """
 
-    def settle(tensor: Tensor) -> Tensor:
+    def coerce(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         return tensor if tensor.is_contiguous() and tensor.storage_offset() == 0 else tensor.contiguous().clone()
 
-    settled_state: TowerState = map_leaves(settle, state)
+    settled_state: TowerState = map_leaves(coerce, state)
     return settled_state
 
 

@@ -52,7 +52,7 @@ def is_users(error: Exception) -> bool:
     """Whether an error is one that a user can mend, rather than a bug."""
     if isinstance(error, (ValueError, TypeError, OSError)):
         return True
-    from levels.nonfinite import NonFiniteError
+    from levels.restart import NonFiniteError
 
     return isinstance(error, NonFiniteError)
 

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from levels.captured import capturing
-from levels.nonfinite import NonFiniteError, Skip, Stop
-from levels.optimizers.start import Start
-from levels.task import Task
+from levels.restart import NonFiniteError, Skip, Stop
+from levels.optimizers.learned_init import LearnedInit
+from levels.tasks.task import Task
 from recursion import checkpoint, training
 from recursion.describe import describe
 from recursion.files import explained, replace_file
@@ -94,7 +94,7 @@ def export(args: argparse.Namespace) -> None:
     )
     out = Path(args.run) / "optimizer.safetensors" if args.out is None else Path(args.out)
     exported.save(out)
-    if isinstance(exported.optimizer, Start):
+    if isinstance(exported.optimizer, LearnedInit):
         _note("a learned start is where the tower's task begins; on a model of your own only the rule is at work")
     spent = f", {exported.source['base_steps']} base steps spent" if saved.tower.depth > 2 else ""
     sys.stdout.write(

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.laid import STATE
+from levels.bound_levels import STATE
 from levels.layout import Layout
 from levels.level import Level
-from levels.nonfinite import NonFiniteError, Skip
-from levels.optimizer import Optimizer
-from levels.part import require
-from levels.problem import Problem
-from levels.task import Split, Task
+from levels.restart import NonFiniteError, Skip
+from levels.base import Optimizer
+from levels.config import require
+from levels.base import Problem
+from levels.tasks.task import Split, Task
 from levels.tree import State
 from recursion.observed import Observed
 from recursion.tower import Tower, TowerState
@@ -81,8 +81,8 @@ class Point(NamedTuple):
 def walk(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Iterator[Point]:
     """The start and what follows it in ``steps`` updates, as `run` has it, of an optimizer laid over the task."""
     for_params, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
-    x = optimizer.start(params, task.init_params, for_params)
-    state = optimizer.begin_state(params, x, keys.fold(key.expand(len(params), -1), STATE))
+    x = optimizer.start(params, task.init, for_params)
+    state = optimizer.begin_state(params, x, keys.fold_in(key.expand(len(params), -1), STATE))
     asked = task.init_state(x, for_state)
     f, g, below = task.value_and_grad(x, asked)
     yield Point(x, f, asked, state)
@@ -105,7 +105,7 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
     """
     require(tower.depth >= 2, f"{tower}: a tower of depth 1 trains no optimizer; put a level on top, as in '/ adam'")
     require(windows is None or windows >= 1, f"windows must be at least 1, got {windows}")
-    trained = tower.outcome(state)  # [copies, m] of the optimizer under the top
+    trained = tower.result(state)  # [copies, m] of the optimizer under the top
     if tower.depth == 2:
         return Learned(trained, 0)
     under, watched = tower.under(), Watched(tower.task)
@@ -122,7 +122,7 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
 
 def trained_windows(level: Level) -> int:
     """Windows of ``level`` from a start to the next restart in training; 20 if it never restarts."""
-    return 20 if level.life is None else level.life // level.unroll
+    return 20 if level.episode_length is None else level.episode_length // level.unroll
 
 
 def _run_under(under: Tower, params: Tensor, count: int, seed: int) -> list[TowerState]:
@@ -146,7 +146,7 @@ def _best(tower: Tower, states: Sequence[TowerState], seed: int) -> Learned:
     if not isinstance(task, (Task, Observed)):
         raise TypeError(f"choosing by validation problems needs a task with splits, got {task!r}")
     candidates = torch.stack([state.carry.x for state in states])  # [states, copies, m]
-    key = keys.split(keys.fold(keys.seed(seed, device=candidates.device), 2), CHOOSING_PROBLEMS)
+    key = keys.split(keys.fold_in(keys.seed(seed, device=candidates.device), 2), CHOOSING_PROBLEMS)
     losses = run(tower.levels[0].optimizer, candidates.flatten(0, 1), task.on("validation"), key, CHOOSING_STEPS)
     means = losses[1:].mean((0, 2)).reshape(candidates.shape[:2])  # [states, copies]
     best = means.argmin(0)
@@ -155,7 +155,7 @@ def _best(tower: Tower, states: Sequence[TowerState], seed: int) -> Learned:
 
 def is_optimizer(tower: Tower) -> bool:
     """Whether the tower itself is the optimizer: it has one level, or none looks beyond 1 update or ever restarts."""
-    return tower.depth == 1 or all(level.reach == 1 and level.life is None for level in tower.levels)
+    return tower.depth == 1 or all(level.reach == 1 and level.episode_length is None for level in tower.levels)
 
 
 @torch.no_grad()
@@ -205,8 +205,8 @@ def _started(whole: Tower, seed: int, params: Tensor | None, key: Tensor | None)
     if key is None:
         return whole.init(seed, params=params)
     for _ in whole.levels[1:]:
-        key = keys.unfold(keys.unfold(key, 1), 2)
-    own = whole.top.init_params(keys.split(keys.seed(seed, device=key.device), 2)[0])
+        key = keys.unfold_in(keys.unfold_in(key, 1), 2)
+    own = whole.top.init(keys.split(keys.seed(seed, device=key.device), 2)[0])
     params = own if params is None else params
     return TowerState(params, whole.top.begin(params, key), torch.zeros((), dtype=torch.int64))
 
@@ -268,8 +268,8 @@ class Watched(Problem):
     def layout(self) -> Layout:
         return self.problem.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.problem.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.problem.init(key)
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
         if self.losses:
@@ -305,13 +305,13 @@ class Watched(Problem):
         other.spent = self.spent
         return other
 
-    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+    def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
         self.spent[0] += int(key.numel() * self.problem.trying)
-        return self.problem.trial(params, key)
+        return self.problem.evaluate_from_scratch(params, key)
 
-    def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def outer_value_and_grad(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         self.spent[0] += self.judging * f.numel()
-        return self.problem.judge(params, f, g, state)
+        return self.problem.outer_value_and_grad(params, f, g, state)
 
     def __repr__(self) -> str:
         return repr(self.problem)

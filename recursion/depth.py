@@ -26,11 +26,11 @@ from torch import Tensor
 
 from levels.hyper import Fixed
 from levels.level import Level
-from levels.optimizer import Optimizer
-from levels.optimizers.by_name import ByName
+from levels.base import Optimizer
+from levels.optimizers.partition import Partition
 from levels.optimizers.gated import Gated
-from levels.part import notate, require
-from levels.problem import Problem
+from levels.config import format_value, require
+from levels.base import Problem
 from recursion.tower import Tower, TowerState
 
 PATTERNS = ("*gate", "*")
@@ -79,7 +79,7 @@ def depth(
 
 def _moving(mover: Optimizer, rule: Optimizer, level: Level) -> Level:
     """``level`` with gates moved by ``mover`` and everything else by ``rule``."""
-    return dataclasses.replace(level, optimizer=ByName(PATTERNS, (mover, rule)))
+    return dataclasses.replace(level, optimizer=Partition(PATTERNS, (mover, rule)))
 
 
 def _costs(task: Problem, levels: Sequence[Level]) -> list[float]:
@@ -121,7 +121,7 @@ def gates(tower: Tower, state: TowerState) -> list[Gate]:
     params = [*(carry.x for carry in tower.carries(state)[1:]), state.params]
     return [
         Gate(number, gate)
-        for number, (laid, own) in enumerate(zip(tower.laid, params), 1)
+        for number, (laid, own) in enumerate(zip(tower.bound_levels, params), 1)
         for gate in _gates_of(laid.optimizer, own)
     ]
 
@@ -138,14 +138,14 @@ def learned_depth(tower: Tower, state: TowerState) -> int:
 def whole(level: Level) -> bool:
     """Whether a closed gate of this level stops all that it does to the problem below, other gates apart."""
     rule = level.optimizer
-    if isinstance(rule, ByName):
+    if isinstance(rule, Partition):
         return rule.patterns == PATTERNS and isinstance(rule.optimizers[1], Gated)
     return isinstance(rule, Gated)
 
 
 def _gates_of(laid: Optimizer, params: Tensor) -> list[Tensor]:
     """How far the gates in an optimizer with parameters ``[*batch, m]`` are open: ``[*batch]`` each."""
-    if isinstance(laid, ByName):
+    if isinstance(laid, Partition):
         return [gate for share in laid.shares for gate in _gates_of(share.rule, params[..., share.params])]
     if isinstance(laid, Gated) and not isinstance(laid.gate, Fixed):
         return [laid.open(params)]

@@ -5,7 +5,7 @@ from fractions import Fraction
 from itertools import accumulate
 from operator import mul
 
-from levels.laid import Laid
+from levels.bound_levels import Level
 from levels.level import Level
 from recursion.tower import Tower
 
@@ -17,20 +17,20 @@ def describe(tower: Tower) -> str:
 
 def _lines(tower: Tower) -> Iterator[str]:
     costs = tower.costs
-    copies = list(accumulate((laid.batch for laid in reversed(tower.laid)), mul))[::-1]
-    layout = tower.laid[0].problem.layout
+    copies = list(accumulate((laid.batch for laid in reversed(tower.bound_levels)), mul))[::-1]
+    layout = tower.bound_levels[0].problem.layout
     tensors = ", ".join(f"{name} {list(shape)}" for name, shape in layout.entries)
     yield str(tower)
     yield f"task: {tower.task}"
     yield f"  parameters  {layout.size:,}: {tensors}"
-    for number, (laid, cost, copy) in enumerate(zip(tower.laid, costs, copies), 1):
+    for number, (laid, cost, copy) in enumerate(zip(tower.bound_levels, costs, copies), 1):
         yield from _level(number, laid, cost, copy, number == tower.depth)
     startup = 1 + sum(costs[:-1])
     yield f"one step: {_count(costs[-1], 'base step')}, each on {_count(copies[0], 'copy', 'copies')} of the task"
     yield f"start-up: {_count(startup, 'base step')}; a restart of a level costs one evaluation of the problem below it"
 
 
-def _level(number: int, laid: Laid, cost: int | Fraction, copies: int, top: bool) -> Iterator[str]:
+def _level(number: int, laid: Level, cost: int | Fraction, copies: int, top: bool) -> Iterator[str]:
     level, below = laid.level, "the task" if number == 1 else f"level {number - 1}"
     fate = "fixed, for it is the topmost" if top else f"trained by level {number + 1}"
     yield f"level {number}: {level}"
@@ -43,13 +43,13 @@ def _level(number: int, laid: Laid, cost: int | Fraction, copies: int, top: bool
 
 
 def _ahead(level: Level) -> str:
-    return "" if level.ahead is None else f", which looks on for {_count(level.reach, 'update')}"
+    return "" if level.lookahead is None else f", which looks on for {_count(level.reach, 'update')}"
 
 
 def _horizon(level: Level) -> str:
-    if level.life is None:
+    if level.episode_length is None:
         return "none, trajectories never restart"
-    windows = _count(level.life // level.unroll, "window")
+    windows = _count(level.episode_length // level.unroll, "window")
     return f"{_count(level.life, 'update')}, trajectories restart after {windows}"
 
 

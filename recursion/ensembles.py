@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.optimizers.ensemble import Ensemble
 from levels.optimizers.search import Population, Search
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 from levels.tasks.nets import cross_entropy
 from levels.tasks.predicting import Predicting
 from recursion.baselines import MEASURES

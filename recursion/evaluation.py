@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 from recursion.baselines import BASELINES, MEASURES, Tuned, tune
 from recursion.deploy import Subject, run
 from recursion.statistics import Estimate, difference, estimate
@@ -188,7 +188,7 @@ def _scenario(subject: Subject, plan: _Plan, seed: int, spent: dict[str, int], t
     spent["runs"] += cost
     results = [_result(OURS, dict.fromkeys(MEASURES, ours), subject.sizes, None, seed)]
     theirs: dict[str, dict[str, Tensor]] = {}
-    validation_key = keys.split(keys.fold(keys.seed(seed, device=key.device), 1), plan.tuning)
+    validation_key = keys.split(keys.fold_in(keys.seed(seed, device=key.device), 1), plan.tuning)
     for number, (name, optimizer) in enumerate(BASELINES.items(), 1):
         tell(f"{plan.label}: tuning {name}", number / parts)
         tuned = tune(optimizer, plan.task, validation_key, plan.steps)

@@ -20,11 +20,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
+from levels.base import Optimizer
+from levels.config import require
 from recursion.checkpoint import digest, read_sealed
 from recursion.deploy import is_optimizer, learned
-from recursion.drop_in import DropIn
+from recursion.torch_optimizer import LearnedTorchOptimizer
 from recursion.files import replace_file
 from recursion.pieces import fits_any_layout
 from recursion.spec import part_from_spec, part_to_spec
@@ -47,9 +47,9 @@ class Exported:
     below: Layout | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, params: Any, *, lr: float | Tensor = 1.0) -> DropIn:
+    def __call__(self, params: Any, *, lr: float | Tensor = 1.0) -> LearnedTorchOptimizer:
         """A `torch.optim.Optimizer` over ``params``; ``lr`` multiplies the step. ValueError if it does not fit."""
-        return DropIn(params, self.optimizer, self.weights, below=self.below, lr=lr)
+        return LearnedTorchOptimizer(params, self.optimizer, self.weights, below=self.below, lr=lr)
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all. Raises OSError; ValueError if the optimizer holds Python objects."""

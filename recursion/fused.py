@@ -34,9 +34,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from levels.compiled import compile_graph, compiling
 from levels.gradients.first_order import FirstOrder
-from levels.laid import Laid
+from levels.bound_levels import Level
 from levels.tree import State
-from levels.window import Carry
+from levels.base import Carry
 from recursion.tower import telling
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def eligible(tower: Tower) -> bool:
     Each level has one update to a window and never restarts or skips, its rule is made of hyperparameters, and the task
     says that it is ``traceable``. On a processor only: there numbers are slow one by one.
     """
-    rules = [laid.optimizer for laid in tower.laid]
+    rules = [laid.optimizer for laid in tower.bound_levels]
     made = all(rule.hand_made and rule.differentiable for rule in rules)
     swept = all(type(level.gradient) is FirstOrder for level in tower.levels[:-1])
     traceable = getattr(type(tower.task), "traceable", False)
-    plain = all(laid.plain for laid in tower.laid)
+    plain = all(laid.plain for laid in tower.bound_levels)
     return made and swept and traceable and plain and tower.top.layout.device.type == "cpu"
 
 
@@ -136,7 +136,7 @@ class Fused:
 class _Program:
     """A window of ``top`` from a packed state to the next."""
 
-    def __init__(self, top: Laid, params: Tensor, carry: Carry, small: int) -> None:
+    def __init__(self, top: Level, params: Tensor, carry: Carry, small: int) -> None:
         leaves, self.tree = _flat(params, carry)
         self.like = _like(leaves)
         self.top = top

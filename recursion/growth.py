@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.laid import Laid
-from levels.nonfinite import Skip
+from levels.bound_levels import Level
+from levels.restart import Skip
 from levels.tree import choose, leaves, map_leaves, with_leaves
-from levels.window import Carry, Window
+from levels.base import Carry, Window
 from recursion.statistics import Estimate, estimate
 
 ENOUGH = 20  # updates, if nobody says how many windows
@@ -57,17 +57,17 @@ class Logs(NamedTuple):
 
 
 @torch.no_grad()
-def follow(laid: Laid, params: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]) -> Logs:
+def follow(laid: Level, params: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]) -> Logs:
     """Run a level beside itself, perturbed: once as it is, once with the gradients of the unperturbed run.
 
     The first update is there to know with which state the problem below was asked, so that it can be asked again.
     """
-    life = None if laid.level.life is None else max(laid.level.life, 2)
-    level = dataclasses.replace(laid.level, unroll=1, horizon=life, ahead=None, nonfinite=Skip())
+    episode_length = None if laid.level.episode_length is None else max(laid.level.episode_length, 2)
+    level = dataclasses.replace(laid.level, unroll=1, horizon=episode_length, lookahead=None, nonfinite=Skip())
     single = level.over(laid.problem)
     base, window = single.window(params, carry, asked=True, judged=False)
     ruler = _Ruler(base)
-    real = data = _beside(single, ruler, base, window, keys.fold(key, 0))
+    real = data = _beside(single, ruler, base, window, keys.fold_in(key, 0))
     logs: list[list[Tensor]] = []
     for t in range(1, updates + 1):
         before, skipped = [ruler.distance(base, each) for each in (real, data)], base.skipped
@@ -86,7 +86,7 @@ def follow(laid: Laid, params: Tensor, carry: Carry, key: Tensor, updates: int, 
         due = [again | (gap < least) for again, gap in zip(fresh, after)]
         real, data = (ruler.kept(base, each) for each in (real, data))
         if bool(due[0].any()) or bool(due[1].any()):
-            anew = _beside(single, ruler, base, window, keys.fold(key, t))
+            anew = _beside(single, ruler, base, window, keys.fold_in(key, t))
             real, data = (choose(mask, anew, each) for mask, each in zip(due, (real, data)))
         tell(t / updates)
     real_logs, data_logs = (torch.stack(each).flatten(1) for each in zip(*logs))
@@ -145,7 +145,7 @@ class _Ruler:
         old = leaves((carry.x, carry.state))
         new = list(old)
         for i in self.smooth:
-            noise = keys.normal(keys.fold(key, i), tuple(old[i].shape), old[i].dtype)
+            noise = keys.normal(keys.fold_in(key, i), tuple(old[i].shape), old[i].dtype)
             new[i] = old[i] + self.step * noise * old[i]
         size = self._mean_square(carry.x).sqrt().clamp_min(self.sizes[0])[..., None].to(carry.x.dtype)
         new[0] = carry.x + self.step * size * keys.normal(key, tuple(carry.x.shape), carry.x.dtype)
@@ -161,7 +161,7 @@ class _Ruler:
         return entries.square().sum(-1) / max(1, entries.shape[-1])
 
 
-def _beside(laid: Laid, ruler: _Ruler, base: Carry, window: Window, key: Tensor) -> Carry:
+def _beside(laid: Level, ruler: _Ruler, base: Carry, window: Window, key: Tensor) -> Carry:
     """``base``, which ``window`` of one update led to, perturbed; the problem is asked there as it was asked before."""
     moved = ruler.moved(base, key)
     f, g, below = laid.problem.value_and_grad(moved.x, window.asked[0])

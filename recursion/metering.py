@@ -23,12 +23,12 @@ from torch.utils.flop_counter import flop_registry
 
 from levels import keys
 from levels.compiled import compiling
-from levels.gradients.estimator import LevelState
-from levels.laid import Laid
+from levels.base import LevelState
+from levels.bound_levels import Level
 from levels.level import Level
-from levels.nonfinite import put_off
-from levels.problem import Problem
-from levels.task import Split
+from levels.restart import put_off
+from levels.base import Problem
+from levels.tasks.task import Split
 from levels.tree import State
 from recursion.memory import LiveBytes
 from recursion.observed import Observed
@@ -44,7 +44,7 @@ def base_flops(task: Problem) -> float:
     """Operations of one gradient of the task for one copy."""
     key = keys.split(keys.seed(0, device=task.layout.device), COPIES)
     with plainly():
-        x = task.init_params(keys.split(key, 2)[..., 0])
+        x = task.init(keys.split(key, 2)[..., 0])
         _, _, state = task.value_and_grad(x, task.init_state(x, keys.split(key, 2)[..., 1]))
         with Operations() as operations:
             task.value_and_grad(x, state)
@@ -80,10 +80,10 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
     laid: Problem = Observed(tower.task, meter)
     for number, level in enumerate(tower.levels, 1):
         laid = _Metered(level, laid, number, meter)
-    assert isinstance(laid, Laid)
+    assert isinstance(laid, Level)
     found = []
     with plainly(), put_off():
-        params, key = laid.init_params(keys.seed(0, device=laid.layout.device)), keys.seed(1, device=laid.layout.device)
+        params, key = laid.init(keys.seed(0, device=laid.layout.device)), keys.seed(1, device=laid.layout.device)
         carry = laid.start(params, key)
         laid.optimizer.update(params, carry.f, carry.g, carry.state, carry.x)  # first calls may do more
         meter.starting = False
@@ -169,7 +169,7 @@ class Meter:
         return 0 if self.live is None else self.live.peak
 
 
-class _Metered(Laid):
+class _Metered(Level):
     """A laid level whose windows are booked."""
 
     def __init__(self, level: Level, problem: Problem, number: int, meter: Meter) -> None:
@@ -186,9 +186,9 @@ class _Metered(Laid):
         with self.meter.at(self.number, math.prod(params.shape[:-1])):
             return super().value(params, state)
 
-    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+    def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
         with self.meter.at(ASIDE, 1):
-            return super().trial(params, key)
+            return super().evaluate_from_scratch(params, key)
 
     def on(self, split: Split) -> _Metered:
         return _Metered(self.level, self.problem.on(split), self.number, self.meter)

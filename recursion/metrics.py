@@ -52,8 +52,8 @@ class Metrics:
             "base_steps": base_steps,
             "seconds": round(seconds, 6),
         }
-        if report.notes:
-            line["notes"] = {name: value if math.isfinite(value) else None for name, value in report.notes.items()}
+        if report.metrics:
+            line["notes"] = {name: value if math.isfinite(value) else None for name, value in report.metrics.items()}
         with explained("write", self.path):
             rest = memoryview(json.dumps(line).encode() + b"\n")
             while rest:
@@ -65,7 +65,7 @@ class Metrics:
     def _draw(self, report: Report) -> None:
         scalars = {f"loss/level {level}": loss for level, loss in enumerate(report.losses, 1)}
         scalars |= {f"skipped/level {level}": count for level, count in enumerate(report.skipped, 1)}
-        scalars |= {f"notes/{name}": value for name, value in report.notes.items()}
+        scalars |= {f"notes/{name}": value for name, value in report.metrics.items()}
         for name, value in scalars.items():
             self.board.add_scalar(name, value, report.step)
 

@@ -17,8 +17,8 @@ from typing import Protocol
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.problem import Problem
-from levels.task import Split
+from levels.base import Problem
+from levels.tasks.task import Split
 from levels.tree import State
 
 
@@ -59,8 +59,8 @@ class Observed(Problem):
     def layout(self) -> Layout:
         return self.problem.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.problem.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.problem.init(key)
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
         state = self.problem.init_state(params, key)
@@ -79,9 +79,9 @@ class Observed(Problem):
         with self._asked(params):
             return self.problem.bend(params, state, v)
 
-    def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def outer_value_and_grad(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         with self._asked(params, self.judging):
-            return self.problem.judge(params, f, g, state)
+            return self.problem.outer_value_and_grad(params, f, g, state)
 
     def on(self, split: Split) -> Observed:
         return Observed(self.problem.on(split), self.observer)
@@ -90,9 +90,9 @@ class Observed(Problem):
     def beside(self) -> Observed:
         return Observed(self.problem.beside, self.observer)
 
-    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+    def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
         with self._asked(params, float(self.problem.trying)):
-            return self.problem.trial(params, key)
+            return self.problem.evaluate_from_scratch(params, key)
 
     def __repr__(self) -> str:
         return repr(self.problem)

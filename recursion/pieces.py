@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Scope
+from levels.base import Optimizer, Scope
 from levels.tree import State, leaves, named_leaves, with_leaves
 
 BUDGET = 2**20  # numbers of a chunk's state; what an update makes on its way is a few times that

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from levels import keys
 from levels.level import Level
-from levels.nonfinite import NonFiniteError, Skip
-from levels.part import notate, require
-from levels.window import Carry
+from levels.restart import NonFiniteError, Skip
+from levels.config import format_value, require
+from levels.base import Carry
 from recursion.advice import Followed, advised, followed_by, longest_bearable, verdict, warned
 from recursion.growth import Logs, Plan, follow, path_of, rate
 from recursion.statistics import Estimate
@@ -95,7 +95,7 @@ def probe(
     found: list[LevelGrowth] = []
     for number, (carry, plan) in enumerate(zip(carries, plans), 1):
         params = state.params if number == tower.depth else carries[number].x
-        key = keys.fold(keys.seed(seed, device=carry.x.device), number)
+        key = keys.fold_in(keys.seed(seed, device=carry.x.device), number)
 
         def tell(share: float, number: int = number) -> None:
             if progress is not None:
@@ -118,9 +118,9 @@ def _named(
 ) -> Logs:
     """`follow`; what is not finite below is told with its level."""
     try:
-        logs = follow(tower.laid[number - 1], params, carry, key, updates, tell)
+        logs = follow(tower.bound_levels[number - 1], params, carry, key, updates, tell)
     except NonFiniteError as error:
-        level = tower.laid.index(error.source) + 1 if error.source in tower.laid else number
+        level = tower.bound_levels.index(error.source) + 1 if error.source in tower.bound_levels else number
         what = f"level {level} ({tower.levels[level - 1]}): {error.what} while level {number} was probed"
         error.args = (f"{what}; {error.fix}",)
         raise
@@ -131,7 +131,7 @@ def _carries(tower: Tower, state: TowerState) -> list[Carry]:
     """What each level carries. ValueError if the state is not of this tower."""
     carries = tower.carries(state)
     fits = len(carries) == tower.depth and state.params.shape[-1:] == (tower.top.layout.size,)
-    for laid, carry in zip(tower.laid, carries):
+    for laid, carry in zip(tower.bound_levels, carries):
         fits = fits and carry.x.shape[-1] == laid.problem.layout.size
     require(fits, f"the state is of another tower than '{tower}'; give the one that it was made with")
     return carries
@@ -150,7 +150,7 @@ def _judged(level: Level, number: int, top: bool, plan: Plan, logs: Logs) -> Lev
         unroll=level.unroll,
         growth=growth,
         over_window=Followed(growth, level.reach).factor,
-        over_horizon=None if level.life is None else Followed(growth, level.life).factor,
+        over_horizon=None if level.episode_length is None else Followed(growth, level.episode_length).factor,
         as_data=as_data,
         in_gradient=None if followed is None else followed.factor,
         longest=None if followed is None else longest_bearable(followed.rate),

@@ -23,17 +23,17 @@ from torch import Tensor
 
 from levels.gradients.backward import Backward
 from levels.gradients.bootstrapped import Bootstrapped
-from levels.gradients.estimator import LevelState
+from levels.base import LevelState
 from levels.gradients.forward import Forward
 from levels.hyper import Fixed
 from levels.layout import Layout
 from levels.level import Level
-from levels.optimizer import Optimizer
-from levels.optimizers.by_name import ByName
+from levels.base import Optimizer
+from levels.optimizers.partition import Partition
 from levels.optimizers.gated import Gated, GatedState
-from levels.part import require
+from levels.config import require
 from levels.tree import State, leaves, map_leaves, with_leaves
-from levels.window import Carry
+from levels.base import Carry
 from recursion.depth import gates, whole
 from recursion.pieces import fits_any_layout
 from recursion.tower import Tower, TowerState
@@ -82,7 +82,7 @@ def _cut(tower: Tower, state: TowerState, level: int) -> tuple[Tower, TowerState
     require(isinstance(top.gradient, UNPERTURBED), f"{what}; {fix}")
     carries, first = tower.carries(state), (0,) * (tower.depth - level + 1)
     carry: Carry = map_leaves(lambda leaf: leaf[first], carries[level - 2])
-    shallow = Tower(tower.task, *rest, dataclasses.replace(top, ahead=None))
+    shallow = Tower(tower.task, *rest, dataclasses.replace(top, lookahead=None))
     return shallow, TowerState(carries[level - 1].x[first], carry, state.step)
 
 
@@ -98,7 +98,7 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
     """Every level with its gates taken away or fixed, from the bottom up; with each goes a parameter of its level."""
     carries, levels = tower.carries(state), []
     rows, below = torch.arange(tower.task.layout.size), carries[0].below
-    for i, (level, laid, carry) in enumerate(zip(tower.levels, tower.laid, carries)):
+    for i, (level, laid, carry) in enumerate(zip(tower.levels, tower.bound_levels, carries)):
         own = carries[i + 1].x if i + 1 < tower.depth else state.params
         try:
             held = _held(laid.optimizer, own, carry.state, rows, rounded)
@@ -119,7 +119,7 @@ def _held(laid: Optimizer, params: Tensor, state: State, below: Tensor, rounded:
     """An optimizer, its parameters ``[*batch, m]`` and its state, where only the rows ``below`` are left to update."""
     if isinstance(laid, Gated):
         return _held_gate(laid, params, state, below, rounded)
-    if isinstance(laid, ByName):
+    if isinstance(laid, Partition):
         return _held_shares(laid, params, state, below, rounded)
     rows = torch.arange(params.shape[-1])
     return _Held(laid, rows, state if len(below) == laid.below.size else _narrowed(laid, state, below))
@@ -136,7 +136,7 @@ def _held_gate(laid: Gated, params: Tensor, state: GatedState, below: Tensor, ro
     return _Held(rule, inside.rows + own, GatedState(inside.state, held))
 
 
-def _held_shares(laid: ByName, params: Tensor, state: Sequence[State], below: Tensor, rounded: bool) -> _Held:
+def _held_shares(laid: Partition, params: Tensor, state: Sequence[State], below: Tensor, rounded: bool) -> _Held:
     """Those of several optimizers that have something left to update; one alone needs no names."""
     patterns, found = [], []
     for pattern, share, own in zip(laid.patterns, laid.shares, state):
@@ -147,7 +147,7 @@ def _held_shares(laid: ByName, params: Tensor, state: Sequence[State], below: Te
             patterns.append(pattern)
     if len(found) == 1:
         return found[0]
-    rule = ByName(tuple(patterns), tuple(held.rule for held in found))
+    rule = Partition(tuple(patterns), tuple(held.rule for held in found))
     return _Held(rule, torch.cat([held.rows for held in found]), tuple(held.state for held in found))
 
 

@@ -49,7 +49,7 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
         for sentence in verdicts(scenario):
             console.print(sentence, markup=False, highlight=False)
         console.print()
-    for sentence in notes(evaluation):
+    for sentence in metrics(evaluation):
         console.print(sentence, style="dim", markup=False, highlight=False)
     replace_file(directory / "evaluation.json", (evaluation.to_json() + "\n").encode())
     replace_file(directory / "losses.png", losses_picture(evaluation))
@@ -93,7 +93,7 @@ def verdicts(scenario: Scenario) -> Iterator[str]:
         )
 
 
-def notes(evaluation: Evaluation) -> Iterator[str]:
+def metrics(evaluation: Evaluation) -> Iterator[str]:
     """How to read the numbers, and what they cost."""
     yield (
         "Mean loss: of the losses after each step. Step sizes were tuned on validation problems, one for each measure "

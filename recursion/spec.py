@@ -17,7 +17,7 @@ from typing import Any
 
 from levels import catalog
 from levels.level import Level
-from levels.part import Part, settings
+from levels.config import Config, settings
 from recursion.notation import one_line
 from recursion.tower import Tower
 
@@ -42,7 +42,7 @@ def from_spec(spec: object) -> Tower:
     return Tower(base, *(_at(f"level {number}", partial(_level, level)) for number, level in enumerate(levels, 1)))
 
 
-def part_to_spec(part: Part) -> dict[str, Any]:
+def part_to_spec(part: Config) -> dict[str, Any]:
     """One part alone as JSON data, its name first. ValueError if it holds what JSON cannot."""
     return _named("the part", part.name, part)
 
@@ -73,7 +73,7 @@ def loads(text: str | bytes) -> Tower:
 
 def _plain(where: str, name: str, value: Any) -> Any:
     """A value as JSON data; ``where`` and ``name`` say whose it is."""
-    if isinstance(value, Part):
+    if isinstance(value, Config):
         return _named(where, name, value)
     if isinstance(value, (tuple, list)):
         return [_plain(where, name, item) for item in value]
@@ -85,7 +85,7 @@ def _plain(where: str, name: str, value: Any) -> Any:
     raise ValueError(f"{one_line(where)}: {name} is {catalog.article(type(value).__name__)}; {kinds}")
 
 
-def _named(where: str, field: str, part: Part) -> dict[str, Any]:
+def _named(where: str, field: str, part: Config) -> dict[str, Any]:
     try:
         catalog.require_plain(type(part))
         name = catalog.name_of(type(part))

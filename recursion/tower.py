@@ -24,15 +24,15 @@ from torch import Tensor
 
 from levels import captured, keys
 from levels.compiled import is_compiling
-from levels.gradients.estimator import Estimator, LevelState
+from levels.base import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
-from levels.laid import Laid
+from levels.bound_levels import Level
 from levels.level import Level
-from levels.nonfinite import NonFiniteError, Stop, put_off
-from levels.optimizer import Optimizer
-from levels.problem import Problem
-from levels.task import Task
-from levels.window import Carry, Window
+from levels.restart import NonFiniteError, Stop, put_off
+from levels.base import Optimizer
+from levels.base import Problem
+from levels.tasks.task import Task
+from levels.base import Carry, Window
 
 if TYPE_CHECKING:
     from recursion.fused import Fused
@@ -53,7 +53,7 @@ class Report(NamedTuple):
     step: int
     losses: list[float]  # of the problem below each level, mean over copies (for the topmost: over its window too)
     skipped: list[int]  # copies skipped so far at each level, as not finite
-    notes: Mapping[str, float] = MappingProxyType({})  # what parts have to say, as "level 2 refused", mean over copies
+    metrics: Mapping[str, float] = MappingProxyType({})  # what parts have to say, as "level 2 refused", mean over copies
 
 
 class Tower:
@@ -70,22 +70,22 @@ class Tower:
             raise ValueError("a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
         self.task = task
         self.levels = levels
-        self.laid: list[Laid] = []
+        self.bound_levels: list[Level] = []
         below = task
         for number, level in enumerate(levels, 1):
             try:
                 below = level.over(below)
-                if number < len(levels) and levels[number].optimizer.reads_gradient:
+                if number < len(levels) and levels[number].optimizer.reads_grad:
                     level.gradient.check(below)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"level {number} ({level}): {error}") from error
-            self.laid.append(below)
-        self.top = self.laid[-1]
-        kinds = (type(laid.optimizer).notes is Optimizer.notes for laid in self.laid)
-        quiet = (type(level.gradient).notes is Estimator.notes for level in levels)
+            self.bound_levels.append(below)
+        self.top = self.bound_levels[-1]
+        kinds = (type(laid.optimizer).metrics is Optimizer.metrics for laid in self.bound_levels)
+        quiet = (type(level.gradient).metrics is Estimator.metrics for level in levels)
         self._notes = not (all(kinds) and all(quiet))  # somebody has something to say
         self._stops = all(type(level.nonfinite) is Stop for level in levels)  # nothing is ever skipped
-        if levels[-1].ahead is not None or levels[-1].gradient.chooses_ahead:
+        if levels[-1].lookahead is not None or levels[-1].gradient.chooses_ahead:
             what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
             raise ValueError(f"{what}; leave {'ahead' if levels[-1].ahead is not None else levels[-1].gradient} out")
 
@@ -108,7 +108,7 @@ class Tower:
         that ask the problem themselves (`Optimizer.asking`) add to it; where they do not ask at each step it is a mean.
         """
         top = self.top.level.unroll * (self.top.problem.cost + self.top.optimizer.asking)
-        return [_whole(cost) for cost in (*(laid.cost for laid in self.laid[:-1]), top)]
+        return [_whole(cost) for cost in (*(laid.cost for laid in self.bound_levels[:-1]), top)]
 
     @cached_property
     def base_steps(self) -> int | Fraction:
@@ -122,7 +122,7 @@ class Tower:
         """
         for_params, for_carry = keys.split(keys.seed(seed, device=self.top.layout.device), 2)
         if params is None:
-            params = self.top.init_params(for_params)
+            params = self.top.init(for_params)
         elif params.shape != (self.top.layout.size,):
             size = self.top.layout.size
             raise ValueError(
@@ -153,7 +153,7 @@ class Tower:
         skipped = [0] * self.depth
         if not self._stops:
             skipped = _sums([carry.skipped for carry in self.carries(state())])
-        return Report(step, losses, skipped, self.notes(state()) if self._notes else {})
+        return Report(step, losses, skipped, self.metrics(state()) if self._notes else {})
 
     def running(self, state: TowerState) -> Running:
         """The tower at ``state``, to be stepped on without looking at the states between (`recursion.running`)."""
@@ -207,22 +207,22 @@ class Tower:
             state, report = self.step(state)
             yield state, report
 
-    def outcome(self, state: TowerState) -> Tensor:
+    def result(self, state: TowerState) -> Tensor:
         """What the tower has trained, ``[copies, n]``: ``state.carry.x``, unless the topmost rule knows better."""
-        return self.top.optimizer.outcome(state.carry.state, state.carry.x)
+        return self.top.optimizer.result(state.carry.state, state.carry.x)
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
         return stacked(state.carry)
 
-    def notes(self, state: TowerState) -> dict[str, float]:
+    def metrics(self, state: TowerState) -> dict[str, float]:
         """What optimizers and estimators have to say of their states, by level and name; means over copies."""
         found: dict[str, Tensor] = {}
         carries = self.carries(state)
-        for number, (laid, carry) in enumerate(zip(self.laid, carries), 1):
-            said = laid.optimizer.notes(carry.state)
+        for number, (laid, carry) in enumerate(zip(self.bound_levels, carries), 1):
+            said = laid.optimizer.metrics(carry.state)
             if number < self.depth:
-                said = said | laid.level.gradient.notes(carries[number].below)
+                said = said | laid.level.gradient.metrics(carries[number].below)
             found |= {f"level {number} {name}": value for name, value in said.items()}
         return dict(zip(found, _means([value.double() for value in found.values()]))) if found else {}
 
@@ -230,7 +230,7 @@ class Tower:
         """The tower without its topmost level; the level that becomes topmost goes on for ever, never restarting."""
         *rest, top = self.levels[:-1]
         gradient = FirstOrder() if top.gradient.chooses_ahead else top.gradient
-        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None, ahead=None, gradient=gradient))
+        return Tower(self.task, *rest, dataclasses.replace(top, horizon=None, lookahead=None, gradient=gradient))
 
     def __repr__(self) -> str:
         written = [repr(level) for level in self.levels]
@@ -241,8 +241,8 @@ class Tower:
 
     def _name(self, error: NonFiniteError, step: int) -> None:
         """Add level and step to what the error says; levels do not know where they stand, the tower does."""
-        if error.source in self.laid:
-            number = self.laid.index(error.source) + 1
+        if error.source in self.bound_levels:
+            number = self.bound_levels.index(error.source) + 1
             level = self.levels[number - 1]
             error.args = (f"level {number} ({level}): {error.what} at top step {step}; {error.fix}",)
 
@@ -261,7 +261,7 @@ def reported(carry: Carry, window: Window) -> list[Tensor]:
     return [*(below.f for below in stacked(carry)[:-1]), window.losses]
 
 
-def telling(top: Laid, params: Tensor, carry: Carry) -> tuple[Carry, Tensor]:
+def telling(top: Level, params: Tensor, carry: Carry) -> tuple[Carry, Tensor]:
     """A window, and in one tensor what is to be told of it: the mean losses below each level, and a number that is
     finite if all that was answered anywhere is."""
     with put_off() as noted:

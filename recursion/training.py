@@ -82,7 +82,7 @@ def repays_compiling(tower: Tower, steps: int) -> bool:
         return steps * tower.depth >= REPAID_FUSED
     if _native(tower):
         return steps * _native_updates(tower) >= REPAID_NATIVE
-    copies = math.prod(laid.batch for laid in tower.laid)
+    copies = math.prod(laid.batch for laid in tower.bound_levels)
     updates = steps * tower.base_steps * copies * tower.task.layout.size
     learned = any(level.optimizer.compiles for level in tower.levels)
     traced = getattr(tower.task, "traceable", False)
@@ -93,7 +93,7 @@ def repays_compiling(tower: Tower, steps: int) -> bool:
 def _native(tower: Tower) -> bool:
     """Whether rules compile, and all that is compiled of them is in C++ (`levels.native`): not where a window is a
     single update, whose derivative `torch.compile` makes, nor under exact gradients."""
-    layout, learned = tower.task.layout, [laid for laid in tower.laid if laid.optimizer.compiles]
+    layout, learned = tower.task.layout, [laid for laid in tower.bound_levels if laid.optimizer.compiles]
     single = any(laid.plain for laid in learned if laid is not tower.top)
     exact = any(isinstance(level.gradient, Exact) for level in tower.levels)
     return bool(learned) and not (single or exact) and native.suits(layout.device, layout.dtype)
@@ -102,10 +102,10 @@ def _native(tower: Tower) -> bool:
 def _native_updates(tower: Tower) -> int:
     """Coordinates that rules in C++ update in a step of the topmost level, with what an update counts beside."""
     total = 0
-    for number, laid in enumerate(tower.laid):
+    for number, laid in enumerate(tower.bound_levels):
         if laid.optimizer.compiles:
             updates = math.prod(level.unroll for level in tower.levels[number:])
-            copies = math.prod(above.batch for above in tower.laid[number:])
+            copies = math.prod(above.batch for above in tower.bound_levels[number:])
             total += updates * (copies * laid.problem.layout.size + EACH_UPDATE)
     return total
 

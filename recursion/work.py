@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 
 from levels import keys
-from levels.laid import STATE, Laid
-from levels.optimizer import Optimizer
-from levels.problem import Problem
+from levels.bound_levels import STATE, Level
+from levels.base import Optimizer
+from levels.base import Problem
 from recursion.metering import COPIES, Meter, Operations, Pass, measure, plainly
 from recursion.metering import base_flops as base_flops
 from recursion.observed import Observed
@@ -91,7 +91,7 @@ def own_work(tower: Tower) -> tuple[float, ...]:
 
 def own_work_under(tower: Tower, own: tuple[float, ...]) -> tuple[float, ...]:
     """`own_work` of the tower without its topmost level, where ``own`` is the tower's."""
-    *lower, laid = tower.laid[:-1]
+    *lower, laid = tower.bound_levels[:-1]
     updates = laid.level.unroll * laid.batch * _update(laid.level.optimizer, laid.problem)
     return (*own[: len(lower)], updates / base_flops(tower.task))
 
@@ -101,9 +101,9 @@ def _update(optimizer: Optimizer, problem: Problem) -> float:
     key = keys.split(keys.seed(0, device=problem.layout.device), COPIES)
     operations, meter = Operations(), Meter()
     with plainly():
-        rule = optimizer.bound(problem if isinstance(problem, Laid) else Observed(problem, meter)).over(problem.layout)
-        params, x = rule.init_params(key[0]), problem.init_params(key)
-        state, f, g = rule.begin_state(params, x, keys.fold(key, STATE)), torch.ones_like(x[..., 0]), x
+        rule = optimizer.bound(problem if isinstance(problem, Level) else Observed(problem, meter)).over(problem.layout)
+        params, x = rule.init(key[0]), problem.init(key)
+        state, f, g = rule.begin_state(params, x, keys.fold_in(key, STATE)), torch.ones_like(x[..., 0]), x
         x, state = rule.update(params, f, g, state, x)
         meter.reset(Pass(operations, lambda: operations.count))
         with operations, meter.at(1, COPIES):
@@ -122,13 +122,13 @@ def met(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float]]:
     that restarts every L updates has in every L / T windows a start below, and the first window there.
     """
     start, first, window = [0.0], [1.0], [1.0]
-    for laid in tower.laid:
+    for laid in tower.bound_levels:
         level, top = laid.level, laid is tower.top
         asked = level.unroll if top else level.gradient.evaluations(level, laid.problem.judging)
         updates = level.unroll if top else level.gradient.updates(level)
         trajectories = laid.batch if top else laid.batch * updates / level.reach
         begun = [a + b for a, b in zip(start, first)]  # for each trajectory that begins
-        often = level.unroll / level.life if restarts and level.life is not None else 0.0
+        often = level.unroll / level.episode_length if restarts and level.episode_length is not None else 0.0
         below = [laid.batch * asked * each for each in window]
         below[0] += float(laid.batch * updates * laid.optimizer.asking * math.prod(_copies_below(laid)))
         start, first = [*(trajectories * a for a in begun), 0.0], [*below, 1.0]
@@ -136,9 +136,9 @@ def met(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float]]:
     return start, window
 
 
-def _copies_below(laid: Laid) -> Iterator[int]:
+def _copies_below(laid: Level) -> Iterator[int]:
     """Batches of the levels under this one."""
     problem = laid.problem
-    while isinstance(problem, Laid):
+    while isinstance(problem, Level):
         yield problem.batch
         problem = problem.problem

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from levels.gradients.estimator import Estimator, LevelState
-from levels.part import require
+from levels.base import Estimator, LevelState
+from levels.config import require
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
-    from levels.window import Carry, Window
+    from levels.bound_levels import Level
+    from levels.base import Carry, Window
 
 
 class Backward(Estimator):
@@ -30,25 +30,25 @@ class Backward(Estimator):
 
     @abstractmethod
     def sweep(
-        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
+        self, level: Level, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
         """Gradient ``[*batch, m]`` of what has the derivative ``slope(t)`` in ``x`` after update t, counted from 0.
 
         ``slope(t)`` is ``[*batch, copies, n]``, or None for zero. ``carry`` is the one that the window returned.
         """
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
         require(level.optimizer.differentiable, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         return LevelState(level.start(params, key), None)
 
-    def value(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+    def value(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         carry, window = level.window(params, state.carry, record=False)
         return level.meta_loss(window.losses)[0], LevelState(carry, None)
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         carry, window = level.window(params, state.carry, pulls=not self.asks, asked=self.asks)
         value, weights = level.meta_loss(window.losses)
         grad = self.sweep(level, params, carry, window, lambda t: weighted(weights[t], window.grads[t]))

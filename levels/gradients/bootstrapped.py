@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from levels.gradients.backward import Backward
-from levels.gradients.estimator import Estimator, LevelState
+from levels.base import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
-from levels.part import notate, require
+from levels.config import format_value, require
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
+    from levels.bound_levels import Level
     from levels.level import Level
-    from levels.window import Window
+    from levels.base import Window
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,19 +47,19 @@ class Bootstrapped(Estimator):
         require(good, f"bootstrapped: through must be first-order or exact, got {notate(self.through)}")
 
     def evaluations(self, level: Level, judging: int = 0) -> int:
-        swept = self.through.evaluations(replace(level, ahead=None)) - level.unroll
+        swept = self.through.evaluations(replace(level, lookahead=None)) - level.unroll
         return level.reach * (1 + judging) + swept
 
-    def check(self, level: Laid) -> None:
-        unroll, ahead = level.level.unroll, level.level.reach
+    def check(self, level: Level) -> None:
+        unroll, lookahead = level.level.unroll, level.level.reach
         fix = f"set ahead={4 * unroll}"
-        require(ahead > unroll, f"{self} moves towards where the level gets after its window of {unroll}; {fix}")
+        require(lookahead > unroll, f"{self} moves towards where the level gets after its window of {unroll}; {fix}")
         self.through.check(level)
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         return self.through.init_state(level, params, key)
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         assert isinstance(self.through, Backward)
         carry, whole = level.window(params, state.carry, pulls=not self.through.asks, asked=self.through.asks)
         window, last = _first(whole, level.level.unroll), level.level.unroll - 1

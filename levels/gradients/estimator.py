@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from levels.part import Part
+from levels.config import Config
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
+    from levels.bound_levels import Level
     from levels.level import Level
-    from levels.window import Carry
+    from levels.base import Carry
 
 
 class LevelState(NamedTuple):
@@ -26,7 +26,7 @@ class LevelState(NamedTuple):
     memory: Any
 
 
-class Estimator(Part):
+class Estimator(Config):
     """Abstract. ``level`` is the laid level that asks; ``params`` ``[*batch, m]`` are its optimizer's parameters."""
 
     differentiable: bool = False
@@ -38,7 +38,7 @@ class Estimator(Part):
     steady: bool = False
     """Whether `value_and_grad` does the same whatever the numbers are, once the copies that were due have restarted."""
 
-    def symmetric(self, level: Laid) -> bool:
+    def symmetric(self, level: Level) -> bool:
         """Whether what this gives for ``level`` is the derivative of the value, rather than an estimate of it."""
         return False
 
@@ -53,23 +53,23 @@ class Estimator(Part):
         """Updates of the level's optimizer that a window costs, for each copy."""
         return level.reach
 
-    def value(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+    def value(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
         """`value_and_grad` without the gradient, for an optimizer above that does not read it."""
         value, _, state = self.value_and_grad(level, params, state)
         return value, state
 
-    def notes(self, state: LevelState) -> dict[str, Tensor]:
+    def metrics(self, state: LevelState) -> dict[str, Tensor]:
         """What a user should hear of a state: counts and the like by name, ``[*batch]`` each."""
         return {}
 
     @abstractmethod
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""
 
     @abstractmethod
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         """State at the start, for keys ``[*batch]``."""
 
     @abstractmethod
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         """Meta-loss ``[*batch]`` of the next window, its gradient ``[*batch, m]``, and the state behind it."""

@@ -41,13 +41,13 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.gradients.estimator import Estimator, LevelState
-from levels.part import notate, require
+from levels.base import Estimator, LevelState
+from levels.config import format_value, require
 from levels.tree import State, map_leaves
-from levels.window import DUE
+from levels.base import DUE
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
+    from levels.bound_levels import Level
     from levels.level import Level
 
 Noise = Literal["window", "episode"] | int
@@ -99,29 +99,29 @@ class Antithetic(Estimator):
     def updates(self, level: Level) -> int:
         return 2 * self.pairs * level.reach
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         noise, accumulate = self.schedule()
-        unroll, life = level.level.unroll, level.level.life
+        unroll, episode_length = level.level.unroll, level.level.episode_length
         fix = f"set horizon={5 * unroll}, or use truncated-es"
-        endless = life is None and (accumulate or noise == "episode")
+        endless = episode_length is None and (accumulate or noise == "episode")
         require(not endless, f"{self} sums noise over a trajectory, and this one never restarts; {fix}")
         if isinstance(noise, int):
-            fits = noise % unroll == 0 and (life is None or noise <= life)
-            most = "" if life is None else f" and at most the horizon {life}"
+            fits = noise % unroll == 0 and (episode_length is None or noise <= episode_length)
+            most = "" if episode_length is None else f" and at most the horizon {life}"
             fix = "use noise=window or noise=episode"
             require(fits, f"{self} needs noise to be a multiple of the unroll {unroll}{most}, got {noise}; {fix}")
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         self.check(level)
         particles = 2 * self.pairs
-        own = keys.split(keys.fold(key, NOISE), level.batch * self.pairs)
+        own = keys.split(keys.fold_in(key, NOISE), level.batch * self.pairs)
         noise = keys.normal(own, params.shape[-1:], params.dtype)
         shared = keys.split(key, level.batch).repeat_interleave(particles, -1)
         carry = _joined(level.begin(self._perturbed(params, noise), shared[..., None]), params)
         ages = level.first_ages().repeat_interleave(particles)
         return LevelState(carry._replace(age=carry.age + ages), Draws(noise, noise, own))
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         draws: Draws = state.memory
         before = _apart(state.carry, params)
         after, window = level.window(self._perturbed(params, draws.noise), before, record=False)
@@ -140,9 +140,9 @@ class Antithetic(Estimator):
         step = self.sigma * noise
         return params[..., None, :] + torch.stack((step, -step), -2).flatten(-3, -2)
 
-    def _advance(self, level: Laid, draws: Draws, age: Tensor) -> Draws:
+    def _advance(self, level: Level, draws: Draws, age: Tensor) -> Draws:
         """Draws for the next window of pairs whose trajectories have the age ``[*batch, copies * pairs]``."""
-        due, key = level.due(age), keys.fold(draws.key, 1)
+        due, key = level.due(age), keys.fold_in(draws.key, 1)
         fresh = due | (age % self._period(level) == 0)
         rows = fresh.flatten().nonzero().squeeze(-1)
         drawn = keys.normal(key.flatten()[rows], draws.noise.shape[-1:], draws.noise.dtype)
@@ -152,12 +152,12 @@ class Antithetic(Estimator):
         before = torch.where(due[..., None], 0.0, draws.seen)
         return Draws(noise, before + torch.where(fresh[..., None], noise, 0.0), key)
 
-    def _period(self, level: Laid) -> int:
+    def _period(self, level: Level) -> int:
         """Updates for which a draw is kept."""
         noise = self.schedule().noise
         if noise == "episode":
-            assert level.level.life is not None  # refused by check
-            return level.level.life
+            assert level.level.episode_length is not None  # refused by check
+            return level.level.episode_length
         return level.level.unroll if noise == "window" else noise
 
 
@@ -195,10 +195,10 @@ class FullES(Antithetic):
     def schedule(self) -> Schedule:
         return Schedule("window", False)
 
-    def check(self, level: Laid) -> None:
-        unroll, life = level.level.unroll, level.level.life
+    def check(self, level: Level) -> None:
+        unroll, episode_length = level.level.unroll, level.level.episode_length
         fix = f"set horizon={unroll}, or use es-single, which needs no such windows"
-        require(life == unroll, f"full-es needs windows as long as the horizon {notate(life)}, got {unroll}; {fix}")
+        require(episode_length == unroll, f"full-es needs windows as long as the horizon {notate(life)}, got {unroll}; {fix}")
 
 
 class TruncatedES(Antithetic):
@@ -246,7 +246,7 @@ class NRES(Antithetic):
     def schedule(self) -> Schedule:
         return Schedule("episode", True)
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         super().check(level)
         fix = "set stagger=true, or use es-single"
         require(level.level.stagger, f"nres spreads trajectories over the horizon, got stagger=false; {fix}")

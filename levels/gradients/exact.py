@@ -32,15 +32,15 @@ from torch import Tensor
 
 from levels import keys
 from levels.compiled import compiling
-from levels.derivatives import Cotangents, pull_gradient, pull_init_state, push
+from levels.autodiff import Cotangents, pull_gradient, pull_init_state, push
 from levels.gradients.backward import Backward
-from levels.gradients.estimator import LevelState
-from levels.laid import Laid
+from levels.base import LevelState
+from levels.bound_levels import Level
 from levels.level import Level
-from levels.part import require
-from levels.problem import Problem
+from levels.config import require
+from levels.base import Problem
 from levels.traced import tracing
-from levels.window import Carry, Window
+from levels.base import Carry, Window
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,13 +50,13 @@ class Exact(Backward):
     name = "exact"
     asks = True
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         super().check(level)
         problem: Problem = level
-        while isinstance(problem, Laid):
+        while isinstance(problem, Level):
             _check_update(problem)
             problem = problem.problem
-            what = f"the level below, {problem.level}," if isinstance(problem, Laid) else f"{problem}"
+            what = f"the level below, {problem.level}," if isinstance(problem, Level) else f"{problem}"
             fix = "use gradient=first-order or gradient=pes on this level"
             require(problem.differentiable, f"{what} has a gradient that cannot be differentiated by {self}; {fix}")
         _check_gradient(problem)
@@ -64,15 +64,15 @@ class Exact(Backward):
     def evaluations(self, level: Level, judging: int = 0) -> int:
         return level.reach * (2 + judging) - 1
 
-    def symmetric(self, level: Laid) -> bool:
+    def symmetric(self, level: Level) -> bool:
         return level.problem.symmetric
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         with tracing():
             return super().value_and_grad(level, params, state)
 
     def sweep(
-        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
+        self, level: Level, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
         dparams, dx, df, dg = (torch.zeros_like(tensor) for tensor in (params, carry.x, carry.f, carry.g))
         dstate: list[Tensor | None] = []
@@ -90,7 +90,7 @@ class Exact(Backward):
         return dparams + _start_slopes(level, params, carry.key, window, Cotangents(dp, df, dg, dstate, dx))
 
 
-def _bent(level: Laid, window: Window, t: int, dg: Tensor) -> Tensor:
+def _bent(level: Level, window: Window, t: int, dg: Tensor) -> Tensor:
     """The cotangent that the gradient after update ``t``, counted from 0, sends back to where it was taken.
 
     None comes from copies that stood still, where the problem may answer anything.
@@ -99,7 +99,7 @@ def _bent(level: Laid, window: Window, t: int, dg: Tensor) -> Tensor:
     return dx if window.stood is None else torch.where(window.stood[..., None], 0.0, dx)
 
 
-def _start_slopes(level: Laid, params: Tensor, key: Tensor, window: Window, slopes: Cotangents) -> Tensor:
+def _start_slopes(level: Level, params: Tensor, key: Tensor, window: Window, slopes: Cotangents) -> Tensor:
     """What the parameters have to do with where trajectories began: ``[*batch, m]``.
 
     There too the problem was asked, so ``g`` and ``f`` at the start have cotangents that come back to it.
@@ -118,10 +118,10 @@ def _start_slopes(level: Laid, params: Tensor, key: Tensor, window: Window, slop
     return dparams if dstart is None else dparams + dstart
 
 
-def _check_update(level: Laid) -> None:
+def _check_update(level: Level) -> None:
     """ValueError unless one update can be differentiated forward and backward."""
     optimizer, key = level.optimizer, keys.seed(0, device=level.layout.device)
-    params, x = optimizer.init_params(key), level.problem.init_params(key[None])
+    params, x = optimizer.init(key), level.problem.init(key[None])
     state, f = optimizer.init_state(params, x), x.new_ones(1)
     optimizer.update(params, f, x, state, x)  # plainly first: what a part caches must not belong to a transform
 
@@ -138,8 +138,8 @@ def _check_update(level: Laid) -> None:
 def _check_gradient(problem: Problem) -> None:
     """ValueError unless a task's answer can be differentiated forward, and says so of its gradient."""
     key = keys.seed(0, device=problem.layout.device)
-    x = problem.init_params(key)
-    state, v = problem.init_state(x, key), keys.normal(keys.fold(key, 1), (problem.layout.size,), x.dtype)
+    x = problem.init(key)
+    state, v = problem.init_state(x, key), keys.normal(keys.fold_in(key, 1), (problem.layout.size,), x.dtype)
     fix = "return what torch.func can differentiate, or use gradient=first-order or gradient=pes"
     grad, beside = problem.value_and_grad(x, state)[1], problem.value_and_grad(x + 1e-3 * v, state)[1]
     try:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from levels.derivatives import differentiated, plus
+from levels.autodiff import differentiated, plus
 from levels.gradients.backward import Backward, weighted
-from levels.gradients.estimator import LevelState
-from levels.nonfinite import finite
+from levels.base import LevelState
+from levels.restart import finite
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
-    from levels.window import Carry, Window
+    from levels.bound_levels import Level
+    from levels.base import Carry, Window
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,12 +36,12 @@ class FirstOrder(Backward):
     name = "first-order"
     steady = True
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if level.plain and not differentiated():
             return self._single(level, params, state)
         return super().value_and_grad(level, params, state)
 
-    def _single(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def _single(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         """A window of one update, without the lists that a sweep needs: towers of many such levels live on this."""
         x, s, f, g, below, age, *_ = state.carry
         x, s, pull = level.optimizer.linearized(params, f, g, s, x)
@@ -54,7 +54,7 @@ class FirstOrder(Backward):
         return value, grad, LevelState(state.carry._replace(x=x, state=s, f=f, g=g, below=below, age=age + 1), None)
 
     def sweep(
-        self, level: Laid, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
+        self, level: Level, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
     ) -> Tensor:
         dparams, dx = level.optimizer.sweep(params, window.steps, slope)
         if dx is None:

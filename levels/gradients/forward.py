@@ -30,17 +30,17 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.derivatives import push
+from levels.autodiff import push
 from levels.gradients.backward import weighted
-from levels.gradients.estimator import Estimator, LevelState
+from levels.base import Estimator, LevelState
 from levels.gradients.exact import Exact
-from levels.laid import Laid
+from levels.bound_levels import Level
 from levels.level import Level
-from levels.nonfinite import Skip
-from levels.part import notate, require
-from levels.problem import Problem
+from levels.restart import Skip
+from levels.config import format_value, require
+from levels.base import Problem
 from levels.tree import State, choose, leaves, map_leaves, with_leaves
-from levels.window import DUE, Step
+from levels.base import DUE, Step
 
 
 class Sensitivities(NamedTuple):
@@ -71,7 +71,7 @@ class Forward(Estimator):
     def evaluations(self, level: Level, judging: int = 0) -> int:
         return level.reach * (2 + judging)
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         size, optimizer = level.layout.size, level.optimizer
         fix = "use gradient=first-order or gradient=pes"
         more = f"{self} pushes one tangent for each parameter, at most {self.limit}"
@@ -79,22 +79,22 @@ class Forward(Estimator):
         fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
         require(optimizer.differentiable, f"{optimizer} cannot be differentiated by {self}; {fix}")
         problem: Problem = level
-        while isinstance(problem, Laid):
+        while isinstance(problem, Level):
             problem = problem.problem
-            what = f"the level below, {problem.level}," if isinstance(problem, Laid) else f"{problem}"
+            what = f"the level below, {problem.level}," if isinstance(problem, Level) else f"{problem}"
             fix = "use gradient=first-order or gradient=pes on this level"
             require(problem.differentiable, f"{what} has a gradient that cannot be differentiated by {self}; {fix}")
         Exact().check(level)  # differentiates every update and the task's gradient once
         _check_tangents(level)
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         carry = level.start(params, key)
         step = Step(carry.f, carry.g, carry.state, carry.x)
         return LevelState(
             carry, _at_start(level, params, carry.key, step, torch.ones_like(carry.key, dtype=torch.bool))
         )
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         carry, window = level.window(params, state.carry, asked=True)
         value, weights = level.meta_loss(window.losses)
         slopes: Sensitivities = state.memory
@@ -116,7 +116,7 @@ class Forward(Estimator):
         return value, dparams, LevelState(carry._replace(age=age), carried)
 
 
-def _advance(level: Laid, params: Tensor, step: Step, asked: State, g: Tensor, slopes: Sensitivities) -> Sensitivities:
+def _advance(level: Level, params: Tensor, step: Step, asked: State, g: Tensor, slopes: Sensitivities) -> Sensitivities:
     """Sensitivities behind one update and the answer ``g`` that followed, all m pushed at once.
 
     ``step`` is what the update read, ``asked`` the state with which the problem was asked then.
@@ -139,12 +139,12 @@ def _advance(level: Laid, params: Tensor, step: Step, asked: State, g: Tensor, s
     return Sensitivities((g[..., None, :] * dx).sum(-1), dg, dx, tuple(dstate))
 
 
-def _at_start(level: Laid, params: Tensor, key: Tensor, start: Step, begun: Tensor) -> Sensitivities:
+def _at_start(level: Level, params: Tensor, key: Tensor, start: Step, begun: Tensor) -> Sensitivities:
     """Sensitivities of trajectories of keys ``[*batch, copies]`` that begin with ``start``; any where not ``begun``."""
     optimizer, place = level.optimizer, params.dim()
 
     def first(params: Tensor) -> tuple[Tensor, ...]:
-        x = optimizer.start(params, level.problem.init_params, keys.split(key, 2)[..., 0])
+        x = optimizer.start(params, level.problem.init, keys.split(key, 2)[..., 0])
         return x, *_floats(optimizer.init_state(params, x))
 
     fan = torch.vmap(lambda v: push(first, params, v.expand_as(params))[1])
@@ -153,7 +153,7 @@ def _at_start(level: Laid, params: Tensor, key: Tensor, start: Step, begun: Tens
     return Sensitivities((start.g[..., None, :] * dx).sum(-1), dg, dx, tuple(dstate))
 
 
-def _bent_at_start(level: Laid, key: Tensor, x: Tensor, dx: Tensor, begun: Tensor) -> Tensor:
+def _bent_at_start(level: Level, key: Tensor, x: Tensor, dx: Tensor, begun: Tensor) -> Tensor:
     """Sensitivities of the gradient where trajectories begin, ``[*batch, copies, m, n]``; 0 where not ``begun``."""
     rows = begun.flatten().nonzero().squeeze(-1)
     at, flat = x.flatten(0, -2)[rows], dx.flatten(0, -3)  # [k, n], [*, m, n]
@@ -163,11 +163,11 @@ def _bent_at_start(level: Laid, key: Tensor, x: Tensor, dx: Tensor, begun: Tenso
     return torch.zeros_like(flat).index_copy(0, rows, bent).reshape(dx.shape)
 
 
-def _check_tangents(level: Laid) -> None:
+def _check_tangents(level: Level) -> None:
     """ValueError unless all tangents can be pushed at once, tried on one update of one copy."""
-    tried = replace(level.level, unroll=1, ahead=None, horizon=None, batch=1, nonfinite=Skip()).over(level.problem)
+    tried = replace(level.level, unroll=1, lookahead=None, horizon=None, batch=1, nonfinite=Skip()).over(level.problem)
     key = keys.seed(0, device=level.layout.device)
-    params = tried.init_params(key)
+    params = tried.init(key)
     state = tried.init_state(params, key)
     try:
         tried.value_and_grad(params, state)

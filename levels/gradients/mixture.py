@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.gradients.estimator import Estimator, LevelState
-from levels.part import notate, require
+from levels.base import Estimator, LevelState
+from levels.config import format_value, require
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
+    from levels.bound_levels import Level
     from levels.level import Level
 
 
@@ -73,15 +73,15 @@ class Mix(Estimator):
     def updates(self, level: Level) -> int:
         return self.first.updates(level) + self.second.updates(level)
 
-    def notes(self, state: LevelState) -> dict[str, Tensor]:
+    def metrics(self, state: LevelState) -> dict[str, Tensor]:
         memory: Both = state.memory
-        return self.first.notes(LevelState(state.carry, memory.first)) | self.second.notes(memory.second)
+        return self.first.metrics(LevelState(state.carry, memory.first)) | self.second.metrics(memory.second)
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         self.first.check(level)
         self.second.check(level)
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         for_first, for_second = keys.split(key, 2).unbind(-1)
         first = self.first.init_state(level, params, for_first)
         second = self.second.init_state(level, params, for_second)
@@ -89,7 +89,7 @@ class Mix(Estimator):
         track = Track(zeros, zeros, zeros)
         return LevelState(first.carry, Both(first.memory, second, (track, track)))
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         memory: Both = state.memory
         value, grad, first = self.first.value_and_grad(level, params, LevelState(state.carry, memory.first))
         other_value, other_grad, second = self.second.value_and_grad(level, params, memory.second)

@@ -42,16 +42,16 @@ from torch import Tensor
 
 from levels import keys
 from levels.gradients.backward import Backward
-from levels.gradients.estimator import Estimator, LevelState
+from levels.base import Estimator, LevelState
 from levels.gradients.first_order import FirstOrder
-from levels.nonfinite import NonFiniteError, looked_at
-from levels.part import notate, require
+from levels.restart import NonFiniteError, looked_at
+from levels.config import format_value, require
 from levels.tree import State, map_leaves
 
 if TYPE_CHECKING:
-    from levels.laid import Laid
+    from levels.bound_levels import Level
     from levels.level import Level
-    from levels.window import Carry
+    from levels.base import Carry
 
 JUDGING = -2  # folded into the level's key for its trials; its copies are folded from 1 up
 
@@ -94,8 +94,8 @@ class Online(Estimator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "candidates", tuple(self.candidates))
-        ahead = self.candidates
-        good = bool(ahead) and all(_whole(one) and one >= 1 for one in ahead) and sorted(set(ahead)) == list(ahead)
+        lookahead = self.candidates
+        good = bool(lookahead) and all(_whole(one) and one >= 1 for one in lookahead) and sorted(set(lookahead)) == list(lookahead)
         what = "online: candidates must be one or more whole numbers of at least 1, in rising order"
         require(good, f"{what}, got {notate(ahead)}; write [1, 4, 16]")
         good = _whole(self.every) and self.every >= 1
@@ -108,43 +108,43 @@ class Online(Estimator):
     def evaluations(self, level: Level, judging: int = 0) -> int:
         """At most: a window of the longest candidate, and its share of what a block's judging costs."""
         self._fit(level)
-        longest = self.through.evaluations(replace(level, ahead=self.candidates[-1]), judging)
+        longest = self.through.evaluations(replace(level, lookahead=self.candidates[-1]), judging)
         if len(self.candidates) == 1:
             return longest
-        life = self.candidates[-1] if level.life is None else level.life + 1
-        return longest - (-2 * life * (1 + judging) // self.every)
+        episode_length = self.candidates[-1] if level.episode_length is None else level.episode_length + 1
+        return longest - (-2 * episode_length * (1 + judging) // self.every)
 
     def updates(self, level: Level) -> int:
         """At most, as `evaluations`."""
-        longest, life = self.candidates[-1], level.life or self.candidates[-1]
-        return longest if len(self.candidates) == 1 else longest - (-2 * life // self.every)
+        longest, episode_length = self.candidates[-1], level.episode_length or self.candidates[-1]
+        return longest if len(self.candidates) == 1 else longest - (-2 * episode_length // self.every)
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         self.through.check(self._laid(level, -1))
 
     def _fit(self, level: Level) -> None:
         """ValueError unless the candidates fit the level's settings."""
-        unroll, ahead, least = level.unroll, level.ahead, self.candidates[0]
+        unroll, lookahead, least = level.unroll, level.lookahead, self.candidates[0]
         what = f"{self} chooses how far to look ahead, and the level says ahead={notate(ahead)}"
-        require(ahead is None, f"{what}; leave ahead out")
+        require(lookahead is None, f"{what}; leave ahead out")
         fix = f"begin the candidates with {unroll}, or lower the unroll"
         require(least >= unroll, f"{self} cannot look {least} updates ahead in a window of {unroll}; {fix}")
 
-    def notes(self, state: LevelState) -> dict[str, Tensor]:
+    def metrics(self, state: LevelState) -> dict[str, Tensor]:
         memory: Choice = state.memory
-        ahead = memory.arm.new_tensor(self.candidates)[memory.arm]
-        return {"look-ahead": ahead, "task gradients": memory.spent / state.carry.age.shape[-1]}
+        lookahead = memory.arm.new_tensor(self.candidates)[memory.arm]
+        return {"look-ahead": lookahead, "task gradients": memory.spent / state.carry.age.shape[-1]}
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         carry = self.through.init_state(level, params, key).carry
         arm = torch.full_like(key, len(self.candidates) - 1)
         left = torch.full_like(key, self.every)
         sums = torch.zeros(*key.shape, len(self.candidates), dtype=torch.float64, device=key.device)
         zero = sums.sum(-1)
         spent = zero + level.batch * float(level.starting)
-        return LevelState(carry, Choice(arm, left, params, sums, sums, zero, keys.fold(key, JUDGING), spent))
+        return LevelState(carry, Choice(arm, left, params, sums, sums, zero, keys.fold_in(key, JUDGING), spent))
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         memory: Choice = state.memory
         if len(self.candidates) > 1 and not bool(memory.left.all()):
             judge = lambda over, part: self._judged(level, *part) if over else part[2]  # noqa: E731
@@ -153,7 +153,7 @@ class Online(Estimator):
         value, grad, carry, cost = _apart(memory.arm, look, (params, state.carry))
         return value, grad, LevelState(carry, memory._replace(left=memory.left - 1, spent=memory.spent + cost))
 
-    def _looked(self, level: Laid, arm: int, params: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry, Tensor]:
+    def _looked(self, level: Level, arm: int, params: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry, Tensor]:
         """One window with a candidate: meta-loss, gradient, carry, and task gradients ``[*batch]`` that it cost."""
         laid = self._laid(level, arm)
         cost = level.due(carry.age).sum(-1) * float(laid.starting) + laid.batch * float(laid.cost)
@@ -162,9 +162,9 @@ class Online(Estimator):
         unit = self._unit(level, arm)
         return (value, grad, state.carry, cost) if unit == 1 else (unit * value, unit * grad, state.carry, cost)
 
-    def _judged(self, level: Laid, params: Tensor, carry: Carry, memory: Choice) -> Choice:
+    def _judged(self, level: Level, params: Tensor, carry: Carry, memory: Choice) -> Choice:
         """The block is over: what it gained is added to its candidate's, and the next one chosen."""
-        key = keys.fold(memory.key, 1)
+        key = keys.fold_in(memory.key, 1)
         gain = _gain(*(self._tried(level, each, carry, key) for each in (memory.began, params)))
         played = torch.nn.functional.one_hot(memory.arm, len(self.candidates)).double()
         mean = (played * memory.gains / memory.blocks.where(memory.blocks > 0, 1.0)).sum(-1)
@@ -177,34 +177,34 @@ class Online(Estimator):
         left = torch.full_like(memory.left, self.every)
         return Choice(arm, left, params, blocks, gains, squares, key, memory.spent + level.batch * judging)
 
-    def _tried(self, level: Laid, params: Tensor, carry: Carry, key: Tensor) -> Tensor:
+    def _tried(self, level: Level, params: Tensor, carry: Carry, key: Tensor) -> Tensor:
         """What parameters are judged by, ``[*batch]``: the lower the better, inf if they go wrong."""
-        if level.level.life is None:
+        if level.level.episode_length is None:
             return self._continued(level, params, carry)
-        return level.on("validation").trial(params, key)
+        return level.on("validation").evaluate_from_scratch(params, key)
 
-    def _trying(self, level: Laid) -> Any:
+    def _trying(self, level: Level) -> Any:
         """Task gradients that `_tried` costs, for each copy."""
-        if level.level.life is None:
+        if level.level.episode_length is None:
             return self.candidates[-1] * (level.problem.cost * (1 + level.problem.judging) + level.optimizer.asking)
         return level.on("validation").trying
 
-    def _continued(self, level: Laid, params: Tensor, carry: Carry) -> Tensor:
+    def _continued(self, level: Level, params: Tensor, carry: Carry) -> Tensor:
         """Meta-loss ``[*batch]`` of the longest look-ahead from where the copies stand; inf if it is not finite."""
         laid = self._laid(level, -1).patient
         with looked_at():
             after, window = laid.window(params, carry, record=False)
         value = laid.meta_loss(window.losses)[0]
-        charge = laid.optimizer.charge(params)
-        value = value if charge is None else value + charge[0]
+        penalty = laid.optimizer.penalty(params)
+        value = value if penalty is None else value + penalty[0]
         sound = torch.isfinite(value) & (after.skipped == carry.skipped).all(-1)
         return torch.where(sound, value, torch.inf)
 
-    def _laid(self, level: Laid, arm: int) -> Laid:
+    def _laid(self, level: Level, arm: int) -> Level:
         """The level with a candidate for its look-ahead."""
-        return level.like(ahead=self.candidates[arm], gradient=self.through)
+        return level.like(lookahead=self.candidates[arm], gradient=self.through)
 
-    def _unit(self, level: Laid, arm: int) -> float:
+    def _unit(self, level: Level, arm: int) -> float:
         """What the objective makes of a constant loss in the longest window, over what it makes of it in this one."""
         longest, own = (torch.full((count,), 2.0) for count in (self.candidates[-1], self.candidates[arm]))
         value = level.level.objective.value
@@ -255,14 +255,14 @@ def _apart(group: Tensor, function: Callable[[int, Any], State], parts: State) -
 class _Named:
     """Lets a `NonFiniteError` of one laid level pass as that of another, which the tower knows."""
 
-    def __init__(self, laid: Laid, level: Laid) -> None:
-        self.laid, self.level = laid, level
+    def __init__(self, laid: Level, level: Level) -> None:
+        self.bound_levels, self.level = laid, level
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, NonFiniteError) and error.source is self.laid:
+        if isinstance(error, NonFiniteError) and error.source is self.bound_levels:
             error.source = self.level
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, hyper
-from levels.part import require
+from levels.hyper import HyperparamOptimizer, Hyper, Log, hyper
+from levels.config import require
 
 
 class AdagradState(NamedTuple):
@@ -27,7 +27,7 @@ class AdagradState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Adagrad(HandMade):
+class Adagrad(HyperparamOptimizer):
     """All hyperparameters move in log space; those that are None are left out, which is torch's 0."""
 
     name = "adagrad"

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, Logit, hyper
-from levels.part import require
+from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
+from levels.config import require
 
 
 class AdamState(NamedTuple):
@@ -28,7 +28,7 @@ class AdamState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Adam(HandMade):
+class Adam(HyperparamOptimizer):
     """``lr`` and ``eps`` move in log space, ``beta1`` and ``beta2`` in logit space."""
 
     name = "adam"

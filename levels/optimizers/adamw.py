@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, Logit, hyper
+from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
 from levels.optimizers.adam import AdamState, MomentSlopes, moments, moments_pullback, no_moments
-from levels.part import require
+from levels.config import require
 
 
 @dataclass(frozen=True, repr=False)
-class AdamW(HandMade):
+class AdamW(HyperparamOptimizer):
     """``lr``, ``eps`` and ``weight_decay`` move in log space, ``beta1`` and ``beta2`` in logit space."""
 
     name = "adamw"

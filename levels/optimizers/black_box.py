@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from levels.layout import Layout
-from levels.part import require
+from levels.config import require
 
 Build = Callable[[list[nn.Parameter], Sequence[Mapping[str, float]]], torch.optim.Optimizer]
 """An optimizer over the tensors of a layout, given the hyperparameters of each tensor by name."""
@@ -87,7 +87,7 @@ class BlackBox:
         same = self._kinds(memory) == self._kinds(optree.tree_unflatten(self.spec, self.values))
         require(same, f"{self.label} remembers something else than at its first steps; it cannot run here")
         kept = [one.to(x.device) for one in map(_as_tensor, optree.tree_leaves(memory)) if one is not None]
-        return [self.below.flat(dict(zip(dict(self.below.entries), (p.detach() for p in tensors)))), *kept]
+        return [self.below.ravel(dict(zip(dict(self.below.entries), (p.detach() for p in tensors)))), *kept]
 
     def _probe(self, x: Tensor, groups: Sequence[Mapping[str, float]]) -> tuple[Any, Any, str]:
         """What it remembers after one step and after `PROBES`, and what it keeps elsewhere, if anything."""
@@ -110,11 +110,11 @@ class BlackBox:
         return (states[0], last[1]), last, ", ".join(faults)
 
     def _tensors(self, x: Tensor) -> list[nn.Parameter]:
-        return [nn.Parameter(view.clone()) for view in self.below.views(x).values()]
+        return [nn.Parameter(view.clone()) for view in self.below.unravel(x).values()]
 
     def _advance(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], g: Tensor) -> None:
         with torch.no_grad():
-            for tensor, slope in zip(tensors, self.below.views(g).values()):
+            for tensor, slope in zip(tensors, self.below.unravel(g).values()):
                 tensor.grad = slope.clone()
             optimizer.step()
 

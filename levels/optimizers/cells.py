@@ -67,7 +67,7 @@ class Cells:
 
     def start(self, layout: Layout, key: Tensor) -> Views:
         """Fresh numbers ``[*batch, *shape]`` for the whole ``layout`` that the weights stand in, see the top."""
-        views = layout.views((2 * keys.uniform(key, (layout.size,), layout.dtype) - 1) * self.hidden**-0.5)
+        views = layout.unravel((2 * keys.uniform(key, (layout.size,), layout.dtype) - 1) * self.hidden**-0.5)
         forget = torch.zeros(4 * self.hidden, dtype=layout.dtype, device=layout.device)
         forget[self.hidden : 2 * self.hidden] = 1.0
         for layer in range(self.layers):
@@ -82,7 +82,7 @@ class Cells:
 
     def weights(self, layout: Layout, params: Tensor) -> Views:
         """Weights ``[groups, i, o]`` and biases ``[groups, o, 1]``; the cell gate's are doubled, see the top."""
-        views = layout.views(params.reshape(-1, params.shape[-1]))
+        views = layout.unravel(params.reshape(-1, params.shape[-1]))
         double = params.new_ones(4 * self.hidden)
         double[2 * self.hidden : 3 * self.hidden] = 2.0
         for layer in range(self.layers):
@@ -266,7 +266,7 @@ def by_copy(tensor: Tensor, shape: torch.Size) -> Tensor:
 def ungrouped(layout: Layout, slopes: Views, params: Tensor) -> Tensor:
     """Cotangents by name, ``[groups, ...]``, as those of ``params`` ``[*batch, m]``."""
     batch = params.shape[:-1]
-    return layout.flat({name: slopes[name].reshape(*batch, *shape) for name, shape in layout.entries})
+    return layout.ravel({name: slopes[name].reshape(*batch, *shape) for name, shape in layout.entries})
 
 
 def _carried(cells: list[Cell]) -> list[Tensor]:

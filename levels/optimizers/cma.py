@@ -27,7 +27,7 @@ from levels import keys
 from levels.hyper import Hyper, Log, hyper
 from levels.layout import Layout
 from levels.optimizers.search import Population, Search, picked, require_sigma
-from levels.part import require
+from levels.config import require
 from levels.tasks.nets import require_whole
 from levels.tree import State
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled
-from levels.optimizers.wrapping import Around
-from levels.part import notate, require
+from levels.base import Optimizer, Pulled
+from levels.optimizers.wrap import Around
+from levels.config import format_value, require
 from levels.tree import State, map_leaves
 
 
@@ -49,13 +49,13 @@ class Ensemble(Around):
         rule = self.rule.shapes(below)
         return {f"{k}.{name}": shape for k in range(self.members) for name, shape in rule.items()}
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.laid_rule.init_params(keys.split(key, self.members)).flatten(-2)
+    def init(self, key: Tensor) -> Tensor:
+        return self.laid_rule.init(keys.split(key, self.members)).flatten(-2)
 
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
         """The mean of the members' charges."""
-        charge = self.laid_rule.charge(self._apart(params))
-        return None if charge is None else (charge[0].mean(-1), charge[1].flatten(-2) / self.members)
+        penalty = self.laid_rule.penalty(self._apart(params))
+        return None if penalty is None else (penalty[0].mean(-1), penalty[1].flatten(-2) / self.members)
 
     def init_state(self, params: Tensor, x: Tensor) -> State:
         return self._by_copy(self.laid_rule.init_state(self._apart(params), self._each(x)), x)

@@ -28,13 +28,13 @@ from torch import Tensor
 
 from levels import keys
 from levels.hyper import Hyper, Log, hyper
-from levels.laid import Laid
+from levels.bound_levels import Level
 from levels.layout import Layout
-from levels.nonfinite import looked_at
-from levels.optimizer import Optimizer
+from levels.restart import looked_at
+from levels.base import Optimizer
 from levels.optimizers.search import Population, Search, best, picked, repeated, require_sigma
-from levels.part import notate, require
-from levels.problem import Problem
+from levels.config import format_value, require
+from levels.base import Problem
 from levels.tasks.nets import require_whole
 from levels.tree import State, choose, map_leaves
 
@@ -87,7 +87,7 @@ class GA(Search):
         require(
             self.rule is not None or self.steps == 0, f"ga: {self.steps} steps of no rule; give it one, as ga(adam)"
         )
-        blind = self.rule is not None and not self.rule.reads_gradient
+        blind = self.rule is not None and not self.rule.reads_grad
         require(not blind, f"ga: {self.rule} reads no gradient; members are moved by a rule that does, as adam")
 
     @property
@@ -108,7 +108,7 @@ class GA(Search):
     def bound(self, problem: Problem) -> GA:
         bound = super().bound(problem)
         if self.rule is not None:
-            if isinstance(problem, Laid):
+            if isinstance(problem, Level):
                 problem.level.gradient.check(problem)
             object.__setattr__(bound, "rule", self.rule.bound(bound.problem))
         return bound
@@ -132,12 +132,12 @@ class GA(Search):
         rule = {} if self.rule is None else self.rule.shapes(below)
         return super().shapes(below) | {f"rule.{name}": shape for name, shape in rule.items()}
 
-    def init_params(self, key: Tensor) -> Tensor:
-        own = super().init_params(key)
-        return own if self.rule is None else torch.cat((own, self.mover.init_params(key)), -1)
+    def init(self, key: Tensor) -> Tensor:
+        own = super().init(key)
+        return own if self.rule is None else torch.cat((own, self.mover.init(key)), -1)
 
     def first(self, params: Tensor, state: Population, x: Tensor) -> Population:
-        drawn, begun = keys.split(keys.fold(state.key, -1), 2).unbind(-1)
+        drawn, begun = keys.split(keys.fold_in(state.key, -1), 2).unbind(-1)
         state = state._replace(members=self.draw(params, x, drawn))
         return state._replace(memory=self._born(params, state.members, state.task, begun))
 
@@ -216,4 +216,4 @@ class GA(Search):
     @cached_property
     def _patient(self) -> Problem:
         """The problem, stopped by no member that goes wrong."""
-        return self.problem.patient if isinstance(self.problem, Laid) else self.problem
+        return self.problem.patient if isinstance(self.problem, Level) else self.problem

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from levels.hyper import Fixed
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled
-from levels.optimizers.wrapping import Wrapping
-from levels.part import notate, require
+from levels.base import Optimizer, Pulled
+from levels.optimizers.wrap import Wrapping
+from levels.config import format_value, require
 from levels.tree import State, leaves
 
 LOW, HIGH = -0.1, 1.1  # what the sigmoid is stretched to
@@ -74,19 +74,19 @@ class Gated(Wrapping):
     def held(self, state: GatedState) -> State:
         return state.rule
 
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        theirs = super().charge(params)
+    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        theirs = super().penalty(params)
         if self.price == 0:
             return theirs
         slope = self.price * self._slope(params)[..., None][..., : self.own_size]
         value, slopes = self.price * self.open(params), torch.cat((slope, torch.zeros_like(self.rest(params))), dim=-1)
         return (value, slopes) if theirs is None else (value + theirs[0], slopes + theirs[1])
 
-    def outcome(self, state: GatedState, x: Tensor) -> Tensor:
-        return torch.where(state.gate[..., None] == 0, x, super().outcome(state, x))
+    def result(self, state: GatedState, x: Tensor) -> Tensor:
+        return torch.where(state.gate[..., None] == 0, x, super().result(state, x))
 
-    def notes(self, state: GatedState) -> dict[str, Tensor]:
-        return {**super().notes(state), "gate": state.gate}
+    def metrics(self, state: GatedState) -> dict[str, Tensor]:
+        return {**super().metrics(state), "gate": state.gate}
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: GatedState, x: Tensor) -> tuple[Tensor, GatedState]:
         moved, rule = self.laid_rule.update(self.rest(params), f, g, state.rule, x)

@@ -25,11 +25,11 @@ from torch import Tensor
 from levels import keys
 from levels.asking import Asking
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.optimizers.own import Own
-from levels.part import require
-from levels.problem import Problem
-from levels.task import SPLITS, Split
+from levels.base import Optimizer
+from levels.optimizers.self_update import SelfUpdate
+from levels.config import require
+from levels.base import Problem
+from levels.tasks.task import SPLITS, Split
 from levels.tree import State, choose
 
 LEAST = 2.0**-10  # of the full step size; a rule that is refused ten times in a row moves hardly at all
@@ -81,7 +81,7 @@ class Guarded(Asking):
         return bound
 
     @cached_property
-    def judge(self) -> Problem:
+    def outer_value_and_grad(self) -> Problem:
         """The problem on which trials are held."""
         return self.problem.on(self.split)
 
@@ -102,9 +102,9 @@ class Guarded(Asking):
         return any(rule.reads_loss for rule in (self.rule, self.fallback) if rule is not None)
 
     @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
+    def reads_grad(self) -> bool:  # type: ignore[override]
         """If the rule or the fallback does."""
-        return any(rule.reads_gradient for rule in (self.rule, self.fallback) if rule is not None)
+        return any(rule.reads_grad for rule in (self.rule, self.fallback) if rule is not None)
 
     @property
     def compiles(self) -> bool:  # type: ignore[override]
@@ -120,8 +120,8 @@ class Guarded(Asking):
             for name, shape in rule.shapes(below).items()
         }
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return torch.cat([rule.init_params(key) for rule in self.rules], dim=-1)
+    def init(self, key: Tensor) -> Tensor:
+        return torch.cat([rule.init(key) for rule in self.rules], dim=-1)
 
     def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Guard:
         states = self._fresh(params, x, key)
@@ -142,8 +142,8 @@ class Guarded(Asking):
 
     def _judged(self, params: Tensor, x: Tensor, state: Guard, due: Tensor) -> tuple[Tensor, Guard]:
         """Keep what a block came to, or drop it, for the copies that are ``due``."""
-        key = keys.fold(state.key, state.updates)
-        losses = self.judge.trial(torch.stack((state.kept, x), -2), torch.stack((key, key), -1))
+        key = keys.fold_in(state.key, state.updates)
+        losses = self.outer_value_and_grad.evaluate_from_scratch(torch.stack((state.kept, x), -2), torch.stack((key, key), -1))
         better = losses[..., 1] < losses[..., 0]
         drop = due & ~better
         kept = torch.where((due & better)[..., None], x, state.kept)
@@ -163,12 +163,12 @@ class Guarded(Asking):
             fell=state.fell + falls,
         )
 
-    def outcome(self, state: Guard, x: Tensor) -> Tensor:
+    def result(self, state: Guard, x: Tensor) -> Tensor:
         return state.kept
 
-    def notes(self, state: Guard) -> dict[str, Tensor]:
+    def metrics(self, state: Guard) -> dict[str, Tensor]:
         said = {"refused": state.refused, "fell back": state.fell, "step scale": state.scale}
-        return self.rules[0].notes(state.rule) | {name: value for name, value in said.items() if self._says(name)}
+        return self.rules[0].metrics(state.rule) | {name: value for name, value in said.items() if self._says(name)}
 
     def _says(self, name: str) -> bool:
         return name != "fell back" or self.fallback is not None
@@ -188,4 +188,4 @@ class Self(Guarded):
 
     name = "self"
 
-    rule: Optimizer = Own()
+    rule: Optimizer = SelfUpdate()

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from levels import native
-from levels.derivatives import differentiated
+from levels.autodiff import differentiated
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled, totals
+from levels.base import Optimizer, Pulled, totals
 from levels.optimizers.cells import (
     Cell,
     Cells,
@@ -38,8 +38,8 @@ from levels.optimizers.cells import (
     spans,
     ungrouped,
 )
-from levels.part import require
-from levels.window import Step
+from levels.config import require
+from levels.base import Step
 
 
 @dataclass(frozen=True, repr=False)
@@ -73,8 +73,8 @@ class LSTM(Optimizer):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return self.cells.shapes()
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.layout.flat(self.cells.start(self.layout, key))
+    def init(self, key: Tensor) -> Tensor:
+        return self.layout.ravel(self.cells.start(self.layout, key))
 
     def init_state(self, params: Tensor, x: Tensor) -> LSTMState:
         return self.cells.start_state(x)

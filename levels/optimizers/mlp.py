@@ -31,9 +31,9 @@ from torch import Tensor
 from levels import keys
 from levels.hyper import Hyper, Log
 from levels.layout import Layout, constants
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.optimizers.cells import Views, by_group
-from levels.part import notate, require
+from levels.config import format_value, require
 
 DEAD = 1e-6  # the least square, relative to the mean over the tensor: -log(DEAD) is 14
 FLAT = 1e-8  # added to the mean squares of x, m_i / sqrt(v_j) and d, which keeps their derivatives finite
@@ -94,14 +94,14 @@ class MLPOptimizer(Optimizer):
             inputs = width
         return shapes | {"out.weight": (inputs, 2), "out.bias": (2,), "lr": self.rate.shape(below)}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         """Weights uniform within 1/sqrt(inputs), biases 0."""
         layout = self.layout
-        views = layout.views(2 * keys.uniform(key, (layout.size,), layout.dtype) - 1)
+        views = layout.unravel(2 * keys.uniform(key, (layout.size,), layout.dtype) - 1)
         for name, shape in layout.entries:
             views[name] = views[name] * (shape[0] ** -0.5 if name.endswith("weight") else 0.0)
-        views["lr"] = views["lr"] + self.rate.raw(self.rate.start)
-        return layout.flat(views)
+        views["lr"] = views["lr"] + self.rate.unconstrain(self.rate.start)
+        return layout.ravel(views)
 
     def init_state(self, params: Tensor, x: Tensor) -> MLPState:
         m, v = (x.new_zeros(*x.shape[:-1], len(rates), x.shape[-1]) for rates in (self.momenta, self.moments))
@@ -109,7 +109,7 @@ class MLPOptimizer(Optimizer):
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: MLPState, x: Tensor) -> tuple[Tensor, MLPState]:
         state = self._advance(g, state)
-        views = self.layout.views(params)
+        views = self.layout.unravel(params)
         out = self._network(views, by_group(self._features(g, state, x)))
         direction, magnitude = out.reshape(*x.shape, 2).unbind(-1)
         rate = self.rate.read(views["lr"], self.below)
@@ -150,7 +150,7 @@ class MLPOptimizer(Optimizer):
 
     def _means(self, values: Tensor) -> Tensor:
         """The mean over its tensor for each entry of ``[..., n]``."""
-        views = self.below.views(values)
+        views = self.below.unravel(values)
         means = [view.flatten(values.dim() - 1).mean(-1) if view.dim() >= values.dim() else view
                  for view in views.values()]  # fmt: skip
         return self.below.spread(torch.stack(means, dim=-1))

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.optimizers.cells import by_group, log_and_sign
-from levels.part import notate, require
+from levels.config import format_value, require
 
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -74,13 +74,13 @@ class ModuleOptimizer(Optimizer):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in self.module.named_parameters()}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         starts = []
         for number in key.flatten().tolist():
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(number)
                 named = self.make().named_parameters()
-                starts.append(self.layout.flat({name: self._cast(p.detach()) for name, p in named}))
+                starts.append(self.layout.ravel({name: self._cast(p.detach()) for name, p in named}))
         return torch.stack(starts).reshape(*key.shape, -1)
 
     def init_state(self, params: Tensor, x: Tensor) -> Tensor | None:
@@ -100,7 +100,7 @@ class ModuleOptimizer(Optimizer):
 
     def _one(self, buffers: dict[str, Tensor], flat: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The module with one set of weights, over the rows that belong to it."""
-        answer = functional_call(self.module, {**self.layout.views(flat), **buffers}, inputs)
+        answer = functional_call(self.module, {**self.layout.unravel(flat), **buffers}, inputs)
         return answer if isinstance(answer, tuple) else (answer,)
 
     def _cast(self, tensor: Tensor) -> Tensor:

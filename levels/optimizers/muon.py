@@ -22,13 +22,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, Logit, hyper
+from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
 from levels.optimizers.adam import AdamState, moments, no_moments
-from levels.part import notate, require
+from levels.config import format_value, require
 
 
 @dataclass(frozen=True, repr=False)
-class Muon(HandMade):
+class Muon(HyperparamOptimizer):
     """``lr``, ``weight_decay`` and ``vectors`` move in log space, ``momentum`` and ``beta2`` in logit space.
 
     Over matrices alone nothing reads ``vectors`` and ``beta2``. ``iterations``: of the polynomial, at least 1.
@@ -64,8 +64,8 @@ class Muon(HandMade):
 
     def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
         m_hat, root, state = moments(h["momentum"], h["beta2"], g, state)
-        directions = self.below.views(m_hat / (root + 1e-8))
-        steady = self.below.views(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
+        directions = self.below.unravel(m_hat / (root + 1e-8))
+        steady = self.below.unravel(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
         for name, shape in self.below.entries:
             if len(shape) > 1:
                 matrix = steady[name].flatten(x.dim())
@@ -73,7 +73,7 @@ class Muon(HandMade):
         rate = h["lr"] * torch.where(self.of_matrices, 1.0, h["vectors"])
         if "weight_decay" in h:
             x = x * (1 - rate * h["weight_decay"])
-        return x - rate * self.below.flat(directions), state
+        return x - rate * self.below.ravel(directions), state
 
     def _direction(self, matrix: Tensor) -> Tensor:
         """The step of matrices ``[..., rows, columns]`` at step size 1."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from levels.hyper import Hyper, Log, hyper
 from levels.optimizers.search import Population, Search, best, require_sigma
-from levels.part import notate, require
+from levels.config import format_value, require
 from levels.tasks.nets import require_whole
 from levels.tree import State
 

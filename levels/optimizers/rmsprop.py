@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, Logit, hyper
-from levels.part import require
+from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
+from levels.config import require
 
 
 class RMSpropState(NamedTuple):
@@ -36,7 +36,7 @@ class RMSpropState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class RMSprop(HandMade):
+class RMSprop(HyperparamOptimizer):
     """``lr``, ``eps`` and ``weight_decay`` move in log space, ``decay`` and ``momentum`` in logit space."""
 
     name = "rmsprop"

@@ -22,13 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.derivatives import differentiated
+from levels.autodiff import differentiated
 from levels.layout import Layout
-from levels.optimizer import Optimizer, totals
+from levels.base import Optimizer, totals
 from levels.optimizers.adam import AdamState, moments, no_moments
 from levels.optimizers.cells import Cells, LSTMState, Views, by_copy, by_feature, opened, spans, ungrouped
-from levels.part import require
-from levels.window import Step
+from levels.config import require
+from levels.base import Step
 
 EPS = 1e-8
 
@@ -85,11 +85,11 @@ class RNNProp(Optimizer):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"in.weight": (2, self.hidden), "in.bias": (self.hidden,), **self.cells.shapes()}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         views = self.cells.start(self.layout, key)
         views["in.weight"] = views["in.weight"] * (self.hidden / 2) ** 0.5  # within 1 / sqrt(its 2 inputs)
         views["in.bias"] = torch.zeros_like(views["in.bias"])
-        return self.layout.flat(views)
+        return self.layout.ravel(views)
 
     def init_state(self, params: Tensor, x: Tensor) -> RNNPropState:
         return RNNPropState(no_moments(x), self.cells.start_state(x))
@@ -98,7 +98,7 @@ class RNNProp(Optimizer):
         self, params: Tensor, f: Tensor, g: Tensor, state: RNNPropState, x: Tensor
     ) -> tuple[Tensor, RNNPropState]:
         weights = params.reshape(-1, params.shape[-1])
-        read = self._read(self.layout.views(weights), g, state)
+        read = self._read(self.layout.unravel(weights), g, state)
         out, cells = self.cells.move(self._cell_weights(weights), read.u, state.cells)
         return x - self.scale * torch.tanh(out), RNNPropState(read.adam, cells)
 
@@ -157,7 +157,7 @@ class RNNProp(Optimizer):
 
     def _swept(self, weights: Tensor, inputs: Tensor, state: list[Tensor], dout: Tensor) -> Tensor:
         """The cotangent ``[groups, m]`` of all weights, for some rows over the whole window."""
-        u = self._first_layer(self.layout.views(weights), inputs)
+        u = self._first_layer(self.layout.unravel(weights), inputs)
         rest, du = self.cells.sweep(self._cell_weights(weights), u, state, dout, bounded=True, above=True)
         assert du is not None
         du = du * torch.where(u > 0, 1.0, u + 1)  # of ELU: u + 1 is exp of its argument below 0

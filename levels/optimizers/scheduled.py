@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.optimizer import Optimizer, Pulled
-from levels.optimizers.wrapping import Wrapping
-from levels.part import require
+from levels.base import Optimizer, Pulled
+from levels.optimizers.wrap import Wrapping
+from levels.config import require
 from levels.schedules import Schedule
 from levels.tree import State, leaves
 

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from levels import keys
 from levels.asking import Asking
-from levels.hyper import HandMade, Hyper
-from levels.laid import STATE
-from levels.part import notate, require
+from levels.hyper import HyperparamOptimizer, Hyper
+from levels.bound_levels import STATE
+from levels.config import format_value, require
 from levels.tree import State, map_leaves
 
 
@@ -42,12 +42,12 @@ class Population(NamedTuple):
     memory: State  # the subclass's
 
 
-class Search(Asking, HandMade):
+class Search(Asking, HyperparamOptimizer):
     """Abstract. A subclass has a hyperparameter ``sigma``, a size, and says where a population begins (`first`), what
     is judged next (`ask`) and what follows from it (`tell`).
     """
 
-    reads_gradient = False
+    reads_grad = False
 
     @property
     @abstractmethod
@@ -74,12 +74,12 @@ class Search(Asking, HandMade):
     def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Population:
         members = x[..., None, :].expand(*key.shape, self.size, -1)
         losses = x.new_full((*key.shape, self.size), math.inf)
-        task = self.problem.init_state(x, keys.split(keys.unfold(key, STATE), 2)[..., 1]) if self.on_task else None
+        task = self.problem.init_state(x, keys.split(keys.unfold_in(key, STATE), 2)[..., 1]) if self.on_task else None
         return self.first(params, Population(members, losses, torch.zeros_like(key), key, task, None), x)
 
     @torch.no_grad()
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: Population, x: Tensor) -> tuple[Tensor, Population]:
-        asked, judged = keys.split(keys.fold(state.key, state.generation), 2).unbind(-1)
+        asked, judged = keys.split(keys.fold_in(state.key, state.generation), 2).unbind(-1)
         state = self.ask(params, state, x, asked)
         losses, task = self._judged(state, judged)
         state = state._replace(losses=losses, generation=state.generation + 1, task=task)
@@ -89,7 +89,7 @@ class Search(Asking, HandMade):
     def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
         raise AssertionError("a search reads losses")
 
-    def notes(self, state: Population) -> dict[str, Tensor]:
+    def metrics(self, state: Population) -> dict[str, Tensor]:
         spread = state.members.var(-2, correction=0).mean(-1).sqrt()
         lost = torch.isinf(state.losses).double().mean(-1)
         return {"best trial": state.losses.amin(-1), "spread": spread, "lost": lost}
@@ -110,7 +110,7 @@ class Search(Asking, HandMade):
         Where those are all the same, as hyperparameters are, noise is added.
         """
         drawn, moved = keys.split(key, 2).unbind(-1)
-        fresh = self.problem.init_params(keys.split(drawn, self.size))
+        fresh = self.problem.init(keys.split(drawn, self.size))
         same = (fresh == fresh[..., :1, :]).all(-2, keepdim=True)
         fresh = torch.where(same, fresh + self.noise(params, moved, self.size), fresh)
         return torch.cat((x[..., None, :], fresh[..., 1:, :]), -2)
@@ -119,9 +119,9 @@ class Search(Asking, HandMade):
         """Losses ``[*batch, copies, P]``, inf if not finite, and where the copy stands in its task behind them."""
         members = state.members
         if not self.on_task:
-            return self.problem.trial(members, key[..., None].expand(members.shape[:-1])), None
+            return self.problem.evaluate_from_scratch(members, key[..., None].expand(members.shape[:-1])), None
         f, g, task = self.problem.value_and_grad(members, repeated(state.task, key.dim(), self.size))
-        losses, _, task = self.problem.judge(members, f, g, task)
+        losses, _, task = self.problem.outer_value_and_grad(members, f, g, task)
         one = map_leaves(lambda leaf: leaf.select(key.dim(), 0), task)  # where members stand does not depend on them
         return torch.where(torch.isfinite(losses), losses, math.inf), one
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, Logit, hyper
-from levels.part import require
+from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
+from levels.config import require
 
 
 @dataclass(frozen=True, repr=False)
-class SGD(HandMade):
+class SGD(HyperparamOptimizer):
     """``lr`` and ``weight_decay`` move in log space, ``momentum`` in logit space, unless a `Hyper` says otherwise."""
 
     name = "sgd"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from levels.part import notate, require
+from levels.config import format_value, require
 
 Kind = type[torch.optim.Optimizer]
 

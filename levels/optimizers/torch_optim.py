@@ -21,11 +21,11 @@ import higher
 import torch
 from torch import Tensor, nn
 
-from levels.hyper import HandMade, Hyper, Linear, Log, Logit
+from levels.hyper import HyperparamOptimizer, Hyper, Linear, Log, Logit
 from levels.layout import Layout
 from levels.optimizers import torch_names, torch_rules
 from levels.optimizers.black_box import BlackBox, BoxState
-from levels.part import free, notate, require
+from levels.config import free, format_value, require
 
 Value = Hyper | float | bool | str | None | tuple[Hyper | float | None, ...]
 """What a setting takes."""
@@ -52,7 +52,7 @@ class TorchState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False, init=False)
-class TorchOptim(HandMade):
+class TorchOptim(HyperparamOptimizer):
     """``rule``: a class, its name in torch.optim, or its dotted path. ``settings``: what its constructor takes.
 
     A number moves in the space that suits it (``lr`` and the like in log, decay rates in logit), a `Hyper` in its own.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import notate, require
-from levels.task import Task
+from levels.config import format_value, require
+from levels.tasks.task import Task
 from levels.tasks.nets import require_number
 from levels.tasks.wrapping import adopt, open_key, require_tasks
 from levels.tree import State
@@ -64,9 +64,9 @@ class Augmented(Task):
     def layout(self) -> Layout:
         return self.inner.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         shared, inner = open_key(self, key, "params")
-        return self.inner.init_params(inner) / self._scale(shared)
+        return self.inner.init(inner) / self._scale(shared)
 
     def init_state(self, params: Tensor, key: Tensor) -> AugmentedState:
         shared, inner = open_key(self, key, "state")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from levels.layout import Layout
-from levels.task import Task
+from levels.tasks.task import Task
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, require_fashion, require_installed
 from levels.tasks.nets import ACTIVATIONS, Cursor, dense, fresh, require_activation, require_whole
 from levels.tasks.predicting import Predicting
@@ -61,7 +61,7 @@ class ConvNet(Predicting):
         shapes["dense.bias"] = (data.classes,)
         return Layout.of(shapes, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
@@ -79,7 +79,7 @@ class ConvNet(Predicting):
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         side = math.isqrt(inputs.shape[-1])
         images = inputs.reshape(*inputs.shape[:-1], 1, side, side)
-        views = self.layout.views(params)
+        views = self.layout.unravel(params)
         for i in range(len(self.channels)):
             images = ACTIVATIONS[self.activation](convolve(views, f"conv{i}", images))
         return dense(views, "dense", images.flatten(-3))

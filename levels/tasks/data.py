@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from levels.part import require
-from levels.task import SPLITS, Split
+from levels.config import require
+from levels.tasks.task import SPLITS, Split
 
 FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))

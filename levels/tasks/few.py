@@ -20,8 +20,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import notate, require
-from levels.task import Split, Task
+from levels.config import format_value, require
+from levels.tasks.task import Split, Task
 from levels.tasks.wrapping import HALVES, Side, adopt, require_tasks, whole
 from levels.tree import State
 
@@ -65,8 +65,8 @@ class Few(Task):
     def layout(self) -> Layout:
         return self.inner.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.inner.init_params(self._drawn(key, "params"))
+    def init(self, key: Tensor) -> Tensor:
+        return self.inner.init(self._drawn(key, "params"))
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
         return self.inner.init_state(params, self._drawn(key, "state"))
@@ -88,5 +88,5 @@ class Few(Task):
         if not self.limited:
             return key
         number = keys.integers(whole(key, side), (1,), self.problems).squeeze(-1)
-        fixed = keys.fold(keys.seed(FEW, device=key.device), number)
-        return keys.fold(fixed, HALVES[side])
+        fixed = keys.fold_in(keys.seed(FEW, device=key.device), number)
+        return keys.fold_in(fixed, HALVES[side])

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.part import require
-from levels.task import Split, Task
+from levels.config import require
+from levels.tasks.task import Split, Task
 from levels.tasks.wrapping import adopt, require_tasks
 from levels.tree import State
 
@@ -72,8 +72,8 @@ class HeldOut(Task):
     def layout(self) -> Layout:
         return self.inner.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.inner.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.inner.init(key)
 
     def init_state(self, params: Tensor, key: Tensor) -> HeldOutState:
         return HeldOutState(self.inner.init_state(params, key), self.counted.init_state(params, key))
@@ -85,7 +85,7 @@ class HeldOut(Task):
     def bend(self, params: Tensor, state: HeldOutState, v: Tensor) -> Tensor:
         return self.inner.bend(params, state.training, v)
 
-    def judge(self, params: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
+    def outer_value_and_grad(self, params: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
         value, grad, counted = self.counted.value_and_grad(params, state.counted)
         return value, grad, HeldOutState(state.training, counted)
 

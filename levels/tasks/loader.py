@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import require
-from levels.task import LossTask
+from levels.config import require
+from levels.tasks.task import LossTask
 from levels.tasks.module import ModuleTask
 from levels.tasks.nets import Cursor
 
@@ -80,8 +80,8 @@ class LoaderTask(LossTask):
     def layout(self) -> Layout:
         return self.model.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.model.init_params(self.own(key))
+    def init(self, key: Tensor) -> Tensor:
+        return self.model.init(self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
         return Cursor.start(self.own(key))
@@ -98,13 +98,13 @@ class LoaderTask(LossTask):
 
     def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
         rows = state.draw(self.minibatch, len(self.loader.dataset)).reshape(-1, self.minibatch)  # type: ignore[arg-type]
-        fetched = zip(*map(self.fetch, keys.fold(state.key, state.step).flatten(), rows))
+        fetched = zip(*map(self.fetch, keys.fold_in(state.key, state.step).flatten(), rows))
         inputs, targets = (self._stack(tensors) for tensors in fetched)
         value = vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs, targets)
         return value.reshape(params.shape[:-1]), state.next()
 
     def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = functional_call(self.model.module, {**self.layout.views(flat), **self.model.buffers}, (inputs,))
+        outputs = functional_call(self.model.module, {**self.layout.unravel(flat), **self.model.buffers}, (inputs,))
         return self.loss_function(outputs, targets)
 
     def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:

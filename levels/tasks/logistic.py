@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.part import notate, require
-from levels.task import LossTask, Task
+from levels.config import format_value, require
+from levels.tasks.task import LossTask, Task
 from levels.tasks.data import Labelled, Table, table
 from levels.tasks.nets import Cursor, cross_entropy, dense, fresh, require_number, require_whole
 
@@ -54,7 +54,7 @@ class Logistic(LossTask):
         shapes = {"layer.weight": (inputs.shape[1], classes), "layer.bias": (classes,)}
         return Layout.of(shapes, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
@@ -62,7 +62,7 @@ class Logistic(LossTask):
 
     def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
         inputs, labels, _ = self.examples()
-        views = self.layout.views(params)
+        views = self.layout.unravel(params)
         if self.minibatch is not None:
             rows = state.draw(self.minibatch, len(labels))
             inputs, labels = inputs[rows], labels[rows]

@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 from levels.tasks.wrapping import adopt, open_key, require_tasks
 from levels.tree import State, map_leaves
 
@@ -65,9 +65,9 @@ class Mixture(Task):
             return layouts[0]
         return Layout.of({"padded": (max(layout.size for layout in layouts),)}, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         shared, inner = open_key(self, key, "params")
-        starts = torch.stack([self._padded(member.init_params(inner)) for member in self.members], -2)
+        starts = torch.stack([self._padded(member.init(inner)) for member in self.members], -2)
         drawn = self._draw(shared)[..., None, None].expand(*key.shape, 1, self.layout.size)
         return starts.gather(-2, drawn).squeeze(-2)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, mnist1d, require_fashion, require_installed
 from levels.tasks.nets import Cursor, dense_shapes, fresh, perceptron, require_activation
 from levels.tasks.predicting import Predicting
@@ -52,7 +52,7 @@ class MLP(Predicting):
         shapes = dense_shapes((data.inputs.shape[1], *self.hidden, data.classes))
         return Layout.of(shapes, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
@@ -68,7 +68,7 @@ class MLP(Predicting):
         return inputs[rows], labels[rows]
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
-        return perceptron(self.layout.views(params), inputs, self.activation)
+        return perceptron(self.layout.unravel(params), inputs, self.activation)
 
     def variants(self) -> dict[str, Task]:
         if not self.hidden:

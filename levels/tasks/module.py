@@ -20,8 +20,8 @@ from torch.func import functional_call, vmap
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import require
-from levels.task import LossTask
+from levels.config import require
+from levels.tasks.task import LossTask
 
 Data = tuple[Tensor, Tensor]
 
@@ -89,13 +89,13 @@ class ModuleTask(LossTask):
         shapes = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
         return Layout.of(shapes, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         starts = []
         for number in self.own(key).flatten().tolist():
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(number)
                 named = dict(self.make().named_parameters())
-            starts.append(self.layout.flat({name: self._own(p.detach()) for name, p in named.items()}))
+            starts.append(self.layout.ravel({name: self._own(p.detach()) for name, p in named.items()}))
         return torch.stack(starts).reshape(*key.shape, -1)
 
     def init_state(self, params: Tensor, key: Tensor) -> ModuleState:
@@ -103,7 +103,7 @@ class ModuleTask(LossTask):
 
     def loss(self, params: Tensor, state: ModuleState) -> tuple[Tensor, ModuleState]:
         inputs, targets = self.data
-        rows = keys.integers(keys.fold(state.key, state.step), (self.minibatch,), len(targets)).reshape(
+        rows = keys.integers(keys.fold_in(state.key, state.step), (self.minibatch,), len(targets)).reshape(
             -1, self.minibatch
         )
         value = vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs[rows], targets[rows])
@@ -113,7 +113,7 @@ class ModuleTask(LossTask):
         return [] if getattr(self, self.split) is None else [self.data]
 
     def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = functional_call(self.module, {**self.layout.views(flat), **self.buffers}, (inputs,))
+        outputs = functional_call(self.module, {**self.layout.unravel(flat), **self.buffers}, (inputs,))
         return self.loss_function(outputs, targets)
 
     @cached_property

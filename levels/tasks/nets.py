@@ -13,7 +13,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import notate, require
+from levels.config import format_value, require
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -35,7 +35,7 @@ class Cursor(NamedTuple):
 
     def draw(self, count: int, high: int) -> Tensor:
         """``count`` numbers below ``high`` for this minibatch, with replacement: int64 ``[*batch, count]``."""
-        return keys.integers(keys.fold(self.key, self.step), (count,), high)
+        return keys.integers(keys.fold_in(self.key, self.step), (count,), high)
 
     def next(self) -> "Cursor":
         """At the next minibatch."""
@@ -48,8 +48,8 @@ def fresh(layout: Layout, key: Tensor) -> Tensor:
     ``weight`` is normal with deviation 1/sqrt(inputs), inputs being all dimensions but the last; ``embedding`` is
     standard normal; ``scale`` is 1; anything else is 0.
     """
-    views = layout.views(keys.normal(key, (layout.size,), layout.dtype))
-    return layout.flat({name: _start(name, shape, views[name]) for name, shape in layout.entries})
+    views = layout.unravel(keys.normal(key, (layout.size,), layout.dtype))
+    return layout.ravel({name: _start(name, shape, views[name]) for name, shape in layout.entries})
 
 
 def _start(name: str, shape: tuple[int, ...], drawn: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 from levels.tasks.nets import Cursor, require_number, require_whole
 
 
@@ -63,14 +63,14 @@ class NoisyQuadratic(Task):
         place = torch.arange(self.dims, dtype=self.torch_dtype, device=self.device) / max(1, self.dims - 1)
         return self.high * (self.low / self.high) ** place
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return keys.normal(self.own(key), (self.dims,), self.torch_dtype)
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
         return Cursor.start(self.own(key))
 
     def value_and_grad(self, params: Tensor, state: Cursor) -> tuple[Tensor, Tensor, Cursor]:
-        centre = self.noise * keys.normal(keys.fold(state.key, state.step), (self.dims,), self.torch_dtype)
+        centre = self.noise * keys.normal(keys.fold_in(state.key, state.step), (self.dims,), self.torch_dtype)
         grad = self.curvature * (params - centre)
         return (grad * (params - centre)).sum(-1) / 2, grad, state.next()
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import require
-from levels.task import LossTask, Task
+from levels.config import require
+from levels.tasks.task import LossTask, Task
 from levels.tasks.data import photos
 from levels.tasks.nets import (
     Cursor,
@@ -76,7 +76,7 @@ class Photo(LossTask):
     def layout(self) -> Layout:
         return Layout.of(dense_shapes((2 * self.features, *self.hidden, 3)), self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> PhotoState:
@@ -95,7 +95,7 @@ class Photo(LossTask):
         place = torch.stack((row, column), -1).to(self.torch_dtype) / self.size
         phase = 2 * math.pi * torch.matmul(place, state.frequencies)
         inputs = torch.cat((phase.cos(), phase.sin()), -1)  # [*batch, minibatch, 2 * features]
-        out = perceptron(self.layout.views(params), inputs, self.activation)
+        out = perceptron(self.layout.unravel(params), inputs, self.activation)
         return (out - colours).square().mean((-2, -1)), state._replace(cursor=state.cursor.next())
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:

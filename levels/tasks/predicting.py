@@ -9,7 +9,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from levels.task import LossTask
+from levels.tasks.task import LossTask
 from levels.tasks.nets import Cursor, cross_entropy
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 
 
 class QuadraticState(NamedTuple):
@@ -41,7 +41,7 @@ class Quadratic(Task):
     def layout(self) -> Layout:
         return Layout.of({"x": (self.dims,)}, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return keys.normal(self.own(key), (self.dims,), self.torch_dtype)
 
     def init_state(self, params: Tensor, key: Tensor) -> QuadraticState:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.task import Task
+from levels.tasks.task import Task
 from levels.tasks.nets import require_whole
 
 
@@ -33,7 +33,7 @@ class Rosenbrock(Task):
     def layout(self) -> Layout:
         return Layout.of({"x": (self.dims,)}, self.torch_dtype, self.device)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return 4 * keys.uniform(self.own(key), (self.dims,), self.torch_dtype) - 2
 
     def init_state(self, params: Tensor, key: Tensor) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 from levels.tasks.data import ALPHABET, topics
 from levels.tasks.nets import Cursor, dense, fresh, require_whole
 from levels.tasks.predicting import Predicting
@@ -57,7 +57,7 @@ class Characters(Predicting):
     def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
         """Of the next character: int64 ``[*batch, minibatch, length]`` to ``[*batch, minibatch * length, 96]``."""
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
@@ -71,7 +71,7 @@ class Characters(Predicting):
         return piece[..., :-1], piece[..., 1:].flatten(-2)
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
-        return self.logits(self.layout.views(params), inputs)
+        return self.logits(self.layout.unravel(params), inputs)
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         return [(topics(self.split, device=self.device).codes.unfold(0, self.length + 1, 1),)]

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from levels import keys
-from levels.part import require
-from levels.task import Task
+from levels.config import require
+from levels.tasks.task import Task
 
 Side = Literal["params", "state"]
 HALVES: dict[Side, int] = {"params": 1, "state": 2}  # as `keys.split` numbers them
@@ -31,12 +31,12 @@ class Opened(NamedTuple):
 def open_key(task: Task, key: Tensor, side: Side) -> Opened:
     """Opens keys ``[*batch]`` that `init_params` or `init_state` of the wrapper ``task`` was given, in its split."""
     own = task.own(whole(key, side))
-    return Opened(keys.fold(own, SHARED), keys.fold(keys.fold(own, SHARED + 1), HALVES[side]))
+    return Opened(keys.fold_in(own, SHARED), keys.fold_in(keys.fold_in(own, SHARED + 1), HALVES[side]))
 
 
 def whole(half: Tensor, side: Side) -> Tensor:
     """The key of which ``keys.split(key, 2)`` gave this half, the first one for ``params``: int64 ``[*batch]``."""
-    return keys.unfold(half, HALVES[side])
+    return keys.unfold_in(half, HALVES[side])
 
 
 def adopt(wrapper: Task, task: Task) -> Task:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
+from levels.base import Optimizer
+from levels.config import require
 from levels.testing.pullbacks import (
     check_linear,
     check_linearized,
@@ -101,10 +101,10 @@ def _first(tensor: Tensor, dims: int) -> Tensor:
 
 def _check_reads(rule: Optimizer, trial: Trial) -> None:
     usual = run(rule, started(rule, trial)).x
-    views = rule.layout.views(trial.params)
+    views = rule.layout.unravel(trial.params)
     steps = trial.f.shape[-1]
     for name, view in views.items():
-        changed = trial._replace(params=rule.layout.flat({**views, name: 1.1 * view + 0.1}))
+        changed = trial._replace(params=rule.layout.ravel({**views, name: 1.1 * view + 0.1}))
         got, fix = f"a parameter {name} that changes nothing in {steps} updates", "leave it out, or pass more steps"
         read = view.numel() == 0 or not torch.equal(run(rule, started(rule, changed)).x, usual)
         expect(read, rule, got, "a step that depends on every parameter", fix)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.problem import Problem
-from levels.task import SPLITS, Split, Task
+from levels.base import Problem
+from levels.tasks.task import SPLITS, Split, Task
 from levels.testing.shared import (
     BATCHES,
     check_advanced,
@@ -79,14 +79,14 @@ class _Answers(NamedTuple):
 
 def _questions(problem: Problem) -> list[_Question]:
     """What the problem answers, and what it judges by if that is something else."""
-    judges = type(problem).judge is not Problem.judge
+    judges = type(problem).outer_value_and_grad is not Problem.outer_value_and_grad
     return [PLAIN, JUDGED] if judges else [PLAIN]
 
 
 def _answers(problem: Problem, key: Tensor, asked: _Question) -> _Answers:
     layout, for_params, for_state = problem.layout, *keys.split(key, 2).unbind(-1)
     with torch.enable_grad(), untouched(problem, "init_params", key=for_params):
-        params = problem.init_params(for_params)
+        params = problem.init(for_params)
     check_tensor(problem, "init_params", params, (*key.shape, layout.size), layout.dtype)
     with torch.enable_grad(), untouched(problem, "init_state", params=params, key=for_state):
         start = problem.init_state(params, for_state)
@@ -106,7 +106,7 @@ def _judged(problem: Problem, params: Tensor, state: State) -> tuple[Tensor, Ten
     """What counts where the problem was just evaluated."""
     f, g, state = _evaluated(problem, params, state)
     with torch.enable_grad(), untouched(problem, "judge", params=params, f=f, g=g, state=state):
-        value, grad, new = problem.judge(params, f, g, state)
+        value, grad, new = problem.outer_value_and_grad(params, f, g, state)
     _check_answer(problem, "judged ", params, state, (value, grad, new))
     return value, grad, new
 
@@ -152,7 +152,7 @@ def _check_gradient(problem: Problem, key: Tensor, asked: _Question, direction: 
     """Central differences along a random direction that leans towards the gradient, from one state."""
     params, start, value, grad, *_ = _answers(problem, key, asked)
     eps = torch.finfo(params.dtype).eps
-    random = keys.normal(keys.fold(key, direction), params.shape[-1:], params.dtype)
+    random = keys.normal(keys.fold_in(key, direction), params.shape[-1:], params.dtype)
     along = _unit(_unit(random) + _unit(grad))
     width = eps ** (1 / 3) * params.square().mean(-1, keepdim=True).sqrt().clamp_min(1)
     up, down = (asked.ask(problem, params + sign * width * along, start)[0] for sign in (1, -1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.optimizer import Optimizer, Pulled
+from levels.base import Optimizer, Pulled
 from levels.testing.shared import (
     ConformanceError,
     check_advanced,
@@ -20,7 +20,7 @@ from levels.testing.shared import (
 )
 from levels.testing.trials import End, Trial, run, started
 from levels.tree import State, leaves, map_leaves, named_leaves, with_leaves
-from levels.window import Step
+from levels.base import Step
 
 Pull = Callable[[Tensor, list[Tensor | None] | None], Pulled]
 
@@ -67,7 +67,7 @@ def check_pullback(rule: Optimizer, trial: Trial) -> None:
     slopes = leaves(_pull(rule, trial, step, point, dx, dstate))
 
     def measure(moved: _Point) -> Tensor:
-        new_x, new_state = rule.update(rule.layout.flat(moved.params), f, g, moved.state, moved.x)
+        new_x, new_state = rule.update(rule.layout.ravel(moved.params), f, g, moved.state, moved.x)
         pairs = zip([dx, *dstate], [new_x, *leaves(new_state)])
         return torch.cat([(cotangent * leaf).flatten() for cotangent, leaf in pairs if cotangent is not None])
 
@@ -141,7 +141,7 @@ def check_sweep(rule: Optimizer, trial: Trial) -> None:
     for t, (f, g) in enumerate(zip(trial.f.unbind(-1), trial.g.unbind(-1), strict=True)):
         end = run(rule, trial, t)
         steps.append(Step(f, g, end.state, end.x))
-    slopes = [keys.normal(keys.fold(key, t), tuple(trial.x.shape), trial.x.dtype) for t in range(len(steps))]
+    slopes = [keys.normal(keys.fold_in(key, t), tuple(trial.x.shape), trial.x.dtype) for t in range(len(steps))]
     for counting in (slopes[:-1], []):
         given = dict(enumerate(counting))
         expected = Optimizer.sweep(rule, trial.params, steps, given.get)
@@ -157,7 +157,7 @@ def check_start(rule: Optimizer, trial: Trial) -> None:
     """The pullback of `start` against central differences, for copies that began and for one that did not."""
     key = keys.seed(7, device=trial.x.device)
     way = keys.normal(key, tuple(trial.params.shape), trial.params.dtype)
-    dx = keys.normal(keys.fold(key, 1), tuple(trial.x.shape), trial.x.dtype)
+    dx = keys.normal(keys.fold_in(key, 1), tuple(trial.x.shape), trial.x.dtype)
     begun = torch.ones(trial.x.shape[:-1], dtype=torch.bool, device=trial.x.device)
     begun[..., 0] = False
     ends = [started(rule, trial._replace(params=trial.params + h * way)).x for h in (1e-5, -1e-5)]
@@ -176,11 +176,11 @@ def _before(rule: Optimizer, trial: Trial, step: int) -> tuple[_Point, Tensor, l
     key = keys.seed(step, device=rule.layout.device)
     tensors = [end.x, *leaves(end.state)]
     cotangents = [
-        keys.normal(keys.fold(key, i), tuple(leaf.shape), leaf.dtype) if leaf.is_floating_point() else None
+        keys.normal(keys.fold_in(key, i), tuple(leaf.shape), leaf.dtype) if leaf.is_floating_point() else None
         for i, leaf in enumerate(tensors)
     ]
     assert cotangents[0] is not None
-    return _Point(rule.layout.views(trial.params), end.x, end.state), cotangents[0], cotangents[1:]
+    return _Point(rule.layout.unravel(trial.params), end.x, end.state), cotangents[0], cotangents[1:]
 
 
 def _inputs(trial: Trial, step: int, point: _Point) -> _Inputs:
@@ -211,4 +211,4 @@ def _pulled(
     for name, slope, leaf in zip(("params", "x"), (dparams, dx_old), (inputs.params, inputs.x)):
         got = f"{list(slope.shape)} as the cotangent of {name}"
         expect(slope.shape == leaf.shape, rule, got, f"{list(leaf.shape)}", fix)
-    return _Point(rule.layout.views(dparams), dx_old, with_leaves(inputs.state, slopes))
+    return _Point(rule.layout.unravel(dparams), dx_old, with_leaves(inputs.state, slopes))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.testing.shared import check_advanced, check_state, check_tensor, untouched
 from levels.tree import State
 
@@ -31,13 +31,13 @@ def trial_of(rule: Optimizer, key: Tensor, copies: int, steps: int) -> Trial:
     """Fresh parameters, each somewhat off its start so that none is 0, and random values and gradients."""
     n, dtype = rule.below.size, rule.below.dtype
     with torch.enable_grad(), untouched(rule, "init_params", key=key):
-        params = rule.init_params(key)
+        params = rule.init(key)
     check_tensor(rule, "init_params", params, (*key.shape, rule.layout.size), dtype)
-    noise = 0.1 * keys.normal(keys.fold(key, 1), params.shape[-1:], dtype)
+    noise = 0.1 * keys.normal(keys.fold_in(key, 1), params.shape[-1:], dtype)
     params = torch.where(params == 0, noise, params * (1 + noise))
-    f = 0.1 + keys.normal(keys.fold(key, 2), (copies, steps), dtype).square()
-    g = keys.normal(keys.fold(key, 3), (copies, n, steps), dtype)
-    return Trial(params, keys.normal(keys.fold(key, 4), (copies, n), dtype), f, g)
+    f = 0.1 + keys.normal(keys.fold_in(key, 2), (copies, steps), dtype).square()
+    g = keys.normal(keys.fold_in(key, 3), (copies, n, steps), dtype)
+    return Trial(params, keys.normal(keys.fold_in(key, 4), (copies, n), dtype), f, g)
 
 
 def run(rule: Optimizer, trial: Trial, steps: int | None = None) -> End:

@@ -14,7 +14,7 @@ needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler"
 KINDS = {"ours": w5.Ours, "naive": w5.Naive, "higher": w5.Higher}
 
 
-def small(unroll: int, rule: str = "sgd") -> w5.Start:
+def small(unroll: int, rule: str = "sgd") -> w5.LearnedInit:
     return w5.start(DigitsMLP(hidden=(3,), minibatch=4, dtype="float64"), unroll, rule)
 
 

@@ -65,8 +65,8 @@ class ExactLevel(NaiveLevel):
 
     def run(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], list[Tensor], list[Any], list[Any], Copy]:
         """Losses and gradients of one copy's window, what each update read (through aliases) and returned, the end."""
-        if self.level.life is not None and copy.age >= self.level.life:
-            copy = self.begin(keys.fold(copy.key, -1))
+        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
+            copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, _, g, below, age, key = copy
         losses, grads, reads, returns = [], [], [], []
         for _ in range(self.level.unroll):
@@ -98,8 +98,8 @@ class ExactLevel(NaiveLevel):
         return dtheta
 
     def begin(self, key: Tensor) -> Copy:
-        x = self.below.init_params(keys.fold(key, 1)).requires_grad_()
-        f, g, below = self.below.ask(x, self.below.start(x.detach(), keys.fold(key, 2)))
+        x = self.below.init(keys.fold_in(key, 1)).requires_grad_()
+        f, g, below = self.below.ask(x, self.below.start(x.detach(), keys.fold_in(key, 2)))
         return Copy(x.detach(), None, f.detach(), g.detach(), below, 0, key)
 
 

@@ -13,7 +13,7 @@ from levels import (
     DigitsMLP,
     Exact,
     FirstOrder,
-    Laid,
+    Level,
     Layout,
     Level,
     LevelState,
@@ -54,10 +54,10 @@ def stacked(task: Task, levels: tuple[Level, ...]):
     return problem
 
 
-def second_window(task: Task, *levels: Level) -> tuple[Laid, Tensor, LevelState]:
+def second_window(task: Task, *levels: Level) -> tuple[Level, Tensor, LevelState]:
     """A level on its second window: parameters ``[1, m]`` and a fixed carry."""
     laid, key = stacked(task, levels), keys.split(keys.seed(5), 1)
-    params = laid.init_params(key)
+    params = laid.init(key)
     return laid, params, laid.value_and_grad(params, laid.init_state(params, key))[2]
 
 
@@ -70,7 +70,7 @@ class Polyak(Optimizer):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"scale": ()}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.full((*key.shape, 1), 0.3, dtype=torch.float64)
 
     def init_state(self, params: Tensor, x: Tensor) -> None:
@@ -89,7 +89,7 @@ class Anchored(Polyak):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"scale": (), "pull": ()}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.tensor([0.3, 0.5], dtype=torch.float64).repeat(*key.shape, 1)
 
     def init_state(self, params: Tensor, x: Tensor) -> Tensor:

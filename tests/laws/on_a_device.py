@@ -14,7 +14,7 @@ from torch import Tensor
 
 from levels import SGD, Adam, DigitsMLP, HeldOut, Layout, Level, Problem, Quadratic, captured, keys
 from levels.captured import MOST, Graphs, capturing
-from levels.nonfinite import NonFiniteError
+from levels.restart import NonFiniteError
 from levels.tree import leaves
 from recursion import Tower, TowerState, checkpoint, cli
 from recursion.notation import parse
@@ -260,7 +260,7 @@ class TestDevice:
         task = parse(f"{notation}: adam").task.to(DEVICE)
         for one in (task, task.on("validation")):
             key = keys.split(keys.seed(0, device=DEVICE), 2)
-            params = one.init_params(key)
+            params = one.init(key)
             answer = one.value_and_grad(params, one.init_state(params, key))
             assert all(isinstance(leaf, There) for leaf in leaves((params, answer)))
 
@@ -283,10 +283,10 @@ def test_a_missing_device_is_refused() -> None:
 
 
 def test_a_problem_of_your_own_says_itself_where_it_is() -> None:
-    class Own(Problem):
+    class SelfUpdate(Problem):
         layout = Layout.of({"x": (1,)})
 
-        def init_params(self, key: Tensor) -> Tensor:
+        def init(self, key: Tensor) -> Tensor:
             return torch.ones(*key.shape, 1)
 
         def init_state(self, params: Tensor, key: Tensor) -> None:
@@ -296,4 +296,4 @@ def test_a_problem_of_your_own_says_itself_where_it_is() -> None:
             return params.square().sum(-1), 2 * params, None
 
     with pytest.raises(ValueError, match="is not a Task, so it says itself where it computes; move it, and build anew"):
-        Tower(Own(), Level(optimizer=SGD())).to("cpu")
+        Tower(SelfUpdate(), Level(optimizer=SGD())).to("cpu")

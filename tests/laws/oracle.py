@@ -57,7 +57,7 @@ class Copy(NamedTuple):
 
 def _hypers(optimizer: Any, theta: Tensor) -> dict[str, Any]:
     spaces = {Linear: lambda u: u, Log: torch.exp, Logit: lambda u: 1 / (1 + torch.exp(-u))}
-    stored, read = optimizer.layout.views(theta), {}
+    stored, read = optimizer.layout.unravel(theta), {}
     for name, hyper in optimizer.hypers.items():
         if isinstance(hyper, Fixed):
             read[name] = hyper.start
@@ -96,7 +96,7 @@ def _rmsprop(optimizer: RMSprop, theta: Tensor, g: Tensor, s: Any, x: Tensor) ->
 
 def _lstm(optimizer: LSTM, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
     """torch's own cell; its weights are the transposes, its gates in the same order."""
-    views, hidden = optimizer.layout.views(theta), optimizer.hidden
+    views, hidden = optimizer.layout.unravel(theta), optimizer.hidden
     s = s or tuple((x.new_zeros(len(x), hidden),) * 2 for _ in range(optimizer.layers))
     big = g.abs() >= math.exp(-optimizer.p)
     first = torch.where(big, torch.log(torch.where(big, g.abs(), 1.0)) / optimizer.p, torch.tensor(-1.0))
@@ -129,8 +129,8 @@ def _quadratic(task: Quadratic, x: Tensor, state: Any) -> tuple[Tensor, Any]:
 
 
 def _mlp(task: DigitsMLP, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-    data, (*weights,) = task.data(), task.layout.views(x).values()
-    rows = keys.integers(keys.fold(state.key, state.step), (task.minibatch,), len(data.labels))
+    data, (*weights,) = task.data(), task.layout.unravel(x).values()
+    rows = keys.integers(keys.fold_in(state.key, state.step), (task.minibatch,), len(data.labels))
     out = functional.linear(data.inputs[rows], weights[0].T, weights[1])
     for weight, bias in zip(weights[2::2], weights[3::2]):
         out = functional.linear(torch.sigmoid(out), weight.T, bias)
@@ -144,7 +144,7 @@ class NaiveTask:
     """A task: `value` is a graph of ``x``."""
 
     def __init__(self, task: Task) -> None:
-        self.task, self.layout, self.init_params = task, task.layout, task.init_params
+        self.task, self.layout, self.init = task, task.layout, task.init
         self.start = task.init_state
 
     def value(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -157,19 +157,19 @@ class NaiveLevel:
     def __init__(self, level: Level, below: Any) -> None:
         self.level, self.below = level, below
         self.optimizer = level.optimizer.over(below.layout)
-        self.layout, self.init_params = self.optimizer.layout, self.optimizer.init_params
+        self.layout, self.init = self.optimizer.layout, self.optimizer.init
 
     def start(self, theta: Tensor, key: Tensor) -> list[Copy]:
         """Copies at the start of trajectories; their ages spread evenly over the windows of a life, if staggered."""
-        copies = [self.begin(keys.fold(key, 1 + i)) for i in range(self.level.batch)]
-        if not self.level.stagger or self.level.life is None:
+        copies = [self.begin(keys.fold_in(key, 1 + i)) for i in range(self.level.batch)]
+        if not self.level.stagger or self.level.episode_length is None:
             return copies
-        windows = self.level.life // self.level.unroll
+        windows = self.level.episode_length // self.level.unroll
         return [copy._replace(age=i * windows // self.level.batch * self.level.unroll) for i, copy in enumerate(copies)]
 
     def begin(self, key: Tensor) -> Copy:
-        x = self.below.init_params(keys.fold(key, 1))
-        f, g, below = evaluate(self.below, x, self.below.start(x, keys.fold(key, 2)))
+        x = self.below.init(keys.fold_in(key, 1))
+        f, g, below = evaluate(self.below, x, self.below.start(x, keys.fold_in(key, 2)))
         return Copy(x, None, f.detach(), g, below, 0, key)
 
     def value(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, list[Copy]]:
@@ -179,8 +179,8 @@ class NaiveLevel:
 
     def one(self, theta: Tensor, copy: Copy) -> tuple[Tensor, Copy]:
         """One copy's part of `value`; a copy whose trajectory is over starts afresh first."""
-        if self.level.life is not None and copy.age >= self.level.life:
-            copy = self.begin(keys.fold(copy.key, -1))
+        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
+            copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, _, g, below, age, key = copy
         losses = []
         for _ in range(self.level.unroll):

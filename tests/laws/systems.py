@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from levels import Layout, Task, keys
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 
 SIZE, POSITIVE = 23, 10  # influence balancing, as Tallec and Ollivier set it up
 
@@ -30,7 +30,7 @@ class Drift(Stateless):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"theta": (below.size,)}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return 0.1 * keys.normal(key, (self.below.size,), self.below.dtype)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
@@ -61,7 +61,7 @@ class Balance(Stateless):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"theta": (1,)}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.full((*key.shape, 1), 0.5, dtype=self.below.dtype)
 
     def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
@@ -93,7 +93,7 @@ class Target(Task):
     def layout(self) -> Layout:
         return Layout.of({"x": (SIZE,)}, self.torch_dtype)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return settled(0.5, self.torch_dtype).expand(*key.shape, SIZE)
 
     def init_state(self, params: Tensor, key: Tensor) -> None:
@@ -116,7 +116,7 @@ class Plane(Task):
     def layout(self) -> Layout:
         return Layout.of({"x": (len(self.slopes),)}, self.torch_dtype)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.zeros(*key.shape, len(self.slopes), dtype=self.torch_dtype)
 
     def init_state(self, params: Tensor, key: Tensor) -> None:

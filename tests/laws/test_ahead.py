@@ -29,7 +29,7 @@ from levels import (
     FirstOrder,
     Forward,
     HeldOut,
-    Laid,
+    Level,
     Last,
     Level,
     LevelState,
@@ -50,8 +50,8 @@ from recursion.spec import dumps, loads
 TOLERANCE = 1e-10
 
 
-def level(optimizer: object, unroll: int, ahead: int | None, gradient: Estimator, **settings: object) -> Level:
-    return exact(optimizer, unroll, **{"ahead": ahead, "gradient": gradient, "horizon": 6, "batch": 3, **settings})
+def level(optimizer: object, unroll: int, lookahead: int | None, gradient: Estimator, **settings: object) -> Level:
+    return exact(optimizer, unroll, **{"ahead": lookahead, "gradient": gradient, "horizon": 6, "batch": 3, **settings})
 
 
 # Against levels without ahead: one that looks as far, and one that goes as far.
@@ -72,13 +72,13 @@ BELOW = {
 class Trio(NamedTuple):
     """A level that looks ahead, one whose windows are as long as it looks, and one whose windows are as long as its."""
 
-    ours: Laid
-    far: Laid
-    near: Laid
+    ours: Level
+    far: Level
+    near: Level
 
 
 def trio(task: Any, part: Level) -> Trio:
-    far, near = replace(part, unroll=part.reach, ahead=None), replace(part, ahead=None)
+    far, near = replace(part, unroll=part.reach, lookahead=None), replace(part, lookahead=None)
     return Trio(part.over(task), far.over(task), near.over(task))
 
 
@@ -92,7 +92,7 @@ def test_it_sees_what_a_longer_window_sees_and_goes_on_as_a_shorter_one(name, be
     """Bit for bit, over a life of three windows and more, staggered over two copies; also what estimators remember."""
     three = trio(stacked(quadratic(2), BELOW[below]), level(ESTIMATORS[name][0], 2, 6, ESTIMATORS[name][1], batch=2))
     key = keys.seed(4)
-    params = three.ours.init_params(key)
+    params = three.ours.init(key)
     state, ages = three.ours.init_state(params, key), set()
     for _ in range(4):
         ages |= set(state.carry.age.tolist())
@@ -125,7 +125,7 @@ def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name, kind):
     task = kind(dims=3, dtype="float64", fatal=5)  # asked once at the start, twice within the unroll
     three = trio(task, level(optimizer, 2, 6, gradient, batch=6, stagger=False, nonfinite=Skip()))
     key = keys.seed(2)
-    params = three.ours.init_params(key)
+    params = three.ours.init(key)
     state = three.ours.init_state(params, key)
     dead = state.carry.below.dies
     assert 0 < dead.sum() < len(dead)
@@ -157,8 +157,8 @@ class AheadLevel(ExactLevel):
     """Runs on as far as its level looks; what it carries on is where the unroll ended."""
 
     def run(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], list[Tensor], list[Any], list[Any], Copy]:
-        if self.level.life is not None and copy.age >= self.level.life:
-            copy = self.begin(keys.fold(copy.key, -1))
+        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
+            copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, _, g, below, age, key = copy
         losses, grads, reads, returns = [], [], [], []
         for t in range(1, self.level.reach + 1):
@@ -167,31 +167,31 @@ class AheadLevel(ExactLevel):
             returns.append((x, s))
             x = x if x.requires_grad else x.requires_grad_()
             f, g, below = self.below.ask(x, below)
-            counted, slope, below = self.judge(x, f, g, below)
+            counted, slope, below = self.outer_value_and_grad(x, f, g, below)
             losses.append(counted)
             grads.append(slope)
             if t == self.level.unroll:
                 end = held(Copy(x, s, f, g, below, age + t, key))
         return losses, grads, reads, returns, end
 
-    def judge(self, x: Tensor, f: Tensor, g: Tensor, below: Any) -> tuple[Tensor, Tensor, Any]:
+    def outer_value_and_grad(self, x: Tensor, f: Tensor, g: Tensor, below: Any) -> tuple[Tensor, Tensor, Any]:
         return f, g, below
 
 
 class AheadWhole(Whole):
     """The same for forward mode: what it carries on stays in the graph."""
 
-    judge = AheadLevel.judge
+    judge = AheadLevel.outer_value_and_grad
 
     def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Copy]:
-        if self.level.life is not None and copy.age >= self.level.life:
-            copy = self.begin(keys.fold(copy.key, -1))
+        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
+            copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, f, g, below, age, key = copy
         losses = []
         for t in range(1, self.level.reach + 1):
             x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
             f, g, below = self.below.ask(x, below)
-            counted, _, below = self.judge(x, f, g, below)
+            counted, _, below = self.outer_value_and_grad(x, f, g, below)
             losses.append(counted)
             if t == self.level.unroll:
                 end = Copy(x, s, f, g, below, age + t, key)
@@ -212,8 +212,8 @@ class BootLevel(ExactLevel):
         return Word.apply(theta, value.detach(), g), g, [end for *_, end in runs]
 
     def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Tensor, Copy]:
-        if self.level.life is not None and copy.age >= self.level.life:
-            copy = self.begin(keys.fold(copy.key, -1))
+        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
+            copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, _, g, below, age, key = copy
         losses = []
         for t in range(1, self.level.reach + 1):
@@ -247,10 +247,10 @@ def largest(errors: Sequence[float]) -> float:
     return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
-def compare(ours: Laid, theirs: Any, windows: int, move: float = 0.01) -> float:
+def compare(ours: Level, theirs: Any, windows: int, move: float = 0.01) -> float:
     """Largest error of values, gradients and carries, for parameters that move along the gradient in between."""
     key = keys.seed(7)
-    params = ours.init_params(key)
+    params = ours.init(key)
     mine, state, copies = params.clone(), ours.init_state(params, key), theirs.start(params, key)
     worst = state_error(state, on_tensors(torch.detach, copies))
     for _ in range(windows):
@@ -309,8 +309,8 @@ def test_bootstrapped_by_hand(name):
 
 def test_bootstrapped_reports_the_losses_of_its_unroll():
     part = level(MOMENTUM, 2, 6, THROUGH[1])
-    laid, near = part.over(quadratic()), replace(part, ahead=None, gradient=FIRST).over(quadratic())
-    params = laid.init_params(keys.seed(0))
+    laid, near = part.over(quadratic()), replace(part, lookahead=None, gradient=FIRST).over(quadratic())
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(0))
     for _ in range(4):
         expected, _, after = near.value_and_grad(params, state)
@@ -320,8 +320,8 @@ def test_bootstrapped_reports_the_losses_of_its_unroll():
 
 def test_a_step_along_the_bootstrapped_gradient_gets_sooner_to_where_it_would_get():
     part = level(SGD(0.001), 2, 20, THROUGH[1], batch=8, horizon=None)
-    laid, far = part.over(quadratic()), replace(part, unroll=20, ahead=None, gradient=FIRST).over(quadratic())
-    params = laid.init_params(keys.seed(0))
+    laid, far = part.over(quadratic()), replace(part, unroll=20, lookahead=None, gradient=FIRST).over(quadratic())
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(0))
     _, grad, after = laid.value_and_grad(params, state)
     target = far.window(params, state.carry)[0].x
@@ -360,8 +360,8 @@ def test_counted_costs_are_those_that_a_tower_states(gradient, task):
     tower.step(state)
     assert sum(Tallied.asked) == tower.base_steps * 2 * 2 * 3
     for number in (0, 1):
-        laid, key = tower.laid[number], keys.seed(0)
-        params = laid.init_params(key)
+        laid, key = tower.bound_levels[number], keys.seed(0)
+        params = laid.init(key)
         _, _, behind = laid.value_and_grad(params, laid.init_state(params, key))
         Tallied.asked.clear()
         laid.value_and_grad(params, behind)
@@ -419,8 +419,8 @@ def test_towers_are_written_down_and_resume_bit_for_bit(text, tmp_path):
 
 
 def test_ahead_none_and_the_unroll_are_the_same():
-    parts = [level(MOMENTUM, 2, ahead, Exact()).over(quadratic()) for ahead in (None, 2)]
-    params = parts[0].init_params(keys.seed(0))
+    parts = [level(MOMENTUM, 2, lookahead, Exact()).over(quadratic()) for lookahead in (None, 2)]
+    params = parts[0].init(keys.seed(0))
     results = [part.value_and_grad(params, part.init_state(params, keys.seed(0))) for part in parts]
     assert equal(*results)
 
@@ -460,10 +460,10 @@ def test_what_cannot_work_is_refused_when_the_tower_is_built(levels, message):
 
 
 @pytest.mark.parametrize("ahead", [True, 4.5, "far", 3, 0, -4])
-def test_ahead_is_a_whole_number_of_at_least_the_unroll(ahead):
+def test_ahead_is_a_whole_number_of_at_least_the_unroll(lookahead):
     expected = f"ahead must be a whole number of at least the unroll 4, or none, got {str(ahead).lower()}"
     with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
-        Level(optimizer=FEW, unroll=4, ahead=ahead)
+        Level(optimizer=FEW, unroll=4, lookahead=lookahead)
 
 
 def test_a_tower_under_one_that_looks_ahead_does_not():
@@ -476,6 +476,6 @@ def test_a_tower_under_one_that_looks_ahead_does_not():
 def test_black_boxes_look_ahead_by_evolution():
     laid = level(BlackBox(0.01), 2, 6, PES(sigma=0.1)).over(quadratic())
     far = level(BlackBox(0.01), 6, None, PES(sigma=0.1)).over(quadratic())
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state: LevelState = laid.init_state(params, keys.seed(0))
     assert equal(laid.value_and_grad(params, state)[:2], far.value_and_grad(params, state)[:2])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from levels import SGD, Level, Quadratic
 from levels.layout import Layout
-from levels.problem import Problem
+from levels.base import Problem
 from levels.tree import State
 from recursion import Tower
 
@@ -24,8 +24,8 @@ class Counted(Problem):
     def layout(self) -> Layout:
         return self.problem.layout
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return self.problem.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        return self.problem.init(key)
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
         return self.problem.init_state(params, key)

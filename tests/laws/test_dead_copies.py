@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_the_living(optimizer):
     level = Level(optimizer=optimizer, unroll=3, horizon=None, batch=6, nonfinite=Skip())
     laid, oracle = level.over(TASK), NaiveLevel(level, NaiveDying(TASK))
     key = keys.seed(2)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)
     dead = state.carry.below.dies
     assert 0 < dead.sum() < 6
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_the_living(optimizer):
 
     # In the next window the dead begin again from the key that a restart draws, the living go on.
     ends = [
-        oracle.begin(keys.fold(copy.key, -1)) if gone else oracle.one(theta, copy)[1]
+        oracle.begin(keys.fold_in(copy.key, -1)) if gone else oracle.one(theta, copy)[1]
         for copy, gone in zip(copies, dead)
     ]
     fresh = torch.stack([copy.below.dies for copy in ends])
@@ -86,7 +86,7 @@ def test_without_deaths_skipping_is_not_noticed():
     results = []
     for policy in ({"nonfinite": Skip()}, {}):
         laid = Level(optimizer=LSTM(hidden=3), unroll=3, horizon=6, batch=4, **policy).over(Quadratic(dims=3))
-        params = laid.init_params(keys.seed(1))
+        params = laid.init(keys.seed(1))
         results.append(laid.value_and_grad(params, laid.init_state(params, keys.seed(1))))
     for a, b in zip(results[0][:2], results[1][:2]):
         assert torch.equal(a, b)

@@ -27,7 +27,7 @@ from levels import (
     Sum,
     keys,
 )
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.tree import leaves, map_leaves, with_leaves
 
 BELOW = Layout.of({"w": (2, 2), "b": (1,)}, torch.float64)
@@ -68,7 +68,7 @@ def warmed(rule: Optimizer, params: Tensor, x: Tensor) -> object:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_pullback(name):
     rule = OPTIMIZERS[name].over(BELOW)
-    params = rule.init_params(keys.split(keys.seed(0), 2))  # [2, m]
+    params = rule.init(keys.split(keys.seed(0), 2))  # [2, m]
     x, g, dx = (keys.normal(keys.split(keys.split(keys.seed(k), 2), 3), (5,), torch.float64) for k in (1, 2, 3))
     f, state = x.square().sum(-1), warmed(rule, params, x)
     old, after = leaves(state), leaves(rule.update(params, f, g, state, x)[1])
@@ -110,7 +110,7 @@ class Slope(LossTask):
     dtype: str = "float64"
     layout: Layout = field(default=BELOW)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return keys.normal(self.own(key), (5,), torch.float64)
 
     def init_state(self, params: Tensor, key: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def check_level(level: Level, task: LossTask | Quadratic, tolerance: float) -> N
     """The gradient of the second window, from a fixed carry, against differences of its value."""
     laid = level.over(task)
     key = keys.split(keys.seed(5), 1)
-    params = laid.init_params(key)
+    params = laid.init(key)
     _, _, state = laid.value_and_grad(params, laid.init_state(params, key))
     _, grad, _ = laid.value_and_grad(params, state)
     expected = slopes(lambda p: laid.value_and_grad(p, repeated(state, len(p)))[0].sum(-1), params)

@@ -22,7 +22,7 @@ from levels import (
     Evolution,
     FirstOrder,
     FullES,
-    Laid,
+    Level,
     Level,
     Linear,
     Log,
@@ -30,7 +30,7 @@ from levels import (
     NonFiniteError,
     Quadratic,
     Skip,
-    Start,
+    LearnedInit,
     Stop,
     TorchOptim,
     TruncatedES,
@@ -43,19 +43,19 @@ from recursion.notation import parse
 QUADRATIC = Quadratic(dims=3, dtype="float64")
 
 
-def drifts(gradient: Estimator, unroll: int, horizon: int, stagger: bool) -> Laid:
+def drifts(gradient: Estimator, unroll: int, horizon: int, stagger: bool) -> Level:
     return Level(optimizer=Drift(), unroll=unroll, horizon=horizon, batch=2, stagger=stagger, gradient=gradient).over(
         QUADRATIC
     )
 
 
-def drawn(laid: Laid, draws: int, seed: int = 0) -> tuple[Tensor, Any]:
+def drawn(laid: Level, draws: int, seed: int = 0) -> tuple[Tensor, Any]:
     """The same parameters for all of ``draws`` draws, and states with problems and noise of their own."""
-    params = laid.init_params(keys.seed(seed)).expand(draws, -1)
+    params = laid.init(keys.seed(seed)).expand(draws, -1)
     return params, laid.init_state(params, keys.split(keys.seed(seed + 1), draws))
 
 
-def window_gradients(laid: Laid, params: Tensor, state: Any) -> tuple[Tensor, Tensor]:
+def window_gradients(laid: Level, params: Tensor, state: Any) -> tuple[Tensor, Tensor]:
     """Gradients of the window behind ``state``, through the whole trajectory and through the window alone.
 
     x_t = x_0 + t theta, so a loss f(x_t) has the gradient t f'(x_t). The members of a pair stray as much to the one
@@ -170,7 +170,7 @@ def true_slope(theta: float, horizon: int) -> float:
 @pytest.mark.parametrize("unroll", [10, 100])
 def test_influence_balancing_truncated_backpropagation_points_the_wrong_way(unroll):
     laid = balancing(FirstOrder(), unroll).over(Target())
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state, slopes = laid.init_state(params, keys.seed(0)), []
     for _ in range(1000 // unroll):
         _, grad, state = laid.value_and_grad(params, state)
@@ -201,7 +201,7 @@ def test_influence_balancing_in_a_tower(gradient, windows, low, high):
 def test_pairs_give_exact_directional_derivatives_of_what_is_linear(pairs):
     task = Plane()
     laid = Level(optimizer=Drift(), unroll=3, horizon=3, batch=2, gradient=FullES(sigma=5.0, pairs=pairs)).over(task)
-    params = laid.init_params(keys.split(keys.seed(0), 4))
+    params = laid.init(keys.split(keys.seed(0), 4))
     state = laid.init_state(params, keys.split(keys.seed(1), 4))
     u = state.memory.noise
     assert u.shape == (4, 2 * pairs, 4)
@@ -211,7 +211,7 @@ def test_pairs_give_exact_directional_derivatives_of_what_is_linear(pairs):
     torch.testing.assert_close(value, params @ slope)
 
 
-RULES = [SGD(lr=0.02, momentum=0.5), Adam(lr=0.1), LSTM(hidden=3), Start(SGD(lr=0.02))]
+RULES = [SGD(lr=0.02, momentum=0.5), Adam(lr=0.1), LSTM(hidden=3), LearnedInit(SGD(lr=0.02))]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -219,7 +219,7 @@ def test_small_noise_from_a_fresh_start_gives_the_true_directional_derivative(ru
     """Not the first-order one: along u, the derivative through the gradients too, by autograd; and after a restart."""
     level = Level(optimizer=rule, unroll=5, horizon=5, batch=1, gradient=FullES(sigma=1e-5))
     laid = level.over(QUADRATIC)
-    params = laid.init_params(keys.seed(5))
+    params = laid.init(keys.seed(5))
     state = laid.init_state(params, keys.seed(6))
     for _ in range(2):
         u = state.memory.noise[0]
@@ -229,7 +229,7 @@ def test_small_noise_from_a_fresh_start_gives_the_true_directional_derivative(ru
         fresh = laid.begin(params, carry.key[:1])
         with torch.enable_grad():
             key = keys.split(carry.key[:1], 2)[..., 0]
-            x, s, total = laid.optimizer.start(theta, QUADRATIC.init_params, key), fresh.state, 0.0
+            x, s, total = laid.optimizer.start(theta, QUADRATIC.init, key), fresh.state, 0.0
             for t in range(6):
                 residual = fresh.below.w[0] @ x[0] - fresh.below.y[0]
                 f, g = residual.square().sum()[None], (2 * residual @ fresh.below.w[0])[None]
@@ -246,8 +246,8 @@ def test_small_noise_from_a_fresh_start_gives_the_true_directional_derivative(ru
 LOOPS = [
     (LSTM(hidden=2), PES(sigma=0.1, pairs=2), 2),
     (LSTM(hidden=2), TruncatedES(sigma=0.1), 2),
-    (Start(SGD(lr=0.1)), Evolution(sigma=0.1, pairs=2, noise=4), 4),
-    (Start(SGD(lr=0.1)), NRES(sigma=0.1, pairs=2), 6),
+    (LearnedInit(SGD(lr=0.1)), Evolution(sigma=0.1, pairs=2, noise=4), 4),
+    (LearnedInit(SGD(lr=0.1)), NRES(sigma=0.1, pairs=2), 6),
     (TorchOptim("Adafactor", lr=Log(0.1)), Evolution(sigma=0.1, noise=4), 4),
 ]
 
@@ -258,7 +258,7 @@ def test_all_particles_at_once_are_a_loop_over_particles(rule, gradient, period)
     task = DigitsMLP(hidden=(2,), minibatch=3, dtype="float64")
     level = Level(optimizer=rule, unroll=2, horizon=6, batch=3, gradient=gradient)
     laid, one = level.over(task), replace(level, batch=1, stagger=False).over(task)
-    params, key = laid.init_params(keys.seed(0)), keys.seed(1)
+    params, key = laid.init(keys.seed(0)), keys.seed(1)
     state = laid.init_state(params, key)
     ids = [(copy, pair) for copy in range(3) for pair in range(gradient.pairs)]
     noise, sums, carries = dict(zip(ids, state.memory.noise)), dict(zip(ids, state.memory.noise)), {}
@@ -292,7 +292,7 @@ def test_all_particles_at_once_are_a_loop_over_particles(rule, gradient, period)
 def test_the_same_key_is_the_same_estimate_and_copies_stand_alone():
     laid = Level(optimizer=LSTM(hidden=2), unroll=2, horizon=4, batch=2, gradient=PES(pairs=2)).over(QUADRATIC)
     key = keys.split(keys.seed(3), 6).reshape(2, 3)
-    params = laid.init_params(key)
+    params = laid.init(key)
     together, again = laid.init_state(params, key), laid.init_state(params, key)
     alone = laid.init_state(params[1, 2], key[1, 2])
     before = map_leaves(Tensor.clone, together)
@@ -400,7 +400,7 @@ def test_memory_does_not_grow_with_the_unroll():
     def peak(unroll: int) -> int:
         level = Level(optimizer=Adam(), unroll=unroll, horizon=unroll, batch=2, gradient=ESSingle(pairs=2))
         laid = level.over(Quadratic(dims=200))
-        params = laid.init_params(keys.seed(0))
+        params = laid.init(keys.seed(0))
         with LiveBytes() as live:
             state = laid.init_state(params, keys.seed(0))
             before = live.reset_peak().bytes

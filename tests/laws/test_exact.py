@@ -19,7 +19,7 @@ from levels import (
     Adam,
     DigitsMLP,
     Discounted,
-    Laid,
+    Level,
     Last,
     Layout,
     Level,
@@ -29,13 +29,13 @@ from levels import (
     Quadratic,
     RMSprop,
     Skip,
-    Start,
+    LearnedInit,
     Sum,
     Task,
     TorchOptim,
     keys,
 )
-from levels.derivatives import push
+from levels.autodiff import push
 from levels.tree import leaves, with_leaves
 
 TOLERANCE = 1e-9
@@ -54,7 +54,7 @@ def compare(case: Case) -> float:
     """Largest error over the windows, for a topmost level that moves along its gradient in between."""
     ours, theirs = stacked(case.task, case.levels), exactly(case.task, *case.levels)
     key = keys.split(keys.seed(7), case.batch)
-    params = ours.init_params(key)
+    params = ours.init(key)
     state = ours.init_state(params, key)
     mine = [row.clone() for row in params]
     copies = [theirs.start(row, k) for row, k in zip(mine, key)]
@@ -134,7 +134,7 @@ def test_towers(name):
 # Differences and forward mode, where windows below begin anew, so that nothing is cut off at their edges.
 
 
-def value(laid: Laid, params: Tensor, state: LevelState) -> Tensor:
+def value(laid: Level, params: Tensor, state: LevelState) -> Tensor:
     return laid.meta_loss(laid.window(params, state.carry, record=False)[1].losses)[0]
 
 
@@ -142,11 +142,11 @@ DIFFERENCES = {
     **{f"1 {name}": (level(optimizer, 4, batch=2, horizon=8),) for name, optimizer in OPTIMIZERS.items()},
     "1 torch adam": (level(TorchOptim("adam", lr=0.1, eps=1e-3), 4, batch=2),),
     "1 reads f": (level(Polyak(), 4, batch=2, objective=MeanLog()),),
-    "1 start": (level(Start(Anchored()), 3, batch=2, horizon=3),),
+    "1 start": (level(LearnedInit(Anchored()), 3, batch=2, horizon=3),),
     "2 momentum / adam": (level(MOMENTUM, 3, batch=2, horizon=3), level(Adam(0.1, eps=1e-2), 3, objective=Last())),
     "2 lstm / momentum": (level(lstm(2), 2, horizon=2), level(SGD(0.001, momentum=0.5), 3)),
-    "2 start / adam": (level(Start(MOMENTUM), 2, batch=2, horizon=2), level(Adam(0.1, eps=1e-2), 3, horizon=3)),
-    "2 start of a start": (level(Start(Anchored()), 2, horizon=2), level(Start(Polyak()), 3, horizon=3)),
+    "2 start / adam": (level(LearnedInit(MOMENTUM), 2, batch=2, horizon=2), level(Adam(0.1, eps=1e-2), 3, horizon=3)),
+    "2 start of a start": (level(LearnedInit(Anchored()), 2, horizon=2), level(LearnedInit(Polyak()), 3, horizon=3)),
 }
 
 
@@ -159,8 +159,8 @@ def test_differences(name):
 
 
 DEEP = (
-    level(Start(MOMENTUM), 2, batch=2, horizon=2),
-    level(Start(Adam(0.1, eps=1e-2)), 2, horizon=4),
+    level(LearnedInit(MOMENTUM), 2, batch=2, horizon=2),
+    level(LearnedInit(Adam(0.1, eps=1e-2)), 2, horizon=4),
     level(Polyak(), 2, objective=MeanLog()),
 )
 
@@ -170,9 +170,9 @@ def test_forward_mode_agrees_and_the_hessian_is_symmetric(depth):
     """Along any direction the value moves as the gradient says, at every depth; also in a first window."""
     laid = stacked(quadratic(2), DEEP[:depth])
     key = keys.split(keys.seed(3), 2)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state = laid.init_state(params, key)
-    u, v = (keys.normal(keys.fold(key, i), (laid.layout.size,), torch.float64) for i in (1, 2))
+    u, v = (keys.normal(keys.fold_in(key, i), (laid.layout.size,), torch.float64) for i in (1, 2))
     for _ in range(2):
         _, grad, after = laid.value_and_grad(params, state)
         pushed = [push(lambda p: laid.value_and_grad(p, state)[:2], params, w) for w in (u, v)]  # noqa: B023
@@ -197,7 +197,7 @@ def test_updates_can_be_differentiated_twice(name):
     """`gradcheck` and `gradgradcheck` of one update in everything that it reads."""
     rule = OPTIMIZERS[name].over(Layout.of({"w": (2,), "b": (1,)}, torch.float64))
     key = keys.seed(4)
-    params = rule.init_params(key)
+    params = rule.init(key)
     x, g = keys.normal(key, (2, 1, 3), torch.float64).unbind()
     _, state = rule.update(params, x[:, 0], g, rule.init_state(params, x), x)
     tensors = leaves(state)
@@ -217,7 +217,7 @@ def test_updates_can_be_differentiated_twice(name):
 def test_losses_can_be_differentiated_twice():
     for task in (DigitsMLP(hidden=(2,), minibatch=4, dtype="float64", activation="tanh"), Slope()):
         key = keys.seed(1)
-        x = task.init_params(key)[None]
+        x = task.init(key)[None]
         state = task.init_state(x, key[None])
         some = x[:, -5:].clone().requires_grad_()
         loss = lambda tail: task.loss(torch.cat((x[:, :-5], tail), -1), state)[0]  # noqa: B023, E731
@@ -233,10 +233,10 @@ def test_losses_can_be_differentiated_twice():
 
 def maml(task: Task, offset: Tensor, raw: Tensor, key: Tensor, unroll: int) -> Tensor:
     """The loss after ``unroll`` steps of gradient descent from a learned start, as a graph of start and log step."""
-    draw = task.init_params(keys.seed(0))
+    draw = task.init(keys.seed(0))
     total = torch.zeros((), dtype=torch.float64)
     for k in key:
-        state = task.init_state(draw, keys.fold(k, 2))
+        state = task.init_state(draw, keys.fold_in(k, 2))
         x = draw + offset
         for _ in range(unroll):
             residual = state.w @ x - state.y
@@ -250,9 +250,9 @@ def maml(task: Task, offset: Tensor, raw: Tensor, key: Tensor, unroll: int) -> T
 def test_maml(unroll):
     """Exact over a learned start is MAML (Finn et al. 2017, equation 1), in every window; first order is not."""
     task = quadratic()
-    part = level(Start(SGD(lr=0.02)), unroll, batch=3, horizon=unroll, objective=Last(), stagger=False)
+    part = level(LearnedInit(SGD(lr=0.02)), unroll, batch=3, horizon=unroll, objective=Last(), stagger=False)
     laid, key = part.over(task), keys.seed(9)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, trajectories = laid.init_state(params, key), keys.split(key, 3)
     for _ in range(3):
         value, grad, after = laid.value_and_grad(params, state)
@@ -264,7 +264,7 @@ def test_maml(unroll):
         rough = first(part.optimizer, unroll, batch=3, horizon=unroll, objective=Last(), stagger=False).over(task)
         assert error(rough.value_and_grad(params, state)[1], expected) > 0.01
         params, state = params - 0.05 * grad, after
-        trajectories = keys.fold(trajectories, -1)
+        trajectories = keys.fold_in(trajectories, -1)
 
 
 # Copies that are not finite.
@@ -297,7 +297,7 @@ def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer, fatal):
     laid, oracle = part.over(task), exactly(task, part)
     oracle.below = ExactDying(task)
     key = keys.seed(2)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)
     dead = state.carry.below.dies
     assert 0 < dead.sum() < 6
@@ -307,5 +307,5 @@ def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer, fatal):
     assert error(grad, expected.detach() * len(living) / 6) < TOLERANCE
     assert torch.equal(after.carry.skipped, dead.long())
     over = level(SGD(0.001), 2).over(laid)
-    top = over.init_params(key)
+    top = over.init(key)
     assert over.value_and_grad(top, over.init_state(top, key))[1].isfinite().all()

@@ -50,7 +50,7 @@ def peak_bytes(minibatch: int, unroll: int, naive: bool = False) -> int:
     """Peak of one gradient over what was alive before it."""
     task, part = DigitsMLP(hidden=(8,), minibatch=minibatch, dtype="float64"), level(MOMENTUM, unroll)
     laid, key = part.over(task), keys.seed(1)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, oracle = laid.init_state(params, key), exactly(task, part)
     copies = oracle.start(params, key)
     laid.value_and_grad(params, state)  # first calls fill torch's caches

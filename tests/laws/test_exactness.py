@@ -64,7 +64,7 @@ def compare(case: Case) -> float:
         ours = part.over(ours)
     theirs = naive(case.task, *case.levels)
     key = keys.split(keys.seed(7), case.batch)
-    params = ours.init_params(key)
+    params = ours.init(key)
     state = ours.init_state(params, key)
     mine = [row.clone() for row in params]
     copies = [theirs.start(row, k) for row, k in zip(mine, key)]
@@ -168,7 +168,7 @@ def test_the_rising_gradient_is_clipped_to_its_norm():
     part = level(lstm(), 4, batch=3)
     whole, clipped = part.over(quadratic()), level(lstm(), 4, batch=3, clip=0.5).over(quadratic())
     key = keys.split(keys.seed(1), 2)
-    params = whole.init_params(key)
+    params = whole.init(key)
     copies = [naive(quadratic(), part).start(row, k) for row, k in zip(params, key)]
     _, grad, _ = clipped.value_and_grad(params, clipped.init_state(params, key))
     for i in range(2):

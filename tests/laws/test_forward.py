@@ -53,7 +53,7 @@ from levels import (
     NonFiniteError,
     RMSprop,
     Skip,
-    Start,
+    LearnedInit,
     Stop,
     Sum,
     Task,
@@ -89,8 +89,8 @@ class Whole(ExactLevel):
         return Word.apply(theta, value.detach(), g), g, [end for _, end in runs]
 
     def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Copy]:
-        if self.level.life is not None and copy.age >= self.level.life:
-            copy = self.begin(keys.fold(copy.key, -1))
+        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
+            copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, f, g, below, age, key = copy
         losses = []
         for _ in range(self.level.unroll):
@@ -121,7 +121,7 @@ def compare(case: Case) -> float:
     """Largest error of values and gradients over the windows."""
     ours, theirs = stacked(case.task, case.levels), whole(case.task, *case.levels)
     key = keys.split(keys.seed(7), case.batch)
-    params = ours.init_params(key)
+    params = ours.init(key)
     state, worst = ours.init_state(params, key), 0.0
     copies = [theirs.start(row, k) for row, k in zip(params, key)]
     for _ in range(case.windows):
@@ -179,7 +179,7 @@ def test_exact_gradients_are_the_same_in_a_first_window_and_cut_off_in_later_one
     parts = [Level(gradient=Forward(), **settings), Level(gradient=Exact(), **settings)]
     laid = [part.over(quadratic()) for part in parts]
     oracles = [whole(quadratic(), parts[0]), exactly(quadratic(), parts[1])]
-    params = laid[0].init_params(keys.seed(3))
+    params = laid[0].init(keys.seed(3))
     states = [one.init_state(params, keys.seed(3)) for one in laid]
     copies = [oracle.start(params, keys.seed(3)) for oracle in oracles]
     for window in range(3):
@@ -208,17 +208,17 @@ def run(laid: Any, params: Tensor, key: Tensor, windows: int) -> Tensor:
 RUNS = {
     "adam": (level(Adam(0.1, eps=1e-2), 2, batch=3, horizon=6),),
     "reads f": (level(Polyak(), 2, batch=2, objective=MeanLog()),),
-    "start": (level(Start(Anchored()), 2, batch=2, horizon=4),),
-    "start, endless": (level(Start(MOMENTUM), 2, batch=2),),
+    "start": (level(LearnedInit(Anchored()), 2, batch=2, horizon=4),),
+    "start, endless": (level(LearnedInit(MOMENTUM), 2, batch=2),),
     "over exact": (exact(MOMENTUM, 3, batch=2, horizon=3), level(Adam(0.05, eps=1e-2), 2, batch=2, horizon=4)),
-    "start over exact": (exact(Start(SGD(0.02)), 2, horizon=2), level(Start(Polyak()), 2, batch=2, horizon=4)),
+    "start over exact": (exact(LearnedInit(SGD(0.02)), 2, horizon=2), level(LearnedInit(Polyak()), 2, batch=2, horizon=4)),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_differences(name):
     laid, key, windows, step = stacked(quadratic(2), RUNS[name]), keys.seed(11), 4, 1e-5
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, grads = laid.init_state(params, key), []
     for _ in range(windows):
         _, grad, state = laid.value_and_grad(params, state)
@@ -248,7 +248,7 @@ class Wandering(Task):
     def curvature(self) -> Tensor:
         return torch.tensor([1.0, 0.1, 0.001], dtype=torch.float64)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64).repeat(*key.shape, 1)
 
     def init_state(self, params: Tensor, key: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class Wandering(Task):
 
 def test_memory_does_not_grow():
     laid = level(MOMENTUM, 3, batch=2).over(Wandering())
-    params, held = laid.init_params(keys.seed(0)), []
+    params, held = laid.init(keys.seed(0)), []
     with LiveBytes() as live:
         state = laid.init_state(params, keys.seed(0))
         for _ in range(20):
@@ -280,7 +280,7 @@ def test_long_runs(steps):
     """
     rate, unroll = 0.1, 20
     laid = level(SGD(lr=Linear(rate)), unroll).over(Wandering())
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(0))
     for _ in range(steps // unroll):
         _, grad, state = laid.value_and_grad(params, state)
@@ -313,7 +313,7 @@ def test_noisy_quadratics_slope_is_the_closed_form_in_the_mean():
     task, rate, unroll, steps = NoisyQuadratic(dims=2, low=0.01, dtype="float64"), 0.3, 10, 300
     laid = level(SGD(lr=Linear(rate)), unroll).over(task)
     key = keys.split(keys.seed(1), 4000)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state = laid.init_state(params, key)
     for _ in range(steps // unroll):
         _, grad, state = laid.value_and_grad(params, state)
@@ -332,7 +332,7 @@ def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer):
     task = Poisoned(dims=3, dtype="float64", fatal=5)  # in the second window
     laid, oracle, key = part.over(task), whole(task, part), keys.seed(2)
     oracle.below = ExactDying(task)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)
     dead = state.carry.below.dies
     assert 0 < dead.sum() < 6
@@ -348,7 +348,7 @@ def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer):
 
 def test_sensitivities_that_overflow_restart_their_copy():
     lenient, strict = (level(MOMENTUM, 2, batch=2, nonfinite=how).over(quadratic()) for how in (Skip(), Stop()))
-    params = lenient.init_params(keys.seed(0))
+    params = lenient.init(keys.seed(0))
     _, _, state = lenient.value_and_grad(params, lenient.init_state(params, keys.seed(0)))
     state.memory.x[0, 1, 2] = math.inf
     with pytest.raises(NonFiniteError, match="gradient of the meta-loss is not finite"):
@@ -431,7 +431,7 @@ def test_a_limit_is_a_whole_number(limit):
 
 def test_towers_that_work_are_not_refused():
     for task, *levels in (
-        (Bowl(), level(Start(PLAIN), 2)),
+        (Bowl(), level(LearnedInit(PLAIN), 2)),
         (quadratic(), level(LSTM(hidden=2, layers=1), 2)),
         (quadratic(), first(PLAIN, 2, clip=0.1), level(PLAIN, 2), level(PLAIN, 2, gradient=FirstOrder())),
         (quadratic(), level(PLAIN, 2), level(PLAIN, 2, horizon=4, gradient=PES())),

@@ -57,7 +57,7 @@ def test_trajectories_are_those_of_the_bare_task(gradient):
     part = level(DECAY, 2, 3, gradient, batch=2)
     ours, bare = part.over(TASK), part.over(BARE)
     key = keys.seed(1)
-    params = ours.init_params(key)
+    params = ours.init(key)
     state, other = ours.init_state(params, key), bare.init_state(params, key)
     for _ in range(4):
         value, grad, state = ours.value_and_grad(params, state)
@@ -102,7 +102,7 @@ class Judging:
 
     below: HeldTask
 
-    def judge(self, x: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
+    def outer_value_and_grad(self, x: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
         counted, after = self.below.counted.value(x, state.counted)
         (slope,) = torch.autograd.grad(counted, x, create_graph=True)
         return counted, slope, state._replace(counted=after)
@@ -146,7 +146,7 @@ def test_naive_autograd(name):
 def test_central_differences_of_a_windows_meta_loss(optimizer):
     """From a carry as it stands; also where updates read the loss, which is that of training."""
     laid, key, step = level(optimizer, 4, None, Exact(), horizon=None, batch=2).over(TASK), keys.seed(5), 1e-4
-    params = laid.init_params(key)
+    params = laid.init(key)
     _, _, state = laid.value_and_grad(params, laid.init_state(params, key))
     _, grad, _ = laid.value_and_grad(params, state)
     slopes = []
@@ -158,10 +158,10 @@ def test_central_differences_of_a_windows_meta_loss(optimizer):
 
 @pytest.mark.parametrize("optimizer", [DECAY, Polyak()], ids=str)
 @pytest.mark.parametrize("ahead", [None, 5])
-def test_forward_mode_is_exact_where_a_trajectory_is_one_window(ahead, optimizer):
-    parts = [level(optimizer, 3, ahead, gradient, horizon=3, batch=2) for gradient in (Exact(), Forward())]
+def test_forward_mode_is_exact_where_a_trajectory_is_one_window(lookahead, optimizer):
+    parts = [level(optimizer, 3, lookahead, gradient, horizon=3, batch=2) for gradient in (Exact(), Forward())]
     exact, forward = (part.over(TASK) for part in parts)
-    params = exact.init_params(keys.seed(0))
+    params = exact.init(keys.seed(0))
     states = [laid.init_state(params, keys.seed(0)) for laid in (exact, forward)]
     for _ in range(3):
         value, grad, states[0] = exact.value_and_grad(params, states[0])
@@ -190,7 +190,7 @@ def test_the_losses_that_count_are_those_of_validation_data():
     """By hand: the images that validation keys draw, and cross entropy; counted from the first update on."""
     laid = level(DECAY, 3, None, FirstOrder(), batch=2, horizon=None).over(TASK)
     key = keys.seed(3)
-    params = laid.init_params(key)
+    params = laid.init(key)
     carry = laid.init_state(params, key).carry
     inputs, labels, _ = BARE.on("validation").data()
     own = BARE.on("validation").own(keys.split(carry.key, 2)[:, 1])
@@ -199,8 +199,8 @@ def test_the_losses_that_count_are_those_of_validation_data():
         xs = [*(step.x for step in window.steps[1:]), window.x]
         for t, x in enumerate(xs):
             for copy in range(2):
-                rows = keys.integers(keys.fold(own[copy], 3 * number + t), (8,), len(labels))
-                views = BARE.layout.views(x[copy])
+                rows = keys.integers(keys.fold_in(own[copy], 3 * number + t), (8,), len(labels))
+                views = BARE.layout.unravel(x[copy])
                 one, two = list(views.values())[:2], list(views.values())[2:]
                 hidden = torch.sigmoid(inputs[rows] @ one[0] + one[1])
                 loss = functional.cross_entropy(hidden @ two[0] + two[1], labels[rows])
@@ -215,7 +215,7 @@ def test_a_model_that_overfits_shows_it():
     """
     part = Level(optimizer=SGD(lr=2.0), unroll=20, horizon=None, batch=2)
     laid, bare = part.over(HeldOut(coins(), dtype="float64")), part.over(coins(dtype="float64"))
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state, values = laid.init_state(params, keys.seed(0)), []
     for _ in range(4):
         training = state._replace(carry=state.carry._replace(below=state.carry.below.training))
@@ -266,11 +266,11 @@ def test_it_conforms_and_so_does_what_it_counts(task):
     """The suite asks `value_and_grad`, which is the bare task's; so what `judge` answers is held against that too."""
     check_problem(task)
     key = keys.split(keys.seed(2), 6).reshape(2, 3)
-    params = task.init_params(key)
+    params = task.init(key)
     state = task.init_state(params, key)
     f, g, state = task.value_and_grad(params, state)
     before = map_leaves(Tensor.clone, state)
-    value, grad, after = task.judge(params, f, g, state)
+    value, grad, after = task.outer_value_and_grad(params, f, g, state)
     bare = task.on("validation")
     expected = bare.value_and_grad(params, bare.init_state(params, key))
     assert equal((value, grad, after.counted), expected)

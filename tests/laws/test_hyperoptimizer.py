@@ -21,9 +21,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from levels import SGD, Adam, Backward, DigitsMLP, FirstOrder, Fixed, Laid, Level, LevelState, Linear, Logit, keys
+from levels import SGD, Adam, Backward, DigitsMLP, FirstOrder, Fixed, Level, Level, LevelState, Linear, Logit, keys
 from levels.tree import leaves
-from levels.window import Carry
+from levels.base import Carry
 from recursion import Tower
 from recursion.notation import parse
 from recursion.tower import TowerState
@@ -51,13 +51,13 @@ def start_of(tower: Tower) -> tuple[Tensor, Tensor]:
     for _ in tower.levels:
         for_params, for_state = keys.split(keys.split(key, 1)[0], 2)
         key = for_state
-    return TASK.init_params(for_params), TASK.own(for_state)
+    return TASK.init(for_params), TASK.own(for_state)
 
 
 def theirs(optimizer: Any, weights: Tensor, key: Tensor, evaluations: int) -> list[Moment]:
     """gdtuo's run: the loss, the weights and all hyperparameters at each evaluation."""
     model = nn.Sequential(nn.Linear(64, 10), nn.Sigmoid(), nn.Linear(10, 10)).double()
-    views = list(TASK.layout.views(weights).values())
+    views = list(TASK.layout.unravel(weights).values())
     with torch.no_grad():
         for parameter, view in zip(model.parameters(), views, strict=True):
             parameter.copy_(view.T if view.dim() == 2 else view)
@@ -65,7 +65,7 @@ def theirs(optimizer: Any, weights: Tensor, key: Tensor, evaluations: int) -> li
     wrapped.initialize()
     data, moments = TASK.data(), []
     for step in range(evaluations):
-        rows = keys.integers(keys.fold(key, step), (TASK.minibatch,), len(data.labels))
+        rows = keys.integers(keys.fold_in(key, step), (TASK.minibatch,), len(data.labels))
         wrapped.begin()
         loss = nn.functional.cross_entropy(wrapped.forward(data.inputs[rows]), data.labels[rows])
         wrapped.zero_grad()
@@ -151,11 +151,11 @@ def test_adam_on_sgd():
 
 def started_with_v(tower: Tower, params: Tensor, v: float) -> TowerState:
     """The start-up of a tower of height 2 by hand, Adam's second moment beginning at ``v``."""
-    laid: Laid = tower.laid[0]
+    laid: Level = tower.bound_levels[0]
     state = tower.init(seed=0, params=params)
     top = state.carry
     for_params, for_state = keys.split(top.key, 2).unbind(-1)
-    x = laid.init_params(for_params)
+    x = laid.init(for_params)
     carry = laid.start(x, for_state)
     carry = carry._replace(state=carry.state._replace(v=carry.state.v + v))
     f, g, below = laid.value_and_grad(x, LevelState(carry, None))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Laid, Level, LevelState, Linear, Problem, Quadratic, RMSprop, Task, keys
+from levels import LSTM, SGD, Adam, DigitsMLP, Level, Level, LevelState, Linear, Problem, Quadratic, RMSprop, Task, keys
 from levels.tree import State, leaves, map_leaves
 from recursion import Tower
 
@@ -41,7 +41,7 @@ def test_an_idle_level_changes_nothing_below(task, rule):
     for _ in range(4):
         state, _ = tower.step(state)
         for _ in range(6):
-            alone, _ = tower.laid[0].window(params, alone)
+            alone, _ = tower.bound_levels[0].window(params, alone)
         bottom = tower.carries(state)[0]
         assert torch.equal(tower.carries(state)[1].x[0, 0], params)
         assert same(map_leaves(lambda leaf: leaf[0, 0], bottom), alone)
@@ -65,10 +65,10 @@ def test_the_same_seed_is_the_same_run(task):
     assert not torch.equal(first.carry.x, run(1).carry.x)
 
 
-def laid_over(task: Problem, levels: list[Level]) -> Laid:
+def laid_over(task: Problem, levels: list[Level]) -> Level:
     for level in levels:
         task = level.over(task)
-    assert isinstance(task, Laid)
+    assert isinstance(task, Level)
     return task
 
 
@@ -78,12 +78,12 @@ def test_a_copy_alone_is_what_it_is_in_a_batch(task):
     task = type(task)(**{"dtype": "float64", **({"hidden": (3,)} if isinstance(task, DigitsMLP) else {"dims": 4})})
     laid = laid_over(task, tall(task)[:2])
     key = keys.split(keys.seed(9), 3)
-    params = laid.init_params(key)
+    params = laid.init(key)
     together = laid.init_state(params, key)
     for _ in range(4):
         value, grad, together = laid.value_and_grad(params, together)
     for i in range(3):
-        row = laid.init_params(key[i])
+        row = laid.init(key[i])
         assert torch.equal(row, params[i])
         alone = laid.init_state(row, key[i])
         for _ in range(4):
@@ -99,7 +99,7 @@ def test_copies_of_one_level_do_not_see_each_other(rule):
     """One copy's carry taken out of a level with four, windows with a restart in between."""
     task = Quadratic(dims=4, dtype="float64")
     four, one = (Level(optimizer=rule, unroll=2, horizon=6, batch=batch).over(task) for batch in (4, 1))
-    params = four.init_params(keys.seed(3))
+    params = four.init(keys.seed(3))
     carry = four.start(params, keys.seed(3))
     alone = [map_leaves(lambda leaf, i=i: leaf[i : i + 1], carry) for i in range(4)]
     for _ in range(5):
@@ -117,7 +117,7 @@ def test_inputs_are_not_mutated(task):
     for height in (1, 2, 3):
         laid = laid_over(task, tall(task)[:height])
         key = keys.split(keys.seed(2), 2)
-        params = laid.init_params(key)
+        params = laid.init(key)
         state: LevelState = laid.init_state(params, key)
         before = copied((params, state, key))
         for _ in range(4):  # restarts on the way

@@ -9,7 +9,7 @@ import torch
 from systems import Drift, Plane
 from torch import Tensor
 
-from levels import PES, SGD, Estimator, FirstOrder, Laid, Level, LevelState, Mix, NonFiniteError, Quadratic, Skip, keys
+from levels import PES, SGD, Estimator, FirstOrder, Level, Level, LevelState, Mix, NonFiniteError, Quadratic, Skip, keys
 from levels.tree import leaves
 
 TRUTH = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
@@ -24,25 +24,25 @@ class Noisy(Estimator):
     breaks: int = -1
     broken: float = math.inf
 
-    def check(self, level: Laid) -> None:
+    def check(self, level: Level) -> None:
         return None
 
-    def init_state(self, level: Laid, params: Tensor, key: Tensor) -> LevelState:
+    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
         return LevelState(level.start(params, key), (key, torch.zeros_like(key)))
 
-    def value_and_grad(self, level: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         key, window = state.memory
-        noise = keys.normal(keys.fold(key, window), (4,), torch.float64)
+        noise = keys.normal(keys.fold_in(key, window), (4,), torch.float64)
         grad = (TRUTH + noise * torch.tensor(self.scales, dtype=torch.float64)).to(params.dtype)
         grad[..., 0] = torch.where(window == self.breaks, self.broken, grad[..., 0])
         return grad.sum(-1).nan_to_num(0, 0, 0), grad, LevelState(state.carry, (key, window + 1))
 
 
-def laid_with(gradient: Estimator, **settings: Any) -> Laid:
+def laid_with(gradient: Estimator, **settings: Any) -> Level:
     return Level(optimizer=Drift(), horizon=None, batch=1, gradient=gradient, **settings).over(Plane())
 
 
-def apart(laid: Laid, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor]:
+def apart(laid: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor]:
     """What the two estimators give by themselves."""
     mix = laid.level.gradient
     first = mix.first.value_and_grad(laid, params, LevelState(state.carry, state.memory.first))
@@ -110,7 +110,7 @@ def test_where_neither_is_finite_the_policy_is_asked():
 def test_backpropagation_and_evolution_keep_problems_of_their_own_and_mix_to_something_in_between():
     mixed = Mix(FirstOrder(), PES(sigma=0.1, pairs=2))
     laid = Level(optimizer=SGD(lr=0.01), unroll=2, horizon=4, batch=2, gradient=mixed).over(Quadratic(dims=3))
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(0))
     assert set(state.carry.key.tolist()).isdisjoint(state.memory.second.carry.key.tolist())
     for _ in range(6):

@@ -21,7 +21,7 @@ from levels import (
     Exact,
     FirstOrder,
     HeldOut,
-    Laid,
+    Level,
     Last,
     Level,
     LevelState,
@@ -60,9 +60,9 @@ def online(*candidates: int, every: int = 2, horizon: int | None = 8, batch: int
 @pytest.mark.parametrize(("optimizer", "through"), [(lstm(1), FirstOrder()), (MOMENTUM, Exact())], ids=str)
 def test_with_one_candidate_it_is_the_level_with_that_ahead(optimizer, through, copies, horizon):
     part = online(5, optimizer=optimizer, horizon=horizon, through=through)
-    ours, plain = (each.over(quadratic()) for each in (part, replace(part, ahead=5, gradient=through)))
+    ours, plain = (each.over(quadratic()) for each in (part, replace(part, lookahead=5, gradient=through)))
     key = keys.split(keys.seed(1), math.prod(copies)).reshape(copies)
-    params = ours.init_params(key)
+    params = ours.init(key)
     state, expected = ours.init_state(params, key), plain.init_state(params, key)
     for _ in range(7):
         value, grad, state = ours.value_and_grad(params, state)
@@ -80,30 +80,30 @@ UNITS = {Sum(): 3.0, Last(): 1.0, MeanLog(): 1.0, Discounted(0.5): (2 - 2**-8) /
 def test_each_window_is_that_of_the_candidate_in_units_of_the_longest(objective):
     laid = online(3, 9, objective=objective, every=1).over(NOISY)
     key = keys.seed(3)
-    params, seen = laid.init_params(key), set()
+    params, seen = laid.init(key), set()
     state = laid.init_state(params, key)
     for _ in range(12):
         value, grad, after = laid.value_and_grad(params, state)
-        ahead = int(laid.level.gradient.notes(after)["look-ahead"])
-        seen.add(ahead)
-        alone = replace(laid.level, ahead=ahead, gradient=FirstOrder()).over(NOISY)
+        lookahead = int(laid.level.gradient.metrics(after)["look-ahead"])
+        seen.add(lookahead)
+        alone = replace(laid.level, lookahead=lookahead, gradient=FirstOrder()).over(NOISY)
         expected = alone.value_and_grad(params, LevelState(state.carry, None))
-        unit = UNITS[objective] if ahead == 3 else 1.0
+        unit = UNITS[objective] if lookahead == 3 else 1.0
         torch.testing.assert_close((value, grad), (unit * expected[0], unit * expected[1]), rtol=1e-6, atol=0.0)
         assert equal(after.carry, expected[2].carry)
         params, state = params - 0.1 * grad / grad.norm(), after
     assert seen == {3, 9}
 
 
-def wander(laid: Laid, key: torch.Tensor, windows: int) -> list[Any]:
+def wander(laid: Level, key: torch.Tensor, windows: int) -> list[Any]:
     """What it answers along a path whose steps have the gradient's sign in some windows and not in others."""
-    params, answers = laid.init_params(key), []
+    params, answers = laid.init(key), []
     state = laid.init_state(params, key)
-    state = state._replace(memory=state.memory._replace(left=1 + keys.fold(key, 2) % 2))  # begun at different times
+    state = state._replace(memory=state.memory._replace(left=1 + keys.fold_in(key, 2) % 2))  # begun at different times
     for number in range(windows):
         value, grad, state = laid.value_and_grad(params, state)
         answers.append((value, grad, state))
-        turn = torch.where(keys.fold(key, number // 5) % 3 == 0, 1.0, -1.0)
+        turn = torch.where(keys.fold_in(key, number // 5) % 3 == 0, 1.0, -1.0)
         params = params + 0.2 * turn[..., None] * grad.sign()
     return answers
 
@@ -127,7 +127,7 @@ def test_each_level_of_a_batch_chooses_for_itself():
 def test_a_blocks_gain_is_that_of_trials_by_hand(horizon):
     laid = online(2, 4, 8, every=3, horizon=horizon).over(NOISY)
     key = keys.seed(5)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, played = laid.init_state(params, key), []
     counts, sums, squares = torch.zeros(3).double(), torch.zeros(3).double(), torch.zeros(()).double()
     while len(played) < 8:
@@ -152,32 +152,32 @@ def test_a_blocks_gain_is_that_of_trials_by_hand(horizon):
     assert len(set(played)) > 1
 
 
-def by_hand(laid: Laid, params: torch.Tensor, state: LevelState) -> float:
+def by_hand(laid: Level, params: torch.Tensor, state: LevelState) -> float:
     """A life from fresh starts in windows of the unroll; without a horizon, the longest window from here."""
-    if laid.level.life is None:
-        longest = replace(laid.level, ahead=8, gradient=FirstOrder()).over(laid.problem)
+    if laid.level.episode_length is None:
+        longest = replace(laid.level, lookahead=8, gradient=FirstOrder()).over(laid.problem)
         return float(longest.value_and_grad(params, LevelState(state.carry, None))[0])
     fresh, total = laid.on("validation"), 0.0
     carry = fresh.begin(params, keys.split(state.memory.key, laid.batch))
-    for _ in range(laid.level.life):
+    for _ in range(laid.level.episode_length):
         x = carry.x - params.exp() * carry.g
         f, g, below = fresh.problem.value_and_grad(x, carry.below)
         carry = carry._replace(x=x, g=g, below=below)
         total += float(f.mean())
-    return total / (laid.level.life // laid.level.unroll)
+    return total / (laid.level.episode_length // laid.level.unroll)
 
 
 def test_trials_are_on_the_validation_split():
     laid = online(2, 4, every=1).over(digits())
     key = keys.seed(0)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state = laid.init_state(params, key)
     _, _, state = laid.value_and_grad(params, state)
     moved = params - 1.0
     after = laid.value_and_grad(moved, state)[2].memory
     gains = {}
     for split in ("train", "validation"):
-        worse, better = (laid.on(split).trial(each, after.key).double() for each in (params, moved))
+        worse, better = (laid.on(split).evaluate_from_scratch(each, after.key).double() for each in (params, moved))
         gains[split] = (worse - better) / (worse + better)
     assert after.gains.tolist() == [0.0, float(gains["validation"])]
     assert gains["train"] != gains["validation"]
@@ -186,7 +186,7 @@ def test_trials_are_on_the_validation_split():
 def test_parameters_that_go_wrong_gain_nothing_and_lose_the_most():
     laid = online(2, 4, every=1).over(NOISY)
     key = keys.seed(0)
-    good, bad = laid.init_params(key), torch.full((1,), 400.0, dtype=torch.float64)
+    good, bad = laid.init(key), torch.full((1,), 400.0, dtype=torch.float64)
     _, _, state = laid.value_and_grad(good, laid.init_state(good, key))
     for began, now, gain in ((good, bad, -1.0), (bad, good, 1.0), (bad, bad, 0.0)):
         memory = state.memory._replace(began=began)
@@ -229,7 +229,7 @@ def played(gains: Any, blocks: int, prices: tuple[float, ...] = (1.0,) * 4) -> l
     arm, chosen = 3, []
     for block in range(blocks):
         chosen.append(arm)
-        gain = gains(arm, block) + 0.01 * float(keys.normal(keys.fold(keys.seed(7), block), (), torch.float64))
+        gain = gains(arm, block) + 0.01 * float(keys.normal(keys.fold_in(keys.seed(7), block), (), torch.float64))
         mean = float(sums[arm] / counts[arm]) if counts[arm] > 0 else 0.0
         counts, sums, squares = 0.9 * counts, 0.9 * sums, 0.9 * squares + (gain - mean) ** 2
         counts[arm], sums[arm] = counts[arm] + 1, sums[arm] + gain
@@ -262,10 +262,10 @@ def test_it_forgets():
 def descend(part: Level, steps: int) -> tuple[float, list[float]]:
     """Theta of influence balancing in the end, and the look-ahead in each window."""
     tower = Tower(Target(), part, Level(optimizer=Adam(lr=0.03, beta1=0.1, beta2=0.8)))
-    ahead = []
+    lookahead = []
     for state, report in tower.run(tower.init(seed=0), steps):  # noqa: B007
-        ahead.append(report.notes["level 1 look-ahead"])
-    return float(state.carry.x), ahead
+        lookahead.append(report.metrics["level 1 look-ahead"])
+    return float(state.carry.x), lookahead
 
 
 @pytest.mark.parametrize(("horizon", "best"), [(None, -1 / 6), (200, 0.28)])
@@ -276,23 +276,23 @@ def test_it_gets_where_a_short_look_ahead_does_not(horizon, best):
     lives of 200 from a start that is far from there, the best theta is in between: there it takes both.
     """
     settings = {"optimizer": Balance(), "unroll": 10, "horizon": horizon, "batch": 1, "objective": Last()}
-    short, ahead = descend(online(10, every=5, **settings), 40)
-    assert ahead == [10.0] * 40
+    short, lookahead = descend(online(10, every=5, **settings), 40)
+    assert lookahead == [10.0] * 40
     assert short > 1.0
-    chosen, ahead = descend(online(10, 100, every=5, **settings), 100)
+    chosen, lookahead = descend(online(10, 100, every=5, **settings), 100)
     assert abs(chosen - best) < 0.1
-    share = ahead[-60:].count(100.0) / 60
+    share = lookahead[-60:].count(100.0) / 60
     assert share > 0.7 if horizon is None else 0.2 < share < 0.8
     if horizon is not None:
         laid = online(10, **settings).over(Target())
         grid = torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None]
-        assert float(grid[laid.trial(grid, keys.seed(0).expand(201)).argmin()]) == pytest.approx(best, abs=0.006)
+        assert float(grid[laid.evaluate_from_scratch(grid, keys.seed(0).expand(201)).argmin()]) == pytest.approx(best, abs=0.006)
 
 
 def test_of_two_that_go_the_right_way_the_cheaper_is_chosen_while_there_is_far_to_go():
     settings = {"optimizer": Balance(), "unroll": 10, "horizon": None, "batch": 1, "objective": Last()}
-    _, ahead = descend(online(100, 200, every=2, **settings), 24)
-    assert ahead[-16:].count(100.0) > 10
+    _, lookahead = descend(online(100, 200, every=2, **settings), 24)
+    assert lookahead[-16:].count(100.0) > 10
 
 
 # Counts.
@@ -306,7 +306,7 @@ def test_what_it_says_it_spent_is_what_the_task_was_asked(candidates, horizon, t
     task = Counted(Quadratic(dims=2, dtype="float64"))
     part = online(*candidates, horizon=horizon, through=through)
     laid, key = part.over(task), keys.split(keys.seed(0), 2)
-    params = laid.init_params(key)
+    params = laid.init(key)
     task.take()
     state, asked, restarts = laid.init_state(params, key), 0, 0
     for number in range(1, 31):
@@ -318,14 +318,14 @@ def test_what_it_says_it_spent_is_what_the_task_was_asked(candidates, horizon, t
             assert float(state.memory.spent.sum()) == asked
         most = laid.cost * laid.batch * number + laid.batch * laid.starting + restarts
         assert (state.memory.spent <= most).all()
-    notes = part.gradient.notes(state)
-    assert torch.equal(notes["task gradients"], state.memory.spent / 3)
+    metrics = part.gradient.metrics(state)
+    assert torch.equal(metrics["task gradients"], state.memory.spent / 3)
 
 
 def test_exact_windows_count_as_its_cost_says():
     laid = online(2, 8, every=1, horizon=None, through=Exact()).over(NOISY)
     key = keys.seed(0)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state = laid.init_state(params, key)
     spent = [state.memory.spent]
     for _ in range(2):
@@ -340,7 +340,7 @@ def test_data_that_only_counts_is_counted_too():
     task = HeldOut(DigitsMLP(hidden=(3,), minibatch=8))
     laid = online(2, 4, every=1).over(task)
     key = keys.seed(0)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state = laid.init_state(params, key)._replace()
     first = laid.value_and_grad(params, state)[2]
     assert float(first.memory.spent - state.memory.spent) == 3 * 2 * 4
@@ -383,7 +383,7 @@ def test_it_resumes_at_depth_three_where_it_stopped(notation, tmp_path):
     assert equal(again, state)
     assert not torch.equal(again.carry.x, saved.state.carry.x)
     number = 2 if "adam@2" in notation else 1
-    assert {f"level {number} look-ahead", f"level {number} task gradients"} <= set(report.notes)
+    assert {f"level {number} look-ahead", f"level {number} task gradients"} <= set(report.metrics)
 
 
 def test_a_tower_without_its_top_still_runs():

@@ -68,7 +68,7 @@ def measured(
     """The estimates of all windows of a run of ``steps``, added up."""
     level = Level(optimizer=SGD(lr=rate), unroll=unroll, horizon=None, batch=1, gradient=gradient, objective=objective)
     laid, key = level.over(TASK), keys.split(keys.seed(5), runs)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
     for _ in range(steps // unroll):
         _, grad, state = laid.value_and_grad(params, state)
@@ -79,19 +79,19 @@ def measured(
 @pytest.mark.parametrize("ahead", [1, 10, 50])
 @pytest.mark.parametrize("objective", [SUM, LAST], ids=repr)
 @pytest.mark.parametrize("gradient", [Exact(), Forward()], ids=repr)
-def test_one_windows_slope_is_the_closed_form(gradient, objective, ahead):
-    expected = expected_slope(RATE, ahead, objective=objective)
-    found = measured(gradient, RATE, ahead, ahead, objective=objective)
+def test_one_windows_slope_is_the_closed_form(gradient, objective, lookahead):
+    expected = expected_slope(RATE, lookahead, objective=objective)
+    found = measured(gradient, RATE, lookahead, lookahead, objective=objective)
     assert found.error < abs(expected) / 8
     assert abs(found.value - expected) < 4 * found.error
 
 
 @pytest.mark.parametrize("ahead", [1, 10, 50])
-def test_first_order_leaves_out_what_the_closed_form_says(ahead):
-    expected, kept = expected_slope(RATE, ahead), first_order_slope(RATE, ahead)
-    found = measured(FirstOrder(), RATE, ahead, ahead, runs=2000)
+def test_first_order_leaves_out_what_the_closed_form_says(lookahead):
+    expected, kept = expected_slope(RATE, lookahead), first_order_slope(RATE, lookahead)
+    found = measured(FirstOrder(), RATE, lookahead, lookahead, runs=2000)
     assert abs(found.value - kept) < 4 * found.error
-    if ahead == 1:  # no gradient in the window depends on the step size
+    if lookahead == 1:  # no gradient in the window depends on the step size
         assert kept == pytest.approx(expected, rel=1e-12)
     else:
         assert kept < expected - 5 * found.error  # the fall that is left looks steeper than it is
@@ -128,7 +128,7 @@ def test_forward_is_right_after_ten_thousand_steps_in_the_memory_of_a_thousand()
     rate, runs, unroll, held = 0.3, 256, 20, []
     laid = Level(optimizer=SGD(lr=rate), unroll=unroll, horizon=None, batch=1, gradient=Forward()).over(TASK)
     key = keys.split(keys.seed(5), runs)
-    params = laid.init_params(key)
+    params = laid.init(key)
     state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
     for step in range(unroll, 10_001, unroll):
         looked = step in (1000, 10_000)

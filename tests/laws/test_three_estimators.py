@@ -29,7 +29,7 @@ from levels import (
     FirstOrder,
     Forward,
     FullES,
-    Laid,
+    Level,
     Level,
     LevelState,
     MeanLog,
@@ -84,7 +84,7 @@ class EvolutionLevel(AheadLevel):
         swarm, draws = Swarm(), []
         for copy, begun in enumerate(super().start(theta, key)):
             for pair in range(self.pairs):
-                own = keys.fold(keys.fold(key, -1), 1 + copy * self.pairs + pair)
+                own = keys.fold_in(keys.fold_in(key, -1), 1 + copy * self.pairs + pair)
                 noise = keys.normal(own, (len(theta),), theta.dtype)
                 draws.append(Draw(noise, noise, own))
                 swarm += [begun, begun]  # the same problem for both, and for all pairs of a copy
@@ -108,7 +108,7 @@ class EvolutionLevel(AheadLevel):
 
     def next(self, draw: Draw, age: int) -> Draw:
         """What the pair remembers for its next window, its trajectory having this age."""
-        key, ended = keys.fold(draw.key, 1), age >= self.level.life
+        key, ended = keys.fold_in(draw.key, 1), age >= self.level.episode_length
         drawn = ended or age % self.period == 0
         noise = keys.normal(key, draw.noise.shape, draw.noise.dtype) if drawn else draw.noise
         if not self.summed:
@@ -163,10 +163,10 @@ class Errors(NamedTuple):
     restarts: list[int]
 
 
-def compare(ours: Laid, theirs: Any, windows: int, *, move: float = 0.01, seed: int = 7) -> Errors:
+def compare(ours: Level, theirs: Any, windows: int, *, move: float = 0.01, seed: int = 7) -> Errors:
     """Parameters move along the gradient between windows, each side's along its own."""
     key = keys.seed(seed)
-    params = ours.init_params(key)
+    params = ours.init(key)
     mine, state, copies = params.clone(), ours.init_state(params, key), theirs.start(params, key)
     first = Errors(0.0, 0.0, state_error(state, settled(copies)), remembered(state, copies), starts(state))
     errors = [first]
@@ -241,14 +241,14 @@ TOWERS = {
         level(MOMENTUM, PES(sigma=0.1)),
     ),
     "with ahead: bootstrapped, es-single, first-order": (
-        level(MOMENTUM, Bootstrapped(Exact()), ahead=5, batch=2),
-        level(STEP, ESSingle(sigma=0.1), ahead=3, batch=2),
-        level(MOVED, FirstOrder(), ahead=3),
+        level(MOMENTUM, Bootstrapped(Exact()), lookahead=5, batch=2),
+        level(STEP, ESSingle(sigma=0.1), lookahead=3, batch=2),
+        level(MOVED, FirstOrder(), lookahead=3),
     ),
     "with ahead: exact, first-order, pes": (
-        level(MOMENTUM, Exact(), ahead=3, batch=2),
-        level(MOVED, FirstOrder(), ahead=4),
-        level(STEP, PES(sigma=0.1), ahead=3, batch=2),
+        level(MOMENTUM, Exact(), lookahead=3, batch=2),
+        level(MOVED, FirstOrder(), lookahead=4),
+        level(STEP, PES(sigma=0.1), lookahead=3, batch=2),
     ),
 }
 
@@ -331,7 +331,7 @@ OVER = {
 
 @pytest.mark.parametrize("name", OVER)
 def test_what_cannot_be_differentiated_is_refused_however_deep(name):
-    levels = [level(STEP, gradient, ahead=4 if isinstance(gradient, Bootstrapped) else None) for gradient in OVER[name]]
+    levels = [level(STEP, gradient, lookahead=4 if isinstance(gradient, Bootstrapped) else None) for gradient in OVER[name]]
     what = f"level {len(levels)} .*the level below, .*{levels[0].gradient.name}.* cannot be differentiated by"
     with pytest.raises(ValueError, match=what):
         Tower(quadratic(2), *levels, exact(STEP, 1))

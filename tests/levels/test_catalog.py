@@ -15,7 +15,7 @@ from levels.level import Level
 from levels.objectives import Objective, Sum
 from levels.optimizers.adam import Adam
 from levels.optimizers.sgd import SGD
-from levels.part import Part
+from levels.config import Config
 from levels.tasks.module import ModuleTask
 
 NEW_RULE = '''
@@ -55,7 +55,7 @@ def folder(tmp_path, monkeypatch) -> Iterator[Any]:
 
 def test_every_concrete_part_of_the_package_is_found():
     exported = [getattr(levels, name) for name in levels.__all__]
-    concrete = {cls for cls in exported if isinstance(cls, type) and issubclass(cls, Part) and hasattr(cls, "name")}
+    concrete = {cls for cls in exported if isinstance(cls, type) and issubclass(cls, Config) and hasattr(cls, "name")}
     found = {cls for kind in catalog.KINDS for cls in catalog.parts(kind).values()}
     assert concrete <= found
     assert all(catalog.name_of(cls) == cls.name for cls in found)
@@ -197,7 +197,7 @@ def test_annotations_that_cannot_be_resolved_take_anything():
     ],
 )
 def test_settle(value, hint, expected):
-    settled = catalog.settle(value, hint)
+    settled = catalog.coerce(value, hint)
     assert settled == expected
     assert type(settled) is type(expected)
 
@@ -220,7 +220,7 @@ def test_settle(value, hint, expected):
 )
 def test_settle_refuses_other_kinds(value, hint, sentence):
     with pytest.raises(ValueError) as caught:
-        catalog.settle(value, hint)
+        catalog.coerce(value, hint)
     assert str(caught.value) == sentence
 
 
@@ -267,12 +267,12 @@ def test_types_in_words():
     assert catalog.describe(Any) == "a value"
     assert catalog.describe(list) == "a list"
     assert catalog.describe(Hyper | float | None) == "a hyperparameter space, a number or none"
-    assert catalog.describe(Part) == ", ".join(map(catalog.article, [*catalog.KINDS][:-1])) + " or a nonfinite policy"
+    assert catalog.describe(Config) == ", ".join(map(catalog.article, [*catalog.KINDS][:-1])) + " or a nonfinite policy"
     assert catalog.describe(complex) == "a Python object"
 
 
 def test_a_part_without_fields_need_not_be_a_dataclass():
-    class Bare(Part):
+    class Bare(Config):
         name = "bare"
 
     assert repr(Bare()) == "bare"

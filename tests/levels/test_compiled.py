@@ -6,7 +6,7 @@ from torch import Tensor
 
 from levels import LSTM, Quadratic, RNNProp, compiled, keys, native
 from levels.compiled import compilable, compiling, is_compiling
-from levels.derivatives import push
+from levels.autodiff import push
 from levels.optimizers import cells_native
 from recursion.notation import parse
 from recursion.training import EACH_UPDATE, REPAID, REPAID_NATIVE, repays_compiling, train
@@ -68,7 +68,7 @@ def test_runs_that_are_long_enough_compile(tmp_path, compiler, monkeypatch):
     assert repays_compiling(tower, REPAID_NATIVE // each + 1)
     assert not repays_compiling(parse("quadratic: adam@20 / adam"), REPAID)
     above = parse("quadratic(dims=5): adam@2[batch=3] / rnnprop(hidden=2)@4[batch=7] / adam")  # it updates Adam's rate
-    each = 4 * (7 * above.laid[0].layout.size + EACH_UPDATE)
+    each = 4 * (7 * above.bound_levels[0].layout.size + EACH_UPDATE)
     assert not repays_compiling(above, (REPAID_NATIVE - 1) // each)
     assert repays_compiling(above, REPAID_NATIVE // each + 1)
     notices: list[str] = []
@@ -123,7 +123,7 @@ def test_compiled_updates_and_derivatives_equal_plain_ones(rule, dtype, toleranc
     for copies in (3, 7):
         task = Quadratic(dims=6, dtype=dtype)
         laid, key = rule.over(task.layout), keys.split(keys.seed(copies), 4)
-        params = laid.init_params(key[0])
+        params = laid.init(key[0])
         x, g, dx = (keys.normal(k, (copies, 6), params.dtype) for k in key[1:])
         f, state = torch.ones(copies, dtype=params.dtype), laid.init_state(params, x)
         with torch.no_grad():

@@ -153,12 +153,12 @@ class InPlaceParams(Broken):
 
 
 class GlobalDraw(Broken):
-    def init_params(self, key):
+    def init(self, key):
         return torch.randn(*key.shape, self.dims, dtype=self.torch_dtype)
 
 
 class ForkedDraw(Broken):
-    def init_params(self, key):
+    def init(self, key):
         with torch.random.fork_rng(devices=[]):
             return torch.randn(*key.shape, self.dims, dtype=self.torch_dtype)
 
@@ -204,7 +204,7 @@ class SameSplits(Broken):
 
 class OneProblem(Broken):
     def own(self, key):
-        return keys.fold(torch.zeros_like(key), ("train", "validation", "test").index(self.split))
+        return keys.fold_in(torch.zeros_like(key), ("train", "validation", "test").index(self.split))
 
 
 class Infinite(Broken):
@@ -220,8 +220,8 @@ class KeptDim(Broken):
 
 
 class Single(Broken):
-    def init_params(self, key):
-        return super().init_params(key).float()
+    def init(self, key):
+        return super().init(key).float()
 
 
 @pytest.mark.parametrize(
@@ -255,58 +255,58 @@ class Judging(Broken):
 
     judging = 1
 
-    def judge(self, params, f, g, state):
+    def outer_value_and_grad(self, params, f, g, state):
         value, grad, _ = self.value_and_grad(2 * params, state)
         return 3 * value, 6 * grad, state
 
 
 class JudgedByTrainingGradient(HeldOut):
-    def judge(self, params, f, g, state):
-        value, _, state = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        value, _, state = super().outer_value_and_grad(params, f, g, state)
         return value, g, state
 
 
 class JudgedWithoutChainRule(Judging):
-    def judge(self, params, f, g, state):
-        value, grad, state = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        value, grad, state = super().outer_value_and_grad(params, f, g, state)
         return value, grad / 2, state
 
 
 class JudgedInPlace(Judging):
-    def judge(self, params, f, g, state):
-        answer = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        answer = super().outer_value_and_grad(params, f, g, state)
         f.mul_(2)
         return answer
 
 
 class JudgedStateInPlace(Judging):
-    def judge(self, params, f, g, state):
-        answer = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        answer = super().outer_value_and_grad(params, f, g, state)
         state.y.add_(1)
         return answer
 
 
 class JudgedMixed(Judging):
-    def judge(self, params, f, g, state):
-        value, grad, state = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        value, grad, state = super().outer_value_and_grad(params, f, g, state)
         return value + f.mean(), grad, state
 
 
 class JudgedKeptDim(Judging):
-    def judge(self, params, f, g, state):
-        value, grad, state = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        value, grad, state = super().outer_value_and_grad(params, f, g, state)
         return value[..., None], grad, state
 
 
 class JudgedRestructured(Judging):
-    def judge(self, params, f, g, state):
-        value, grad, state = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        value, grad, state = super().outer_value_and_grad(params, f, g, state)
         return value, grad, tuple(state)
 
 
 class JudgedNoisy(Judging):
-    def judge(self, params, f, g, state):
-        value, grad, state = super().judge(params, f, g, state)
+    def outer_value_and_grad(self, params, f, g, state):
+        value, grad, state = super().outer_value_and_grad(params, f, g, state)
         with torch.random.fork_rng(devices=[]):
             return value + torch.rand(()), grad, state
 
@@ -452,8 +452,8 @@ class Attached(Faulty):
 
 
 class Forgetful(Faulty):
-    def init_params(self, key):
-        return super().init_params(key)[..., :1]
+    def init(self, key):
+        return super().init(key)[..., :1]
 
 
 class LongerStep(Faulty):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from levels import FashionConvNet, FashionMLP, Mnist1dMLP, MnistConvNet, MnistMLP, keys
-from levels.task import SPLITS
+from levels.tasks.task import SPLITS
 from levels.tasks.data import fashion, mnist, mnist1d
 from levels.testing import check_problem
 
@@ -125,4 +125,4 @@ def test_mnist1d():
     check_problem(Mnist1dMLP(hidden=(3,), minibatch=4, dtype="float64"))
     task = Mnist1dMLP()
     assert task.layout.size == 40 * 20 + 20 + 210
-    assert task.init_params(keys.seed(0)).shape == (1030,)
+    assert task.init(keys.seed(0)).shape == (1030,)

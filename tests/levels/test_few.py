@@ -28,7 +28,7 @@ def test_few_problems_conform(task, validation):
 def drawn(task, count=400):
     """What a family draws for many keys: start, matrix and vector of quadratics, in one row."""
     for_params, for_state = halves(count)
-    x = task.init_params(for_params)
+    x = task.init(for_params)
     state = task.init_state(x, for_state)
     return torch.cat((x, state.w.flatten(1), state.y), -1)
 
@@ -64,7 +64,7 @@ def test_validation_may_be_the_very_same_problems():
 def test_minibatches_are_the_same_too():
     """A run of one problem is the same for every key, and as on training data where validation is the same."""
     few, rule = Few(SMALL, 1, "same"), SGD(lr=0.5)
-    params = rule.over(few.layout).init_params(keys.seed(0))[None]
+    params = rule.over(few.layout).init(keys.seed(0))[None]
     losses = run(rule, params, few, keys.split(keys.seed(1), 5), 6)
     assert torch.allclose(losses, losses[..., :1].expand_as(losses), rtol=1e-6)
     again = run(rule, params, few.on("validation"), keys.split(keys.seed(2), 3), 6)

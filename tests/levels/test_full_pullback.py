@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from levels import SGD, Adagrad, Adam, AdamW, Fixed, Layout, Linear, Log, Muon, RMSprop, keys
-from levels.derivatives import Cotangents, pull_update
-from levels.hyper import HandMade
-from levels.optimizer import Optimizer
+from levels.autodiff import Cotangents, pull_update
+from levels.hyper import HyperparamOptimizer
+from levels.base import Optimizer
 from levels.tree import leaves
 
 BELOW = Layout.of({"weight": (2, 2), "bias": (3,)}, torch.float64)
@@ -29,11 +29,11 @@ RULES = [
 ]
 
 
-def both(rule: HandMade, steps: int, zero: bool = False) -> list[list[torch.Tensor]]:
+def both(rule: HyperparamOptimizer, steps: int, zero: bool = False) -> list[list[torch.Tensor]]:
     """Cotangents of step ``steps``, by `HandMade.pull_all` and by autograd."""
     rule = rule.over(BELOW)
     key = keys.split(keys.seed(5), 2)
-    params = rule.init_params(key)
+    params = rule.init(key)
     f, (x, g, dx, *slopes) = torch.ones(2, 3), keys.normal(key, (6, 3, 7), torch.float64).unbind(1)
     g = 0 * g if zero else g
     state = rule.init_state(params, x)
@@ -50,7 +50,7 @@ def both(rule: HandMade, steps: int, zero: bool = False) -> list[list[torch.Tens
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 def test_what_is_written_out_is_what_autograd_says(rule, steps, zero, monkeypatch):
     expected = both(rule, steps, zero)[1]
-    assert type(rule).full_pullback is not HandMade.full_pullback
+    assert type(rule).full_pullback is not HyperparamOptimizer.full_pullback
     torch.testing.assert_close(both(rule, steps, zero)[0], expected, rtol=1e-11, atol=1e-11)
     monkeypatch.setattr(sys.modules[Optimizer.__module__], "pull_update", None)  # none of these asks it
     both(rule, steps, zero)
@@ -92,7 +92,7 @@ def test_other_rules_ask_autograd(rule):
 
 def test_the_other_derivative_is_still_its_own():
     rule = Reversed(momentum=0.5, weight_decay=0.1).over(BELOW)
-    params = rule.init_params(keys.seed(0)[None])
+    params = rule.init(keys.seed(0)[None])
     x, g, dx = keys.normal(keys.seed(1), (3, 1, 2, 7), torch.float64)
     inputs = torch.ones(1, 2), g, rule.init_state(params, x) + 1, x, dx, [2 * dx]
     dparams, dstate, dx = rule.pullback(params, *inputs)

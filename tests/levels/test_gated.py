@@ -10,7 +10,7 @@ from levels import (
     SGD,
     Adam,
     Asking,
-    ByName,
+    Partition,
     Exact,
     Fixed,
     Gated,
@@ -20,7 +20,7 @@ from levels import (
     MLPOptimizer,
     Optimizer,
     Quadratic,
-    Start,
+    LearnedInit,
     keys,
 )
 from levels.testing import check_optimizer
@@ -28,7 +28,7 @@ from levels.tree import leaves
 from recursion.notation import parse
 
 LAYOUT = Layout.of({"weight": (3, 2), "bias": (2,)}, torch.float64)
-RULES: list[Optimizer] = [SGD(momentum=0.9), Adam(), LSTM(hidden=3), MLPOptimizer(hidden=4), Start(SGD())]
+RULES: list[Optimizer] = [SGD(momentum=0.9), Adam(), LSTM(hidden=3), MLPOptimizer(hidden=4), LearnedInit(SGD())]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
@@ -41,13 +41,13 @@ def test_however_far_it_is_open(gate):
     rule = Gated(SGD(momentum=0.9), gate=gate)
     if gate != Fixed(0.0):  # nothing that is behind a closed gate matters
         check_optimizer(rule, below=LAYOUT)
-    params = rule.over(LAYOUT).init_params(keys.seed(0))
+    params = rule.over(LAYOUT).init(keys.seed(0))
     assert params.shape == ((2,) if isinstance(gate, Fixed) else (3,))
 
 
 def test_gates_in_gates_and_by_name_keep_the_contract():
     check_optimizer(Gated(Gated(SGD(momentum=0.9), price=0.2), gate=0.8, price=0.1), below=LAYOUT)
-    check_optimizer(ByName(("*",), (Gated(Adam(), price=1.0),)), below=LAYOUT)
+    check_optimizer(Partition(("*",), (Gated(Adam(), price=1.0),)), below=LAYOUT)
 
 
 def ran(rule: Optimizer, params: torch.Tensor, steps: int = 3) -> tuple[torch.Tensor, object]:
@@ -62,7 +62,7 @@ def ran(rule: Optimizer, params: torch.Tensor, steps: int = 3) -> tuple[torch.Te
 
 def at(rule: Optimizer, gate: float) -> torch.Tensor:
     """Parameters of a gated rule whose stored gate is this number."""
-    params = rule.over(LAYOUT).init_params(keys.seed(0))
+    params = rule.over(LAYOUT).init(keys.seed(0))
     return torch.cat((params.new_tensor([gate]), params[1:]))
 
 
@@ -74,7 +74,7 @@ class Leap(Optimizer):
     def shapes(self, below):
         return {"lr": ()}
 
-    def init_params(self, key):
+    def init(self, key):
         return torch.full((*key.shape, 1), 1e-6, dtype=torch.float64)
 
     def init_state(self, params, x):
@@ -87,7 +87,7 @@ class Leap(Optimizer):
 @pytest.mark.parametrize("rule", [*RULES, Leap()], ids=repr)
 def test_open_is_the_rule_and_closed_is_nothing_bit_for_bit(rule):
     gated = Gated(rule)
-    bare = rule.over(LAYOUT).init_params(keys.seed(0))
+    bare = rule.over(LAYOUT).init(keys.seed(0))
     x, state = ran(rule, bare)
     start = ran(rule, bare, steps=0)[0]
     # 1.2 / (1 + e^-z) - 0.1 leaves [0, 1] at z = log 11
@@ -115,7 +115,7 @@ def test_a_closed_gate_passes_nothing_that_is_not_finite():
     new, state, pull = gated.linearized(params, x.sum(-1), math.inf * x, gated.init_state(params, x), x)
     assert torch.equal(new, x)
     assert float(pull(x, None)[0][0]) == 0
-    assert float(gated.notes(state)["gate"]) == 0
+    assert float(gated.metrics(state)["gate"]) == 0
 
 
 @pytest.mark.parametrize("gate", [0.05, 0.5, 0.9])
@@ -125,7 +125,7 @@ def test_the_gradient_of_the_gate_is_the_slope_of_the_windows_loss(gate, unroll,
     settings = {} if gradient is None else {"gradient": gradient}
     level = Level(optimizer=Gated(SGD(lr=0.01, momentum=0.9), gate=gate, price=0.3), unroll=unroll, batch=3, **settings)
     laid = level.over(Quadratic(dims=4, dtype="float64"))
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(1))
     for _ in range(3):
         _, grad, after = laid.value_and_grad(params, state)
@@ -147,7 +147,7 @@ def test_the_price_is_that_of_how_far_it_is_open(stored):
         wide = (1.2 * params[:2].sigmoid() - 0.1).clamp(0, 1)
         return 2.0 * wide[0] + 0.5 * wide[1]
 
-    value, slope = gated.charge(params)
+    value, slope = gated.penalty(params)
     torch.testing.assert_close(value, price(params))
     for i in range(3):
         step = torch.zeros_like(params)
@@ -156,14 +156,14 @@ def test_the_price_is_that_of_how_far_it_is_open(stored):
 
 
 def test_without_a_price_nothing_is_charged():
-    assert Gated(SGD()).over(LAYOUT).charge(torch.zeros(2)) is None
-    assert ByName(("*",), (Gated(SGD()),)).over(LAYOUT).charge(torch.zeros(2)) is None
+    assert Gated(SGD()).over(LAYOUT).penalty(torch.zeros(2)) is None
+    assert Partition(("*",), (Gated(SGD()),)).over(LAYOUT).penalty(torch.zeros(2)) is None
 
 
 def test_by_name_charges_for_each_of_its_optimizers():
-    both = ByName(("weight", "*"), (Adam(), Gated(SGD(), price=3.0))).over(LAYOUT)
-    params = both.init_params(keys.split(keys.seed(0), 2))
-    value, slope = both.charge(params)
+    both = Partition(("weight", "*"), (Adam(), Gated(SGD(), price=3.0))).over(LAYOUT)
+    params = both.init(keys.split(keys.seed(0), 2))
+    value, slope = both.penalty(params)
     torch.testing.assert_close(value, torch.tensor([1.5, 1.5], dtype=torch.float64))
     expected = torch.zeros_like(params)
     expected[:, 4] = 3.0 * 0.3  # half open: 1.2 / 4
@@ -173,14 +173,14 @@ def test_by_name_charges_for_each_of_its_optimizers():
 def test_a_gate_begins_where_it_is_told_and_is_noted():
     tower = parse('quadratic(dims=3): sgd@1 / by-name(["*"], [gated(sgd, gate=0.8)])@1 / gated(sgd, gate=0.25)')
     _, report = tower.step(tower.init(0))
-    assert report.notes["level 3 gate"] == pytest.approx(0.25)
-    assert report.notes["level 2 0.gate"] == pytest.approx(0.8, abs=0.05)  # level 3 has moved it a little
+    assert report.metrics["level 3 gate"] == pytest.approx(0.25)
+    assert report.metrics["level 2 0.gate"] == pytest.approx(0.8, abs=0.05)  # level 3 has moved it a little
 
 
 def test_it_goes_where_its_rule_goes():
     gated = Gated(LSTM(hidden=2))
     assert (gated.scope, gated.compiles, gated.differentiable, gated.reads_loss) == ("coordinate", True, True, False)
-    assert Gated(Start(SGD())).learns_start
+    assert Gated(LearnedInit(SGD())).learns_start
     assert not Gated(SGD()).learns_start
 
 
@@ -193,7 +193,7 @@ class Nosy(Asking):
     def shapes(self, below):
         return {"lr": ()}
 
-    def init_params(self, key):
+    def init(self, key):
         return torch.full((*key.shape, 1), 0.1)
 
     def begin_state(self, params, x, key):
@@ -208,7 +208,7 @@ def test_a_rule_that_asks_the_problem_asks_it_from_behind_a_gate():
     laid = Level(optimizer=Gated(Nosy()), batch=2).over(task)
     assert laid.optimizer.rule.problem is task
     assert laid.cost == 1 + 2
-    carry = laid.begin(laid.init_params(keys.seed(0)), keys.split(keys.seed(1), 2))
+    carry = laid.begin(laid.init(keys.seed(0)), keys.split(keys.seed(1), 2))
     assert carry.state.rule.unique().numel() == 2, "each copy has its key"
 
 

@@ -20,7 +20,7 @@ BELOW = Layout.of({"weight": (2, 2), "bias": (3,)}, torch.float64)
 )
 def test_spaces_and_back(space, values, raw):
     for value in values:
-        stored = space(value).raw(value)
+        stored = space(value).unconstrain(value)
         assert stored == pytest.approx(raw(value), rel=1e-9)
         again = space(value).value(torch.tensor(stored, dtype=torch.float64))
         assert float(again) == pytest.approx(value, rel=1e-12)
@@ -76,7 +76,7 @@ def test_reading_broadcasts_over_copies_and_coordinates(batch):
 def test_parameters_of_a_hand_made_rule():
     rule = Adam(lr=Log(0.02, "tensor"), beta1=Fixed(0.8), beta2=Linear(0.9, "coordinate")).over(BELOW)
     assert dict(rule.layout.entries) == {"lr": (2,), "beta1": (0,), "beta2": (7,), "eps": ()}
-    params = rule.init_params(torch.arange(6).reshape(2, 3))
+    params = rule.init(torch.arange(6).reshape(2, 3))
     assert params.shape == (2, 3, 10)
     assert torch.allclose(params[1, 2, :2].exp(), torch.tensor(0.02, dtype=torch.float64))
     assert (params[..., 2:9] == 0.9).all()
@@ -92,4 +92,4 @@ def test_a_bare_number_moves_in_the_space_of_its_field():
 
 def test_a_rule_must_be_laid_first():
     with pytest.raises(ValueError, match=r"^sgd is not laid over anything yet; call over\(problem.layout\) first$"):
-        SGD().init_params(torch.tensor(0))
+        SGD().init(torch.tensor(0))

@@ -45,7 +45,7 @@ def test_bits_seed_and_fold_equal_integers(number):
     assert unsigned(keys.seed(number)) == expected[:1]
     for datum in (0, 1, 5, -3):
         inner = mix((datum * 0x9E3779B97F4A7C15 + 0x94D049BB133111EB) & MASK)
-        assert unsigned(keys.fold(torch.tensor(number), datum)) == [mix((number & MASK) ^ inner)]
+        assert unsigned(keys.fold_in(torch.tensor(number), datum)) == [mix((number & MASK) ^ inner)]
 
 
 def test_draws_are_the_top_bits():
@@ -89,9 +89,9 @@ def test_nothing_repeats():
     family = torch.cat([
         root[None],
         keys.split(root, 50_000),
-        keys.split(keys.fold(root, 1), 50_000),
+        keys.split(keys.fold_in(root, 1), 50_000),
         keys.split(keys.seed(1), 50_000),
-        keys.fold(keys.fold(root, torch.arange(2, 50_002)), 1),
+        keys.fold_in(keys.fold_in(root, torch.arange(2, 50_002)), 1),
     ])  # fmt: skip
     assert len(family.unique()) == len(family)
     assert len(keys.bits(root, (100_000,)).unique()) == 100_000
@@ -111,7 +111,7 @@ def test_a_key_draws_the_same_alone_and_in_a_batch():
         lambda key: keys.normal(key, (2, 3), torch.float64),
         lambda key: keys.integers(key, (5,), 7),
         lambda key: keys.split(key, 4),
-        lambda key: keys.fold(key, 4),
+        lambda key: keys.fold_in(key, 4),
     ):
         together = draw(batch)
         for i in range(2):
@@ -125,8 +125,8 @@ def test_shapes_broadcasting_and_dtype():
     assert keys.seed(0).dtype == key.dtype == torch.int64
     assert keys.bits(key, ()).shape == (3,)
     assert keys.normal(key, (2, 5), torch.float32).shape == (3, 2, 5)
-    assert torch.equal(keys.fold(key, torch.tensor([1, 2, 3]))[1], keys.fold(key[1], 2))
-    assert keys.fold(key[:, None], torch.arange(4)).shape == (3, 4)
+    assert torch.equal(keys.fold_in(key, torch.tensor([1, 2, 3]))[1], keys.fold_in(key[1], 2))
+    assert keys.fold_in(key[:, None], torch.arange(4)).shape == (3, 4)
     with pytest.raises((ValueError, RuntimeError)):
         keys.seed(2**64)
 

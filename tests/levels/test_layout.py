@@ -19,27 +19,27 @@ def test_sizes():
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
 def test_views_by_hand_and_back(batch):
     flat = torch.arange(9 * int(torch.tensor(batch).prod())).reshape(*batch, 9)
-    views = LAYOUT.views(flat)
+    views = LAYOUT.unravel(flat)
     assert list(views) == ["weight", "none", "scale", "bias"]
     assert torch.equal(views["weight"], torch.stack([flat[..., 0:2], flat[..., 2:4], flat[..., 4:6]], -2))
     assert views["none"].shape == (*batch, 0)
     assert torch.equal(views["scale"], flat[..., 6])
     assert torch.equal(views["bias"], flat[..., 7:9])
-    assert torch.equal(LAYOUT.flat(views), flat)
+    assert torch.equal(LAYOUT.ravel(views), flat)
 
 
 def test_views_share_memory_and_carry_gradients():
     flat = torch.zeros(9, dtype=torch.float64)
-    LAYOUT.views(flat)["bias"][0] = 5.0
+    LAYOUT.unravel(flat)["bias"][0] = 5.0
     assert flat[7] == 5.0
     leaf = torch.ones(9, dtype=torch.float64, requires_grad=True)
-    (LAYOUT.views(leaf)["scale"] * 3).backward()
+    (LAYOUT.unravel(leaf)["scale"] * 3).backward()
     assert leaf.grad.tolist() == [0, 0, 0, 0, 0, 0, 3, 0, 0]
 
 
 def test_flat_takes_names_not_order():
-    views = LAYOUT.views(torch.arange(9))
-    assert torch.equal(LAYOUT.flat(dict(reversed(views.items()))), torch.arange(9))
+    views = LAYOUT.unravel(torch.arange(9))
+    assert torch.equal(LAYOUT.ravel(dict(reversed(views.items()))), torch.arange(9))
 
 
 def test_spread_repeats_one_number_per_tensor():
@@ -61,4 +61,4 @@ def test_mistakes():
     with pytest.raises(
         ValueError, match=r"^expected a last dimension of 9 \(weight\[3, 2\], none\[0\], scale\[\], bias"
     ):
-        LAYOUT.views(torch.zeros(2, 8))
+        LAYOUT.unravel(torch.zeros(2, 8))

@@ -20,7 +20,7 @@ def random(*shape, seed=0):
 
 
 def shaken(rule, key=3):
-    params = rule.init_params(torch.tensor(key))
+    params = rule.init(torch.tensor(key))
     return params + 0.1 * random(*params.shape, seed=9)
 
 
@@ -60,7 +60,7 @@ def test_they_conform(rule):
 def test_rnnprop_equals_torchs_cells(hidden, layers, scale):
     rule = RNNProp(hidden=hidden, layers=layers, scale=scale).over(BELOW)
     params = shaken(rule)
-    views = rule.layout.views(params)
+    views = rule.layout.unravel(params)
     cells, memory = [nn.LSTMCell(hidden, hidden, dtype=torch.float64) for _ in range(layers)], [None] * layers
     for layer, cell in enumerate(cells):
         with torch.no_grad():
@@ -120,7 +120,7 @@ def test_rnnprop_ignores_the_scale_of_the_loss_and_bounds_its_steps():
 
 def mlp_by_hand(rule, params, x, grads):
     """One copy, ``x`` ``[N]``, tensor by tensor and step by step."""
-    views = rule.layout.views(params)
+    views = rule.layout.unravel(params)
     pieces = [slice(0, 4), slice(4, 6), slice(6, 7)]
     m, v = [torch.zeros(N)] * len(rule.momenta), [torch.zeros(N)] * len(rule.moments)
     for t, g in enumerate(grads, 1):
@@ -160,14 +160,14 @@ def test_the_mlp_equals_a_loop_by_hand(rule):
 def test_the_size_of_the_mlps_steps():
     """With the magnitude's weights at 0 every tensor's step has a root mean square of lr; its bias is a log factor."""
     rule = MLPOptimizer(lr=0.02).over(BELOW)
-    views = rule.layout.views(shaken(rule))
+    views = rule.layout.unravel(shaken(rule))
     still = torch.tensor([1.0, 0.0], dtype=torch.float64)
     x, g = random(3, N), random(3, N, seed=1)
     for magnitude in (0.0, 1.5):
         bias = views["out.bias"] * still + magnitude * (1 - still)
-        params = rule.layout.flat({**views, "out.weight": views["out.weight"] * still, "out.bias": bias})
+        params = rule.layout.ravel({**views, "out.weight": views["out.weight"] * still, "out.bias": bias})
         step = rule.update(params, torch.zeros(3), g, rule.init_state(params, x), x)[0] - x
-        for view in BELOW.views(step).values():
+        for view in BELOW.unravel(step).values():
             rms = view.reshape(3, -1).square().mean(-1).sqrt()
             assert rms.tolist() == pytest.approx([math.exp(views["lr"] + magnitude)] * 3, rel=1e-3)
 
@@ -203,7 +203,7 @@ def test_the_size_of_the_mlp():
 def test_dead_and_tiny_gradients(rule, dtype):
     """Whole tensors and single entries without a gradient, and gradients that are as good as none."""
     rule = rule.over(Layout.of({"dead": (2, 2), "mixed": (3,), "tiny": (2,)}, dtype))
-    params, x = rule.init_params(torch.tensor(0)), torch.zeros(1, 9, dtype=dtype)
+    params, x = rule.init(torch.tensor(0)), torch.zeros(1, 9, dtype=dtype)
     g = torch.tensor([[0, 0, 0, 0, 0, 1.5, 0.5, 1e-20, 1e-30]], dtype=dtype)
     steps, state = [], rule.init_state(params, x)
     for _ in range(30):
@@ -219,7 +219,7 @@ def test_dead_and_tiny_gradients(rule, dtype):
 
 def test_a_module_by_hand():
     rule = MODULES[1].over(BELOW)
-    params = torch.stack([rule.init_params(torch.tensor(key)) for key in (1, 2)])
+    params = torch.stack([rule.init(torch.tensor(key)) for key in (1, 2)])
     x = random(2, 3, N)
     state, theirs, memory = rule.init_state(params, x), x.clone(), torch.zeros(2, 3, N, 3, dtype=torch.float64)
     for t in range(3):
@@ -227,7 +227,7 @@ def test_a_module_by_hand():
         x, state = rule.update(params, torch.zeros(2, 3), g, state, x)
         for i in range(2):
             module = RememberingCell().double()
-            views = rule.layout.views(params[i])
+            views = rule.layout.unravel(params[i])
             with torch.no_grad():
                 for name, parameter in module.named_parameters():
                     parameter.copy_(views[name])
@@ -241,13 +241,13 @@ def test_a_module_by_hand():
 def test_a_modules_start_depends_on_its_key_alone():
     rule = MODULES[0].over(BELOW)
     generator = torch.get_rng_state()
-    together = rule.init_params(torch.tensor([[1, 2], [3, 1]]))
+    together = rule.init(torch.tensor([[1, 2], [3, 1]]))
     assert torch.equal(torch.get_rng_state(), generator)
     assert together.shape == (2, 2, 17)
     assert torch.equal(together[0, 0], together[1, 1])
     assert not torch.equal(together[0, 0], together[0, 1])
     torch.manual_seed(5)
-    assert torch.equal(rule.init_params(torch.tensor(3)), together[1, 0])
+    assert torch.equal(rule.init(torch.tensor(3)), together[1, 0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         expected = torch.cat([p.detach().flatten() for p in small_net().parameters()])
@@ -275,7 +275,7 @@ def test_bad_modules(settings, sentence):
 
 def test_a_module_of_another_shape():
     rule = ModuleOptimizer(make=lambda: nn.Linear(2, 3)).over(BELOW)
-    params, x = rule.init_params(torch.tensor(0)), random(2, N)
+    params, x = rule.init(torch.tensor(0)), random(2, N)
     with pytest.raises(ValueError, match=r"^module: expected \[14, 1\] from it, a row each, got \[14, 3\]$"):
         rule.update(params, torch.zeros(2), x, None, x)
 
@@ -345,8 +345,8 @@ class DrawingModule(nn.Module):
 class WrongELU(RNNProp):
     def pullback(self, params, f, g, state, x, dx, dstate):
         dparams, dold, dx = super().pullback(params, f, g, state, x, dx, dstate)
-        views = self.layout.views(dparams)
-        return self.layout.flat({**views, "in.bias": 1.1 * views["in.bias"]}), dold, dx
+        views = self.layout.unravel(dparams)
+        return self.layout.ravel({**views, "in.bias": 1.1 * views["in.bias"]}), dold, dx
 
 
 class ConstantMoments(RNNProp):

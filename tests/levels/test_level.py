@@ -26,7 +26,7 @@ from levels import (
     keys,
 )
 from levels.tree import leaves, map_leaves
-from levels.window import DUE
+from levels.base import DUE
 
 
 def quadratic(dims=3):
@@ -36,7 +36,7 @@ def quadratic(dims=3):
 def lay(optimizer, problem=None, **settings):
     """A level over a problem, its parameters and its state."""
     laid = Level(optimizer=optimizer, **settings).over(problem or quadratic())
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     return laid, params, laid.init_state(params, keys.seed(1))
 
 
@@ -74,11 +74,11 @@ def test_every_bad_setting(settings, sentence):
 
 
 def test_settings_that_are_good():
-    assert Level(optimizer=SGD(), unroll=20).life == 100
-    assert Level(optimizer=SGD()).life is None
-    assert Level(optimizer=SGD(), unroll=20, horizon=None).life is None
-    assert Level(optimizer=SGD(), horizon=7).life == 7
-    assert Level(optimizer=SGD(), unroll=3, horizon=6).life == 6
+    assert Level(optimizer=SGD(), unroll=20).episode_length == 100
+    assert Level(optimizer=SGD()).episode_length is None
+    assert Level(optimizer=SGD(), unroll=20, horizon=None).episode_length is None
+    assert Level(optimizer=SGD(), horizon=7).episode_length == 7
+    assert Level(optimizer=SGD(), unroll=3, horizon=6).episode_length == 6
 
 
 def test_auto_batch_is_what_the_problem_suggests():
@@ -246,7 +246,7 @@ def test_clipping_is_exact(clip):
 def test_a_gradient_whose_square_overflows_is_clipped_not_lost():
     problem, rule = Quadratic(dims=3), SGD(lr=0.1, momentum=0.9)
     free = Level(optimizer=rule).over(problem)
-    params = free.init_params(keys.seed(0))
+    params = free.init(keys.seed(0))
     state = free.init_state(params, keys.seed(1))
     huge = 1e12 * state.carry.g
     state = state._replace(carry=state.carry._replace(g=huge, state=huge))
@@ -270,7 +270,7 @@ class Fragile(Problem):
     def __init__(self, what="loss", at=1):
         self.what, self.at = what, at
 
-    def init_params(self, key):
+    def init(self, key):
         return 1 + keys.uniform(key, (2,), torch.float64)
 
     def init_state(self, params, key):
@@ -339,7 +339,7 @@ def test_counts_survive_restarts_at_both_levels():
     """The level above restarts its trajectory at every window; what the level below has skipped stays counted."""
     below = Level(optimizer=SGD(lr=0.1), unroll=2, batch=4, horizon=2, nonfinite=Skip()).over(Fragile(at=2))
     above = Level(optimizer=SGD(lr=0.1), unroll=2, horizon=2, batch=1).over(below)
-    params = above.init_params(keys.seed(0))
+    params = above.init(keys.seed(0))
     state = above.init_state(params, keys.seed(1))
     counts = [int(state.carry.below.carry.skipped.sum())]
     seen = {int(state.carry.key)}
@@ -368,8 +368,8 @@ class Spoiled(Problem):
     def layout(self):
         return self.inner.layout
 
-    def init_params(self, key):
-        return self.inner.init_params(key)
+    def init(self, key):
+        return self.inner.init(key)
 
     def init_state(self, params, key):
         return SpoiledState(self.inner.init_state(params, key), torch.zeros_like(key))
@@ -382,7 +382,7 @@ class Spoiled(Problem):
 def test_what_the_level_below_skipped_counts_even_where_the_level_above_skips_the_window():
     below = Level(optimizer=SGD(lr=0.1), batch=8, nonfinite=Skip()).over(Fragile())
     above = Level(optimizer=SGD(lr=0.1), batch=2, nonfinite=Skip()).over(Spoiled(below))
-    params = above.init_params(keys.seed(0))
+    params = above.init(keys.seed(0))
     state = above.init_state(params, keys.seed(1))
     _, _, after = above.value_and_grad(params, state)
     assert after.carry.skipped.tolist() == [1, 1]

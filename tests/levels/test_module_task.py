@@ -41,7 +41,7 @@ def by_hand(problem, params, state, examples):
     """Loss and gradient of each copy, one module and one autograd call after another."""
     inputs, targets = examples
     losses, grads = [], []
-    rows = keys.integers(keys.fold(state.key, state.step), (problem.minibatch,), len(targets)).flatten(0, -2)
+    rows = keys.integers(keys.fold_in(state.key, state.step), (problem.minibatch,), len(targets)).flatten(0, -2)
     for flat, chosen in zip(params.flatten(0, -2), rows):
         model = problem.make().to(params.dtype)
         start = 0
@@ -61,8 +61,8 @@ def test_values_and_gradients_by_hand(make, batch):
     problem = task(make)
     count = int(torch.tensor(batch).prod())
     key = keys.split(keys.seed(0), count).reshape(batch)
-    params = problem.init_params(key)
-    state = problem.init_state(params, keys.fold(key, 1))
+    params = problem.init(key)
+    state = problem.init_state(params, keys.fold_in(key, 1))
     for number in range(3):
         lead = (params, state) if batch else (params[None], type(state)(*(leaf[None] for leaf in state)))
         expected_value, expected_grad = by_hand(problem, *lead, problem.train)
@@ -82,21 +82,21 @@ def test_regression_targets_and_inputs_are_cast():
     )
     assert problem.data[0].dtype == problem.data[1].dtype == torch.float64
     assert problem.layout.dtype == torch.float64
-    params = problem.init_params(keys.seed(0))
+    params = problem.init(keys.seed(0))
     value, grad, _ = problem.value_and_grad(params, problem.init_state(params, keys.seed(1)))
     assert value.dtype == grad.dtype == torch.float64
     single = task(
         lambda: nn.Linear(4, 1), loss_function=nn.functional.mse_loss, train=(inputs, targets), dtype="float32"
     )
     assert single.data[1].dtype == torch.float32
-    params = single.init_params(keys.seed(0))
+    params = single.init(keys.seed(0))
     assert single.value_and_grad(params, single.init_state(params, keys.seed(1)))[1].dtype == torch.float32
 
 
 def test_integer_inputs_stay_integers():
     tokens = torch.randint(7, (20, 3), generator=torch.Generator().manual_seed(0))
     problem = task(lambda: nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(6, 3)), train=(tokens, data()[1]))
-    params = problem.init_params(keys.split(keys.seed(0), 2))
+    params = problem.init(keys.split(keys.seed(0), 2))
     value, grad, _ = problem.value_and_grad(params, problem.init_state(params, keys.split(keys.seed(1), 2)))
     assert torch.isfinite(value).all()
     assert (grad != 0).any(-1).all()
@@ -105,9 +105,9 @@ def test_integer_inputs_stay_integers():
 def test_starts_are_the_modules_own_and_each_copys():
     problem = task(lambda: nn.Linear(4, 3))
     key = keys.split(keys.seed(0), 3)
-    params = problem.init_params(key)
+    params = problem.init(key)
     assert len(params.unique(dim=0)) == 3
-    assert torch.equal(problem.init_params(key[1]), params[1])
+    assert torch.equal(problem.init(key[1]), params[1])
     assert 0.4 < float(params.abs().max()) <= 0.5  # uniform within 1 / sqrt(4)
     assert dict(problem.layout.entries) == {"weight": (3, 4), "bias": (3,)}
 
@@ -116,7 +116,7 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     problem = task()
-    params = problem.init_params(keys.split(keys.seed(0), 2))
+    params = problem.init(keys.split(keys.seed(0), 2))
     problem.value_and_grad(params, problem.init_state(params, keys.split(keys.seed(0), 2)))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -124,7 +124,7 @@ def test_the_global_generator_is_left_alone():
 def test_splits_read_their_own_data():
     parts = {name: data(seed=i) for i, name in enumerate(("train", "validation", "test"))}
     problem = task(**parts)
-    params = problem.init_params(keys.split(keys.seed(0), 2))
+    params = problem.init(keys.split(keys.seed(0), 2))
     for name, examples in parts.items():
         part = problem.on(name)
         state = part.init_state(params, keys.split(keys.seed(1), 2))
@@ -163,7 +163,7 @@ def test_harmless_relatives_are_taken():
     problem = task(
         lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0), nn.BatchNorm1d(3, track_running_stats=False))
     )
-    params = problem.init_params(keys.split(keys.seed(0), 2))
+    params = problem.init(keys.split(keys.seed(0), 2))
     state = problem.init_state(params, keys.split(keys.seed(1), 2))
     value, grad, _ = problem.value_and_grad(params, state)
     expected = by_hand(problem, params, state, problem.train)

@@ -9,7 +9,7 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 
 from levels import Logistic, NoisyQuadratic, Rosenbrock, keys
-from levels.task import SPLITS
+from levels.tasks.task import SPLITS
 from levels.tasks.data import table
 from levels.tasks.noisy_quadratic import Moments
 from levels.testing import check_problem
@@ -40,8 +40,8 @@ def test_noisy_quadratics_follow_the_expected_dynamics():
     """20,000 runs of SGD against the moments, and the moments against their geometric series."""
     task, lr, steps, runs = NoisyQuadratic(dims=4, low=0.05, high=1.0, noise=0.5, dtype="float64"), 0.4, 15, 20000
     key = batch_of(runs)
-    x = task.init_params(key)
-    state = task.init_state(x, keys.fold(key, 1))
+    x = task.init(key)
+    state = task.init_state(x, keys.fold_in(key, 1))
     h = 1.0 * 0.05 ** (np.arange(4) / 3)
     assert task.curvature.numpy() == pytest.approx(h, rel=1e-12)
     moments = Moments(torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
@@ -77,7 +77,7 @@ def test_the_mean_of_a_noisy_quadratic_shrinks():
 
 def test_rosenbrock_as_scipy_has_it():
     task = Rosenbrock(dims=6, dtype="float64")
-    x = task.init_params(batch_of(2, 10))
+    x = task.init(batch_of(2, 10))
     value, grad, _ = task.value_and_grad(x, None)
     assert x.min() < -1.9
     assert x.max() > 1.9
@@ -99,10 +99,10 @@ def lowest(task):
         value, grad, _ = task.value_and_grad(x, task.init_state(x, keys.seed(0)))
         return float(value), grad.numpy()
 
-    start = task.init_params(keys.seed(3)).numpy()
+    start = task.init(keys.seed(3)).numpy()
     options = {"maxiter": 5000, "ftol": 1e-15, "gtol": 1e-10}
     found = optimize.minimize(value_and_grad, start, jac=True, method="L-BFGS-B", options=options)
-    return found.fun, layout.views(torch.tensor(found.x))
+    return found.fun, layout.unravel(torch.tensor(found.x))
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -129,7 +129,7 @@ def test_the_minimum_of_breast_cancer_is_that_of_scikit_learn():
 
 def test_logistic_regression_is_convex():
     task = Logistic(dtype="float64")
-    first, second = (task.init_params(batch_of(50, seed=i)) for i in (0, 1))
+    first, second = (task.init(batch_of(50, seed=i)) for i in (0, 1))
     state = task.init_state(first, batch_of(50))
     ends = [3 * first, 3 * second]
     middle = task.value_and_grad((ends[0] + ends[1]) / 2, state)[0]
@@ -139,7 +139,7 @@ def test_logistic_regression_is_convex():
 def test_minibatches_of_logistic_regression_average_to_the_whole():
     task = Logistic(data="wine", minibatch=16, dtype="float64")
     whole = Logistic(data="wine", dtype="float64")
-    x = task.init_params(keys.seed(0)).expand(4000, -1)
+    x = task.init(keys.seed(0)).expand(4000, -1)
     value, grad, _ = task.value_and_grad(x, task.init_state(x, batch_of(4000)))
     expected, slope, _ = whole.value_and_grad(x[0], whole.init_state(x[0], keys.seed(0)))
     assert float(value.mean()) == pytest.approx(float(expected), abs=5 * float(value.std()) / math.sqrt(4000))

@@ -10,11 +10,11 @@ from live import LiveBytes
 from levels import LSTM, Adam, Level, Quadratic, RNNProp, compiled, keys, native
 from levels.compiled import compiling
 from levels.layout import Layout
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.optimizers import cells_native
 from levels.optimizers.cells import log_and_sign
 from levels.tree import leaves
-from levels.window import Step
+from levels.base import Step
 from recursion.notation import parse
 from recursion.tower import Tower
 
@@ -27,7 +27,7 @@ def window(rule, dtype, batch, copies, n, steps=4):
     """A rule that is laid, its parameters, and what updates of a window read."""
     laid = rule.over(Layout.of({"x": (n,)}, dtype))
     key = keys.split(keys.seed(copies), 3 + steps)
-    params = laid.init_params(keys.split(key[0], math.prod(batch)).reshape(batch))
+    params = laid.init(keys.split(key[0], math.prod(batch)).reshape(batch))
     params = params + 0.3 * keys.normal(key[1], tuple(params.shape), dtype)
     x = keys.normal(key[2], (*batch, copies, n), dtype)
     state, f, read = laid.init_state(params, x), torch.zeros(*batch, copies, dtype=dtype), []
@@ -168,7 +168,7 @@ def test_log_and_sign_of_all_sizes(of_vectors, dtype):
 @needs_compiler
 def test_gates_at_their_limits_and_what_is_not_a_number():
     laid = LSTM(hidden=2, layers=1).over(Layout.of({"x": (3,)}))
-    params, x = laid.init_params(keys.seed(0)) * 1e4, torch.zeros(1, 3)
+    params, x = laid.init(keys.seed(0)) * 1e4, torch.zeros(1, 3)
     g = torch.tensor([[1.0, -1.0, torch.nan]])
     with torch.no_grad():
         plain = laid.update(params, torch.zeros(1), g, laid.init_state(params, x), x)

@@ -8,7 +8,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from levels import CharGRU, CharTransformer, DigitsConvNet, Photo, keys
-from levels.task import SPLITS
+from levels.tasks.task import SPLITS
 from levels.tasks.data import ALPHABET, digits, photos, topics
 from levels.testing import check_problem
 
@@ -39,13 +39,13 @@ def test_tasks_conform(task):
 def compare(task, loss_of, steps=2):
     """Loss and gradient of 2 x 2 copies against autograd through ``loss_of(views, state, (i, j))``, over some steps."""
     key = batch_of(2, 2)
-    params = task.init_params(key)
-    state = task.init_state(params, keys.fold(key, 1))
+    params = task.init(key)
+    state = task.init_state(params, keys.fold_in(key, 1))
     for _ in range(steps):
         value, grad, after = task.value_and_grad(params, state)
         for at in ((0, 0), (0, 1), (1, 0), (1, 1)):
             flat = params[at].clone().requires_grad_()
-            loss = loss_of(task.layout.views(flat), state, at)
+            loss = loss_of(task.layout.unravel(flat), state, at)
             (expected,) = torch.autograd.grad(loss, flat)
             assert float(value[at]) == pytest.approx(loss.item(), rel=1e-10)
             assert torch.allclose(grad[at], expected, rtol=1e-8, atol=1e-12)
@@ -62,7 +62,7 @@ def test_convnets_equal_conv2d():
     inputs, labels, _ = digits("test", torch.float64)
 
     def loss_of(views, state, at):
-        rows = keys.integers(keys.fold(state.key[at], state.step[at]), (6,), len(labels))
+        rows = keys.integers(keys.fold_in(state.key[at], state.step[at]), (6,), len(labels))
         x = inputs[rows].reshape(6, 1, 8, 8)
         for i, (before, after) in enumerate(((1, 3), (3, 5))):
             weight, bias = views[f"conv{i}.weight"], views[f"conv{i}.bias"]
@@ -79,7 +79,7 @@ def piece(task, state, at):
     """What a character model reads and is to say, cut from the text by hand."""
     codes = topics(task.split).codes
     starts = keys.integers(
-        keys.fold(state.key[at], state.step[at]), (task.minibatch,), len(codes) - task.length
+        keys.fold_in(state.key[at], state.step[at]), (task.minibatch,), len(codes) - task.length
     ).tolist()
     rows = torch.stack([codes[s : s + task.length + 1] for s in starts])
     return rows[:, :-1], rows[:, 1:]
@@ -131,7 +131,7 @@ def test_the_transformer_equals_nn_transformer_encoder_layer():
 @pytest.mark.parametrize("model", [CharGRU, CharTransformer])
 def test_models_do_not_see_the_future(model):
     task = model(width=6, length=8, minibatch=1, dtype="float64")
-    views = task.layout.views(task.init_params(keys.seed(0)))
+    views = task.layout.unravel(task.init(keys.seed(0)))
     read = torch.arange(8)[None]
     other = read.clone()
     other[0, 5] = 50
@@ -143,7 +143,7 @@ def test_models_do_not_see_the_future(model):
 @pytest.mark.parametrize("model", [CharGRU, CharTransformer])
 def test_models_have_second_derivatives(model):
     task = model(width=4, length=3, minibatch=2, dtype="float64")
-    params = task.init_params(keys.seed(0))
+    params = task.init(keys.seed(0))
     state = task.init_state(params, keys.seed(1))
     along = keys.normal(keys.seed(2), tuple(params.shape), torch.float64)
 
@@ -189,7 +189,7 @@ def test_photos_by_hand():
     def loss_of(views, state, at):
         photo, top, left = state.corner[at].tolist()
         cursor = state.cursor
-        pixels = keys.integers(keys.fold(cursor.key[at], cursor.step[at]), (4,), 400).tolist()
+        pixels = keys.integers(keys.fold_in(cursor.key[at], cursor.step[at]), (4,), 400).tolist()
         total = 0.0
         for pixel in pixels:
             row, column = divmod(pixel, 20)
@@ -209,7 +209,7 @@ def test_pieces_of_photos_lie_anywhere_in_the_strip_of_their_split():
     key = batch_of(3000)
     for split, columns in zip(SPLITS, (384, 128, 128)):
         task = Photo(hidden=(), features=1, split=split, size=100)
-        corner = task.init_state(task.init_params(key), key).corner
+        corner = task.init_state(task.init(key), key).corner
         assert corner.amin(0).tolist() == [0, 0, 0]
         assert corner[:, 0].max() == 1
         assert 320 <= corner[:, 1].max() <= 327
@@ -219,7 +219,7 @@ def test_pieces_of_photos_lie_anywhere_in_the_strip_of_their_split():
 def test_frequencies_have_the_bandwidth():
     task = Photo(hidden=(), bandwidth=7.0)
     key = batch_of(500)
-    drawn = task.init_state(task.init_params(key), key).frequencies
+    drawn = task.init_state(task.init(key), key).frequencies
     assert float(drawn.std()) == pytest.approx(7.0, rel=0.02)
     assert float(drawn.mean()) == pytest.approx(0.0, abs=0.2)
 

@@ -45,7 +45,7 @@ HESSIAN = random(N, N, seed=1) @ random(N, N, seed=1).T / N
 
 def shaken(rule):
     """Parameters that differ from one hyperparameter entry to the next."""
-    params = rule.init_params(torch.tensor(0))
+    params = rule.init(torch.tensor(0))
     return params * (1 + 0.1 * random(*params.shape, seed=2).clamp(-1, 1))
 
 
@@ -136,7 +136,7 @@ def test_hypergradients_equal_differences_of_runs_of_torch(rule):
 @pytest.mark.parametrize("rule", [SGD(momentum=0.9), Adam(), RMSprop(), LSTM(hidden=3)], ids=str)
 def test_a_batch_of_optimizers_is_a_loop_over_them(rule):
     rule = rule.over(BELOW)
-    params = rule.init_params(torch.arange(6).reshape(2, 3))
+    params = rule.init(torch.arange(6).reshape(2, 3))
     params = params * (1 + 0.1 * random(*params.shape))
     x, f = random(2, 3, 4, N, seed=1), random(2, 3, 4, seed=2)
     together, state = x, rule.init_state(params, x)
@@ -153,7 +153,7 @@ def test_a_batch_of_optimizers_is_a_loop_over_them(rule):
 @pytest.mark.parametrize("kind", [Adam, RMSprop])
 def test_a_gradient_of_exactly_zero_moves_nothing(kind):
     rule = kind().over(Layout.of({"x": (2,)}))
-    params, x = rule.init_params(torch.tensor(0)), torch.ones(1, 2)
+    params, x = rule.init(torch.tensor(0)), torch.ones(1, 2)
     state = rule.init_state(params, x)
     g = torch.tensor([[0.0, 1.0]])
     new, _ = rule.update(params, torch.zeros(1), g, state, x)
@@ -167,7 +167,7 @@ def test_a_gradient_of_exactly_zero_moves_nothing(kind):
 
 def test_adam_counts_each_copys_own_steps():
     rule = Adam().over(BELOW)
-    params = rule.init_params(torch.tensor(0))
+    params = rule.init(torch.tensor(0))
     x = random(2, N)
     state = rule.init_state(params, x)._replace(t=torch.tensor([0, 100]))
     new, state = rule.update(params, torch.zeros(2), torch.ones(2, N, dtype=torch.float64), state, x)
@@ -181,7 +181,7 @@ def test_adam_counts_each_copys_own_steps():
 
 def test_the_pullback_of_sgd_in_closed_form():
     rule = SGD(lr=0.1, weight_decay=0.3).over(BELOW)
-    params, x, g, dx = rule.init_params(torch.tensor(0)), random(2, N), random(2, N, seed=1), random(2, N, seed=2)
+    params, x, g, dx = rule.init(torch.tensor(0)), random(2, N), random(2, N, seed=1), random(2, N, seed=2)
     dparams, dstate, dx_old = rule.pullback(params, torch.zeros(2), g, None, x, dx, None)
     assert dstate == []
     assert torch.allclose(dx_old, (1 - 0.1 * 0.3) * dx, rtol=1e-13)
@@ -193,9 +193,9 @@ def test_the_pullback_of_sgd_in_closed_form():
 def test_lstm_equals_torchs_cells(hidden, layers, scale):
     """torch's cell has its gates in the order input, forget, cell, output, too, and two biases that add up."""
     rule = LSTM(hidden=hidden, layers=layers, scale=scale).over(BELOW)
-    params = rule.init_params(torch.tensor(3))
+    params = rule.init(torch.tensor(3))
     params = params + 0.1 * random(*params.shape)
-    views = rule.layout.views(params)
+    views = rule.layout.unravel(params)
     cells = []
     for layer in range(layers):
         cell = nn.LSTMCell(2 if layer == 0 else hidden, hidden, dtype=torch.float64)
@@ -225,21 +225,21 @@ def test_lstm_equals_torchs_cells(hidden, layers, scale):
 
 def test_lstm_start():
     rule = LSTM(hidden=4, layers=2).over(BELOW)
-    views = rule.layout.views(rule.init_params(torch.tensor([1, 2])))
+    views = rule.layout.unravel(rule.init(torch.tensor([1, 2])))
     for layer in range(2):
         assert views[f"layer{layer}.bias"].tolist() == [[0.0] * 4 + [1.0] * 4 + [0.0] * 8] * 2
         assert 0.3 < float(views[f"layer{layer}.weight"].abs().max()) <= 0.5
     assert (views["out.bias"] == 0).all()
     assert not torch.equal(views["out.weight"][0], views["out.weight"][1])
     many = LSTM(hidden=100).over(BELOW)
-    weights = many.layout.views(many.init_params(torch.tensor(0)))["layer0.weight"]
+    weights = many.layout.unravel(many.init(torch.tensor(0)))["layer0.weight"]
     assert float(weights.mean()) == pytest.approx(0, abs=2e-3)
     assert float(weights.std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.02)
 
 
 def test_lstm_is_coordinatewise():
     rule = LSTM(hidden=3).over(BELOW)
-    params, x, g = rule.init_params(torch.tensor(0)), random(1, N), random(1, N, seed=1)
+    params, x, g = rule.init(torch.tensor(0)), random(1, N), random(1, N, seed=1)
     order = torch.tensor([3, 1, 0, 6, 5, 2, 4])
     new, _ = rule.update(params, torch.zeros(1), g, rule.init_state(params, x), x)
     permuted, _ = rule.update(params, torch.zeros(1), g[:, order], rule.init_state(params, x), x[:, order])

@@ -45,7 +45,7 @@ def random(*shape, seed=0):
 
 def shaken(rule):
     """Parameters that differ from one hyperparameter entry to the next."""
-    params = rule.init_params(torch.tensor(0))
+    params = rule.init(torch.tensor(0))
     return params * (1 + 0.1 * random(*params.shape, seed=2).clamp(-1, 1))
 
 
@@ -70,7 +70,7 @@ def torch_group(rule, h):
 
 def torch_run(rule, params, x, grads, pieces):
     """The trajectory of torch's own optimizer, one group for each piece, a slice of the coordinates and a shape."""
-    views = rule.layout.views(params)
+    views = rule.layout.unravel(params)
     h = {name: hyper.read(views[name], rule.below).expand(1, len(x))[0] for name, hyper in rule.hypers.items()}
     tensors = [nn.Parameter(x[where].reshape(shape).clone()) for where, shape in pieces]
     boxes = [
@@ -102,7 +102,7 @@ def _whole_precision(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
 
 
-def laid(rule):
+def bound_levels(rule):
     return rule.over(MATRICES if rule.name == "muon" else BELOW)
 
 
@@ -149,7 +149,7 @@ def test_hypergradients_equal_differences_of_runs_of_torch(rule):
 def test_muon_with_torchs_bfloat16(monkeypatch):
     monkeypatch.undo()
     rule = Muon(lr=0.05).over(MATRICES)
-    params, x, grads = rule.init_params(torch.tensor(0)), random(1, 31), list(random(5, 31, seed=1))
+    params, x, grads = rule.init(torch.tensor(0)), random(1, 31), list(random(5, 31, seed=1))
     expected = torch_run(rule, params, x[0], grads, pieces_of(rule))[-1]
     state = rule.init_state(params, x)
     for g in grads:
@@ -173,7 +173,7 @@ def test_the_polynomial_drives_singular_values_towards_one():
 def test_muon_moves_vectors_and_scalars_by_adam():
     below = Layout.of({"kernel": (3, 2, 2), "bias": (3,), "scale": ()}, torch.float64)
     rule = Muon(lr=0.1, momentum=0.8, vectors=0.3, beta2=0.95, weight_decay=0.2).over(below)
-    params, x, g = rule.init_params(torch.tensor(0)), random(1, 16), random(3, 16, seed=1)
+    params, x, g = rule.init(torch.tensor(0)), random(1, 16), random(3, 16, seed=1)
     vector = nn.Parameter(x[0, 12:].clone())
     theirs = torch.optim.AdamW([vector], lr=0.03, betas=(0.8, 0.95), weight_decay=0.2)
     state = rule.init_state(params, x)
@@ -187,7 +187,7 @@ def test_muon_moves_vectors_and_scalars_by_adam():
 def test_muon_takes_a_kernel_as_a_matrix():
     kernel = Muon(lr=0.1).over(Layout.of({"kernel": (3, 2, 2)}, torch.float64))
     matrix = Muon(lr=0.1).over(Layout.of({"matrix": (3, 4)}, torch.float64))
-    params, x, g = kernel.init_params(torch.tensor(0)), random(2, 12), random(2, 12, seed=1)
+    params, x, g = kernel.init(torch.tensor(0)), random(2, 12), random(2, 12, seed=1)
     moved = [rule.update(params, torch.zeros(2), g, rule.init_state(params, x), x)[0] for rule in (kernel, matrix)]
     assert torch.equal(*moved)
     assert not torch.equal(moved[0], x)
@@ -201,7 +201,7 @@ CENTERED = RMSprop(decay=0.5, centered=True, momentum=0.9)
 def test_dead_coordinates_have_finite_hypergradients(rule, dtype):
     """The first tensor and one entry of the second never get a gradient; another entry always gets the same one."""
     rule = rule.over(Layout.of({"dead": (2, 2), "mixed": (3,)}, dtype))
-    params, x = rule.init_params(torch.tensor(0)), torch.ones(1, 7, dtype=dtype)
+    params, x = rule.init(torch.tensor(0)), torch.ones(1, 7, dtype=dtype)
     g = torch.tensor([[0, 0, 0, 0, 0, 1.5, 0.5]], dtype=dtype)
     steps, state = [], rule.init_state(params, x)
     for _ in range(80):
@@ -219,13 +219,13 @@ def test_dead_coordinates_have_finite_hypergradients(rule, dtype):
 
 def test_a_spread_that_rounds_below_zero_counts_as_zero():
     rule = RMSprop(lr=1.0, decay=0.5, eps=1.0, centered=True).over(Layout.of({"x": (1,)}, torch.float64))
-    params, x = rule.init_params(torch.tensor(0)), torch.zeros(1, 1, dtype=torch.float64)
+    params, x = rule.init(torch.tensor(0)), torch.zeros(1, 1, dtype=torch.float64)
     state = rule.init_state(params, x)._replace(v=x + 1.0, a=x + 1.0 + 1e-9)
     g = x + 1.0
     new, _ = rule.update(params, torch.zeros(1), g, state, x)
     assert float(new) == pytest.approx(-1.0, rel=1e-12)  # lr * g / (0 + eps)
     dparams, dstate, _ = rule.pullback(params, torch.zeros(1), g, state, x, torch.ones_like(x), None)
-    assert rule.layout.views(dparams)["decay"] == 0
+    assert rule.layout.unravel(dparams)["decay"] == 0
     assert [d is None or float(d) for d in dstate] == [0.0, 0.0]
 
 
@@ -244,7 +244,7 @@ def test_they_conform(rule):
 def test_a_batch_is_a_loop_over_its_optimizers():
     for rule in (AdamW(), Adagrad(lr_decay=0.1), CENTERED, Muon(lr=0.05)):
         rule = rule.over(BELOW)
-        params = rule.init_params(torch.arange(2))
+        params = rule.init(torch.arange(2))
         params = params * (1 + 0.1 * random(*params.shape))
         x, g = random(2, 3, 7, seed=1), random(2, 3, 7, seed=2)
         together, _ = rule.update(params, torch.zeros(2, 3), g, rule.init_state(params, x), x)

@@ -5,7 +5,7 @@ import pkgutil
 from types import ModuleType
 
 import levels
-from levels.part import Part
+from levels.config import Config
 
 
 def everything():
@@ -31,7 +31,7 @@ def test_every_part_is_offered():
         for module in everything()
         for name, value in vars(module).items()
         if isinstance(value, type)
-        and issubclass(value, Part)
+        and issubclass(value, Config)
         and value.__module__ == module.__name__
         and name[0] != "_"
     }

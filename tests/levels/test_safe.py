@@ -6,11 +6,11 @@ from functools import cache
 import pytest
 import torch
 
-from levels import SGD, Adam, DigitsMLP, Fixed, Layout, Level, Quadratic, Relay, RMSprop, Safe, keys
-from levels.laid import STATE
-from levels.optimizers.start import Start
+from levels import SGD, Adam, DigitsMLP, Fixed, Layout, Level, Quadratic, Switch, RMSprop, Safeguarded, keys
+from levels.bound_levels import STATE
+from levels.optimizers.learned_init import LearnedInit
 from levels.tree import leaves, map_leaves
-from recursion import DropIn, Tower
+from recursion import LearnedTorchOptimizer, Tower
 from recursion.deploy import run, run_afresh
 from recursion.export import export
 from recursion.notation import parse
@@ -60,7 +60,7 @@ def losses_of(rule, task, problems, steps):
     """Losses ``[steps + 1, P]`` on test problems."""
     task = task.on("test")
     laid = rule.bound(task).over(task.layout)
-    return run(rule, laid.init_params(KEY)[None], task, keys.split(KEY, problems), steps)[:, 0]
+    return run(rule, laid.init(KEY)[None], task, keys.split(KEY, problems), steps)[:, 0]
 
 
 @cache
@@ -77,7 +77,7 @@ def test_a_broken_rule_is_rescued(name, problems, steps, fault):
     """Each problem ends within 5% of the fallback's own final and mean loss; most of them alone are far off."""
     task, rule = TASKS[name], Broken(lr=STEP[name], fault=fault)
     fallback = fallback_losses(name, problems, steps)
-    rescued = losses_of(Safe(rule, FALLBACKS[name]), task, problems, steps)
+    rescued = losses_of(Safeguarded(rule, FALLBACKS[name]), task, problems, steps)
     assert (rescued[-1] <= 1.05 * fallback[-1]).all()
     assert (rescued[1:].mean(0) <= 1.05 * fallback[1:].mean(0)).all()
     alone = losses_of(rule, task, problems, steps)
@@ -88,7 +88,7 @@ def test_a_broken_rule_is_rescued(name, problems, steps, fault):
 def test_a_sound_rule_keeps_what_it_gains(name, steps):
     """Of what it gains on a poor fallback, at least 97% stay, on the mean over problems."""
     poor, good = Adam(lr=0.1 * FALLBACKS[name].lr), FALLBACKS[name]
-    fallback, alone, guarded = (losses_of(rule, TASKS[name], 8, steps) for rule in (poor, good, Safe(good, poor)))
+    fallback, alone, guarded = (losses_of(rule, TASKS[name], 8, steps) for rule in (poor, good, Safeguarded(good, poor)))
     for measure in (lambda losses: losses[1:].mean(), lambda losses: losses[-1].mean()):
         gain, kept = measure(fallback) - measure(alone), measure(fallback) - measure(guarded)
         assert gain > 0.1 * measure(fallback), "there is something to keep"
@@ -101,12 +101,12 @@ def test_a_trained_optimizer_keeps_what_it_gains():
     for _ in range(150):
         state, _ = tower.step(state)
     task, rule = Quadratic(split="test"), tower.levels[0].optimizer
-    safe, key = Safe(rule, Adam(lr=0.1)), keys.split(KEY, 64)
+    safe, key = Safeguarded(rule, Adam(lr=0.1)), keys.split(KEY, 64)
     laid = safe.bound(task).over(task.layout)
-    params = laid.joined(tower.outcome(state))
-    guarded, alone = run(safe, params, task, key, 100), run(rule, tower.outcome(state), task, key, 100)
+    params = laid.joined(tower.result(state))
+    guarded, alone = run(safe, params, task, key, 100), run(rule, tower.result(state), task, key, 100)
     fallback = losses_of(Adam(lr=0.1), task, 64, 100)
-    assert torch.equal(params[..., : laid.rules[0].layout.size], tower.outcome(state))
+    assert torch.equal(params[..., : laid.rules[0].layout.size], tower.result(state))
     gain, kept = fallback[1:].mean() - alone[1:].mean(), fallback[1:].mean() - guarded[1:].mean()
     assert gain > 0.2 * fallback[1:].mean(), "it was trained"
     assert kept > 0.85 * gain, "most of what is lost is the first step, which is the fallback's"
@@ -119,25 +119,25 @@ class Hand:
     def __init__(self, safe, task, key):
         self.task, key = task, key[None]
         self.safe = safe.bound(task).over(task.layout)
-        self.params = self.safe.init_params(KEY)[None]
+        self.params = self.safe.init(KEY)[None]
         for_params, for_state = keys.split(key, 2).unbind(-1)
-        self.x = task.init_params(for_params)
-        self.state = self.safe.begin_state(self.params, self.x, keys.fold(key, STATE))
+        self.x = task.init(for_params)
+        self.state = self.safe.begin_state(self.params, self.x, keys.fold_in(key, STATE))
         self.f, self.g, self.below = task.value_and_grad(self.x, task.init_state(self.x, for_state))
 
     def step(self):
         self.x, self.state = self.safe.update(self.params, self.f, self.g, self.state, self.x)
         self.f, self.g, self.below = self.task.value_and_grad(self.x, self.below)
 
-    def notes(self):
-        return {name: note[0].tolist() for name, note in self.safe.notes(self.state).items()}
+    def metrics(self):
+        return {name: note[0].tolist() for name, note in self.safe.metrics(self.state).items()}
 
 
 def path_of(rule, task, key, steps):
     """Where a rule stands on its own after each of ``steps`` updates."""
     for_params, for_state = keys.split(key[None], 2).unbind(-1)
     laid = rule.over(task.layout)
-    params, x = laid.init_params(KEY)[None], task.init_params(for_params)
+    params, x = laid.init(KEY)[None], task.init(for_params)
     state, below, path = laid.init_state(params, x), task.init_state(x, for_state), []
     for _ in range(steps):
         f, g, below = task.value_and_grad(x, below)
@@ -153,7 +153,7 @@ def test_both_run_as_they_would_alone(name, swap):
     task, key = TASKS[name], keys.split(KEY, 3)
     rule, fallback = Adam(lr=0.05), SGD(lr=0.001)
     rule, fallback = (fallback, rule) if swap else (rule, fallback)
-    hand = Hand(Safe(rule, fallback, patience=1000), task, key)
+    hand = Hand(Safeguarded(rule, fallback, patience=1000), task, key)
     ours, theirs = path_of(rule, task, key, 15), path_of(fallback, task, key, 15)
     for a, b in zip(ours, theirs):
         hand.step()
@@ -166,7 +166,7 @@ def test_both_run_as_they_would_alone(name, swap):
 def test_the_fallback_itself_changes_no_bit():
     """Behind a tie the fallback is shown all the while."""
     fallback = FALLBACKS["quadratic"]
-    assert torch.equal(losses_of(Safe(fallback, fallback), Quadratic(), 5, 50), losses_of(fallback, Quadratic(), 5, 50))
+    assert torch.equal(losses_of(Safeguarded(fallback, fallback), Quadratic(), 5, 50), losses_of(fallback, Quadratic(), 5, 50))
 
 
 class Counted(Quadratic):
@@ -183,11 +183,11 @@ class Counted(Quadratic):
 def test_what_is_asked_is_counted_and_ends_with_the_fall():
     task, key = Counted(), keys.split(KEY, 4)
     Counted.asked[0] = 0
-    hand = Hand(Safe(Broken(lr=0.01, fault="nan later"), Adam(lr=0.1)), task, key)
+    hand = Hand(Safeguarded(Broken(lr=0.01, fault="nan later"), Adam(lr=0.1)), task, key)
     for _ in range(50):
         hand.step()
-    assert hand.notes()["fell back"] == [1] * 4
-    assert hand.notes()["asked"] == [1 + 30] * 4, "once at the start, and in each of the updates 2 to 31"
+    assert hand.metrics()["fell back"] == [1] * 4
+    assert hand.metrics()["asked"] == [1 + 30] * 4, "once at the start, and in each of the updates 2 to 31"
     assert Counted.asked[0] == 4 * (51 + 31)
     assert hand.safe.asking == 1
     assert parse("quadratic: safe(sgd)").base_steps == 2
@@ -198,15 +198,15 @@ def test_what_is_asked_is_counted_and_ends_with_the_fall():
 def test_copies_fall_each_by_itself():
     """Among others as alone: what a copy is asked, and when it falls."""
     task, key = Quadratic(), keys.split(KEY, 6)
-    safe = Safe(Broken(lr=0.03, fault="none"), Adam(lr=0.1), watch=25, patience=5)
+    safe = Safeguarded(Broken(lr=0.03, fault="none"), Adam(lr=0.1), watch=25, patience=5)
     hand = Hand(safe, task, key)
     ones = [Hand(safe, task, key[i : i + 1]) for i in range(6)]
     for _ in range(40):
         for each in (hand, *ones):
             each.step()
-    fell = hand.notes()["fell back"]
+    fell = hand.metrics()["fell back"]
     assert 0 < sum(fell) < 6, "a step size that is too large for some"
-    assert min(hand.notes()["asked"]) < 20, "some fell while others were still watched"
+    assert min(hand.metrics()["asked"]) < 20, "some fell while others were still watched"
     for i, one in enumerate(ones):
         mine = map_leaves(lambda leaf, i=i: leaf[:, i : i + 1], hand.state)
         for a, b in zip(leaves(mine), leaves(one.state), strict=True):
@@ -216,10 +216,10 @@ def test_copies_fall_each_by_itself():
 def test_after_the_watch_the_better_one_goes_on_alone():
     task, key = Quadratic(), keys.split(KEY, 4)
     for rule, fell in ((SGD(lr=0.01), 0), (SGD(lr=1e-5), 1)):
-        hand = Hand(Safe(rule, Adam(lr=0.01), watch=10, patience=1000), task, key)
+        hand = Hand(Safeguarded(rule, Adam(lr=0.01), watch=10, patience=1000), task, key)
         for _ in range(30):
             hand.step()
-        assert hand.notes() == {"fell back": [fell] * 4, "asked": [10] * 4}
+        assert hand.metrics() == {"fell back": [fell] * 4, "asked": [10] * 4}
         alone = path_of(SGD(lr=0.01) if fell == 0 else Adam(lr=0.01), task, key, 30)[-1]
         assert torch.allclose(hand.x, alone, rtol=1e-3, atol=1e-4)
 
@@ -229,7 +229,7 @@ def test_a_rule_alone_goes_back_to_the_best_point_kept(fault):
     """Where it falls, the run stands where its losses were lowest, and a fresh fallback goes on from there."""
     task, key = Quadratic(), keys.split(KEY, 4)
     rule = Broken(lr=0.005, fault=fault)
-    hand = Hand(Safe(rule, Adam(lr=0.01), watch=0, patience=3, factor=1.1), task, key)
+    hand = Hand(Safeguarded(rule, Adam(lr=0.01), watch=0, patience=3, factor=1.1), task, key)
     seen, back = [hand.x], None
     for t in range(400):
         before = hand.state
@@ -255,7 +255,7 @@ def test_a_level_gives_its_copies_the_same_problem_after_restarts():
         assert torch.equal(carry.below.w, carry.state.below.w)
         assert torch.equal(carry.below.y, carry.state.below.y)
         state, report = tower.step(state)
-    assert set(report.notes) == {"level 1 fell back", "level 1 asked"}
+    assert set(report.metrics) == {"level 1 fell back", "level 1 asked"}
     assert tower.base_steps == 2 * 2 * (1 + 1)
 
 
@@ -287,10 +287,10 @@ def test_it_is_an_optimizer_of_its_own():
 
 
 def test_a_learned_start_is_the_rules():
-    safe = Safe(Start(SGD()), Adam()).bound(Quadratic()).over(Quadratic().layout)
-    params = safe.init_params(KEY) + 1.0
-    fresh = Quadratic().init_params
-    rule = Start(SGD()).over(Quadratic().layout)
+    safe = Safeguarded(LearnedInit(SGD()), Adam()).bound(Quadratic()).over(Quadratic().layout)
+    params = safe.init(KEY) + 1.0
+    fresh = Quadratic().init
+    rule = LearnedInit(SGD()).over(Quadratic().layout)
     own = params[: rule.layout.size]
     key = keys.split(KEY, 3)
     assert torch.equal(safe.start(params, fresh, key), rule.start(own, fresh, key))
@@ -304,10 +304,10 @@ def test_exported_it_guards_by_the_losses_it_is_told():
     """A torch.optim.Optimizer whose rule explodes ends with the fallback's fit; to watch it would need the problem."""
     model = torch.nn.Linear(3, 2)
     inputs, targets = torch.linspace(-1, 1, 60).reshape(20, 3), torch.linspace(2, -1, 40).reshape(20, 2)
-    safe = Safe(SGD(lr=1e3), Adam(lr=0.05), watch=0)
-    weights = safe.over(Layout.of({"one": ()})).init_params(KEY)
+    safe = Safeguarded(SGD(lr=1e3), Adam(lr=0.05), watch=0)
+    weights = safe.over(Layout.of({"one": ()})).init(KEY)
     optimizer = export(safe, weights)(model.parameters())
-    assert isinstance(optimizer, DropIn)
+    assert isinstance(optimizer, LearnedTorchOptimizer)
 
     def closure():
         optimizer.zero_grad()
@@ -322,7 +322,7 @@ def test_exported_it_guards_by_the_losses_it_is_told():
         optimizer.step()
     for watch in (None, 5):
         with pytest.raises(ValueError, match="there is only a layout; set watch=0 to guard by the losses that it is t"):
-            export(Safe(SGD(), watch=watch), torch.zeros(5))
+            export(Safeguarded(SGD(), watch=watch), torch.zeros(5))
 
 
 @pytest.mark.parametrize("text", ["safe(lstm)", "safe(sgd, fallback=adam(lr=0.1), watch=20, patience=5, factor=3.0)"])
@@ -333,22 +333,22 @@ def test_notation_and_spec(text):
 
 
 def test_what_its_rules_are_is_what_it_is():
-    assert Safe(Relay(SGD(), RMSprop()), Adam()).reads_gradient
-    assert Safe(SGD(lr=Fixed(0.1)), SGD()).over is not None
+    assert Safeguarded(Switch(SGD(), RMSprop()), Adam()).reads_grad
+    assert Safeguarded(SGD(lr=Fixed(0.1)), SGD()).over is not None
     layout = Quadratic().layout
-    names = list(Safe(SGD(), Adam()).shapes(layout))
+    names = list(Safeguarded(SGD(), Adam()).shapes(layout))
     assert names == ["rule.lr", "fallback.lr", "fallback.beta1", "fallback.beta2", "fallback.eps"]
-    assert isinstance(Tower(Quadratic(), Level(optimizer=Safe(SGD()))), Tower)
+    assert isinstance(Tower(Quadratic(), Level(optimizer=Safeguarded(SGD()))), Tower)
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Safe(Quadratic()), "safe: rule must be an optimizer, got quadratic"),
-        (lambda: Safe(SGD(), None), "safe: fallback must be an optimizer, got None"),
-        (lambda: Safe(SGD(), watch=-1), "safe: watch must be a whole number of at least 0 or none, got -1"),
-        (lambda: Safe(SGD(), patience=0), "safe: patience must be a whole number of at least 1, got 0"),
-        (lambda: Safe(SGD(), factor=1.0), "safe: factor must be a number above 1, got 1.0"),
+        (lambda: Safeguarded(Quadratic()), "safe: rule must be an optimizer, got quadratic"),
+        (lambda: Safeguarded(SGD(), None), "safe: fallback must be an optimizer, got None"),
+        (lambda: Safeguarded(SGD(), watch=-1), "safe: watch must be a whole number of at least 0 or none, got -1"),
+        (lambda: Safeguarded(SGD(), patience=0), "safe: patience must be a whole number of at least 1, got 0"),
+        (lambda: Safeguarded(SGD(), factor=1.0), "safe: factor must be a number above 1, got 1.0"),
     ],
 )
 def test_what_is_refused(make, sentence):

@@ -23,12 +23,12 @@ from levels import (
     RMSprop,
     Schedule,
     Scheduled,
-    Start,
+    LearnedInit,
     Warmup,
     keys,
 )
 from levels.testing import check_optimizer, check_problem
-from recursion import DropIn
+from recursion import LearnedTorchOptimizer
 from recursion.notation import parse
 from recursion.spec import dumps, loads
 
@@ -68,7 +68,7 @@ def test_a_schedule_is_torchs(rule, schedule):
     optimizer = torchs([p])
     schedules = scheduler(optimizer)
     laid = Scheduled(ours, factor, STEPS).over(Layout.of({"p": (6,)}, torch.float64))
-    params, x = laid.init_params(KEY), p.detach().clone()[None]
+    params, x = laid.init(KEY), p.detach().clone()[None]
     state, path, expected = laid.init_state(params, x), [], []
     for _ in range(STEPS):
         residual = inputs @ x[0] - targets
@@ -106,7 +106,7 @@ def test_a_factor_of_1_changes_no_bit_and_a_factor_of_0_moves_nothing():
     """What is much smaller than ``x`` would lose bits if the step were taken and added again."""
     layout = Layout.of({"p": (100,)})
     x = keys.normal(KEY, (1, 100), torch.float32)
-    g = 1e-3 * keys.normal(keys.fold(KEY, 1), (1, 100), torch.float32)
+    g = 1e-3 * keys.normal(keys.fold_in(KEY, 1), (1, 100), torch.float32)
     ends = {}
     for name, rule in {
         "plain": Replace(lr=1.0),
@@ -115,7 +115,7 @@ def test_a_factor_of_1_changes_no_bit_and_a_factor_of_0_moves_nothing():
         "over": Scheduled(Replace(lr=1.0), LinearDecay(), 3),
     }.items():
         laid = rule.over(layout)
-        params = laid.init_params(KEY)
+        params = laid.init(KEY)
         state = laid.init_state(params, x)
         state = state._replace(t=state.t + 3) if name == "over" else state
         ends[name], _ = laid.update(params, torch.ones(1), g, state, x)
@@ -126,7 +126,7 @@ def test_a_factor_of_1_changes_no_bit_and_a_factor_of_0_moves_nothing():
 
 def test_each_copy_counts_its_own_steps():
     laid = Scheduled(SGD(lr=1.0), LinearDecay(), 4).over(Layout.of({"p": (2,)}))
-    params, x = laid.init_params(KEY), torch.zeros(3, 2)
+    params, x = laid.init(KEY), torch.zeros(3, 2)
     state = laid.init_state(params, x)._replace(t=torch.tensor([0, 2, 7]))
     moved, state = laid.update(params, torch.ones(3), torch.ones(3, 2), state, x)
     assert torch.allclose(moved[:, 0], torch.tensor([-1.0, -0.5, 0.0]))
@@ -140,7 +140,7 @@ def test_each_copy_counts_its_own_steps():
         Scheduled(SGD(lr=Log(0.1, "coordinate"), momentum=0.9, nesterov=True), Warmup(Exponential(), 2), 6),
         Scheduled(Adam(eps=1e-3), LinearDecay(), 6),
         Scheduled(LSTM(hidden=3, layers=1), Exponential(0.1), 4),
-        Scheduled(Start(RMSprop()), Cosine(0.1), 6),
+        Scheduled(LearnedInit(RMSprop()), Cosine(0.1), 6),
         Scheduled(Gated(SGD(momentum=0.5)), Constant(), 6),
         Scheduled(Scheduled(SGD(), LinearDecay(), 8), Cosine(), 6),
     ],
@@ -166,7 +166,7 @@ def test_a_first_order_gradient_through_a_schedule():
     task = Quadratic(dims=4, dtype="float64")
     level = Level(optimizer=Scheduled(SGD(lr=0.01), Cosine(), 6), unroll=5, horizon=5, batch=3, objective=Last())
     laid = level.over(task)
-    params = laid.init_params(KEY)
+    params = laid.init(KEY)
     state = laid.init_state(params, KEY)
     carry = state.carry
     log_lr = params.clone().requires_grad_()
@@ -188,8 +188,8 @@ def test_a_scheduled_rule_leaves_the_tower():
     models = [torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     rule = Scheduled(Adam(lr=0.05), Cosine(), STEPS)
-    weights = rule.over(Layout.of({"one": ()})).init_params(KEY)
-    ours, theirs = DropIn(models[0].parameters(), rule, weights), torch.optim.Adam(models[1].parameters(), 0.05)
+    weights = rule.over(Layout.of({"one": ()})).init(KEY)
+    ours, theirs = LearnedTorchOptimizer(models[0].parameters(), rule, weights), torch.optim.Adam(models[1].parameters(), 0.05)
     scheduler = lr_scheduler.CosineAnnealingLR(theirs, STEPS)
     inputs = torch.linspace(-1, 1, 80).reshape(20, 4)
     for _ in range(STEPS):
@@ -213,7 +213,7 @@ class Halving(Schedule):
 
 def test_a_new_schedule_is_one_small_class():
     laid = Scheduled(SGD(lr=1.0), Halving(), 3).over(Layout.of({"p": ()}))
-    params, x = laid.init_params(KEY), torch.zeros(1, 1)
+    params, x = laid.init(KEY), torch.zeros(1, 1)
     state = laid.init_state(params, x)
     for _ in range(4):
         x, state = laid.update(params, torch.ones(1), torch.ones(1, 1), state, x)

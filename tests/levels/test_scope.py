@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from levels import SGD, Adam, Hyper, Log, hyper
-from levels.optimizers.by_name import ByName
-from levels.optimizers.start import Start
+from levels.optimizers.partition import Partition
+from levels.optimizers.learned_init import LearnedInit
 from levels.testing import ConformanceError, check_optimizer
 
 
@@ -46,7 +46,7 @@ class ByTensor(Declared):
     """Divides by the norm of the tensor, which is no coordinate's own."""
 
     def step(self, h, g, state, x):
-        parts = self.below.views(g).values()
+        parts = self.below.unravel(g).values()
         scaled = [part.reshape(*g.shape[:-1], -1) for part in parts]
         scaled = [part / (1 + part.square().sum(-1, keepdim=True)) for part in scaled]
         return super().step(h, torch.cat(scaled, dim=-1), state, x)
@@ -104,7 +104,7 @@ def test_what_keeps_it_passes(rule):
 
 
 def test_wrappers_read_what_their_rules_read():
-    assert Start(Says()).reads_loss
-    assert not Start(SGD()).reads_loss
-    assert ByName(["a", "*"], [SGD(), Says()]).reads_loss
-    assert Start(SGD()).scope == ByName(["*"], [SGD()]).scope == "problem"
+    assert LearnedInit(Says()).reads_loss
+    assert not LearnedInit(SGD()).reads_loss
+    assert Partition(["a", "*"], [SGD(), Says()]).reads_loss
+    assert LearnedInit(SGD()).scope == Partition(["*"], [SGD()]).scope == "problem"

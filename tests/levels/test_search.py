@@ -28,7 +28,7 @@ from levels import (
     keys,
 )
 from levels.optimizers.cma import advanced, constants
-from levels.optimizers.own import Own
+from levels.optimizers.self_update import SelfUpdate
 from levels.optimizers.search import Population
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint
@@ -51,16 +51,16 @@ def level_below(optimizer=TINY, **settings):
     return Level(optimizer=optimizer, **settings)
 
 
-def laid(optimizer=TINY, **settings):
+def bound_levels(optimizer=TINY, **settings):
     return level_below(optimizer, **settings).over(Quadratic(dims=3, dtype="float64"))
 
 
 def begun(search, problem, key=KEY, x=None):
     """A laid search, its parameters, a first state and x, for keys ``[copies]``."""
     search = search.bound(problem).over(problem.layout)
-    params = search.init_params(KEY)
-    x = problem.init_params(keys.split(key, 2)[..., 0]) if x is None else x
-    return search, params, search.begin_state(params, x, keys.fold(key, 3)), x
+    params = search.init(KEY)
+    x = problem.init(keys.split(key, 2)[..., 0]) if x is None else x
+    return search, params, search.begin_state(params, x, keys.fold_in(key, 3)), x
 
 
 def updated(search, params, state, x):
@@ -72,7 +72,7 @@ def updated(search, params, state, x):
 
 def generation_by_hand(search, problem, sigma, members, losses, number, key, moved):
     """Children of one population, then everybody's loss; ``moved`` takes and returns one member and its life."""
-    asked, judged = keys.split(keys.fold(key, number), 2)
+    asked, judged = keys.split(keys.fold_in(key, number), 2)
     chosen, birth = keys.split(asked, 2)
     drawn, mated, mutated = keys.split(chosen, 3)
     rest = 0 if search.rule is None else 1
@@ -92,7 +92,7 @@ def generation_by_hand(search, problem, sigma, members, losses, number, key, mov
             children.append((child + sigma * noise[i], birth))
         members = [members[i] for i in order[:rest] + order[: search.elite]] + children
     members = members[:rest] + [moved(*member) for member in members[rest:]]
-    return members, [problem.trial(x, judged).item() for x, _ in members]
+    return members, [problem.evaluate_from_scratch(x, judged).item() for x, _ in members]
 
 
 def born(problem, rule, own, x, key):
@@ -100,7 +100,7 @@ def born(problem, rule, own, x, key):
     return rule.init_state(own, x[None]), *problem.patient.value_and_grad(x, below)
 
 
-@pytest.mark.parametrize("rule", [None, Adam(lr=0.1), Own(scale=0.3)], ids=str)
+@pytest.mark.parametrize("rule", [None, Adam(lr=0.1), SelfUpdate(scale=0.3)], ids=str)
 def test_a_generation_is_what_a_loop_over_members_does(rule):
     problem = laid()
     steps = 0 if rule is None else 2
@@ -108,17 +108,17 @@ def test_a_generation_is_what_a_loop_over_members_does(rule):
     key = keys.split(KEY, 3)
     search, params, state, x = begun(search, problem, key)
     assert (params.exp()[0] - 0.2).abs() < 1e-12
-    first = [keys.split(keys.fold(one, -1), 2)[1] for one in state.key]
+    first = [keys.split(keys.fold_in(one, -1), 2)[1] for one in state.key]
     populations = [[(member, birth) for member in own] for own, birth in zip(state.members, first)]
     scores = [[math.inf] * 5 for _ in key]
 
-    def moved(member, life):
+    def moved(member, episode_length):
         """``life``: the key of a birth, or what is remembered since."""
         if rule is None:
             return member, None
         mover, own = search.mover, params[1:]
-        life = born(problem, mover, own, member, life) if isinstance(life, torch.Tensor) else life
-        remembered, f, g, below = life
+        episode_length = born(problem, mover, own, member, episode_length) if isinstance(episode_length, torch.Tensor) else episode_length
+        remembered, f, g, below = episode_length
         for _ in range(steps):
             stepped, remembered = mover.update(own, f[None], g[None], remembered, member[None])
             member = stepped[0]
@@ -197,7 +197,7 @@ def test_a_member_that_goes_wrong_stops_nobody_and_is_not_chosen():
         lost = 0
         for state, report in tower.run(tower.init(0), 4):
             worst = torch.isinf(state.carry.state.losses).sum().item()
-            assert report.notes["level 2 lost"] == pytest.approx(worst / 6)
+            assert report.metrics["level 2 lost"] == pytest.approx(worst / 6)
             assert worst < 6
             assert math.isfinite(report.losses[-1])
             lost += worst
@@ -212,7 +212,7 @@ def test_a_population_begins_with_starts_that_differ_and_with_x():
     key = keys.split(KEY, 2)
     _, _, state, x = begun(GA(population=4, sigma=0.01), problem, key)
     assert torch.equal(state.members[:, 0], x)
-    views = problem.layout.views(state.members)
+    views = problem.layout.unravel(state.members)
     spread = {name: view.std(1).mean() for name, view in views.items()}
     assert spread["layer0.weight"] > 0.2, "as an LSTM's weights are drawn"
     assert 0.001 < spread["layer0.bias"] < 0.03, "the same in every draw, so mutated"
@@ -243,7 +243,7 @@ def test_copies_do_not_mix(search, below):
     problem = laid() if below == "level" else Quadratic(dims=3, dtype="float64")
     key = keys.split(KEY, 3)
     search, params, state, x = begun(search, problem, key)
-    other_key = torch.cat((keys.fold(key[:1], 9), key[1:]))
+    other_key = torch.cat((keys.fold_in(key[:1], 9), key[1:]))
     _, _, other, other_x = begun(search, problem, other_key)
     _, _, alone, alone_x = begun(search, problem, key[2:])
     for _ in range(3):
@@ -279,7 +279,7 @@ def test_sigma_is_a_parameter_that_a_level_above_trains(search):
     wide = one.begin_state(params + math.log(10), x, state.key)
     near, _ = one.update(params, x, x, state, x), None
     far = one.update(params + math.log(10), x, x, wide, x)
-    a, b = near[1].members - problem.init_params(KEY), far[1].members - problem.init_params(KEY)
+    a, b = near[1].members - problem.init(KEY), far[1].members - problem.init(KEY)
     torch.testing.assert_close(10 * a, b)
     tower = Tower(
         Quadratic(),
@@ -394,11 +394,11 @@ def test_cma_equals_a_package_fed_the_same_samples(n, size, start):
     search = (
         CMA(population=size, sigma=0.7).bound(Quadratic(n, dtype="float64")).over(Quadratic(n, dtype="float64").layout)
     )
-    params, x = search.init_params(KEY), torch.full((1, n), start, dtype=torch.float64)
+    params, x = search.init(KEY), torch.full((1, n), start, dtype=torch.float64)
     state = search.begin_state(params, x, KEY[None])
     scale = 10.0 ** torch.linspace(0, 2, n, dtype=torch.float64)
     for number in range(12):
-        state = search.ask(params, state, x, keys.split(keys.fold(KEY, number), 1))
+        state = search.ask(params, state, x, keys.split(keys.fold_in(KEY, number), 1))
         losses = (scale * state.members.square()).sum(-1)
         pairs = zip(state.members[0].numpy().copy(), losses[0].tolist())
         other.tell([(point, loss) for point, loss in pairs])
@@ -414,7 +414,7 @@ def test_cma_equals_a_package_fed_the_same_samples(n, size, start):
 def test_cma_draws_from_the_distribution_that_it_keeps():
     task = Quadratic(3, dtype="float64")
     search = CMA(population=40_000, sigma=2.0).bound(task).over(task.layout)
-    params, x = search.init_params(KEY), torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)
+    params, x = search.init(KEY), torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)
     state = search.begin_state(params, x, KEY[None])
     memory = state.memory
     few = keys.normal(KEY, (1, 8, 3), torch.float64)
@@ -470,14 +470,14 @@ def test_notes_tell_of_the_population():
     *_, (state, report) = tower.run(tower.init(0), 2)
     population: Population = state.carry.state
     means = population.losses.amin(-1).mean().item()
-    assert report.notes["level 1 best trial"] == pytest.approx(means)
+    assert report.metrics["level 1 best trial"] == pytest.approx(means)
     spread = (population.members - population.members.mean(1, keepdim=True)).square().mean((1, 2)).sqrt().mean()
-    assert report.notes["level 1 spread"] == pytest.approx(spread.item(), rel=1e-5)
-    assert report.notes["level 1 lost"] == 0
+    assert report.metrics["level 1 spread"] == pytest.approx(spread.item(), rel=1e-5)
+    assert report.metrics["level 1 lost"] == 0
 
 
 def test_a_fixed_sigma_is_no_parameter():
     problem = Quadratic()
     search = parse("quadratic: ga(sigma=fixed(0.2))").top.optimizer
     assert search.layout.size == 0
-    assert GA(sigma=Linear(0.2)).bound(problem).over(problem.layout).init_params(KEY).item() == pytest.approx(0.2)
+    assert GA(sigma=Linear(0.2)).bound(problem).over(problem.layout).init(KEY).item() == pytest.approx(0.2)

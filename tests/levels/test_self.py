@@ -5,11 +5,11 @@ from fractions import Fraction
 import pytest
 import torch
 
-from levels import LSTM, SGD, Adam, Exact, FirstOrder, Last, Level, Quadratic, Start, keys
+from levels import LSTM, SGD, Adam, Exact, FirstOrder, Last, Level, Quadratic, LearnedInit, keys
 from levels.layout import Layout
 from levels.optimizers.guarded import Guarded, Self
-from levels.optimizers.own import Own
-from levels.optimizers.relay import Relay
+from levels.optimizers.self_update import SelfUpdate
+from levels.optimizers.switch import Switch
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint
 from recursion.notation import parse
@@ -23,7 +23,7 @@ def below(optimizer=TINY, **settings):
     return Level(optimizer=optimizer, **settings)
 
 
-def laid(optimizer=TINY, dtype="float64", **settings):
+def bound_levels(optimizer=TINY, dtype="float64", **settings):
     return below(optimizer, **settings).over(Quadratic(dims=3, dtype=dtype))
 
 
@@ -34,14 +34,14 @@ def laid(optimizer=TINY, dtype="float64", **settings):
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_own_applies_the_rule_below_to_its_own_parameters(norm, batch):
     problem = laid()
-    own = Own(scale=0.2, norm=norm).bound(problem).over(problem.layout)
+    own = SelfUpdate(scale=0.2, norm=norm).bound(problem).over(problem.layout)
     key = keys.split(KEY, 2) if batch else KEY
-    params, x = own.init_params(key), problem.init_params(keys.split(key, 3))
+    params, x = own.init(key), problem.init(keys.split(key, 3))
     state, f = own.init_state(params, x), torch.ones(x.shape[:-1], dtype=x.dtype)
     rule = TINY.over(problem.layout)
     expected, theirs = x, [None] * 3
     for t in range(3):
-        g = keys.normal(keys.fold(keys.split(key, 3), t), x.shape[-1:], x.dtype)
+        g = keys.normal(keys.fold_in(keys.split(key, 3), t), x.shape[-1:], x.dtype)
         x, state = own.update(params, f, g, state, x)
         rows = []
         for copy in range(3):  # one copy at a time, its weights as parameters and as what they update
@@ -53,7 +53,7 @@ def test_own_applies_the_rule_below_to_its_own_parameters(norm, batch):
             rows.append(w + 0.2 * (moved[..., 0, :] - w))
         expected = torch.stack(rows, -2)
         torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(own.notes(state)["self-gradient"], g.square().mean(-1).sqrt())
+        torch.testing.assert_close(own.metrics(state)["self-gradient"], g.square().mean(-1).sqrt())
 
 
 def test_any_rule_whose_parameters_fit_can_be_its_own():
@@ -61,8 +61,8 @@ def test_any_rule_whose_parameters_fit_can_be_its_own():
     state = tower.init(0)
     first = state.carry.x
     state, _ = tower.step(state)
-    rule, g = tower.laid[0].optimizer, tower.init(0).carry.g
-    adam = rule.over(tower.laid[0].layout)
+    rule, g = tower.bound_levels[0].optimizer, tower.init(0).carry.g
+    adam = rule.over(tower.bound_levels[0].layout)
     expected, _ = adam.update(first, g[..., :1], g[:, None], adam.init_state(first, first[:, None]), first[:, None])
     torch.testing.assert_close(state.carry.x, expected[:, 0])
 
@@ -74,16 +74,16 @@ def test_any_rule_whose_parameters_fit_can_be_its_own():
 def test_the_loss_after_self_updates_is_differentiated_through_them(h):
     settings = {"unroll": h, "horizon": h, "batch": 1, "objective": Last(), "gradient": FirstOrder()}
     problem = laid(horizon=None)
-    level = Level(optimizer=Start(Own(scale=0.2, norm=None)), **settings).over(problem)
-    params = level.init_params(KEY)
+    level = Level(optimizer=LearnedInit(SelfUpdate(scale=0.2, norm=None)), **settings).over(problem)
+    params = level.init(KEY)
     state = level.init_state(params, KEY)
     carry = state.carry
     value, grad, _ = level.value_and_grad(params, state)
     # By hand: the same window, the start a leaf of autograd.
     theta = carry.x[0].detach().requires_grad_()
-    own = Own(scale=0.2, norm=None).bound(problem).over(problem.layout)
+    own = SelfUpdate(scale=0.2, norm=None).bound(problem).over(problem.layout)
     x, mine, f, g, inner = theta[None], carry.state, carry.f, carry.g, carry.below
-    scale = own.init_params(KEY).requires_grad_()
+    scale = own.init(KEY).requires_grad_()
     mine = own.init_state(scale, x)
     with torch.enable_grad():
         for _ in range(h):
@@ -99,12 +99,12 @@ def test_the_loss_after_self_updates_is_differentiated_through_them(h):
 def test_exact_self_updates_agree_with_finite_differences(h):
     problem = laid(horizon=None, gradient=Exact())
     settings = {"unroll": h, "horizon": h, "batch": 1, "objective": Last(), "gradient": Exact()}
-    level = Level(optimizer=Start(Own(scale=0.2, norm=None)), **settings).over(problem)
-    params = level.init_params(KEY)
+    level = Level(optimizer=LearnedInit(SelfUpdate(scale=0.2, norm=None)), **settings).over(problem)
+    params = level.init(KEY)
     state = level.init_state(params, KEY)
     _, grad, _ = level.value_and_grad(params, state)
     n, key = problem.layout.size, state.carry.key
-    own = Own(scale=0.2, norm=None).bound(problem).over(problem.layout)
+    own = SelfUpdate(scale=0.2, norm=None).bound(problem).over(problem.layout)
     draw = state.carry.x - params[:n]
     frozen = [level.asked_first(state.carry.x, key)]  # what the level below carries is a constant at each edge
 
@@ -130,8 +130,8 @@ def test_exact_self_updates_agree_with_finite_differences(h):
 
 def test_a_trial_is_a_whole_life_of_windows_from_a_fresh_start():
     problem = laid(TINY)
-    params = problem.init_params(keys.split(KEY, 3))
-    losses = problem.trial(params, KEY.expand(3))
+    params = problem.init(keys.split(KEY, 3))
+    losses = problem.evaluate_from_scratch(params, KEY.expand(3))
     for i in range(3):
         carry = problem.begin(params[i], keys.split(KEY, 2))
         total = 0.0
@@ -145,8 +145,8 @@ def test_a_trial_is_a_whole_life_of_windows_from_a_fresh_start():
 
 def test_a_trial_that_goes_wrong_is_infinite_and_stops_nobody():
     problem = laid(SGD(lr=0.01), "float32", unroll=50, horizon=100)
-    good = problem.init_params(KEY)
-    losses = problem.trial(torch.stack((good, good + 12.0, good)), KEY.expand(3))  # a step size of 1600
+    good = problem.init(KEY)
+    losses = problem.evaluate_from_scratch(torch.stack((good, good + 12.0, good)), KEY.expand(3))  # a step size of 1600
     assert torch.isinf(losses[1])
     assert torch.isfinite(losses[::2]).all()
     torch.testing.assert_close(losses[0], losses[2])
@@ -154,10 +154,10 @@ def test_a_trial_that_goes_wrong_is_infinite_and_stops_nobody():
 
 def test_trials_hold_on_the_split_that_is_asked():
     problem = laid()
-    params = problem.init_params(KEY)
-    train, validation = problem.trial(params, KEY), problem.on("validation").trial(params, KEY)
+    params = problem.init(KEY)
+    train, validation = problem.evaluate_from_scratch(params, KEY), problem.on("validation").evaluate_from_scratch(params, KEY)
     assert train != validation
-    assert problem.on("train").trial(params, KEY) == train
+    assert problem.on("train").evaluate_from_scratch(params, KEY) == train
 
 
 # The guard.
@@ -168,9 +168,9 @@ def test_a_guard_drops_what_raises_the_held_out_loss():
     start = tower.init(0)
     for state, report in tower.run(start, 8):  # noqa: B007
         pass
-    assert report.notes["level 2 refused"] == 4
-    assert report.notes["level 2 step scale"] == 2.0**-4
-    assert torch.equal(tower.outcome(state), start.carry.x)
+    assert report.metrics["level 2 refused"] == 4
+    assert report.metrics["level 2 step scale"] == 2.0**-4
+    assert torch.equal(tower.result(state), start.carry.x)
     assert torch.equal(state.carry.x, start.carry.x)
 
 
@@ -193,34 +193,34 @@ def test_a_guard_lets_a_sound_rule_go_its_way():
         a, b = plain.step(a)[0], guarded.step(b)[0]
     assert b.carry.state.refused.item() == 0
     assert torch.equal(a.carry.x, b.carry.x)
-    assert torch.equal(guarded.outcome(b), b.carry.x)
+    assert torch.equal(guarded.result(b), b.carry.x)
 
 
 def test_the_fallback_takes_over_after_a_null_step_and_gives_back():
     level = below(SGD(lr=0.001), unroll=5, horizon=20, batch=8)
     tower = Tower(Quadratic(), level, Level(optimizer=Guarded(Climb(lr=0.3), 2, fallback=Adam(lr=0.1))))
     state, fell = tower.init(0), []
-    trial = tower.laid[0].on("validation").trial
+    trial = tower.bound_levels[0].on("validation").evaluate_from_scratch
     before = trial(state.carry.x, KEY[None])
     for _ in range(12):
         state, report = tower.step(state)
         fell.append(bool(state.carry.state.falling))
     assert fell == [False, True, True, False, False, True, True, False, False, True, True, False]
-    assert report.notes["level 2 fell back"] == report.notes["level 2 refused"] == 3
-    assert trial(tower.outcome(state), KEY[None]) < before, "the fallback moved it down"
+    assert report.metrics["level 2 fell back"] == report.metrics["level 2 refused"] == 3
+    assert trial(tower.result(state), KEY[None]) < before, "the fallback moved it down"
 
 
 def test_what_the_guard_keeps_never_gets_worse_on_its_own_trials():
     tower = parse("quadratic: lstm(hidden=4)@5[batch=16] / self(every=4)")
     state = tower.init(3)
-    judge = tower.laid[0].on("validation")
+    judge = tower.bound_levels[0].on("validation")
     for number in range(1, 41):
         before = state.carry.state
         state, _ = tower.step(state)
         after = state.carry.state
         if number % 4 == 0:
-            key = keys.fold(before.key, after.updates)
-            assert judge.trial(after.kept, key) <= judge.trial(before.kept, key)
+            key = keys.fold_in(before.key, after.updates)
+            assert judge.evaluate_from_scratch(after.kept, key) <= judge.evaluate_from_scratch(before.kept, key)
         else:
             assert torch.equal(before.kept, after.kept)
 
@@ -228,7 +228,7 @@ def test_what_the_guard_keeps_never_gets_worse_on_its_own_trials():
 def test_copies_are_judged_each_by_itself():
     problem = below(SGD(lr=0.001), unroll=5, horizon=20, batch=8).over(Quadratic())
     level = Level(optimizer=Guarded(SGD(lr=1e-7), 1), unroll=1, batch=3).over(problem)
-    params = level.init_params(KEY)
+    params = level.init(KEY)
     carry = level.init_state(params, KEY).carry
     g = carry.g * torch.tensor([1.0, -1.0, 1.0])[:, None]
     _, state = level.optimizer.update(params, carry.f, g, carry.state, carry.x)
@@ -275,7 +275,7 @@ def test_what_a_guard_asks_is_counted(every):
 def test_a_relay_is_the_first_and_then_the_second():
     level = below(SGD(lr=0.001), unroll=5, horizon=20, batch=4)
     first, second = Adam(lr=0.1), SGD(lr=1e-4, momentum=0.5)
-    relay = Tower(Quadratic(), level, Level(optimizer=Relay(first, second, 3)))
+    relay = Tower(Quadratic(), level, Level(optimizer=Switch(first, second, 3)))
     alone = Tower(Quadratic(), level, Level(optimizer=first))
     a, b = relay.init(0), alone.init(0)
     for _ in range(3):
@@ -283,7 +283,7 @@ def test_a_relay_is_the_first_and_then_the_second():
         assert torch.equal(a.carry.x, b.carry.x)
     after = Tower(Quadratic(), level, Level(optimizer=second))
     rule, x = after.top.optimizer, b.carry.x
-    params = rule.init_params(KEY)
+    params = rule.init(KEY)
     c = b._replace(params=params, carry=b.carry._replace(state=rule.init_state(params, x)))
     for _ in range(4):
         a, c = relay.step(a)[0], after.step(c)[0]
@@ -292,8 +292,8 @@ def test_a_relay_is_the_first_and_then_the_second():
 
 def test_copies_of_a_relay_hand_over_each_at_its_own_time():
     layout = Layout.of({"a": (2,)})
-    relay = Relay(SGD(lr=0.1), SGD(lr=1.0), 2).over(layout)
-    params, x = relay.init_params(KEY), torch.zeros(2, 2)
+    relay = Switch(SGD(lr=0.1), SGD(lr=1.0), 2).over(layout)
+    params, x = relay.init(KEY), torch.zeros(2, 2)
     state = relay.init_state(params, x)
     state = state._replace(updates=torch.tensor([0, 1]))
     steps = []

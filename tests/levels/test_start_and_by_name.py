@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from levels import SGD, Adam, ByName, Last, Layout, Level, Linear, Log, Quadratic, Start, keys
-from levels.optimizers.wrapping import Wrapping
+from levels import SGD, Adam, Partition, Last, Layout, Level, Linear, Log, Quadratic, LearnedInit, keys
+from levels.optimizers.wrap import Wrapping
 from levels.testing import check_optimizer
 from recursion.notation import parse
 
@@ -11,15 +11,15 @@ LAYOUT = Layout.of({"conv.weight": (3, 2), "dense.weight": (2, 2), "conv.bias": 
 
 @pytest.mark.parametrize("rule", [SGD(momentum=0.9), Adam(), SGD(lr=Log(0.1, "coordinate"))], ids=repr)
 def test_a_start_keeps_the_contract(rule):
-    check_optimizer(Start(rule))
+    check_optimizer(LearnedInit(rule))
 
 
 def test_an_untrained_start_is_one_draw_of_the_problem_for_all_copies():
     task = Quadratic(dims=4, dtype="float64")
-    laid = Level(optimizer=Start(SGD(), seed=3), unroll=2, batch=5).over(task)
-    params = laid.init_params(keys.seed(0))
+    laid = Level(optimizer=LearnedInit(SGD(), seed=3), unroll=2, batch=5).over(task)
+    params = laid.init(keys.seed(0))
     x = laid.init_state(params, keys.seed(1)).carry.x
-    assert torch.equal(x, task.init_params(keys.seed(3)).expand(5, 4))
+    assert torch.equal(x, task.init(keys.seed(3)).expand(5, 4))
     moved = params.clone()
     moved[:4] += 1.5
     torch.testing.assert_close(laid.init_state(moved, keys.seed(1)).carry.x, x + 1.5)
@@ -27,23 +27,23 @@ def test_an_untrained_start_is_one_draw_of_the_problem_for_all_copies():
 
 def test_a_learned_start_is_the_same_place_on_every_split():
     task = Quadratic(dims=4, dtype="float64")
-    draw = task.init_params(keys.seed(0))
+    draw = task.init(keys.seed(0))
     for split in ("train", "validation", "test"):
-        laid = Level(optimizer=Start(SGD()), unroll=2, batch=3).over(task.on(split))
-        params = laid.init_params(keys.seed(0)) + 1.5
+        laid = Level(optimizer=LearnedInit(SGD()), unroll=2, batch=3).over(task.on(split))
+        params = laid.init(keys.seed(0)) + 1.5
         assert torch.equal(laid.init_state(params, keys.seed(1)).carry.x, (draw + 1.5).expand(3, 4))
 
 
 def test_the_gradient_of_a_start_is_first_order_maml_by_hand():
     """x_0 = start, two SGD steps on each of three quadratics, gradients as data, the loss at the end."""
     task = Quadratic(dims=4, dtype="float64")
-    level = Level(optimizer=Start(SGD(lr=Linear(0.01))), unroll=2, horizon=2, batch=3, objective=Last(), stagger=False)
+    level = Level(optimizer=LearnedInit(SGD(lr=Linear(0.01))), unroll=2, horizon=2, batch=3, objective=Last(), stagger=False)
     laid = level.over(task)
-    params = laid.init_params(keys.seed(0))
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(1))
     for _ in range(3):  # each window is a trajectory of its own, and begins at the start
         value, grad, new = laid.value_and_grad(params, state)
-        start = (task.init_params(keys.seed(0)) + params[:4]).requires_grad_()
+        start = (task.init(keys.seed(0)) + params[:4]).requires_grad_()
         problem = new.carry.below  # the three quadratics of this window
         x = start.expand(3, 4)
         for _ in range(2):
@@ -58,8 +58,8 @@ def test_the_gradient_of_a_start_is_first_order_maml_by_hand():
 
 def test_a_window_that_goes_on_does_not_move_the_start():
     task = Quadratic(dims=4, dtype="float64")
-    laid = Level(optimizer=Start(SGD(lr=0.001)), unroll=2, horizon=4, batch=3, stagger=False).over(task)
-    params = laid.init_params(keys.seed(0))
+    laid = Level(optimizer=LearnedInit(SGD(lr=0.001)), unroll=2, horizon=4, batch=3, stagger=False).over(task)
+    params = laid.init(keys.seed(0))
     state = laid.init_state(params, keys.seed(1))
     for begins in (True, False, True, False):
         _, grad, state = laid.value_and_grad(params, state)
@@ -69,8 +69,8 @@ def test_a_window_that_goes_on_does_not_move_the_start():
 
 def test_by_name_updates_each_tensor_as_its_optimizer_alone_would():
     parts = (SGD(lr=0.1, momentum=0.9), Adam(lr=0.01))
-    both = ByName(("conv*", "*"), parts).over(LAYOUT)
-    params = both.init_params(keys.split(keys.seed(0), 2))  # [2, m]
+    both = Partition(("conv*", "*"), parts).over(LAYOUT)
+    params = both.init(keys.split(keys.seed(0), 2))  # [2, m]
     x, g = (keys.normal(keys.split(keys.split(keys.seed(k), 2), 3), (13,), torch.float64) for k in (1, 2))
     state, f = both.init_state(params, x), x.sum(-1)
     rows = {"conv": [0, 1, 2, 3, 4, 5, 10, 11, 12], "dense": [6, 7, 8, 9]}
@@ -95,8 +95,8 @@ def test_by_name_updates_each_tensor_as_its_optimizer_alone_would():
 
 
 def test_by_name_keeps_the_contract():
-    check_optimizer(ByName(("*",), (Adam(),)))
-    check_optimizer(ByName(("conv*", "*"), (SGD(momentum=0.5), Adam())), below=LAYOUT)
+    check_optimizer(Partition(("*",), (Adam(),)))
+    check_optimizer(Partition(("conv*", "*"), (SGD(momentum=0.5), Adam())), below=LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_by_name_keeps_the_contract():
 )
 def test_by_name_refuses_patterns_that_do_not_fit(patterns, message):
     with pytest.raises(ValueError, match=message):
-        ByName(patterns, (SGD(),) * len(patterns)).over(LAYOUT)
+        Partition(patterns, (SGD(),) * len(patterns)).over(LAYOUT)
 
 
 def test_by_name_refuses_other_counts():
     with pytest.raises(ValueError, match="2 patterns but 1 optimizers; give one optimizer a pattern"):
-        ByName(("a", "b"), (SGD(),))
+        Partition(("a", "b"), (SGD(),))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ class TestWhatIsAroundARule:
 
     def both(self, around: str, rule: str):
         towers = (parse(f"quadratic(dims=3): {notation}") for notation in (rule, around.format(rule)))
-        return [tower.laid[0].optimizer for tower in towers]
+        return [tower.bound_levels[0].optimizer for tower in towers]
 
     def test_price(self, around):
         rule, outer = self.both(around, "gated(sgd, price=0.5)")
-        params = outer.init_params(keys.split(keys.seed(0), 2))
+        params = outer.init(keys.split(keys.seed(0), 2))
         inner = params[..., -rule.layout.size :]
-        (value, slopes), (expected, inside) = outer.charge(params), rule.charge(inner)
+        (value, slopes), (expected, inside) = outer.penalty(params), rule.penalty(inner)
         assert torch.equal(value, expected)
         assert torch.equal(slopes[..., -rule.layout.size :], inside)
         assert not slopes[..., : -rule.layout.size].any()
@@ -163,5 +163,5 @@ class TestWhatIsAroundARule:
         rule, held = tower.top.optimizer, state.carry.state
         while isinstance(rule, Wrapping):
             rule, held = rule.rule, rule.held(held)
-        assert torch.equal(tower.outcome(state), held.kept)
-        assert not torch.equal(tower.outcome(state), state.carry.x)
+        assert torch.equal(tower.result(state), held.kept)
+        assert not torch.equal(tower.result(state), state.carry.x)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from levels import DigitsMLP, Quadratic, keys
-from levels.task import SPLITS
+from levels.tasks.task import SPLITS
 from levels.tasks.data import digits
 
 
@@ -19,8 +19,8 @@ def batch_of(*shape, seed=0):
 def test_quadratic_in_closed_form():
     task = Quadratic(dims=4, dtype="float64")
     key = batch_of(2, 3)
-    x = task.init_params(key)
-    state = task.init_state(x, keys.fold(key, 9))
+    x = task.init(key)
+    state = task.init_state(x, keys.fold_in(key, 9))
     value, grad, after = task.value_and_grad(x, state)
     for i in range(2):
         for j in range(3):
@@ -40,8 +40,8 @@ def test_what_quadratics_draw_is_standard_normal():
     count, dims = 4000, 5
     task = Quadratic(dims=dims, dtype="float64")
     key = batch_of(count)
-    x = task.init_params(keys.fold(key, 1))
-    state = task.init_state(x, keys.fold(key, 2))
+    x = task.init(keys.fold_in(key, 1))
+    state = task.init_state(x, keys.fold_in(key, 2))
     for drawn in (x, state.w, state.y):
         bound = 5 / math.sqrt(drawn.numel())
         assert abs(float(drawn.mean())) < bound
@@ -60,7 +60,7 @@ def test_the_mean_loss_of_random_quadratics():
     state = task.init_state(torch.zeros(5000, 10), key)
     at = torch.full((5000, 10), 0.3)
     assert float(task.value_and_grad(at, state)[0].mean()) == pytest.approx(10 * (0.9 + 1), rel=0.05)
-    start = task.init_params(keys.fold(key, 3))
+    start = task.init(keys.fold_in(key, 3))
     assert float(task.value_and_grad(start, state)[0].mean()) == pytest.approx(110, rel=0.05)
 
 
@@ -79,13 +79,13 @@ def test_bad_splits_and_dtypes():
 
 def test_splits_of_quadratics_share_no_problem():
     key = batch_of(1000)
-    drawn = torch.cat([Quadratic(dims=2, split=s, dtype="float64").init_params(key) for s in SPLITS])
+    drawn = torch.cat([Quadratic(dims=2, split=s, dtype="float64").init(key) for s in SPLITS])
     assert len(drawn.unique(dim=0)) == 3000
 
 
 def sequential(task, params):
     """The same perceptron as torch builds it."""
-    layers, views = [], list(task.layout.views(params).values())
+    layers, views = [], list(task.layout.unravel(params).values())
     activation = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}[task.activation]
     for i, (weight, bias) in enumerate(zip(views[::2], views[1::2])):
         linear = nn.Linear(*weight.shape, dtype=params.dtype)
@@ -108,11 +108,11 @@ def sequential(task, params):
 )
 def test_perceptrons_equal_nn_sequential(task):
     key = batch_of(2, 2)
-    params = task.init_params(key)
-    state = task.init_state(params, keys.fold(key, 1))
+    params = task.init(key)
+    state = task.init_state(params, keys.fold_in(key, 1))
     for number in range(3):
         inputs, labels, _ = digits(task.split, torch.float64)
-        rows = keys.integers(keys.fold(state.key, state.step), (task.minibatch,), len(labels))
+        rows = keys.integers(keys.fold_in(state.key, state.step), (task.minibatch,), len(labels))
         value, grad, state = task.value_and_grad(params, state)
         assert (state.step == number + 1).all()
         for i in range(2):
@@ -129,7 +129,7 @@ def test_perceptrons_equal_nn_sequential(task):
 def test_every_step_and_copy_draws_another_minibatch():
     task = DigitsMLP(hidden=(2,), minibatch=64)
     key = batch_of(2)
-    params = task.init_params(key)[:1].expand(2, -1)
+    params = task.init(key)[:1].expand(2, -1)
     state = task.init_state(params, key)
     seen = []
     for _ in range(5):
@@ -140,7 +140,7 @@ def test_every_step_and_copy_draws_another_minibatch():
 
 def test_perceptrons_start_as_documented():
     task = DigitsMLP(hidden=(50, 40))
-    views = task.layout.views(task.init_params(batch_of(20)))
+    views = task.layout.unravel(task.init(batch_of(20)))
     for name, fan_in in (("layer0.weight", 64), ("layer1.weight", 50), ("layer2.weight", 40)):
         assert float(views[name].std()) == pytest.approx(fan_in**-0.5, rel=0.03)
         assert float(views[name].mean()) == pytest.approx(0, abs=3e-3)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import jvp
 
 from levels import SGD, Adam, Fixed, Layout, Level, Linear, Log, Logit, Quadratic, TorchOptim
-from levels.derivatives import pull_update
+from levels.autodiff import pull_update
 from levels.optimizers import torch_rules
 from levels.optimizers.torch_names import classes
 from levels.testing import check_optimizer
@@ -87,7 +87,7 @@ def lay(rule):
 
 def shaken(rule):
     """Parameters that differ from one hyperparameter entry to the next."""
-    params = rule.init_params(torch.tensor(0))
+    params = rule.init(torch.tensor(0))
     return params * (1 + 0.1 * random(*params.shape, seed=2).clamp(-1, 1))
 
 
@@ -126,7 +126,7 @@ def torch_group(rule, values):
 
 def torch_path(rule, params, x, grad, steps):
     """The trajectory of torch's own optimizer over one copy ``[n]``, a param group a tensor: ``[steps, n]``."""
-    tensors = [nn.Parameter(view.clone()) for view in rule.below.views(x).values()]
+    tensors = [nn.Parameter(view.clone()) for view in rule.below.unravel(x).values()]
     groups = [torch_group(rule, values) for values in torch_values(rule, params)]
     maximize = {name: given for name, given in rule.settings if name == "maximize"}
     optimizer = rule.kind([{"params": [tensor], **group} for tensor, group in zip(tensors, groups)], **maximize)
@@ -136,7 +136,7 @@ def torch_path(rule, params, x, grad, steps):
     path = []
     for t in range(steps):
         at = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        for tensor, slope in zip(tensors, rule.below.views(grad(t, at)).values()):
+        for tensor, slope in zip(tensors, rule.below.unravel(grad(t, at)).values()):
             tensor.grad = slope.clone()
         optimizer.step()
         path.append(torch.cat([tensor.detach().flatten() for tensor in tensors]))
@@ -272,7 +272,7 @@ def test_updates_compose_with_torch_func(rule):
 def test_second_derivatives_are_finite_where_a_gradient_is_always_0(name):
     """Exact gradients ask for them; with higher's own Adagrad they are nan."""
     rule = TorchOptim(name).over(BELOW)
-    params, x = rule.init_params(torch.tensor(0)), random(2, N, seed=3)
+    params, x = rule.init(torch.tensor(0)), random(2, N, seed=3)
     state = rule.init_state(params, x)
     for t in range(7):
         g = random(2, N, seed=10 + t) * (torch.arange(N) > 0)
@@ -293,7 +293,7 @@ def test_a_number_of_0_is_left_out_and_linear_0_is_learned():
     assert list(TorchOptim("adamw", betas=(0, 0.9), weight_decay=0).hypers) == ["lr", "betas.1", "eps"]
     rule = TorchOptim("sgd", lr=Fixed(0.1), momentum=Linear(0), weight_decay=Linear(0)).over(BELOW)
     assert list(rule.hypers) == ["lr", "momentum", "weight_decay"]
-    params, start, grads = rule.init_params(torch.tensor(0)), random(N, seed=3), random(6, N, seed=4)
+    params, start, grads = rule.init(torch.tensor(0)), random(N, seed=3), random(6, N, seed=4)
     slopes = pull_back(rule, params, start, grads, lambda x: x @ HESSIAN)
 
     def final_loss(momentum, decay):
@@ -325,7 +325,7 @@ def test_a_whole_problem_and_single_coordinates_share_hyperparameters_too():
 def test_centered_rmsprop_has_finite_hypergradients_behind_dead_units():
     """higher's own gives nan there."""
     rule = TorchOptim("rmsprop", centered=True, momentum=0.9).over(Layout.of({"x": (2,)}))
-    params, x = rule.init_params(torch.tensor(0)), torch.ones(1, 2, dtype=torch.float32)
+    params, x = rule.init(torch.tensor(0)), torch.ones(1, 2, dtype=torch.float32)
     state = rule.init_state(params, x)
     for _ in range(3):
         g = torch.tensor([[0.0, 1.0]], dtype=torch.float32)
@@ -501,7 +501,7 @@ def test_black_boxes_that_cannot_run_are_refused_when_laid(fault, sentence):
 
 def test_a_black_box_that_remembers_something_new_later_is_refused_then():
     rule = TorchOptim(Fault, fault="late").over(Layout.of({"x": (3,)}, torch.float64))
-    params, x = rule.init_params(torch.tensor(0)), torch.ones(1, 3)
+    params, x = rule.init(torch.tensor(0)), torch.ones(1, 3)
     _, state = rule.update(params, torch.zeros(1), x, rule.init_state(params, x), x)
     with pytest.raises(ValueError, match="remembers something else than at its first steps; it cannot run here"):
         rule.update(params, torch.zeros(1), 10 * x, state, x)
@@ -509,7 +509,7 @@ def test_a_black_box_that_remembers_something_new_later_is_refused_then():
 
 def test_a_black_box_remembers_numbers_groups_and_its_start():
     rule = TorchOptim(Strange, lr=Log(0.1)).over(BELOW)
-    params, x = rule.init_params(torch.tensor([0, 1])) + torch.tensor([[0.0], [1.0]]), random(2, 3, N)
+    params, x = rule.init(torch.tensor([0, 1])) + torch.tensor([[0.0], [1.0]]), random(2, 3, N)
     state = rule.init_state(params, x)
     rates = params.exp()[:, None]
     expected, start = x, x
@@ -546,7 +546,7 @@ def test_optimizers_of_another_package_run_as_black_boxes(name, settings):
         assert len(set(losses)) > 4
         assert parse(str(Tower(Quadratic(4), *tower.levels))).levels == tower.levels
     rule, x = mine.over(BELOW), random(2, N, seed=3)
-    params = rule.init_params(torch.tensor(0))
+    params = rule.init(torch.tensor(0))
     expected = torch.stack([torch_path(rule, params, row, lambda t, at: HESSIAN @ at, 20) for row in x], 1)
     state = rule.init_state(params, x)
     for t in range(20):

@@ -21,15 +21,15 @@ from levels import (
     ModuleTask,
     Photo,
     Rosenbrock,
-    Start,
+    LearnedInit,
     compiled,
     keys,
     traced,
 )
 from levels.compiled import compiling
-from levels.derivatives import push
+from levels.autodiff import push
 from levels.level import Level
-from levels.task import LossTask
+from levels.tasks.task import LossTask
 from levels.traced import tracing
 from levels.tree import leaves, map_leaves
 
@@ -72,11 +72,11 @@ def problem(task, batch=(), number=9):
     """Parameters, a state some steps on, and a direction: other ones for each number."""
     count = int(torch.tensor(batch).prod()) if batch else 1
     key = keys.split(keys.seed(number), count).reshape(batch)
-    params = task.init_params(key)
-    state = task.init_state(params, keys.fold(key, 1))
+    params = task.init(key)
+    state = task.init_state(params, keys.fold_in(key, 1))
     for _ in range(number % 3):
         state = task.value_and_grad(params, state)[2]
-    return params, state, keys.normal(keys.fold(key, 2), (task.layout.size,), params.dtype)
+    return params, state, keys.normal(keys.fold_in(key, 2), (task.layout.size,), params.dtype)
 
 
 def answers(task, params, state, v) -> list[Tensor]:
@@ -112,7 +112,7 @@ def test_what_was_compiled_serves_again(traces, monkeypatch):
         answers(task, *problem(task, number=1))
 
 
-@pytest.mark.parametrize("optimizer", [SGD(lr=Log(0.1, per="tensor"), momentum=0.9), Adam(), Start(SGD(0.1))], ids=repr)
+@pytest.mark.parametrize("optimizer", [SGD(lr=Log(0.1, per="tensor"), momentum=0.9), Adam(), LearnedInit(SGD(0.1))], ids=repr)
 def test_an_exact_window_is_the_same(optimizer, traces):
     """Three windows of trajectories that begin anew, one at a time and together."""
     for stagger in (True, False):
@@ -120,7 +120,7 @@ def test_an_exact_window_is_the_same(optimizer, traces):
         ends = []
         for on in (False, True):
             laid, key = level.over(fresh(MLP)), keys.split(keys.seed(3), 2)
-            params, found = laid.init_params(key), []
+            params, found = laid.init(key), []
             with compiling(on), tracing():
                 state = laid.init_state(params, key)
                 for _ in range(3):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from levels import SGD, Augmented, DigitsMLP, Level, LoaderTask, Mixture, ModuleTask, Quadratic, Rosenbrock, keys
-from levels.task import SPLITS
+from levels.tasks.task import SPLITS
 from levels.tasks.wrapping import open_key, whole
 from levels.testing import check_problem
 from recursion import Tower
@@ -67,7 +67,7 @@ def test_each_copy_of_a_mixture_is_one_of_its_tasks():
     tasks = (Quadratic(dims=5), SMALL, Rosenbrock(dims=3))
     mixture = Mixture(tasks, dtype="float64")
     for_params, for_state = halves(4, 6)
-    params = mixture.init_params(for_params)
+    params = mixture.init(for_params)
     state = mixture.init_state(params, for_state)
     assert mixture.layout.size == 64 * 3 + 3 + 30 + 10
     assert set(state.member.flatten().tolist()) == {0, 1, 2}
@@ -94,7 +94,7 @@ def test_each_copy_of_a_mixture_is_one_of_its_tasks():
 def test_a_mixture_starts_each_copy_as_its_member_would():
     mixture = Mixture((Quadratic(dims=2), Quadratic(dims=3)), dtype="float64")
     for_params, for_state = halves(4000)
-    params = mixture.init_params(for_params)
+    params = mixture.init(for_params)
     member = mixture.init_state(params, for_state).member
     assert abs(float(member.double().mean()) - 0.5) < 5 * 0.5 / math.sqrt(4000)
     assert torch.equal(params[:, 2] == 0, member == 0)
@@ -154,7 +154,7 @@ def test_wrappers_can_be_differentiated_if_what_they_wrap_can():
 def test_augmentation_is_a_change_of_unit(per):
     task = Augmented(SMALL, per=per, dtype="float64")
     for_params, for_state = halves(2, 50)
-    params = task.init_params(for_params)
+    params = task.init(for_params)
     state = task.init_state(params, for_state)
     inner = task.inner
     own = state.inner
@@ -169,7 +169,7 @@ def test_augmentation_is_a_change_of_unit(per):
     assert logs.max() <= 3
     assert logs.min() < -2.8
     assert logs.max() > 2.8
-    views = [view.flatten(2) for view in inner.layout.views(logs).values()]
+    views = [view.flatten(2) for view in inner.layout.unravel(logs).values()]
     assert all(torch.equal(view, view[..., :1].expand_as(view)) for view in views)
     together = all(torch.equal(view[..., 0], views[0][..., 0]) for view in views)
     assert together == (per == "copy")
@@ -178,7 +178,7 @@ def test_augmentation_is_a_change_of_unit(per):
 def test_scales_are_log_uniform():
     task = Augmented(Quadratic(dims=1), low=0.01, high=10.0, dtype="float64")
     for_params, for_state = halves(20000)
-    share = (task.init_state(task.init_params(for_params), for_state).scale.log10() + 2) / 3
+    share = (task.init_state(task.init(for_params), for_state).scale.log10() + 2) / 3
     tenths = torch.histc(share, 10, 0, 1) / 20000
     assert ((tenths - 0.1).abs() < 5 * math.sqrt(0.09 / 20000)).all()
 
@@ -187,13 +187,13 @@ def test_an_augmented_start_is_the_tasks_own():
     """Scale times start is standard normal for a quadratic, whatever the scale: both halves drew the same one."""
     task = Augmented(Quadratic(), dtype="float64")
     for_params, for_state = halves(2000)
-    params = task.init_params(for_params)
+    params = task.init(for_params)
     seen = task.init_state(params, for_state).scale * params
     assert float(seen.var()) == pytest.approx(1, rel=0.05)
     assert float(seen.abs().max()) < 7
     assert float(params.abs().max()) > 500
     inside = open_key(task, for_params, "params").inner
-    assert torch.allclose(seen, task.inner.init_params(inside), rtol=1e-12)
+    assert torch.allclose(seen, task.inner.init(inside), rtol=1e-12)
 
 
 def test_notation_and_spec_of_wrapped_tasks():
@@ -283,7 +283,7 @@ def test_a_loader_equals_its_tensors():
     theirs = ModuleTask(
         make=network, loss_function=nn.functional.cross_entropy, train=tensors(), minibatch=5, dtype="float64"
     )
-    params = ours.init_params(batch_of(2, 3))
+    params = ours.init(batch_of(2, 3))
     state, other = (task.init_state(params, batch_of(2, 3, seed=1)) for task in (ours, theirs))
     for _ in range(3):
         value, grad, state = ours.value_and_grad(params, state)
@@ -394,7 +394,7 @@ def test_minibatches_of_several_shapes():
         return torch.zeros(len(items), width, dtype=torch.float64), torch.tensor([int(item[1]) for item in items])
 
     task = loader_task(loader(collate_fn=ragged))
-    params = task.init_params(batch_of(16))
+    params = task.init(batch_of(16))
     with pytest.raises(ValueError) as caught:
         task.value_and_grad(params, task.init_state(params, batch_of(16)))
     sentence = "loader: minibatches must have one shape, got [(5, 4), (5, 5)]; pad them to one"
@@ -403,5 +403,5 @@ def test_minibatches_of_several_shapes():
 
 def test_splits_of_wrapped_tasks_share_no_problem():
     for task in (Mixture((Quadratic(2), Quadratic(3)), dtype="float64"), Augmented(Quadratic(2), dtype="float64")):
-        drawn = torch.cat([task.on(split).init_params(halves(500)[0]) for split in SPLITS])
+        drawn = torch.cat([task.on(split).init(halves(500)[0]) for split in SPLITS])
         assert len(drawn.unique(dim=0)) == 1500

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, Start, Task, keys
+from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, LearnedInit, Task, keys
 from recursion import deploy
 from recursion.deploy import Subject, is_optimizer, learned, run, run_afresh, trained_windows
 from recursion.tower import Tower
@@ -25,7 +25,7 @@ class Bowl(Task):
     def layout(self):
         return Layout.of({"x": (self.dims,)}, self.torch_dtype)
 
-    def init_params(self, key):
+    def init(self, key):
         return keys.normal(self.own(key), (self.dims,), self.torch_dtype)
 
     def init_state(self, params, key):
@@ -59,7 +59,7 @@ class Given(Task):
     def layout(self):
         return Layout.of({"x": (len(self.x),)}, self.torch_dtype)
 
-    def init_params(self, key):
+    def init(self, key):
         return self.x.expand(*key.shape, -1)
 
     def init_state(self, params, key):
@@ -90,7 +90,7 @@ def test_run_has_the_closed_form_of_sgd():
 def test_settings_run_together_as_each_runs_alone():
     task, key = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64"), problem_keys(3)
     lstm = LSTM(hidden=4).over(task.layout)
-    params = lstm.init_params(keys.split(keys.seed(1), 2))
+    params = lstm.init(keys.split(keys.seed(1), 2))
     together = run(lstm, params, task, key, 5)
     for s in range(2):
         torch.testing.assert_close(together[:, s], run(lstm, params[s : s + 1], task, key, 5)[:, 0])
@@ -144,7 +144,7 @@ def test_learned_at_depth_three_is_the_best_on_validation_of_a_hand_run_of_the_t
     tower = deep(task, batch=2)
     state, _ = tower.step(tower.init(0))
     found = learned(tower, state, windows=4, seed=9)
-    validation = keys.split(keys.fold(keys.seed(9), 2), 8)
+    validation = keys.split(keys.fold_in(keys.seed(9), 2), 8)
     for copy, trained in enumerate(state.carry.x):
         by_hand, candidates = tower.under().init(9, params=trained), []
         for _ in range(4):
@@ -212,7 +212,7 @@ def test_a_hyperoptimizer_on_many_problems_equals_separate_towers(height):
     assert found.base_steps == 5 * (steps + 1)
     for p, key in enumerate(found.key):
         for_params, for_state = keys.split(key, 2)
-        x = task.init_params(for_params)
+        x = task.init(for_params)
         w, y = task.init_state(x, for_state)
         levels = [dataclasses.replace(level, batch=1) for level in tower.levels]
         alone = Tower(Given(w=w, y=y, x=x, dtype="float64"), *levels)
@@ -229,7 +229,7 @@ def test_a_hyperoptimizer_follows_the_hypergradient_written_by_hand():
     tower = Tower(task, Level(optimizer=SGD(lr=Linear(0.01))), Level(optimizer=SGD(lr=1e-6)))
     found = run_afresh(tower, task, 4, 10, seed=0, params=None)
     for_params, for_state = keys.split(found.key, 2).unbind(-1)
-    x = task.init_params(for_params)
+    x = task.init(for_params)
     state = task.init_state(x, for_state)
     f, g, _ = task.value_and_grad(x, state)
     losses, lr = [f], torch.full((4, 1), 0.01, dtype=torch.float64)
@@ -294,9 +294,9 @@ def test_refusals_say_what_to_do():
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_learned_start_is_where_runs_begin(split):
     task = Quadratic(dims=4, dtype="float64").on(split)
-    optimizer, key = Start(SGD(lr=Linear(0.01))), keys.split(keys.seed(5), 3)
-    params = optimizer.over(task.layout).init_params(keys.seed(0)) + torch.tensor([1.5, 0, 0, 0, 0])
-    x = (task.on("train").init_params(keys.seed(0)) + params[:4]).expand(3, 4)
+    optimizer, key = LearnedInit(SGD(lr=Linear(0.01))), keys.split(keys.seed(5), 3)
+    params = optimizer.over(task.layout).init(keys.seed(0)) + torch.tensor([1.5, 0, 0, 0, 0])
+    x = (task.on("train").init(keys.seed(0)) + params[:4]).expand(3, 4)
     state = task.init_state(x, keys.split(key, 2)[:, 1])
     f, g, _ = task.value_and_grad(x, state)
     losses = run(optimizer, params[None], task, key, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from levels import LSTM, SGD, Adam, ByName, Fixed, Gated, Level, Linear, Quadratic
+from levels import LSTM, SGD, Adam, Partition, Fixed, Gated, Level, Linear, Quadratic
 from levels.tree import leaves, named_leaves
 from recursion import Tower, TowerState, checkpoint, cli
 from recursion.depth import Depth, depth, gates, learned_depth
@@ -38,8 +38,8 @@ def test_a_group_is_levels_with_gates_between_them() -> None:
     assert tower.levels == (
         Level(optimizer=lstm, unroll=20),
         Level(optimizer=Gated(Adam(), gate=0.7, price=1e-3 * 20 * 5), unroll=5),
-        Level(optimizer=ByName(PATTERNS, (mover, Gated(SGD(), gate=0.7, price=1e-3 * 20 * 5 * 2))), unroll=2),
-        Level(optimizer=ByName(PATTERNS, (mover, parse("quadratic: rmsprop").levels[0].optimizer))),
+        Level(optimizer=Partition(PATTERNS, (mover, Gated(SGD(), gate=0.7, price=1e-3 * 20 * 5 * 2))), unroll=2),
+        Level(optimizer=Partition(PATTERNS, (mover, parse("quadratic: rmsprop").levels[0].optimizer))),
         Level(optimizer=SGD()),
     )
     assert parse(repr(tower)).levels == tower.levels
@@ -49,7 +49,7 @@ def test_gates_are_moved_by_what_stands_above_the_group_if_nobody_else_is_named(
     levels = parse("quadratic: depth(sgd@1 / sgd@1 / sgd@1) / lstm / adam").levels
     assert [level.optimizer for level in levels[1:]] == [
         Gated(SGD()),
-        ByName(PATTERNS, (LSTM(), Gated(SGD()))),
+        Partition(PATTERNS, (LSTM(), Gated(SGD()))),
         LSTM(),
         Adam(),
     ]
@@ -99,8 +99,8 @@ def set_gates(tower: Tower, state: TowerState, stands: dict[int, float]) -> Towe
         carry, memory = carries[number - 1], carries[number - 1].below.memory
         carry = carry._replace(below=type(carry.below)(below, memory))
         if number - 1 in stands:
-            (place,) = [i for i, (name, _) in enumerate(tower.laid[number - 2].layout.entries) if name.endswith("gate")]
-            at = sum(tower.laid[number - 2].layout.sizes[:place])
+            (place,) = [i for i, (name, _) in enumerate(tower.bound_levels[number - 2].layout.entries) if name.endswith("gate")]
+            at = sum(tower.bound_levels[number - 2].layout.sizes[:place])
             x = carry.x.clone()
             x[..., at] = {0: -5.0, 1: 5.0}.get(stands[number - 1], stands[number - 1])
             carry = carry._replace(x=x)
@@ -137,7 +137,7 @@ def test_gates_stand_in_the_reports() -> None:
     tower = parse(DEEP)
     state = set_gates(tower, tower.init(0), {2: 1, 3: 0})
     _, report = tower.step(state)
-    assert {name: report.notes[name] for name in report.notes if "gate" in name} == pytest.approx(
+    assert {name: report.metrics[name] for name in report.metrics if "gate" in name} == pytest.approx(
         {"level 2 gate": 1.0, "level 3 1.gate": 0.0, "level 4 1.gate": 0.5}, abs=0.02
     )
 
@@ -215,7 +215,7 @@ def test_movers_with_parameters_are_taken_from_beneath_adam() -> None:
     state = set_gates(tower, state, {2: 1, 3: 1})
     shallow, left = prune(tower, state)
     assert repr(shallow).endswith(f"{LEVEL}@1 / {LEVEL}@1 / {LEVEL}@1 / adam(lr=0.01)")
-    kept = [i for i, name in enumerate(name for name, _ in tower.laid[2].layout.entries) if name == "1.rule.lr"]
+    kept = [i for i, name in enumerate(name for name, _ in tower.bound_levels[2].layout.entries) if name == "1.rule.lr"]
     moments = state.carry.state[1]  # of "*": four of the mover, and the step size
     assert moments.m.shape[-1] == 5
     assert torch.equal(left.carry.state.m, moments.m[..., -1:])

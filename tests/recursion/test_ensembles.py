@@ -30,11 +30,11 @@ def test_an_ensemble_keeps_the_contract(rule):
 def test_equal_members_are_the_rule_itself(rule):
     task = Quadratic(dims=4, dtype="float64")
     ensemble, rule = Ensemble(rule, 3).over(task.layout), rule.over(task.layout)
-    own = rule.init_params(keys.split(KEY, 2))
+    own = rule.init(keys.split(KEY, 2))
     params, x = own.repeat(1, 3), keys.normal(keys.split(KEY, 6).reshape(2, 3), (4,), torch.float64)
     state, theirs, y = ensemble.init_state(params, x), rule.init_state(own, x), x
     for t in range(4):
-        g = keys.normal(keys.fold(KEY, t), (2, 3, 4), torch.float64)
+        g = keys.normal(keys.fold_in(KEY, t), (2, 3, 4), torch.float64)
         x, state = ensemble.update(params, g[..., 0], g, state, x)
         y, theirs = rule.update(own, g[..., 0], g, theirs, y)
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
@@ -46,12 +46,12 @@ def test_equal_members_are_the_rule_itself(rule):
 def test_the_update_is_the_mean_of_the_members_updates():
     layout = Quadratic(dims=4, dtype="float64").layout
     rule, ensemble = Adam(lr=0.01).over(layout), Ensemble(Adam(lr=0.01), 3).over(layout)
-    members = rule.init_params(KEY) + 0.3 * keys.normal(KEY, (3, 4), torch.float64)
+    members = rule.init(KEY) + 0.3 * keys.normal(KEY, (3, 4), torch.float64)
     x = keys.normal(KEY, (2, 4), torch.float64)
     state = ensemble.init_state(members.flatten(), x)
     theirs = [rule.init_state(member, x) for member in members]
     for t in range(3):
-        g = keys.normal(keys.fold(KEY, t), (2, 4), torch.float64)
+        g = keys.normal(keys.fold_in(KEY, t), (2, 4), torch.float64)
         moved = []
         for k, member in enumerate(members):
             step, theirs[k] = rule.update(member, g[:, 0], g, theirs[k], x)
@@ -116,7 +116,7 @@ def test_the_last_generation_comes_with_the_best_first():
     for copy, members in enumerate(last_generation(tower, state)):
         order = sorted(range(5), key=lambda i: population.losses[copy, i])
         assert torch.equal(members, population.members[copy][order])
-        assert torch.equal(members[0], tower.outcome(state)[copy])
+        assert torch.equal(members[0], tower.result(state)[copy])
     assert [len(members) for members in last_generation(tower, state, members=2)] == [2, 2]
     losses = population.losses.clone()
     losses[0, :2] = torch.inf
@@ -145,12 +145,12 @@ def test_predictions_are_those_of_networks_trained_apart():
         start, data = keys.split(key[p], 2)
         total = torch.zeros(steps + 1, 16, dtype=torch.float64)  # probability of the right answer
         for member in members:
-            x = DIGITS.init_params(start)
+            x = DIGITS.init(start)
             below, memory = DIGITS.init_state(x, data), rule.init_state(member, x[None])
             for t in range(steps + 1):
                 inputs, labels, _ = DIGITS.data()
-                rows = keys.integers(keys.fold(DIGITS.own(data), t), (16,), len(labels))
-                hidden, out = DIGITS.layout.views(x), inputs[rows]
+                rows = keys.integers(keys.fold_in(DIGITS.own(data), t), (16,), len(labels))
+                hidden, out = DIGITS.layout.unravel(x), inputs[rows]
                 for i in range(2):
                     out = torch.sigmoid(out) if i else out
                     out = out @ hidden[f"layer{i}.weight"] + hidden[f"layer{i}.bias"]

@@ -118,7 +118,7 @@ def test_the_numbers_are_those_of_the_runs():
     assert first.measures["mean"].mean.value == pytest.approx(ours[1:].mean().item(), rel=1e-9)
     assert first.measures["final"].step_size is None
     assert first.curve.low[0] <= first.curve.median[0] <= first.curve.high[0]
-    validation = keys.split(keys.fold(keys.seed(0), 1), 3)
+    validation = keys.split(keys.fold_in(keys.seed(0), 1), 3)
     for name, result in zip(BASELINES, scenario.results[1:], strict=True):
         tuned = tune(BASELINES[name], task, validation, 8)
         losses = run(BASELINES[name], tuned.params, task.on("test"), key, 8)
@@ -207,7 +207,7 @@ def test_a_hyperoptimizer_is_evaluated_as_itself():
     losses = run(SGD(), torch.tensor([[math.log(0.01)]]).double(), task.on("test"), tower_keys(tower, 6), 8)
     assert scenario.results[0].measures["mean"].mean.value == pytest.approx(losses[1:].mean().item(), rel=1e-6)
     sgd = scenario.results[1].measures["mean"]
-    tuned = SGD(lr=sgd.step_size).over(task.layout).init_params(keys.seed(0))[None]
+    tuned = SGD(lr=sgd.step_size).over(task.layout).init(keys.seed(0))[None]
     losses = run(SGD(), tuned, task.on("test"), tower_keys(tower, 6), 8)
     assert sgd.mean.value == pytest.approx(losses[1:].mean().item(), rel=1e-6), "on the same problems"
 
@@ -241,7 +241,7 @@ def test_refusals_say_what_to_do():
         evaluate(tower, [])
     with pytest.raises(ValueError, match="problems must be a whole number of at least 1, got 0"):
         evaluate(tower, [state], problems=0)
-    over_a_tower = Tower(tower.laid[0], Level(optimizer=SGD()))
+    over_a_tower = Tower(tower.bound_levels[0], Level(optimizer=SGD()))
     with pytest.raises(TypeError, match="held-out"):
         evaluate(over_a_tower, [over_a_tower.init(0)])
 

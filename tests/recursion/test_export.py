@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
-from levels import LSTM, SGD, Adam, Asking, Layout, Level, Log, ModuleTask, Optimizer, Own, RMSprop, catalog, keys
-from levels.optimizers.by_name import ByName
-from levels.optimizers.start import Start
+from levels import LSTM, SGD, Adam, Asking, Layout, Level, Log, ModuleTask, Optimizer, SelfUpdate, RMSprop, catalog, keys
+from levels.optimizers.partition import Partition
+from levels.optimizers.learned_init import LearnedInit
 from levels.tree import leaves
-from recursion import DropIn, Tower, cli
+from recursion import LearnedTorchOptimizer, Tower, cli
 from recursion.export import export, learned_by, load
 from recursion.notation import parse
 from recursion.pieces import Pieces
@@ -36,7 +36,7 @@ LABELS = torch.randint(3, (60,), generator=torch.Generator().manual_seed(1))
 
 
 def weights_of(rule: Optimizer, below: Layout, seed: int = 0) -> torch.Tensor:
-    return rule.over(below).init_params(keys.seed(seed))
+    return rule.over(below).init(keys.seed(seed))
 
 
 def exported(rule: Optimizer = SMALL, dtype: torch.dtype = torch.float64, model: nn.Module | None = None):
@@ -64,7 +64,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first:
         optimizer.step()
 
 
-def flat(model: nn.Module) -> torch.Tensor:
+def ravel(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
 
@@ -80,11 +80,11 @@ def check_steps(rule: Optimizer, make, steps: int) -> None:
     tower = Tower(task(), Level(optimizer=rule, horizon=None, batch=1))
     state = tower.init(seed=3, params=weights)
     key, start = state.carry.below.key[0], state.carry.x[0]
-    model, views = network(), task().layout.views(start)
+    model, views = network(), task().layout.unravel(start)
     model.load_state_dict({name: views[name] for name in model.state_dict()})
     optimizer = make(weights)(model.named_parameters())
     for step in range(steps):
-        backward(model, keys.integers(keys.fold(key, step), (16,), len(LABELS)))
+        backward(model, keys.integers(keys.fold_in(key, step), (16,), len(LABELS)))
         optimizer.step()
         state, _report = tower.step(state)
         torch.testing.assert_close(flat(model), state.carry.x[0], rtol=1e-11, atol=1e-13)
@@ -112,13 +112,13 @@ PLAIN = [
     for cls in catalog.parts("optimizer").values()
     if not any(setting.required for setting in catalog.settings_of(cls).values())
 ]
-BOUND = (Asking, Own)  # to the problem below, and useless without
+BOUND = (Asking, SelfUpdate)  # to the problem below, and useless without
 
 
 FREE = [rule for rule in PLAIN if not isinstance(rule, BOUND)]
 
 
-@pytest.mark.parametrize("rule", [*FREE, ByName(["*weight", "*"], [LSTM(hidden=3), SGD()])], ids=str)
+@pytest.mark.parametrize("rule", [*FREE, Partition(["*weight", "*"], [LSTM(hidden=3), SGD()])], ids=str)
 def test_every_optimizer_goes_out(rule: Optimizer) -> None:
     check_steps(rule, lambda weights: export(rule, weights, below=task().layout), 4)
 
@@ -418,8 +418,8 @@ def test_rules_bound_to_a_layout_fit_only_that() -> None:
     for rule in (
         Adam(lr=Log(0.01, "tensor")),
         SGD(lr=Log(0.01, "coordinate")),
-        Start(SGD()),
-        ByName(["*weight", "*"], [SMALL, SGD()]),
+        LearnedInit(SGD()),
+        Partition(["*weight", "*"], [SMALL, SGD()]),
     ):
         make = exported(rule, model=model)
         for optimizer in (make(model.parameters()), make(model.named_parameters())):
@@ -439,9 +439,9 @@ def test_rules_bound_to_a_layout_fit_only_that() -> None:
 def test_a_rule_for_each_tensor_is_that_in_the_tower_too() -> None:
     model, rule = network(), Adam(lr=Log(0.01, "tensor"))
     layout = task().layout
-    views = rule.over(layout).layout.views(weights_of(rule, layout))
+    views = rule.over(layout).layout.unravel(weights_of(rule, layout))
     views["lr"] = torch.tensor([0.1, 0.01, 0.02, 0.0001], dtype=torch.float64).log()
-    weights = rule.over(layout).layout.flat(views)
+    weights = rule.over(layout).layout.ravel(views)
     train(model, export(rule, weights, below=layout)(model.parameters()), 5)
     other = network()
     rates = zip((0.1, 0.01, 0.02, 0.0001), other.parameters())
@@ -515,7 +515,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "written to run/optimizer.safetensors; use it with\n" in capsys.readouterr().out
     first = load("run/optimizer.safetensors")
     assert (first.source["seed"], first.source["step"]) == (4, 2)
-    assert isinstance(first([nn.Parameter(torch.zeros(2))]), DropIn)
+    assert isinstance(first([nn.Parameter(torch.zeros(2))]), LearnedTorchOptimizer)
     deep = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2] / lstm(hidden=3)@2[batch=2] / adam"
     assert cli.main(["train", deep, "--steps", "1", "--out", "deep", "--no-eval"]) == 0
     assert cli.main(["export", "deep", "--out", "b.safetensors", "--windows", "2", "--copy", "2"]) == 0
@@ -548,12 +548,12 @@ def test_a_million_parameters_move_as_in_a_tower() -> None:
     tower = Tower(problem, Level(optimizer=LSTM(), horizon=None, batch=1))
     state = tower.init(seed=0, params=weights)
     model = make().double()
-    views = problem.layout.views(state.carry.x[0])
+    views = problem.layout.unravel(state.carry.x[0])
     model.load_state_dict({name: views[name] for name in model.state_dict()})
     optimizer = export(LSTM(), weights)(model.parameters())
     assert problem.layout.size == 993_930
     for step in range(3):
-        rows = keys.integers(keys.fold(state.carry.below.key[0], step), (8,), 32)
+        rows = keys.integers(keys.fold_in(state.carry.below.key[0], step), (8,), 32)
         model.zero_grad()
         functional.cross_entropy(model(inputs[rows]), labels[rows]).backward()
         optimizer.step()

@@ -47,7 +47,7 @@ class Breaks(Bowl):
     name = "traceable-breaks"
     traceable: ClassVar[bool] = True
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return 2 * torch.ones(*key.shape, 1, dtype=self.torch_dtype)
 
     def value_and_grad(self, params, state):

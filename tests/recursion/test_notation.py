@@ -27,7 +27,7 @@ from levels import (
     Stop,
     Sum,
 )
-from levels.part import notate
+from levels.config import format_value
 from recursion.notation import parse
 from recursion.tower import Tower
 
@@ -239,8 +239,8 @@ def test_what_parts_write():
     assert repr(Fixed(0.9)) == "fixed(0.9)"
     assert repr(Discounted(0.9)) == "discounted"
     assert repr(Discounted(0.5)) == "discounted(discount=0.5)"
-    assert notate([1, (2.0, None), True, "a b", Sum()]) == '[1, [2.0, none], true, "a b", sum]'
-    assert notate(torch.zeros(100)) == "<Tensor>"
+    assert format_value([1, (2.0, None), True, "a b", Sum()]) == '[1, [2.0, none], true, "a b", sum]'
+    assert format_value(torch.zeros(100)) == "<Tensor>"
 
 
 TASKS = "a tower is written 'quadratic: lstm@20 / adam'"

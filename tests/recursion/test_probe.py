@@ -24,7 +24,7 @@ from levels import (
     keys,
 )
 from levels.gradients.bootstrapped import Bootstrapped
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint, cli
 from recursion.advice import LIMIT
@@ -48,7 +48,7 @@ class Bowl(Task):
     def layout(self) -> Layout:
         return Layout.of({"x": (len(self.curvatures),)}, self.torch_dtype)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return keys.uniform(self.own(key), (len(self.curvatures),), self.torch_dtype) * 0.8 + 0.1
 
     def init_state(self, params: Tensor, key: Tensor) -> None:
@@ -68,7 +68,7 @@ class Map(Optimizer):
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"r": (1,)}
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.full((*key.shape, 1), self.r, dtype=self.below.dtype)
 
     def init_state(self, params: Tensor, x: Tensor) -> None:
@@ -277,10 +277,10 @@ def test_forward_mode_follows_the_whole_trajectory() -> None:
 
 
 def test_a_window_that_looks_ahead_is_as_long_as_it_looks() -> None:
-    found = chaotic(unroll=5, ahead=20)[0]
+    found = chaotic(unroll=5, lookahead=20)[0]
     assert found.over_window == pytest.approx(2.0**20, rel=0.5)
     assert found.warning is not None
-    assert chaotic(Bootstrapped(), unroll=5, ahead=20)[0].warning is None
+    assert chaotic(Bootstrapped(), unroll=5, lookahead=20)[0].warning is None
 
 
 def test_what_vanishes_in_one_update_is_contracting() -> None:
@@ -361,7 +361,7 @@ class Fixed(Bowl):
 
     at: float = 1.0
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return torch.full((*key.shape, len(self.curvatures)), self.at, dtype=self.torch_dtype)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from levels.objectives import Objective, Sum
 from levels.optimizers.sgd import SGD
-from levels.part import Part
+from levels.config import Part
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Odd(SGD):

@@ -21,8 +21,8 @@ class Counted(Problem):
     def layout(self):
         return self.problem.layout
 
-    def init_params(self, key):
-        return self.problem.init_params(key)
+    def init(self, key):
+        return self.problem.init(key)
 
     def init_state(self, params, key):
         return self.problem.init_state(params, key)
@@ -68,7 +68,7 @@ def test_a_report_has_a_loss_and_a_count_for_each_level():
 def test_carries_are_the_levels_from_the_bottom_up():
     tower = Tower(Quadratic(dims=5), *STACK)
     shapes = [tuple(carry.x.shape) for carry in tower.carries(tower.init(0))]
-    assert shapes == [(1, 1, 2, 5), (1, 1, tower.laid[0].layout.size), (1, 1)]
+    assert shapes == [(1, 1, 2, 5), (1, 1, tower.bound_levels[0].layout.size), (1, 1)]
 
 
 def test_the_tower_under_the_top_never_restarts():

@@ -54,7 +54,7 @@ def test_wishes_compose_and_resume_bit_for_bit(name, tmp_path):
 def test_all_four_have_something_to_say():
     tower = parse(ALL)
     _, report = tower.step(tower.init(seed=0))
-    said = {name.removeprefix("level ") for name in report.notes}
+    said = {name.removeprefix("level ") for name in report.metrics}
     assert {"1 look-ahead", "1 task gradients", "2 gate", "2 self-gradient", "3 best trial"} <= said
 
 

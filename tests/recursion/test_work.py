@@ -7,7 +7,7 @@ from torch import Tensor
 from levels import LSTM, PES, SGD, Adam, Exact, Level, Quadratic, keys
 from levels.compiled import compiling
 from levels.layout import Layout
-from levels.problem import Problem
+from levels.base import Problem
 from levels.tree import State
 from recursion import Tower
 from recursion.metering import Operations
@@ -25,7 +25,7 @@ class Plain(Problem):
     def layout(self) -> Layout:
         return Layout.of({"x": (N,)}, torch.float32)
 
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         return keys.normal(key, (N,), torch.float32)
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
@@ -77,7 +77,7 @@ def test_gradients_of_a_top_step_are_the_towers_own_count():
         "quadratic(4): sgd@1 / sgd@1 / sgd",
     ):
         tower = parse(text)
-        copies = torch.tensor([laid.batch for laid in tower.laid]).prod()
+        copies = torch.tensor([laid.batch for laid in tower.bound_levels]).prod()
         assert work_of(tower).gradients == tower.base_steps * copies
 
 

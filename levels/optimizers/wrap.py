@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled, Scope
-from levels.problem import Problem
+from levels.base import Optimizer, Pulled, Scope
+from levels.base import Problem
 from levels.tree import State
 
 
@@ -49,9 +49,9 @@ class Around(Optimizer):
         return self.rule.reads_loss
 
     @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
+    def reads_grad(self) -> bool:  # type: ignore[override]
         """As the rule does."""
-        return self.rule.reads_gradient
+        return self.rule.reads_grad
 
     @property
     def asking(self) -> int | Fraction:  # type: ignore[override]
@@ -118,8 +118,8 @@ class Wrapping(Around):
         rule = {f"rule.{name}": shape for name, shape in self.rule.shapes(below).items()}
         return {**self.own_shapes(below), **rule}
 
-    def init_params(self, key: Tensor) -> Tensor:
-        rule = self.laid_rule.init_params(key)
+    def init(self, key: Tensor) -> Tensor:
+        rule = self.laid_rule.init(key)
         return torch.cat((self.own_params(rule), rule), dim=-1) if self.own_size else rule
 
     def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
@@ -135,15 +135,15 @@ class Wrapping(Around):
     def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> State:
         return self.holding(params, x, self.laid_rule.begin_state(self.rest(params), x, key))
 
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        charge = self.laid_rule.charge(self.rest(params))
-        return None if charge is None else (charge[0], self.padded(charge[1]))
+    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        penalty = self.laid_rule.penalty(self.rest(params))
+        return None if penalty is None else (penalty[0], self.padded(penalty[1]))
 
-    def outcome(self, state: State, x: Tensor) -> Tensor:
-        return self.laid_rule.outcome(self.held(state), x)
+    def result(self, state: State, x: Tensor) -> Tensor:
+        return self.laid_rule.result(self.held(state), x)
 
-    def notes(self, state: State) -> dict[str, Tensor]:
-        return self.laid_rule.notes(self.held(state))
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        return self.laid_rule.metrics(self.held(state))
 
     def pullback(
         self,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.derivatives import differentiated
-from levels.part import Part, require, unwritten
-from levels.problem import Problem
+from levels.autodiff import differentiated
+from levels.config import Config, require, unwritten
+from levels.base import Problem
 from levels.traced import traced
 from levels.tree import State
 
@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Task(Part, Problem):
+class Task(Config, Problem):
     """A family of problems; abstract. ``split``: which of its three parts is drawn from. ``dtype``: float32 or float64.
     ``device``: where it computes, as torch names it, and all levels above with it: not part of what a task is, so it is
     not written down with it (see `to`).
@@ -77,7 +77,7 @@ class Task(Part, Problem):
 
     def own(self, key: Tensor) -> Tensor:
         """Keys of this split: the same key draws unrelated problems in another one."""
-        return keys.fold(key, SPLIT_SALT + SPLITS.index(self.split))
+        return keys.fold_in(key, SPLIT_SALT + SPLITS.index(self.split))
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         """The examples that this split is made of: groups of columns, a row of each group being one example.

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
+from levels.base import Optimizer
+from levels.config import require
 from levels.tree import leaves
 
 
@@ -31,7 +31,7 @@ class Share(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class ByName(Optimizer):
+class Partition(Optimizer):
     """``patterns`` and ``optimizers``: as many of the one as of the other; together they must match every tensor."""
 
     name = "by-name"
@@ -72,25 +72,25 @@ class ByName(Optimizer):
             shapes |= {f"{place}.{name}": shape for name, shape in rule.shapes(part).items()}
         return shapes
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return torch.cat([share.rule.init_params(key) for share in self.shares], dim=-1)
+    def init(self, key: Tensor) -> Tensor:
+        return torch.cat([share.rule.init(key) for share in self.shares], dim=-1)
 
     def init_state(self, params: Tensor, x: Tensor) -> tuple[Any, ...]:
         return tuple(s.rule.init_state(params[..., s.params], x[..., s.rows]) for s in self.shares)
 
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        charges = [s.rule.charge(params[..., s.params]) for s in self.shares]
-        if all(charge is None for charge in charges):
+    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        charges = [s.rule.penalty(params[..., s.params]) for s in self.shares]
+        if all(penalty is None for penalty in charges):
             return None
         nothing = params.new_zeros(params.shape[:-1])
-        values = [nothing if charge is None else charge[0] for charge in charges]
+        values = [nothing if penalty is None else penalty[0] for penalty in charges]
         own = (params[..., s.params] for s in self.shares)
-        slopes = [torch.zeros_like(part) if charge is None else charge[1] for part, charge in zip(own, charges)]
+        slopes = [torch.zeros_like(part) if penalty is None else penalty[1] for part, penalty in zip(own, charges)]
         return torch.stack(values).sum(0), torch.cat(slopes, dim=-1)
 
-    def notes(self, state: tuple[Any, ...]) -> dict[str, Tensor]:
-        said = [s.rule.notes(own) for s, own in zip(self.shares, state)]
-        return {f"{place}.{name}": value for place, notes in enumerate(said) for name, value in notes.items()}
+    def metrics(self, state: tuple[Any, ...]) -> dict[str, Tensor]:
+        said = [s.rule.metrics(own) for s, own in zip(self.shares, state)]
+        return {f"{place}.{name}": value for place, metrics in enumerate(said) for name, value in metrics.items()}
 
     def update(
         self, params: Tensor, f: Tensor, g: Tensor, state: tuple[Any, ...], x: Tensor

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.optimizer import Optimizer, Pulled
-from levels.optimizers.wrapping import Wrapping
-from levels.problem import Problem
+from levels.base import Optimizer, Pulled
+from levels.optimizers.wrap import Wrapping
+from levels.base import Problem
 from levels.tree import State
 
 
 @dataclass(frozen=True, repr=False)
-class Start(Wrapping):
+class LearnedInit(Wrapping):
     """``rule``: the optimizer that moves on from the start. ``seed``: of the draw from which the offset counts."""
 
     name = "start"
@@ -59,7 +59,7 @@ class Start(Wrapping):
         return state
 
     def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
-        fresh = fresh if self._home is None else self._home.init_params
+        fresh = fresh if self._home is None else self._home.init
         draw = fresh(keys.seed(self.seed, device=key.device).expand_as(key))
         return draw + params[..., None, : self.below.size]
 

@@ -41,12 +41,12 @@ from torch.nn.functional import pad
 
 from levels import keys
 from levels.asking import Asking
-from levels.laid import STATE, Laid
+from levels.bound_levels import STATE, Level
 from levels.layout import Layout
-from levels.optimizer import Optimizer
+from levels.base import Optimizer
 from levels.optimizers.adam import Adam
-from levels.part import notate, require
-from levels.problem import Problem
+from levels.config import format_value, require
+from levels.base import Problem
 from levels.tree import State, choose, map_leaves, scatter
 
 RATE = 0.2  # of the running means: a memory of about five losses
@@ -84,7 +84,7 @@ class SafeState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Safe(Asking):
+class Safeguarded(Asking):
     """``rule``: what is guarded. ``fallback``: what takes over. ``watch``: updates for which both run, at least 0; None
     for all of them. ``patience``: updates in a row for which a rule may be wrong, at least 1. ``factor``: above 1; what
     a rule alone may reach of its best loss.
@@ -113,7 +113,7 @@ class Safe(Asking):
         factor = isinstance(self.factor, (int, float)) and not isinstance(self.factor, bool) and self.factor > 1
         require(factor, f"{self.name}: factor must be a number above 1, got {notate(self.factor)}")
 
-    def bound(self, problem: Problem) -> Safe:
+    def bound(self, problem: Problem) -> Safeguarded:
         bound = super().bound(problem)
         object.__setattr__(bound, "rule", self.rule.bound(problem))
         object.__setattr__(bound, "fallback", self.fallback.bound(problem))
@@ -141,9 +141,9 @@ class Safe(Asking):
         return own if self.watch == 0 or self._problem is None else own + self._problem.cost
 
     @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
+    def reads_grad(self) -> bool:  # type: ignore[override]
         """If the rule or the fallback does."""
-        return self.rule.reads_gradient or self.fallback.reads_gradient
+        return self.rule.reads_grad or self.fallback.reads_grad
 
     @property
     def compiles(self) -> bool:  # type: ignore[override]
@@ -159,13 +159,13 @@ class Safe(Asking):
         named = (("rule", self.rule), ("fallback", self.fallback))
         return {f"{part}.{name}": shape for part, rule in named for name, shape in rule.shapes(below).items()}
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return torch.cat([rule.init_params(key) for rule in self.rules], dim=-1)
+    def init(self, key: Tensor) -> Tensor:
+        return torch.cat([rule.init(key) for rule in self.rules], dim=-1)
 
     def joined(self, learned: Tensor) -> Tensor:
         """The parameters ``[*batch, m]`` of a rule that was trained, with those of the fallback behind them."""
         key = torch.zeros(learned.shape[:-1], dtype=torch.int64, device=learned.device)
-        return torch.cat((learned, self.rules[1].init_params(key)), dim=-1)
+        return torch.cat((learned, self.rules[1].init(key)), dim=-1)
 
     def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
         return self.rules[0].start(self._split(params)[0], fresh, key)
@@ -175,16 +175,16 @@ class Safe(Asking):
         dparams = self.rules[0].start_pullback(own, dx, begun)
         return None if dparams is None else pad(dparams, (0, theirs.shape[-1]))
 
-    def charge(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
         own, theirs = self._split(params)
-        charge = self.rules[0].charge(own)
-        return None if charge is None else (charge[0], pad(charge[1], (0, theirs.shape[-1])))
+        penalty = self.rules[0].penalty(own)
+        return None if penalty is None else (penalty[0], pad(penalty[1], (0, theirs.shape[-1])))
 
     def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> SafeState:
         rule, fallback = (each.begin_state(own, x, key) for each, own in zip(self.rules, self._split(params)))
         none, zero, below = torch.zeros_like(key), x.new_zeros(key.shape), None
         if self.watch != 0:
-            _, for_state = keys.split(keys.unfold(key, STATE), 2).unbind(-1)  # as a level and `deploy.walk` have it
+            _, for_state = keys.split(keys.unfold_in(key, STATE), 2).unbind(-1)  # as a level and `deploy.walk` have it
             below = self.asked_problem.init_state(x, for_state)
             below = self.asked_problem.value_and_grad(x, below)[2]  # what the run is told at x before its first update
         shown = torch.full(key.shape, self.watch == 0, device=key.device)
@@ -220,18 +220,18 @@ class Safe(Asking):
             fell=state.fell + drop,
         )
 
-    def outcome(self, state: SafeState, x: Tensor) -> Tensor:
+    def result(self, state: SafeState, x: Tensor) -> Tensor:
         (rule, fallback), shown = self.rules, state.shown[..., None]
-        return torch.where(shown, rule.outcome(state.rule, x), fallback.outcome(state.fallback, x))
+        return torch.where(shown, rule.result(state.rule, x), fallback.result(state.fallback, x))
 
-    def notes(self, state: SafeState) -> dict[str, Tensor]:
+    def metrics(self, state: SafeState) -> dict[str, Tensor]:
         said = {"fell back": state.fell} | ({"asked": state.asked} if self.watch != 0 else {})
-        return self.rules[0].notes(state.rule) | said
+        return self.rules[0].metrics(state.rule) | said
 
     @cached_property
     def asked_problem(self) -> Problem:
         """What the hidden trajectory asks; copies of a level that go wrong there stop nobody."""
-        return self.problem.patient if isinstance(self.problem, Laid) else self.problem
+        return self.problem.patient if isinstance(self.problem, Level) else self.problem
 
     def _watching(self, updates: Tensor) -> Tensor:
         """Whether copies are watched in their next update, but for those that fell back."""

@@ -23,11 +23,11 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from levels.hyper import HandMade, Hyper, Log, hyper
+from levels.hyper import HyperparamOptimizer, Hyper, Log, hyper
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
-from levels.problem import Problem
+from levels.base import Optimizer
+from levels.config import require
+from levels.base import Problem
 from levels.tree import State, map_leaves
 
 
@@ -39,7 +39,7 @@ class OwnState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Own(HandMade):
+class SelfUpdate(HyperparamOptimizer):
     """``scale``: of the step, above 0. ``norm``: root mean square that gradients are brought to before the rule reads
     them, above 0; None to leave them as they are.
 
@@ -111,5 +111,5 @@ class Own(HandMade):
         step = self._read(params)["scale"] * (moved[..., 0, :] - x)
         return x + step, OwnState(map_leaves(lambda leaf: leaf.squeeze(x.dim() - 1), rule), size)
 
-    def notes(self, state: OwnState) -> dict[str, Tensor]:
+    def metrics(self, state: OwnState) -> dict[str, Tensor]:
         return {"self-gradient": state.size}

@@ -18,8 +18,8 @@ from torch.func import jvp, vjp
 from levels.tree import State, choose, leaves, map_leaves, with_leaves
 
 if TYPE_CHECKING:
-    from levels.optimizer import Optimizer
-    from levels.problem import Problem
+    from levels.base import Optimizer
+    from levels.base import Problem
 
 
 class Cotangents(NamedTuple):

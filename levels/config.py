@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  # what stands for itself in notation
 
 
-class Part(ABC):
+class Config(ABC):
     """Base of optimizers, tasks, objectives, gradient estimators and the like; ``name`` is what notation calls it."""
 
     name: ClassVar[str]
@@ -22,11 +22,11 @@ class Part(ABC):
     def __repr__(self) -> str:
         bare = positional(self)
         named = {key: value for key, value in changed(self).items() if key not in bare}
-        values = [*map(notate, bare.values()), *(f"{key}={notate(value)}" for key, value in named.items())]
+        values = [*map(format_value, bare.values()), *(f"{key}={notate(value)}" for key, value in named.items())]
         return f"{title(self)}({', '.join(values)})" if values else title(self)
 
 
-def title(part: Part) -> str:
+def title(part: Config) -> str:
     """How notation finds the class: its name, or the dotted path of one at the top of a module outside this package."""
     cls = type(part)
     ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
@@ -46,7 +46,7 @@ def unwritten(default: Any) -> Any:
     return dataclasses.field(default=default, kw_only=True, metadata={"unwritten": True})
 
 
-def settings(part: Part) -> dict[str, Any]:
+def settings(part: Config) -> dict[str, Any]:
     """All settings of a part that its constructor takes, by name: its fields, and the `free` ones in one of them."""
     found: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
@@ -58,7 +58,7 @@ def settings(part: Part) -> dict[str, Any]:
     return found
 
 
-def positional(part: Part) -> dict[str, Any]:
+def positional(part: Config) -> dict[str, Any]:
     """The leading fields without a default: written without their names."""
     found: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
@@ -72,7 +72,7 @@ def positional(part: Part) -> dict[str, Any]:
     return found
 
 
-def changed(part: Part) -> dict[str, Any]:
+def changed(part: Config) -> dict[str, Any]:
     """The fields that differ from their defaults."""
     if not dataclasses.is_dataclass(part):
         return {}
@@ -83,10 +83,10 @@ def changed(part: Part) -> dict[str, Any]:
         else:
             defaults[field.name] = field.default
     missing = dataclasses.MISSING
-    return {key: value for key, value in settings(part).items() if notate(value) != notate(defaults.get(key, missing))}
+    return {key: value for key, value in settings(part).items() if format_value(value) != format_value(defaults.get(key, missing))}
 
 
-def notate(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as notation writes it: numbers, words, ``none``, ``[a, b]``, parts; other strings as in JSON.
 
     What notation has no way to write (a tensor, a function) comes out as Python's repr if that is short, else as
@@ -95,14 +95,14 @@ def notate(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(notate(item) for item in value) + "]"
+        return "[" + ", ".join(format_value(item) for item in value) + "]"
     if isinstance(value, str):
         return value if WORD.fullmatch(value) else json.dumps(value)
     if isinstance(value, float):
         return repr(float(value))
     text = repr(value)
     long = "\n" in text or len(text) > 60
-    return f"<{type(value).__name__}>" if long and not isinstance(value, Part) else text
+    return f"<{type(value).__name__}>" if long and not isinstance(value, Config) else text
 
 
 def require(condition: bool, message: str) -> None:

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
+from levels.base import Optimizer
+from levels.config import require
 from recursion.pieces import Memory, Pieces
 
 LOW = (torch.bfloat16, torch.float16)
 
 
-class DropIn(torch.optim.Optimizer):
+class LearnedTorchOptimizer(torch.optim.Optimizer):
     """The update rule ``rule`` with its ``weights`` ``[m]``, on the parameters of a model.
 
     ``params``: tensors, named tensors or param groups, as torch's optimizers take them. ``below``: the layout that the

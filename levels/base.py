@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from levels.derivatives import push
+from levels.autodiff import push
 from levels.layout import Layout
 from levels.tree import State
 
 if TYPE_CHECKING:
-    from levels.optimizer import Optimizer
-    from levels.task import Split
+    from levels.base import Optimizer
+    from levels.tasks.task import Split
 
 
 class Problem(ABC):
@@ -58,7 +58,7 @@ class Problem(ABC):
         return None
 
     @abstractmethod
-    def init_params(self, key: Tensor) -> Tensor:
+    def init(self, key: Tensor) -> Tensor:
         """Fresh parameters ``[*batch, n]`` for int64 keys ``[*batch]``."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Problem(ABC):
 
         return push(gradient, params, v)[1]  # type: ignore[no-any-return]
 
-    def judge(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def outer_value_and_grad(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """What a level above counts at ``params``: a value, its gradient, and the state behind it.
 
         ``f``, ``g`` and ``state`` are what `value_and_grad` just answered there: what the optimizer reads. Counted is
@@ -107,14 +107,14 @@ class Problem(ABC):
         return self
 
     @torch.no_grad()
-    def trial(self, params: Tensor, key: Tensor) -> Tensor:
+    def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
         """How good parameters ``[*batch, n]`` are on what keys ``[*batch]`` draw: losses ``[*batch]``.
 
         One that is not finite is inf. Equal keys are equal trials, so parameters compare. No state is kept.
         """
         state = self.init_state(params, key)
         f, g, state = self.value_and_grad(params, state)
-        value = self.judge(params, f, g, state)[0]
+        value = self.outer_value_and_grad(params, f, g, state)[0]
         return torch.where(torch.isfinite(value), value, torch.inf)
 
     @property

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from levels.layout import Layout
-from levels.optimizer import Optimizer
-from levels.part import require
-from levels.problem import Problem
+from levels.base import Optimizer
+from levels.config import require
+from levels.base import Problem
 from levels.tree import State, choose
 
 
@@ -33,7 +33,7 @@ class Baton(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Relay(Optimizer):
+class Switch(Optimizer):
     """``first`` and ``second``: optimizers. ``after``: updates of the first, at least 1."""
 
     name = "relay"
@@ -48,8 +48,8 @@ class Relay(Optimizer):
         for rule in (self.first, self.second):
             require(isinstance(rule, Optimizer), f"relay: expected an optimizer, got {rule!r}")
 
-    def bound(self, problem: Problem) -> Relay:
-        return Relay(self.first.bound(problem), self.second.bound(problem), self.after)
+    def bound(self, problem: Problem) -> Switch:
+        return Switch(self.first.bound(problem), self.second.bound(problem), self.after)
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -62,9 +62,9 @@ class Relay(Optimizer):
         return self.first.reads_loss or self.second.reads_loss
 
     @property
-    def reads_gradient(self) -> bool:  # type: ignore[override]
+    def reads_grad(self) -> bool:  # type: ignore[override]
         """If one of them does."""
-        return self.first.reads_gradient or self.second.reads_gradient
+        return self.first.reads_grad or self.second.reads_grad
 
     @property
     def compiles(self) -> bool:  # type: ignore[override]
@@ -85,8 +85,8 @@ class Relay(Optimizer):
         named = (("first", self.first), ("second", self.second))
         return {f"{part}.{name}": shape for part, rule in named for name, shape in rule.shapes(below).items()}
 
-    def init_params(self, key: Tensor) -> Tensor:
-        return torch.cat([rule.init_params(key) for rule in self.rules], dim=-1)
+    def init(self, key: Tensor) -> Tensor:
+        return torch.cat([rule.init(key) for rule in self.rules], dim=-1)
 
     def init_state(self, params: Tensor, x: Tensor) -> Baton:
         return self.begin_state(params, x, torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device))
@@ -115,12 +115,12 @@ class Relay(Optimizer):
             first=choose(over, state.first, first), second=choose(over, second, state.second)
         )
 
-    def outcome(self, state: Baton, x: Tensor) -> Tensor:
+    def result(self, state: Baton, x: Tensor) -> Tensor:
         over = (state.updates > self.after)[..., None]
-        return torch.where(over, self.rules[1].outcome(state.second, x), self.rules[0].outcome(state.first, x))
+        return torch.where(over, self.rules[1].result(state.second, x), self.rules[0].result(state.first, x))
 
-    def notes(self, state: Baton) -> dict[str, Tensor]:
-        return self.rules[0].notes(state.first) | self.rules[1].notes(state.second)
+    def metrics(self, state: Baton) -> dict[str, Tensor]:
+        return self.rules[0].metrics(state.first) | self.rules[1].metrics(state.second)
 
     def _split(self, params: Tensor) -> list[Tensor]:
         return list(torch.split_with_sizes(params, [rule.layout.size for rule in self.rules], -1))

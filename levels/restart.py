@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levels.derivatives import differentiated
-from levels.part import Part
+from levels.autodiff import differentiated
+from levels.config import Config
 
 
 class NonFiniteError(ArithmeticError):
@@ -31,7 +31,7 @@ class NonFiniteError(ArithmeticError):
         self.source, self.what, self.fix = source, what, fix
 
 
-class NonFinite(Part):
+class NonFinite(Config):
     """Policy; abstract."""
 
     @abstractmethod
