@@ -1,157 +1,149 @@
-"""Derivatives of what a level asks: vector-Jacobian products of an update and of a gradient, in `torch.func`.
+"""Derivatives of what a level asks, in plain autograd: how a problem is evaluated, and products with its Jacobians.
 
-Exact gradients are differentiated again, forward and backward, at any depth. So whatever they run must compose with
-`torch.func`: no detached leaf, no ``requires_grad_``. What has a quicker way for plain values asks `differentiated`.
+A window takes *how the problem is evaluated* as an argument. `as_data` gives value and gradient as constants: first
+order. `followed` gives them as functions of ``x``, through one `torch.autograd.Function`:
+
+    backward(df, dg)  =  df g + J^T dg,      J = Jacobian of the gradient at x (the Hessian H, for a task)
+
+It keeps no graph of the model: its backward evaluates the problem again, with a graph, at the same state. That product
+is reverse mode, so it needs no symmetry, and it is right above a level whose gradient is an estimate. The backward is
+itself made of operations that autograd can follow, so it nests to any depth.
 """
 
-from __future__ import annotations
-
-import warnings
 from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
 
-from levels.tree import State, choose, leaves, map_leaves, with_leaves
-
-if TYPE_CHECKING:
-    from levels.base import Optimizer
-    from levels.base import Problem
+from levels.base import Answer, Optimizer, Problem
+from levels.tree import State, leaves, map_leaves, with_leaves
 
 
-class Cotangents(NamedTuple):
-    """What `pull_update` returns, one for each thing that an update read."""
-
-    params: Tensor  # [*batch, m]
-    f: Tensor  # [*batch, copies]
-    g: Tensor  # [*batch, copies, n]
-    state: list[Tensor | None]  # one for each tensor of the state, None for zero
-    x: Tensor  # [*batch, copies, n]
+def is_followed(params: Tensor) -> bool:
+    """Whether the answer at ``params`` must be a function of them, rather than data."""
+    return params.requires_grad and torch.is_grad_enabled()
 
 
-def differentiated() -> bool:
-    """Whether a transform of `torch.func` is at work on what runs now. Torch has no public name for this question."""
-    return bool(torch._C._are_functorch_transforms_active())
-
-
-def constant(state: State) -> State:
-    """The state as a constant for every derivative, forward and backward, at every depth."""
+def stop_gradient(state: State) -> State:
+    """The state as a constant for every derivative."""
     return map_leaves(torch.detach, state)
 
 
-def push(function: Callable[[Any], Any], x: State, v: State) -> tuple[Any, Any]:
-    """``function(x)`` and its derivative along ``v``, by forward mode; ``x`` and ``v`` are tensors or trees of them."""
-    _load_rules()
-    pushed = jvp(function, (x,), (v,))
-    return pushed[0], pushed[1]
+@torch.no_grad()
+def as_data(
+    problem: Problem, x: Tensor, below: State, answer: Answer | None = None, *, outer: bool = True, grad: bool = True
+) -> Answer:
+    """The problem's answer at ``x`` as constants.
 
-
-def pull_update(
-    optimizer: Optimizer,
-    params: Tensor,
-    f: Tensor,
-    g: Tensor,
-    state: State,
-    x: Tensor,
-    dx: Tensor,
-    dstate: list[Tensor | None] | None,
-) -> Cotangents:
-    """The vector-Jacobian product of one update, in ``f`` and ``g`` too; else as `Optimizer.pullback`."""
-    tensors, smooth = leaves(state), _smooth(state)
-    pulled = _vjp if differentiated() else plain_vjp
-
-    def update(params: Tensor, f: Tensor, g: Tensor, x: Tensor, *floats: Tensor) -> tuple[Tensor, ...]:
-        inputs = list(tensors)
-        for i, leaf in zip(smooth, floats):
-            inputs[i] = leaf
-        new_x, new_state = optimizer.update(params, f, g, with_leaves(state, inputs), x)
-        outputs = leaves(new_state)
-        return new_x, *(outputs[i] for i in smooth)
-
-    outputs, pull = pulled(update, params, f, g, x, *(tensors[i] for i in smooth))
-    given = [dstate[i] if dstate else None for i in smooth]
-    zeroed = (torch.zeros_like(out) if slope is None else slope for out, slope in zip(outputs[1:], given))
-    dparams, df, dg, dx_old, *rest = pull((dx, *zeroed))
-    dold: list[Tensor | None] = [None] * len(tensors)
-    for i, slope in zip(smooth, rest):
-        dold[i] = slope
-    return Cotangents(dparams, df, dg, dold, dx_old)
-
-
-def pull_init_state(
-    optimizer: Optimizer, params: Tensor, x: Tensor, dstate: list[Tensor | None], begun: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The vector-Jacobian product of `Optimizer.init_state`, for the copies that ``begun`` ``[*batch, copies]`` tells.
-
-    Returns the cotangents of ``params`` ``[*batch, m]`` and ``x`` ``[*batch, copies, n]``.
+    Without ``outer``, what the optimizer reads is also what counts. Without ``grad``, gradients are zeros and none is
+    computed: for optimizers that read none.
     """
-
-    def first(params: Tensor, x: Tensor) -> list[Tensor]:
-        return [leaf for leaf in leaves(optimizer.init_state(params, x)) if leaf.is_floating_point()]
-
-    slopes = [slope for slope in dstate if slope is not None]
-    if not slopes:
-        return torch.zeros_like(params), torch.zeros_like(x)
-    state, pull = _vjp(first, params, x)
-    dparams, dx = pull(choose(begun, slopes, [torch.zeros_like(leaf) for leaf in state]))
-    return dparams, dx
-
-
-def pull_gradient(problem: Problem, x: Tensor, state: State, dg: Tensor) -> Tensor:
-    """The vector-Jacobian product of a problem's gradient at ``x``: ``[*batch, n]`` for ``dg`` ``[*batch, n]``.
-
-    Where the gradient is the value's own derivative, its Jacobian is a Hessian: symmetric, so its product serves
-    (`Problem.bend`). Elsewhere this is reverse mode through the problem's answer.
-    """
-    if problem.symmetric:
-        return problem.bend(x, state, dg)
-
-    def gradient(x: Tensor) -> Tensor:
-        grad: Tensor = problem.value_and_grad(x, state)[1]
-        return grad
-
-    (dx,) = _vjp(gradient, x)[1](dg)
-    return dx
+    if answer is not None:
+        return answer
+    x = x.detach()
+    if grad:
+        f, g, below = problem.value_and_grad(x, below)
+    else:
+        (f, below), g = problem.value(x, below), torch.zeros_like(x)
+    loss, slope = f, g
+    if outer:
+        loss, slope, below = problem.outer_value_and_grad(x, below, f, g)
+    return Answer(f, g, below, loss, slope)
 
 
-def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum, None being zero."""
-    return b if a is None else a if b is None else a + b
+def followed(problem: Problem, x: Tensor, below: State, answer: Answer | None = None) -> Answer:
+    """The problem's answer at ``x`` as a function of ``x``; the state, or a function that makes it, is a constant."""
+    f, g, behind, loss, slope = as_data(problem, x, below, answer)
+
+    def inner(at: Tensor) -> tuple[Tensor, Tensor]:
+        return problem.value_and_grad(at, below() if callable(below) else below)[:2]
+
+    def outer(at: Tensor) -> tuple[Tensor, Tensor]:
+        between = problem.value_and_grad(at.detach(), below)[2]
+        return problem.outer_value_and_grad(at, between, f, g)[:2]
+
+    same = loss is f
+    f, g = _Followed.apply(x, f, g, inner)
+    loss, slope = (f, g) if same else _Followed.apply(x, loss, slope, outer)
+    return Answer(f, g, behind, loss, slope)
 
 
-@cache
-def _load_rules() -> None:
-    """Torch compiles some forward derivatives when they are first needed, with a warning about itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        jvp(torch.sin, (torch.zeros(()),), (torch.zeros(()),))
+class _Followed(torch.autograd.Function):
+    """A value and a gradient that are known at ``x``, as functions of ``x``; ``ask`` computes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, f: Tensor, g: Tensor, ask: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, f, g)
+        ctx.ask = ask
+        return f.clone(), g.clone()
+
+    @staticmethod
+    def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        x, f, g = ctx.saved_tensors
+        again = torch.is_grad_enabled()  # whether this product is differentiated in its turn
+        dx = None
+        if dg is not None:
+            dx = grad_vjp(ctx.ask, x, dg)
+        if df is not None:
+            slope = _Followed.apply(x, f, g, ctx.ask)[1] if again else g
+            dx = df[..., None] * slope if dx is None else torch.addcmul(dx, df[..., None], slope)
+        return dx, None, None, None
 
 
-def _vjp(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
-    """`torch.func.vjp`, for a function that returns nothing beside."""
-    pulled = vjp(function, *inputs)
-    return pulled[0], pulled[1]
-
-
-def plain_vjp(
-    function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor
-) -> tuple[tuple[Tensor, ...], Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]]:
-    """As `torch.func.vjp`, by autograd itself, which is quicker; where nothing is to be differentiated again."""
+def grad_vjp(ask: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, v: Tensor) -> Tensor:
+    """``J^T v [*batch, n]`` for the gradient that ``ask(x)`` returns second; for a task, the Hessian-vector product."""
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves_in = [tensor.detach().requires_grad_() for tensor in inputs]
-        outputs = function(*leaves_in)
-
-    def pull(cotangents: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        pairs = [(out, slope) for out, slope in zip(outputs, cotangents) if out.requires_grad]
-        outs, slopes = [out for out, _ in pairs], [slope for _, slope in pairs]
-        return torch.autograd.grad(outs, leaves_in, slopes, allow_unused=True, materialize_grads=True)
-
-    return tuple(out.detach() for out in outputs), pull
+        at = x.view_as(x) if again else x.detach().requires_grad_()
+        grad = ask(at)[1]
+        if not grad.requires_grad:
+            return torch.zeros_like(x)
+        (product,) = torch.autograd.grad(grad, at, v, create_graph=again, materialize_grads=True)
+    return product
 
 
-def _smooth(state: State) -> list[int]:
-    """Which tensors of a state have derivatives."""
-    return [i for i, leaf in enumerate(leaves(state)) if leaf.is_floating_point()]
+def _alias(tensor: Tensor) -> Tensor:
+    """The same tensor as a node of its own, at which a derivative ends that is taken at it."""
+    alias = tensor.view_as(tensor)
+    return alias if alias.requires_grad or not alias.is_floating_point() else alias.requires_grad_()
+
+
+def slope(function: Callable[[Tensor], Tensor | None], theta: Tensor) -> Tensor:
+    """The gradient ``[*batch, m]`` of ``function(theta)`` ``[*batch]``; a function of theta where that is followed."""
+    again = is_followed(theta)
+    with torch.enable_grad():
+        at = theta.view_as(theta) if again else theta.detach().requires_grad_()
+        value = function(at)
+        assert value is not None
+        (grad,) = torch.autograd.grad(value.sum(), at, create_graph=again, materialize_grads=True)
+    return grad
+
+
+def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
+    """The Hessian of a task at ``x`` times ``v``; for any problem, its gradient's Jacobian, transposed, times ``v``."""
+    return grad_vjp(lambda at: problem.value_and_grad(at, state)[:2], x, v)
+
+
+def update_vjp(
+    optimizer: Optimizer, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor, dx: Tensor, dstate: list[Any]
+) -> tuple[Tensor, Tensor, list[Any]]:
+    """The vector-Jacobian product of one update in theta, ``x`` and the state, ``f`` and ``g`` being data.
+
+    ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each floating tensor of the state, None for zero) are the
+    cotangents of what `update` returns. The result can be differentiated again, in ``f`` and ``g`` too.
+    """
+    with torch.enable_grad():
+        theta, x, *tensors = (_alias(tensor) for tensor in (theta, x, *leaves(state)))
+        floats = [leaf for leaf in tensors if leaf.is_floating_point()]
+        new_x, new_state = optimizer.update(theta, x, with_leaves(state, tensors), f, g)
+        outputs = [new_x, *(leaf for leaf in leaves(new_state) if leaf.is_floating_point())]
+        pairs = [(out, slope) for out, slope in zip(outputs, [dx, *(dstate or [None] * len(floats))])
+                 if slope is not None and out.requires_grad]  # fmt: skip
+        inputs = [theta, x, *floats]
+        dtheta, dx, *dfloats = torch.autograd.grad(
+            [out for out, _ in pairs], inputs, [slope for _, slope in pairs], create_graph=True, allow_unused=True
+        )
+    zero = torch.zeros_like
+    return zero(theta) if dtheta is None else dtheta, zero(x) if dx is None else dx, dfloats

@@ -1,61 +1,135 @@
-"""Problem: anything with parameters, a loss and a gradient. A task is one; a level laid over a problem is one.
+"""The four interfaces: Problem, Optimizer, Estimator, Objective. Everything in a tower is one of them.
 
-Four questions, and a tower needs no others: what are the parameters, where do they begin, what does one copy
-remember, and what is **value and gradient at given parameters, with the state advanced**.
+Shapes, throughout. ``[*batch]`` stands for any leading dimensions, also none. A problem has n parameters
+``x [*batch, n]``. An optimizer has m parameters of its own, ``theta [*batch, m]``, and updates several copies of a
+problem at once: ``x [*batch, copies, n]``, ``f [*batch, copies]``, ``g [*batch, copies, n]``. Copies never mix: an
+answer about a copy depends on its own key, parameters and state only. Inputs are never changed in place.
+
+Derivatives. Value and gradient are functions of the parameters exactly when these require grad and autograd is on
+(`levels.autodiff.is_followed`); otherwise they are data. A state is always a constant.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from levels.autodiff import push
+from levels.config import Config, require, unwritten
 from levels.layout import Layout
 from levels.tree import State
 
-if TYPE_CHECKING:
-    from levels.base import Optimizer
-    from levels.tasks.task import Split
+Split = Literal["train", "validation", "test"]
+Locality = Literal["elementwise", "per_tensor", "global"]
+STATE = 3  # folded into a copy's key for what its optimizer draws; 1 and 2 are its halves, for x and the problem
+RESET = -1  # the age of a copy that restarts before its next window, whatever the horizon
+
+
+class ProblemTraits(NamedTuple):
+    """What levels must know of a problem. Evals are task gradients for each copy of the task; a mean if they vary."""
+
+    differentiable: bool = True  # whether an exact level above can differentiate the gradient
+    copies: int = 1  # default number of copies of a level with an unroll
+    evals: int | Fraction = 1  # of `value_and_grad`
+    init_evals: int | Fraction = 0  # of `init_state`
+    outer_evals: int | Fraction = 0  # of `outer_value_and_grad`
+    scratch_evals: int | Fraction = 1  # of `evaluate_from_scratch`
+
+
+class OptimizerTraits(NamedTuple):
+    """What levels must know of an optimizer."""
+
+    differentiable: bool = True  # whether a level above can train it by backpropagation
+    reads_loss: bool = False  # whether `update` reads ``f``; if not, it may be given anything
+    reads_grad: bool = True  # whether `update` reads ``g``; if not, it is given zeros, and no gradient is made for it
+    learns_init: bool = False  # whether `init_x` or `init_state` depends on theta
+    locality: Locality = "global"  # what an update of one coordinate reads: that coordinate, its tensor, everything
+    evals: int | Fraction = 0  # task gradients that an `update` asks for itself, for each copy of the task
+
+
+class EstimatorTraits(NamedTuple):
+    """What levels must know of an estimator."""
+
+    differentiable: bool = False  # whether an exact level above can differentiate its answer
+    chooses_lookahead: bool = False  # whether it says itself how far a window runs, in place of ``lookahead``
+
+
+class Carry(NamedTuple):
+    """What a window hands to the next one; constants for every derivative. Leading dimensions ``[*batch, copies]``."""
+
+    x: Tensor  # [*batch, copies, n] parameters of the problem below
+    state: State  # the optimizer's
+    f: Tensor  # [*batch, copies] value at x
+    g: Tensor  # [*batch, copies, n] gradient at x
+    below: State  # the problem's
+    age: Tensor  # int64, updates since the trajectory began; RESET: restart before the next window
+    key: Tensor  # int64
+    skipped: Tensor  # int64, windows in which the copy failed and was skipped
+
+
+class Answer(NamedTuple):
+    """What a problem says at ``x``: what the optimizer reads, the problem's next state, and what the meta-loss counts.
+
+    ``loss`` and ``slope`` are ``f`` and ``g``, unless the problem counts other data than it trains on.
+    """
+
+    f: Tensor  # [*batch, copies]
+    g: Tensor  # [*batch, copies, n]
+    below: State
+    loss: Tensor  # [*batch, copies]
+    slope: Tensor  # [*batch, copies, n]
+
+
+class Step(NamedTuple):
+    """One update of a window: where it led, and the problem's answer there."""
+
+    x: Tensor  # [*batch, copies, n]
+    state: State
+    answer: Answer
+
+
+class Window(NamedTuple):
+    """A window that was run."""
+
+    start: Carry  # with the copies that restarted before the window
+    steps: list[Step]  # one an update
+    losses: Tensor  # [T, *batch, copies] what the meta-loss counts
+    was_skipped: Tensor | None = None  # [*batch, copies] copies that failed and stood still; None: no copy did
+
+    @property
+    def is_first(self) -> Tensor:
+        """Whether the copy's trajectory began with this window: ``[*batch, copies]``."""
+        return self.start.age == 0
+
+
+class LevelState(NamedTuple):
+    """State of a level: what its window carries, and what its estimator remembers (None if nothing)."""
+
+    carry: Carry
+    memory: Any
+
+
+Evaluate = Callable[..., Answer]
+"""``evaluate(problem, x, below, answer=None)``: how a window asks the problem; a known ``answer`` is not asked again."""
 
 
 class Problem(ABC):
-    """Parameters, a loss and its gradient, for any number of copies at once.
-
-    ``[*batch]`` below stands for any leading dimensions, also none. Copies do not see each other: what a copy
-    answers depends on its own key, parameters and state only. Inputs are never changed in place.
-    """
-
-    copies: int = 1
-    """How many copies a level with an unroll should hold of it, if nobody says otherwise."""
-
-    differentiable: bool = True
-    """Whether `value_and_grad` can itself be differentiated, by `torch.func`; exact gradients above need that."""
-
-    judging: int = 0
-    """Evaluations that `judge` costs, beside that of `value_and_grad`."""
-
-    cost: int | Fraction = 1
-    """Task gradients that `value_and_grad` costs, for each copy of the task; a mean where that varies."""
-
-    starting: int | Fraction = 0
-    """Task gradients that `init_state` costs, for each copy of the task."""
-
-    symmetric: bool = True
-    """Whether the gradient is the derivative of the value, so that its own derivative is symmetric."""
+    """Parameters, a loss and its gradient, for any number of copies at once. A task is one, a `Level` is one."""
 
     @property
     @abstractmethod
     def layout(self) -> Layout:
-        """Names and shapes of the parameters; ``layout.size`` is their number ``n``."""
+        """Names and shapes of the parameters; ``layout.size`` is their number n."""
 
     @property
-    def rule(self) -> Optimizer | None:
-        """The optimizer whose parameters these are, laid over what it updates; None for a task."""
-        return None
+    def traits(self) -> ProblemTraits:
+        """What levels must know of it."""
+        return ProblemTraits()
 
     @abstractmethod
     def init(self, key: Tensor) -> Tensor:
@@ -63,61 +137,190 @@ class Problem(ABC):
 
     @abstractmethod
     def init_state(self, params: Tensor, key: Tensor) -> State:
-        """Fresh state for parameters ``[*batch, n]`` and keys ``[*batch]``; every tensor in it is ``[*batch, ...]``."""
+        """State of fresh copies, for parameters ``[*batch, n]`` and keys ``[*batch]``; leaves ``[*batch, ...]``."""
 
     @abstractmethod
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Value ``[*batch]`` and gradient ``[*batch, n]`` at ``params`` ``[*batch, n]``, and the state advanced."""
-
-    def bend(self, params: Tensor, state: State, v: Tensor) -> Tensor:
-        """The derivative of the gradient at ``params`` along ``v``, its Hessian times ``v``: all ``[*batch, n]``.
-
-        Forward mode over the answer, so nothing is kept of how the gradient was made; a problem that has a quicker way
-        says so here. Asked for only where `symmetric`.
-        """
-
-        def gradient(params: Tensor) -> Tensor:
-            return self.value_and_grad(params, state)[1]
-
-        return push(gradient, params, v)[1]  # type: ignore[no-any-return]
-
-    def outer_value_and_grad(self, params: Tensor, f: Tensor, g: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """What a level above counts at ``params``: a value, its gradient, and the state behind it.
-
-        ``f``, ``g`` and ``state`` are what `value_and_grad` just answered there: what the optimizer reads. Counted is
-        the same, unless a problem judges by other data than it trains on (`levels.tasks.held_out`).
-        """
-        return f, g, state
+        """Value ``[*batch]`` and gradient ``[*batch, n]`` at ``params`` ``[*batch, n]``, and the next state."""
 
     def value(self, params: Tensor, state: State) -> tuple[Tensor, State]:
-        """Value ``[*batch]`` alone, for those who do not read the gradient; the state is advanced as by the two."""
+        """Value ``[*batch]`` alone, for optimizers that read no gradient; the state advances as in both."""
         value, _, state = self.value_and_grad(params, state)
         return value, state
 
-    def on(self, split: Split) -> Self:
-        """The same problem, drawn from another split of its task; itself if there are no splits."""
-        return self
+    def outer_value_and_grad(self, params: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, State]:
+        """What the meta-loss of the level above counts at ``params``, by default ``f`` and ``g``, just answered there.
 
-    @property
-    def beside(self) -> Problem:
-        """This problem for those who ask at parameters of their own choice (`levels.asking`), beside what a run asks.
-
-        Itself, unless somebody keeps what a run was answered.
+        A problem that trains on some data and counts other data overrides this (`levels.tasks.held_out`).
         """
-        return self
+        return f, g, state
 
     @torch.no_grad()
     def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
-        """How good parameters ``[*batch, n]`` are on what keys ``[*batch]`` draw: losses ``[*batch]``.
+        """Losses ``[*batch]`` of parameters ``[*batch, n]`` on what keys ``[*batch]`` draw; inf where not finite.
 
-        One that is not finite is inf. Equal keys are equal trials, so parameters compare. No state is kept.
+        Equal keys draw equal problems and data, so the losses of several parameters compare. No state is kept.
         """
         state = self.init_state(params, key)
         f, g, state = self.value_and_grad(params, state)
-        value = self.outer_value_and_grad(params, f, g, state)[0]
+        value = self.outer_value_and_grad(params, state, f, g)[0]
         return torch.where(torch.isfinite(value), value, torch.inf)
 
+    def on(self, split: Split) -> Self:
+        """The same problem on another split of its task's data; itself if there are no splits."""
+        return self
+
+
+@dataclass(frozen=True, repr=False)
+class Optimizer(Config, ABC):
+    """An update rule with parameters ``theta`` of its own: a step size, the weights of an LSTM.
+
+    A subclass writes `shapes`, `init`, `init_state` and `update`, in plain operations. Before use a rule is bound to
+    its site: the problem that it works on, or the layout alone where there is no problem (an exported optimizer).
+    """
+
+    site: Problem | Layout | None = unwritten(None)
+
     @property
-    def trying(self) -> int | Fraction:
-        """Task gradients that a `trial` costs, for each copy of the task."""
-        return self.starting + self.cost * (1 + self.judging)
+    def traits(self) -> OptimizerTraits:
+        """What levels must know of it."""
+        return OptimizerTraits()
+
+    @abstractmethod
+    def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the optimizer's own parameters over parameters with this ``layout``."""
+
+    @abstractmethod
+    def init(self, key: Tensor) -> Tensor:
+        """Fresh parameters ``[*batch, m]`` for int64 keys ``[*batch]``."""
+
+    @abstractmethod
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> State:
+        """State at the start of trajectories, for keys ``[*batch, copies]``; leaves ``[*batch, copies, ...]``."""
+
+    @abstractmethod
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
+        """The next ``x`` and the next state; ``f`` and ``g`` are the value and gradient at ``x``.
+
+        Where `OptimizerTraits.differentiable`, autograd must be able to differentiate this in all that it reads, twice
+        for exact gradients.
+        """
+
+    def init_x(self, theta: Tensor, key: Tensor) -> Tensor:
+        """Where trajectories begin, ``[*batch, copies, n]`` for keys ``[*batch, copies]``: as the problem says."""
+        assert isinstance(self.site, Problem), "a rule over a layout alone is given its start"
+        return self.site.init(key)
+
+    def result(self, state: State, x: Tensor) -> Tensor:
+        """The final parameters ``[*batch, copies, n]``. Override to return the best iterate instead."""
+        return x
+
+    def penalty(self, theta: Tensor) -> Tensor | None:
+        """What the level adds to its meta-loss for such parameters: ``[*batch]``, or None for nothing."""
+        return None
+
+    def metrics(self, state: State) -> dict[str, Tensor]:
+        """Numbers to report about a state, by name: ``[*batch, copies]`` each."""
+        return {}
+
+    def bind(self, site: Problem | Layout) -> Self:
+        """This rule for the parameters of ``site``. Raises ValueError if it does not fit them."""
+        bound = replace(self, site=site)
+        bound.shapes(bound.param_layout)  # refuses here what does not fit
+        return bound
+
+    @property
+    def param_layout(self) -> Layout:
+        """Layout of the parameters that this rule updates."""
+        require(self.site is not None, f"{self} is not bound yet; call bind(problem) or bind(layout) first")
+        return self.site.layout if isinstance(self.site, Problem) else self.site  # type: ignore[return-value]
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the rule's own parameters; same dtype and device."""
+        below = self.param_layout
+        return Layout.of(self.shapes(below), below.dtype, below.device)
+
+
+class LevelLike(Protocol):
+    """What estimators and rules may ask of a level: its settings, and how to run it."""
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def unroll(self) -> int: ...
+    @property
+    def lookahead(self) -> int | None: ...
+    @property
+    def copies(self) -> int: ...
+    @property
+    def episode_length(self) -> int | None: ...
+    @property
+    def stagger(self) -> bool: ...
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def nonfinite(self) -> Any: ...
+    @property
+    def layout(self) -> Layout: ...
+    def begin(self, theta: Tensor, key: Tensor) -> Carry: ...
+    def window(
+        self, theta: Tensor, carry: Carry, evaluate: Evaluate, was_skipped: Tensor | None = None
+    ) -> Iterator[Step]: ...
+
+
+def is_level(problem: object) -> bool:
+    """Whether the parameters of a problem are those of an optimizer."""
+    return hasattr(problem, "optimizer")
+
+
+class Estimator(Config, ABC):
+    """How a level gets the gradient of its meta-loss. ``theta`` ``[*batch, m]`` are its optimizer's parameters."""
+
+    @property
+    def traits(self) -> EstimatorTraits:
+        """What levels must know of it."""
+        return EstimatorTraits()
+
+    @abstractmethod
+    def init(self, level: LevelLike, theta: Tensor, key: Tensor) -> LevelState:
+        """State at the start, for keys ``[*batch]``."""
+
+    @abstractmethod
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        """Meta-loss ``[*batch]`` of the next window, its gradient ``[*batch, m]``, and the state behind it."""
+
+    def value(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        """`value_and_grad` without the gradient, for an optimizer above that reads none."""
+        value, _, state = self.value_and_grad(level, theta, state)
+        return value, state
+
+    def check(self, level: LevelLike) -> None:
+        """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""
+
+    def evals(self, level: LevelLike) -> int | Fraction:
+        """Task gradients that a window of ``level`` costs, restarts apart, for each copy of the task."""
+        traits, span = level.problem.traits, level.lookahead or level.unroll
+        each: int | Fraction = traits.evals + traits.outer_evals + level.optimizer.traits.evals
+        return span * each
+
+    def metrics(self, state: LevelState) -> dict[str, Tensor]:
+        """Numbers to report about a state, by name: ``[*batch]`` each."""
+        return {}
+
+
+class Objective(Config, ABC):
+    """How the losses of a window become one meta-loss; elementwise in all but the first dimension."""
+
+    @abstractmethod
+    def value(self, losses: Tensor) -> Tensor:
+        """The meta-loss ``[...]`` of losses ``[T, ...]``, the loss after the first update first."""
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """Derivative of `value` with respect to ``losses``: ``[T, ...]``. By default autograd's."""
+        with torch.enable_grad():
+            leaf = losses.detach().requires_grad_()
+            (weights,) = torch.autograd.grad(self.value(leaf).sum(), leaf)
+        return weights

@@ -1,35 +1,169 @@
-"""Part: anything a tower is assembled from, and how it writes itself down.
+"""Config: anything a tower is assembled from, how its fields are checked, and how it writes itself down.
 
-A part is a frozen dataclass with a name. Written in a tower's notation it is ``name(field=value, ...)`` with
-the fields that differ from their defaults, and those without a default first, as ``log(0.01, per=tensor)``;
-`recursion.notation` reads the same back.
+A part is a frozen dataclass with a name. Its fields are typed, and a range stands in the type:
+
+    hidden: Annotated[int, AtLeast(1)] = 20          or, as an alias,          hidden: Count = 20
+
+One checker reads the types when a part is built. In a tower's notation a part is ``name(field=value, ...)`` with the
+fields that differ from their defaults; `recursion.notation` reads the same text back.
 """
 
 import dataclasses
 import json
+import math
 import re
+import types
+import typing
 from abc import ABC
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
-WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  # what stands for itself in notation
+WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  # needs no quotes in notation
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number of at least ``low``."""
+
+    low: float
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is in the range."""
+        return self.low <= value < math.inf
+
+    def __str__(self) -> str:
+        return f"of at least {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Above:
+    """A finite number above ``low``."""
+
+    low: float
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is in the range."""
+        return self.low < value < math.inf
+
+    def __str__(self) -> str:
+        return f"above {self.low:g}"
+
+
+@dataclass(frozen=True)
+class Between:
+    """A number strictly between ``low`` and ``high``, or, if ``closed``, from ``low`` to ``high``."""
+
+    low: float
+    high: float
+    closed: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` is in the range."""
+        return self.low <= value <= self.high if self.closed else self.low < value < self.high
+
+    def __str__(self) -> str:
+        return f"from {self.low:g} to {self.high:g}" if self.closed else f"between {self.low:g} and {self.high:g}"
+
+
+Range = AtLeast | Above | Between
+Count = Annotated[int, AtLeast(1)]
+Whole = Annotated[int, AtLeast(0)]
+Positive = Annotated[float, Above(0)]
+NonNegative = Annotated[float, AtLeast(0)]
+Probability = Annotated[float, Between(0, 1)]
+UnitInterval = Annotated[float, Between(0, 1, closed=True)]
 
 
 class Config(ABC):
-    """Base of optimizers, tasks, objectives, gradient estimators and the like; ``name`` is what notation calls it."""
+    """Base of optimizers, tasks, objectives, gradient estimators and the like; ``name`` is the word in notation.
+
+    Raises ValueError when a field's value does not fit its type, with the field, the range and the value.
+    """
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for field, hint in typed_fields(type(self)):
+            given = getattr(self, field)
+            if isinstance(given, list) and tuple in (typing.get_origin(kind) or kind for kind in alternatives(hint)):
+                given = tuple(given)
+                object.__setattr__(self, field, given)
+            require(fits(given, hint), f"{self.name}: {field} must be {described(hint)}, got {format_value(given)}")
 
     def __repr__(self) -> str:
         bare = positional(self)
         named = {key: value for key, value in changed(self).items() if key not in bare}
-        values = [*map(format_value, bare.values()), *(f"{key}={notate(value)}" for key, value in named.items())]
+        values = [*map(format_value, bare.values()), *(f"{key}={format_value(value)}" for key, value in named.items())]
         return f"{title(self)}({', '.join(values)})" if values else title(self)
 
 
+@cache
+def typed_fields(cls: type) -> list[tuple[str, Any]]:
+    """The fields of a part and their types; hyperparameters and free settings, which check themselves, aside."""
+    if not dataclasses.is_dataclass(cls):
+        return []
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:  # an annotation that exists for type checkers only
+        return []
+    skipped = {"space", "free", "unwritten"}
+    return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)
+            if field.init and not field.metadata.keys() & skipped]  # fmt: skip
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """The members of a union, or the type itself."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return list(typing.get_args(hint)) if union else [hint]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has a type, with the ranges in it. What has no check (a callable, say) fits."""
+    kinds, origin = alternatives(hint), typing.get_origin(hint)
+    if len(kinds) > 1:
+        return any(fits(value, kind) for kind in kinds)
+    if origin is Annotated:
+        inner, *ranges = typing.get_args(hint)
+        return fits(value, inner) and all(limit.holds(value) for limit in ranges if isinstance(limit, Range))
+    if origin is Literal:
+        return any(value == word and type(value) is type(word) for word in typing.get_args(hint))
+    if origin is tuple:
+        inner = typing.get_args(hint)
+        return isinstance(value, tuple) and (inner[-1:] != (...,) or all(fits(item, inner[0]) for item in value))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is None:
+        return value is None
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def described(hint: Any) -> str:
+    """What a user reads of a type: ``a whole number of at least 1, or none``."""
+    kinds, origin = alternatives(hint), typing.get_origin(hint)
+    if len(kinds) > 1:
+        words = [described(kind) for kind in kinds if kind is not type(None)]
+        return ", ".join(words[:-1] + [f"or {words[-1]}"] if len(words) > 1 else words) + (
+            ", or none" if type(None) in kinds else ""
+        )
+    if origin is Annotated:
+        inner, *ranges = typing.get_args(hint)
+        return " ".join([described(inner), *(str(limit) for limit in ranges if isinstance(limit, Range))])
+    if origin is Literal:
+        return "one of " * (len(typing.get_args(hint)) > 1) + ", ".join(map(str, typing.get_args(hint)))
+    if origin is tuple:
+        return "a list, each " + described(typing.get_args(hint)[0])
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+    name = getattr(hint, "__name__", str(hint))
+    return words.get(hint) or ("an " if name[0] in "AEIO" else "a ") + name
+
+
 def title(part: Config) -> str:
-    """How notation finds the class: its name, or the dotted path of one at the top of a module outside this package."""
+    """The word for a class in notation: its name, or the dotted path of one at the top of a module elsewhere."""
     cls = type(part)
-    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    ours = cls.__module__.partition(".")[0] in ("levels", "recursion")
     return cls.name if ours or "." in cls.__qualname__ else f"{cls.__module__}.{cls.__name__}"
 
 
@@ -41,20 +175,26 @@ def free(hint: Any) -> Any:
     return dataclasses.field(default=(), kw_only=True, metadata={"free": hint})
 
 
+def setting(default: Any, *, word: str) -> Any:
+    """A dataclass field that notation calls by another ``word`` than Python."""
+    return dataclasses.field(default=default, metadata={"word": word})
+
+
 def unwritten(default: Any) -> Any:
-    """A dataclass field that says where or how a part works here, not what it is: it is not written down with it."""
-    return dataclasses.field(default=default, kw_only=True, metadata={"unwritten": True})
+    """A dataclass field that says where a part works, not what it is: not compared and not written down."""
+    return dataclasses.field(default=default, kw_only=True, compare=False, metadata={"unwritten": True})
 
 
 def settings(part: Config) -> dict[str, Any]:
-    """All settings of a part that its constructor takes, by name: its fields, and the `free` ones in one of them."""
+    """All settings that the constructor of a part takes, by name: its fields, and the `free` ones in one of them."""
     found: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
         return found
     for field in dataclasses.fields(part):
         if field.init and "unwritten" not in field.metadata:
             value = getattr(part, field.name)
-            found |= dict(value) if "free" in field.metadata else {field.name: value}
+            word = field.metadata.get("word", field.name)
+            found |= dict(value) if "free" in field.metadata else {word: value}
     return found
 
 
@@ -73,24 +213,22 @@ def positional(part: Config) -> dict[str, Any]:
 
 
 def changed(part: Config) -> dict[str, Any]:
-    """The fields that differ from their defaults."""
+    """The settings that differ from their defaults."""
     if not dataclasses.is_dataclass(part):
         return {}
-    defaults = {}
-    for field in dataclasses.fields(part):
-        if field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
-        else:
-            defaults[field.name] = field.default
     missing = dataclasses.MISSING
-    return {key: value for key, value in settings(part).items() if format_value(value) != format_value(defaults.get(key, missing))}
+    defaults = {
+        field.metadata.get("word", field.name): field.default_factory() if field.default_factory is not missing
+        else field.default for field in dataclasses.fields(part)
+    }  # fmt: skip
+    return {key: value for key, value in settings(part).items()
+            if format_value(value) != format_value(defaults.get(key, missing))}  # fmt: skip
 
 
 def format_value(value: Any) -> str:
-    """A value as notation writes it: numbers, words, ``none``, ``[a, b]``, parts; other strings as in JSON.
+    """A value in notation: numbers, words, ``none``, ``[a, b]``, parts; other strings as in JSON.
 
-    What notation has no way to write (a tensor, a function) comes out as Python's repr if that is short, else as
-    its type in angle brackets.
+    A value without a notation (a tensor, a function) is Python's repr if that is short, else its type in brackets.
     """
     if value is None or isinstance(value, bool):
         return str(value).lower()

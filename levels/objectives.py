@@ -1,35 +1,19 @@
 """Objectives: how the losses of a window become one meta-loss.
 
-An objective is a function of the losses ``[T, ...]`` of one window and, in closed form, its derivative with
-respect to each of them: the weights ``w_t`` with which gradients rise a level.
+An objective is a function of the losses ``[T, ...]`` of one window. Its derivative with respect to each of them, in
+closed form, are the weights ``w_t`` of the gradients that enter the meta-gradient.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from levels.layout import constants
-from levels.config import Config, format_value, require
-
-
-class Objective(Config):
-    """Abstract; both methods treat everything behind the first dimension elementwise."""
-
-    @abstractmethod
-    def value(self, losses: Tensor) -> Tensor:
-        """The meta-loss ``[...]`` of losses ``[T, ...]``, the loss after the first update first."""
-
-    @abstractmethod
-    def weights(self, losses: Tensor) -> Tensor:
-        """Derivative of `value` with respect to ``losses``; ``[T, ...]``."""
-
-    def slopes(self, losses: Tensor) -> Sequence[Tensor | float]:
-        """`weights`, one for each loss; plain numbers if the losses have no say in them, which saves work."""
-        return self.weights(losses).unbind(0)
+from levels.base import Objective
+from levels.config import Between, Config, Positive, require
 
 
 class Weighted(Objective):
@@ -39,12 +23,12 @@ class Weighted(Objective):
     def numbers(self, count: int) -> list[float]:
         """The weights of ``count`` losses, the first one's first."""
 
-    def weights(self, losses: Tensor) -> Tensor:
-        weights = constants(self.numbers(len(losses)), losses)
-        return weights.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+    def value(self, losses: Tensor) -> Tensor:
+        return (self.weights(losses) * losses).sum(0)
 
-    def slopes(self, losses: Tensor) -> list[float]:
-        return self.numbers(len(losses))
+    def weights(self, losses: Tensor) -> Tensor:
+        weights = losses.new_tensor(self.numbers(len(losses)))
+        return weights.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,7 +38,7 @@ class Sum(Weighted):
     name = "sum"
 
     def value(self, losses: Tensor) -> Tensor:
-        return losses.sum(0) if len(losses) > 1 else losses[0]
+        return losses.sum(0)
 
     def numbers(self, count: int) -> list[float]:
         return [1.0] * count
@@ -62,7 +46,7 @@ class Sum(Weighted):
 
 @dataclass(frozen=True, repr=False)
 class Last(Weighted):
-    """L = f_T: only where the window ends counts (L2L 2016, equation 2)."""
+    """L = f_T: only the last loss of the window counts (L2L 2016, equation 2)."""
 
     name = "last"
 
@@ -91,14 +75,11 @@ class Discounted(Weighted):
     """L = sum_t discount^(t-1) f_t, t from 1; ``discount`` above 0 and at most 1."""
 
     name = "discounted"
-    discount: float = 0.9
+    discount: Annotated[float, Between(0, 1, closed=True)] = 0.9
 
     def __post_init__(self) -> None:
-        good = isinstance(self.discount, (int, float)) and 0 < self.discount <= 1
-        require(good, f"discounted: discount must be above 0 and at most 1, got {self.discount}")
-
-    def value(self, losses: Tensor) -> Tensor:
-        return (self.weights(losses) * losses).sum(0)
+        Config.__post_init__(self)
+        require(self.discount > 0, f"discounted: discount must be above 0 and at most 1, got {self.discount}")
 
     def numbers(self, count: int) -> list[float]:
         return [self.discount**t for t in range(count)]
@@ -108,21 +89,15 @@ class Discounted(Weighted):
 class TimeTo(Objective):
     """L = sum_t sigmoid((log f_t - log target) / width): updates of the window at which the loss is above ``target``.
 
-    Over the windows of a trajectory that comes down for good, the sum is the time to the target. ``width`` above 0 is
-    the range of log f in which an update counts in part: losses further off than some widths have next to no gradient,
-    so begin wide, or estimate by evolution, for which a narrow one will do. Losses and ``target`` must be above 0.
+    Summed over the windows of a trajectory whose loss falls for good, this is the time to the target. ``width`` is the
+    range of log f in which an update counts in part. Losses further off have almost no gradient, so begin wide, or
+    estimate by evolution, for which a narrow width serves. Losses must be above 0.
     """
 
     name = "time-to"
 
-    target: float
-    width: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("target", "width"):
-            value = getattr(self, name)
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
-            require(good, f"time-to: {name} must be a number above 0, got {notate(value)}")
+    target: Positive
+    width: Positive = 1.0
 
     def value(self, losses: Tensor) -> Tensor:
         return self._above(losses).sum(0)

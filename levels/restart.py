@@ -1,115 +1,157 @@
-"""What a level does when a loss or gradient below it is not finite: stop and say where, or skip and count.
+"""Restarts: when trajectories begin again, and what happens to copies that fail. The only place that masks copies.
 
-A window is vetted once, when it has run. `Stop` raises. `Skip` treats a copy that went wrong as one that stood
-still: its losses are those that it began with, it moves no gradient, and it starts afresh in the next window.
-
-To look at a number is to wait for it. Where every level stops, who runs them may put the looking off (`put_off`), look
-once at all that was noted, and, if something is not finite, run them again to hear where.
+A copy restarts when its age reaches the level's horizon, and after a failure. It fails when a loss, or the square of a
+gradient, is not finite. Then the level's policy decides: `Stop` raises, `Skip` lets the copy stand still. A copy that
+stands still goes back to where its window began, contributes nothing to the meta-gradient, counts its first loss, and
+restarts before its next window.
 """
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from levels.autodiff import differentiated
-from levels.config import Config
+from levels import keys
+from levels.autodiff import as_data, is_followed, stop_gradient
+from levels.base import RESET, STATE, Answer, Carry, Evaluate, LevelLike, Problem, Step, Window
+from levels.faults import NonFiniteError, Stop, is_finite, is_sound
+from levels.tree import choose, keep_named, scatter
+
+RESTART = -1  # folded into a copy's key for its next trajectory
+DRAWS = 8  # failed starts in a row after which a copy is given up
 
 
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient is not finite. ``source`` is the laid level that saw it; a tower adds its number."""
+def run(
+    level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate = as_data, *, keep: bool = True
+) -> tuple[Carry, Window]:
+    """Restart the copies that are due, run one window, and deal with copies that fail.
 
-    def __init__(self, source: object, what: str, fix: str) -> None:
-        super().__init__(f"{what}; {fix}")
-        self.source, self.what, self.fix = source, what, fix
-
-
-class NonFinite(Config):
-    """Policy; abstract."""
-
-    @abstractmethod
-    def handle(self, source: object, what: str, fix: str) -> None:
-        """Raise, or return to have the copies concerned skipped and counted."""
-
-
-@dataclass(frozen=True, repr=False)
-class Stop(NonFinite):
-    """Raise `NonFiniteError` with the level, what was not finite, and what to change."""
-
-    name = "stop"
-
-    def handle(self, source: object, what: str, fix: str) -> None:
-        raise NonFiniteError(source, what, fix)
-
-
-@dataclass(frozen=True, repr=False)
-class Skip(NonFinite):
-    """Go on without the copies concerned; each window in which a copy was skipped adds one to its count."""
-
-    name = "skip"
-
-    def handle(self, source: object, what: str, fix: str) -> None:
-        return None
+    Returns the carry after ``unroll`` updates, as constants, and the window. Without ``keep``, `Window.steps` is empty
+    and memory does not grow with the unroll.
+    """
+    start = restarted(level, theta, carry)
+    first = begun(level, theta, start, evaluate)
+    steps, losses, end = [], [], None
+    for t, step in enumerate(level.window(theta, first, evaluate), 1):
+        losses.append(step.answer.loss)
+        if keep:
+            steps.append(step)
+        if t == level.unroll:
+            end = step
+    assert end is not None
+    window = Window(first, steps, torch.stack(losses))
+    if not is_finite(window.losses, step.answer.g, end.answer.f):
+        failed = ~torch.stack([is_sound(window.losses), *(is_sound(one.answer.f[None], one.answer.g)
+                                                        for one in (*steps, end, step))]).all(0)  # fmt: skip
+        window, end = _skip(level, theta, start, window, failed, end, evaluate)
+    moved = Carry(
+        end.x.detach(), stop_gradient(end.state), end.answer.f.detach(), end.answer.g.detach(), end.answer.below,
+        start.age + level.unroll, start.key, start.skipped,
+    )  # fmt: skip
+    if window.was_skipped is not None:
+        failed = window.was_skipped
+        moved = keep_named("skipped", choose(failed, start, moved), moved)
+        moved = moved._replace(age=torch.where(failed, RESET, moved.age), skipped=start.skipped + failed)
+    return moved, window
 
 
-class Noted:
-    """A running sum of answers, in which what is not finite stays."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None  # scalar
-
-    def add(self, answer: Tensor) -> None:
-        """Take an answer of any shape in."""
-        one = answer.sum() if answer.numel() > 1 else answer.reshape(())
-        self.total = one if self.total is None else self.total + one
-
-    def finite(self) -> bool:
-        """Whether all answers were finite (a false alarm if their sum is not)."""
-        return self.total is None or math.isfinite(self.total.item())
-
-
-_noted: ContextVar[Noted | None] = ContextVar("_noted", default=None)
+def restarted(level: LevelLike, theta: Tensor, carry: Carry) -> Carry:
+    """The carry with fresh trajectories for the copies that are due; one evaluation of the problem for each."""
+    if level.episode_length is None and isinstance(level.nonfinite, Stop):
+        return carry  # no copy ever restarts
+    should_reset = is_due(level, carry.age)
+    if not should_reset.any():
+        return carry
+    key = torch.where(carry.age == 0, carry.key, keys.fold_in(carry.key, RESTART))
+    rows = should_reset.flatten().nonzero().squeeze(-1)
+    owners = theta.detach()[..., None, :].expand(*should_reset.shape, -1).flatten(0, -2)[rows]  # [k, m]
+    begin = fresh(level, owners, key.flatten()[rows][:, None])
+    merged: Carry = keep_named("skipped", scatter(rows, begin, carry, should_reset.dim()), carry)
+    more = torch.zeros_like(carry.skipped.flatten()).index_copy(0, rows, begin.skipped.flatten())
+    return merged._replace(skipped=carry.skipped + more.reshape(carry.skipped.shape))
 
 
-def finite(*answers: Tensor) -> bool:
-    """Whether all numbers are finite (a false alarm if their sum is not); within `put_off` they are noted instead."""
-    noted = _noted.get()
-    if noted is None or differentiated():
-        return math.isfinite(torch.stack([answer.sum() for answer in answers]).sum().item())
-    for answer in answers:
-        noted.add(answer)
-    return True
+@torch.no_grad()
+def fresh(level: LevelLike, theta: Tensor, key: Tensor) -> Carry:
+    """Fresh trajectories of age 0 for keys ``[*batch, copies]``; a start that fails is skipped and drawn again."""
+    carry = level.begin(theta, key)
+    failed = ~is_sound(carry.f[None], carry.g)
+    for _ in range(DRAWS):
+        if not failed.any():
+            return carry
+        what = "gradient" if torch.isfinite(carry.f).all() else "loss"
+        level.nonfinite.handle(
+            level, f"a freshly started problem's {what} is not finite", "start its parameters smaller"
+        )
+        key = torch.where(failed, keys.fold_in(key, RESTART), key)
+        drawn = level.begin(theta, key)
+        carry = choose(failed, drawn, carry)._replace(skipped=carry.skipped + failed)
+        failed = ~is_sound(carry.f[None], carry.g)
+    raise NonFiniteError(level, f"{DRAWS} starts in a row are not finite", "start its parameters smaller")
 
 
-def looking_is_put_off() -> bool:
-    """Whether `finite` notes what it is given, rather than look."""
-    return _noted.get() is not None and not differentiated()
+def started(level: LevelLike, theta: Tensor, key: Tensor) -> Carry:
+    """The first carry of a level, for keys ``[*batch]``: fresh trajectories with staggered ages."""
+    carry = fresh(level, theta, keys.split(key, level.copies))
+    return carry._replace(age=carry.age + first_ages(level, carry.age.device))
 
 
-class put_off:  # noqa: N801, used as a verb
-    """Within this context `finite` says yes to everything and notes it in what this yields."""
-
-    def __enter__(self) -> Noted:
-        noted = Noted()
-        self.before = _noted.set(noted)
-        return noted
-
-    def __exit__(self, *_: object) -> None:
-        _noted.reset(self.before)
+def first_ages(level: LevelLike, device: torch.device) -> Tensor:
+    """Ages ``[copies]`` of the first trajectories: spread over the windows of an episode, if staggered."""
+    ages = torch.arange(level.copies, device=device)
+    if not level.stagger or level.episode_length is None:
+        return torch.zeros_like(ages)
+    return ages * (level.episode_length // level.unroll) // level.copies * level.unroll
 
 
-@contextmanager
-def looked_at() -> Iterator[None]:
-    """Within this context `finite` looks at what it is given, whatever is put off around it."""
-    before = _noted.set(None)
-    try:
-        yield
-    finally:
-        _noted.reset(before)
+def is_due(level: LevelLike, age: Tensor) -> Tensor:
+    """Whether a copy of this age restarts before its next window."""
+    return age < 0 if level.episode_length is None else (age < 0) | (age >= level.episode_length)
+
+
+def begun(level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate) -> Carry:
+    """The carry with learned starts as functions of theta, for copies that make their first update; f and g are kept.
+
+    Otherwise a learned start would have slope 0 in the only window that sees it.
+    """
+    if not (level.optimizer.traits.learns_init and is_followed(theta)):
+        return carry
+    is_first = carry.age == 0
+    if not is_first.any():
+        return carry
+    for_x, for_problem = keys.split(carry.key, 2).unbind(-1)
+    x = level.optimizer.init_x(theta, for_x)
+    state = level.optimizer.init_state(theta, x, keys.fold_in(carry.key, STATE))
+    x, state = choose(is_first, (x, state), (carry.x, carry.state))
+    known = Answer(carry.f, carry.g, carry.below, carry.f, carry.g)
+    answer = evaluate(level.problem, x, partial(level.problem.init_state, x.detach(), for_problem), known)
+    f, g = choose(is_first, (answer.f, answer.g), (carry.f, carry.g))
+    return carry._replace(x=x, state=state, f=f, g=g)
+
+
+def _skip(
+    level: Any, theta: Tensor, start: Carry, window: Window, failed: Tensor, end: Step, evaluate: Callable[..., Answer]
+) -> tuple[Window, Step]:
+    """The window with the copies in ``failed`` standing still: updates are made again, nothing is evaluated again."""
+    if not failed.any():
+        return window, end
+    what = "gradient" if torch.isfinite(window.losses).all() else "loss"
+    fix = "lower its learning rate, or skip such copies with nonfinite=skip"
+    level.nonfinite.handle(level, f"the problem's {what} is not finite", fix)
+    if not window.steps:
+        losses = torch.where(failed, start.f, window.losses)
+        return window._replace(losses=losses, was_skipped=failed), end
+    zero = torch.zeros_like(start.g)
+    still = Answer(start.f, start.g, start.below, start.f, zero)
+    answers = iter([choose(failed, still, stop_gradient(step.answer)) for step in window.steps])
+
+    def replay(problem: Problem, x: Tensor, below: Any) -> Answer:
+        return evaluate(problem, torch.where(failed[..., None], start.x, x), below, next(answers))
+
+    steps = list(level.window(theta, window.start, replay, failed))
+    losses = torch.stack([step.answer.loss for step in steps])
+    return Window(window.start, steps, losses, failed), steps[level.unroll - 1]

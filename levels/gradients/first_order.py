@@ -1,64 +1,88 @@
-"""First-order gradients by backpropagation through one window (L2L 2016, section 2: dotted edges dropped).
+"""First-order gradients: truncated backpropagation through one window (L2L 2016, section 2: dotted edges dropped).
 
-The gradient that feeds the optimizer enters as data. Then d f_t / d x_t is that very gradient, already at hand,
-and nothing below is evaluated or differentiated again: cost is one task gradient a base step at any depth, and
-memory is this level's own carries. The window is swept twice: forward, keeping what each update read; backward,
+The gradient that feeds the optimizer enters as data. The parameters x_t are then functions of theta through the
+updates alone, and g_t, already at hand, is the derivative of the loss at x_t. So nothing is evaluated again:
 
-    dx   <- dx + w_t g_t
-    dparams, dstate, dx  <-  pullback of update t at (dx, dstate),      dparams summed over t,
+    dL/dtheta  =  sum_t  (dx_t / dtheta)^T  w_t g_t,            w_t = dL / df_t
 
-and what is left in dx belongs to where the trajectory began, if the optimizer learns that.
+A window costs one task gradient a base step at any depth, and memory is this level's own optimizer over one window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from levels.autodiff import differentiated, plus
-from levels.gradients.backward import Backward, weighted
-from levels.base import LevelState
-from levels.restart import finite
+from levels.autodiff import as_data, followed, is_followed, update_vjp
+from levels.base import Estimator, EstimatorTraits, LevelLike, LevelState, Window
+from levels.config import require
+from levels.restart import run, started
+from levels.tree import choose
 
-if TYPE_CHECKING:
-    from levels.bound_levels import Level
-    from levels.base import Carry, Window
+
+class Backpropagation(Estimator):
+    """Backpropagation through one window; abstract. The carry at the window's edge is a constant."""
+
+    evaluate = staticmethod(as_data)
+
+    @property
+    def traits(self) -> EstimatorTraits:
+        return EstimatorTraits(differentiable=True)
+
+    def check(self, level: LevelLike) -> None:
+        fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
+        good = level.optimizer.traits.differentiable
+        require(good, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
+
+    def init(self, level: LevelLike, theta: Tensor, key: Tensor) -> LevelState:
+        return LevelState(started(level, theta, key), None)
+
+    @torch.no_grad()
+    def value(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
+        carry, window = run(level, theta, state.carry, keep=False)
+        return level.objective.value(window.losses).mean(-1), LevelState(carry, None)
+
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        again = is_followed(theta)
+        with torch.enable_grad():
+            theta = theta.view_as(theta) if again else theta.detach().requires_grad_()
+            carry, window = run(level, theta, state.carry, self.evaluate)  # x_t are functions of theta
+        cotangents = meta_cotangents(level, window)
+        pairs = [(step.x, slope) for step, slope in zip(window.steps, cotangents) if step.x.requires_grad]
+        if pairs:
+            xs, slopes = zip(*pairs)
+            (grad,) = torch.autograd.grad(xs, theta, slopes, create_graph=again, materialize_grads=True)
+        else:
+            grad = torch.zeros_like(theta)
+        return level.objective.value(window.losses).mean(-1), grad, LevelState(carry, None)
 
 
 @dataclass(frozen=True, repr=False)
-class FirstOrder(Backward):
-    """Truncated backpropagation that takes the problem's gradient as data; carries are constants at window edges."""
+class FirstOrder(Backpropagation):
+    """The problem's gradient is data; carries are constants at window edges."""
 
     name = "first-order"
-    steady = True
 
-    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        if level.plain and not differentiated():
-            return self._single(level, params, state)
-        return super().value_and_grad(level, params, state)
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        if not is_followed(theta):
+            return super().value_and_grad(level, theta, state)
+        # An exact level above differentiates this answer. In the sum above g is data, but the sum is a function of g.
+        carry, window = run(level, theta, state.carry, followed)
+        reads = [window.start[:4], *((step.x, step.state, *step.answer[:2]) for step in window.steps[:-1])]
+        dtheta, dx, dstate = torch.zeros_like(theta), torch.zeros_like(carry.x), []
+        for read, slope in zip(reversed(reads), reversed(meta_cotangents(level, window))):
+            if window.was_skipped is not None:
+                read = choose(window.was_skipped, window.start[:4], read)
+            step, dx, dstate = update_vjp(level.optimizer, theta, *read, dx + slope, dstate)
+            dtheta = dtheta + step
+        if window.start.x.requires_grad:  # a learned start
+            dtheta = dtheta + torch.autograd.grad(window.start.x, theta, dx, create_graph=True)[0]
+        return level.objective.value(window.losses).mean(-1), dtheta, LevelState(carry, None)
 
-    def _single(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        """A window of one update, without the lists that a sweep needs: towers of many such levels live on this."""
-        x, s, f, g, below, age, *_ = state.carry
-        x, s, pull = level.optimizer.linearized(params, f, g, s, x)
-        f, g, below = level.problem.value_and_grad(x, below)
-        if not finite(f, g):
-            return super().value_and_grad(level, params, state)  # which says so
-        value, (weight,) = level.meta_loss(f[None])
-        dx = weighted(weight, g)
-        grad = torch.zeros_like(params) if dx is None else pull(dx, None)[0]
-        return value, grad, LevelState(state.carry._replace(x=x, state=s, f=f, g=g, below=below, age=age + 1), None)
 
-    def sweep(
-        self, level: Level, params: Tensor, carry: Carry, window: Window, slope: Callable[[int], Tensor | None]
-    ) -> Tensor:
-        dparams, dx = level.optimizer.sweep(params, window.steps, slope)
-        if dx is None:
-            return torch.zeros_like(params)
-        if level.optimizer.learns_start:
-            dparams = plus(dparams, level.optimizer.start_pullback(params, dx, window.begun))
-        return torch.zeros_like(params) if dparams is None else dparams
+def meta_cotangents(level: LevelLike, window: Window) -> list[Tensor]:
+    """The derivative of the meta-loss, the mean over copies, at each x_t: ``w_t g_t [*batch, copies, n]``."""
+    weights = level.objective.weights(window.losses) / window.losses.shape[-1]
+    return [weight[..., None] * step.answer.slope for weight, step in zip(weights, window.steps)]

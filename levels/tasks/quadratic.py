@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import ProblemTraits
+from levels.config import Count
 from levels.layout import Layout
-from levels.config import require
 from levels.tasks.task import Task
 
 
@@ -24,18 +25,15 @@ class QuadraticState(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Quadratic(Task):
-    """``dims``: number of parameters, at least 1."""
+    """``dims``: number of parameters n."""
 
     name = "quadratic"
-    copies = 64
-    traceable = True
 
-    dims: int = 10
+    dims: Count = 10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        good = isinstance(self.dims, int) and not isinstance(self.dims, bool) and self.dims >= 1
-        require(good, f"quadratic: dims must be a whole number of at least 1, got {self.dims}")
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=64)
 
     @property
     def layout(self) -> Layout:

@@ -1,0 +1,67 @@
+"""Whole episodes: how good an optimizer's parameters are over inner training from a fresh start, and what that costs.
+
+A window in the middle of training tells how parameters do from where they were led. To compare parameters, each runs
+one whole episode on the same fresh problems, all copies from the start to the horizon. A copy that fails makes it inf.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.autodiff import as_data
+from levels.base import LevelLike, ProblemTraits, is_level
+from levels.faults import Skip, is_sound
+from levels.restart import run
+
+
+@torch.no_grad()
+def whole_episode(level: Any, theta: Tensor, key: Tensor) -> Tensor:
+    """Mean meta-loss ``[*batch]`` over the windows of one episode from a fresh start; inf where a copy fails.
+
+    All copies begin together, on problems that keys ``[*batch]`` draw. An endless level runs one window.
+    """
+    level = tolerant(level)
+    windows = episode_windows(level)
+    evaluate = partial(as_data, grad=level.optimizer.traits.reads_grad)
+    carry = level.begin(theta, keys.split(key, level.copies))
+    sound, total = is_sound(carry.f[None], carry.g).all(-1), 0.0
+    for _ in range(windows):
+        carry, window = run(level, theta, carry, evaluate, keep=False)
+        total = total + level.objective.value(window.losses).mean(-1) / windows
+    penalty = level.optimizer.penalty(theta)
+    total = total if penalty is None else total + penalty
+    sound = sound & torch.isfinite(total) & (carry.skipped == 0).all(-1)
+    return torch.where(sound, total, torch.inf)
+
+
+def episode_windows(level: LevelLike) -> int:
+    """Windows of an episode, or 1 if there is no horizon."""
+    return 1 if level.episode_length is None else level.episode_length // level.unroll
+
+
+def tolerant(problem: Any) -> Any:
+    """The same problem, in which all levels skip copies that fail: for a part that runs levels on its own account."""
+    if not is_level(problem):
+        return problem
+    return replace(problem, nonfinite=Skip()).over(tolerant(problem.problem))
+
+
+
+
+def level_traits(level: Any) -> ProblemTraits:
+    """What a level above must know of ``level``; evals are task gradients for each copy of the task."""
+    below, optimizer = level.problem.traits, level.optimizer.traits
+    starting = below.init_evals + below.evals
+    each = below.evals + below.outer_evals + optimizer.evals
+    return ProblemTraits(
+        differentiable=level.gradient.traits.differentiable,
+        evals=level.gradient.evals(level),
+        init_evals=starting,
+        scratch_evals=starting + episode_windows(level) * (level.lookahead or level.unroll) * each,
+    )
