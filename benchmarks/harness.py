@@ -17,12 +17,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from types import TracebackType
@@ -104,15 +106,15 @@ class Row:
 class Worker:
     """A process that holds one side; see `benchmarks.worker` for what it understands."""
 
-    def __init__(self, workload: str, side: str, variant: dict[str, Any], kept: str = "") -> None:
-        """``kept``: folder for what is compiled; one of its own without."""
+    def __init__(self, workload: str, side: str, variant: dict[str, Any], kept: str = "", *, root: Path = ROOT) -> None:
+        """``kept``: folder for what is compiled; one of its own without. ``root``: the checkout whose code runs."""
         self.cache = tempfile.TemporaryDirectory(prefix="benchmark-cache-")
         command = [sys.executable, "-m", "benchmarks.worker", workload, side, json.dumps(variant)]
-        environment = os.environ | surroundings(variant.get("threads", 1), kept or self.cache.name)
+        environment = os.environ | surroundings(variant.get("threads", 1), kept or self.cache.name, root)
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=ROOT
+            command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, env=environment, cwd=root
         )
 
     def __enter__(self) -> Self:
@@ -147,8 +149,8 @@ class Worker:
         return answer
 
 
-def surroundings(threads: int, cache: str) -> dict[str, str]:
-    """Environment of a worker: numbers of threads, and compile caches of its own."""
+def surroundings(threads: int, cache: str, root: Path = ROOT) -> dict[str, str]:
+    """Environment of a worker: where its code is, numbers of threads, and compile caches of its own."""
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
     caches = {
         "TORCHINDUCTOR_CACHE_DIR": cache,
@@ -156,7 +158,23 @@ def surroundings(threads: int, cache: str) -> dict[str, str]:
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    return {name: str(threads) for name in pools} | caches
+    return {name: str(threads) for name in pools} | caches | {"PYTHONPATH": str(root)}
+
+
+def chosen_variants(workload: Any, threads: list[int] | None, parts: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Variants whose label contains one of ``parts`` as whole words, at the wanted numbers of threads.
+
+    Where the workload says its numbers of threads, others are left out; where it does not, each is run with each.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for label, settings in workload.VARIANTS.items():
+        if parts and not any(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", label) for part in parts):
+            continue
+        if not threads or settings.get("threads", 0) in threads:
+            found[label] = settings
+        elif "threads" not in settings:
+            found |= {f"{label}, {n} thread{'s' * (n > 1)}": settings | {"threads": n} for n in threads}
+    return found
 
 
 Tell = Callable[[str], None]
@@ -169,19 +187,31 @@ def run(
 
     ``kept``: folder for what proofs compile, if variants share it.
     """
-    rows = {side: Row() for side in sides}
+    starts = {side: partial(Worker, name, side, variant) for side in sides}
+    return compare(starts, workload.TOLERANCE, rounds, tell, kept)
+
+
+def compare(
+    starts: Mapping[str, Callable[[str], Worker]],
+    tolerance: float | dict[str, float],
+    rounds: int,
+    tell: Tell,
+    kept: str = "",
+) -> dict[str, Row]:
+    """As `run`. ``starts``: what makes a worker of each side, given the folder for what it compiles, or ``""``."""
+    rows = {side: Row() for side in starts}
     proofs: dict[str, Numbers] = {}
-    for side in sides:
+    for side, start in starts.items():
         tell(f"{side}: proof")
-        with Worker(name, side, variant, kept) as worker, noting(rows[side]):
+        with start(kept) as worker, noting(rows[side]):
             proofs[side] = worker.ask(do="prove")["numbers"]
-    judge(rows, proofs, workload.TOLERANCE)
+    check_proofs(rows, proofs, tolerance)
     with ExitStack() as stack:
         workers = {}
-        for side in sides:
+        for side, start in starts.items():
             tell(f"{side}: warm-up")
             if rows[side].why is None:
-                workers[side] = stack.enter_context(Worker(name, side, variant))
+                workers[side] = stack.enter_context(start(""))
                 with noting(rows[side]):
                     warm(workers[side], rows[side])
         for number in range(rounds):
@@ -232,7 +262,7 @@ def time_block(worker: Worker, row: Row) -> None:
     row.cpu.append(answer["cpu"] / row.steps)
 
 
-def outer_value_and_grad(rows: dict[str, Row], proofs: dict[str, Numbers], tolerance: float | dict[str, float]) -> None:
+def check_proofs(rows: dict[str, Row], proofs: dict[str, Numbers], tolerance: float | dict[str, float]) -> None:
     """Compare all proofs with the first; note in `Row.why` who disagrees."""
     reference, *others = proofs or [""]
     for side in others:
