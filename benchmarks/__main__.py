@@ -4,6 +4,7 @@
     python -m benchmarks all
     python -m benchmarks gpu                    (where there is one; not in all)
     python -m benchmarks W1 --profile
+    python -m benchmarks old-new --old DIR      (another checkout against this one: `benchmarks.old_new`)
 
 Peers come with ``pip install "descent-tower[bench]"``; one that is missing or fails gets a row that says so. Writes
 ``wN.json`` (each round, versions, machine) and ``wN.png``. Exits with 1 if a side disagrees with the first.
@@ -13,7 +14,6 @@ See `benchmarks.harness` for how it is measured.
 import argparse
 import importlib
 import json
-import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,27 +22,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import harness, showing
-from benchmarks.harness import Row
+from benchmarks import harness, old_new, showing
+from benchmarks.harness import Row, chosen_variants
 
 WIDTH = 130  # columns; tables are not squeezed into less
 WORKLOADS = ("W1", "W2", "W3", "W4", "W5")  # of `all`; `gpu` is apart, for machines that have one
-
-
-def chosen_variants(workload: Any, threads: list[int] | None, parts: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Variants whose label contains one of ``parts`` as whole words, at the wanted numbers of threads.
-
-    Where the workload says its numbers of threads, others are left out; where it does not, each is run with each.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for label, settings in workload.VARIANTS.items():
-        if parts and not any(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", label) for part in parts):
-            continue
-        if not threads or settings.get("threads", 0) in threads:
-            found[label] = settings
-        elif "threads" not in settings:
-            found |= {f"{label}, {n} thread{'s' * (n > 1)}": settings | {"threads": n} for n in threads}
-    return found
 
 
 def chosen_sides(workload: Any, only: list[str] | None) -> list[str]:
@@ -101,6 +85,8 @@ def teller(progress: Progress, task: TaskID, where: str) -> harness.Tell:
 
 def main() -> int:
     """Exit status: 1 if sides disagree."""
+    if sys.argv[1:2] == ["old-new"]:
+        return old_new.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
