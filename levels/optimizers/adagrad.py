@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.hyper import HyperparamOptimizer, Hyper, Log, hyper
+from levels.base import OptimizerTraits
 from levels.config import require
+from levels.hyper import Hyper, HyperparamOptimizer, Log, hyper
 
 
 class AdagradState(NamedTuple):
@@ -31,7 +32,6 @@ class Adagrad(HyperparamOptimizer):
     """All hyperparameters move in log space; those that are None are left out, which is torch's 0."""
 
     name = "adagrad"
-    scope = "coordinate"
 
     lr: Hyper | float = hyper(0.01, Log)
     lr_decay: Hyper | float | None = hyper(None, Log)
@@ -39,46 +39,26 @@ class Adagrad(HyperparamOptimizer):
     eps: Hyper | float = hyper(1e-10, Log)
     weight_decay: Hyper | float | None = hyper(None, Log)
 
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(locality="elementwise")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         missing = self.lr is None or self.eps is None
         require(not missing, "adagrad: lr and eps must be numbers, got none for one of them")
 
-    def init_state(self, params: Tensor, x: Tensor) -> AdagradState:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdagradState:
         steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
         return AdagradState(torch.zeros_like(x), steps)
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: AdagradState, x: Tensor) -> tuple[Tensor, AdagradState]:
+    def update(
+        self, theta: Tensor, x: Tensor, state: AdagradState, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, AdagradState]:
+        h = self.read(theta)
         g = g + h["weight_decay"] * x if "weight_decay" in h else g
         v = state.v + g * g
         return x - _rate(h, state) * g / (_root(h, v) + h["eps"]), AdagradState(v, state.t + 1)
-
-    def step_pullback(
-        self, h: dict[str, Tensor], g: Tensor, state: AdagradState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
-        dh, dold, dx, _ = self.full_pullback(h, g, state, x, dx, dstate)
-        return dh, dold, dx
-
-    def full_pullback(
-        self, h: dict[str, Tensor], g: Tensor, state: AdagradState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
-        """With u = g / (root + eps) and x <- x - rate u, each cotangent is named as what it is of."""
-        g = g + h["weight_decay"] * x if "weight_decay" in h else g
-        rate, root = _rate(h, state), _root(h, state.v + g * g)
-        scale = 1 / (root + h["eps"])
-        u, du = g * scale, -rate * dx
-        dh = {"lr": -u * dx, "eps": -u * scale * du}
-        if "lr_decay" in h:
-            slowing, t = 1 + state.t[..., None] * h["lr_decay"], state.t[..., None]
-            dh |= {"lr": dh["lr"] / slowing, "lr_decay": -dh["lr"] * rate * t / slowing}
-        dunder = dh["eps"] / (2 * root)
-        if "initial" in h:
-            dh["initial"] = dunder
-        dv = dunder if dstate[0] is None else dunder + dstate[0]
-        dg = scale * du + 2 * g * dv
-        if "weight_decay" in h:
-            dh["weight_decay"], dx = dg * x, dx + h["weight_decay"] * dg
-        return dh, [dv, None], dx, dg
 
 
 def _rate(h: dict[str, Tensor], state: AdagradState) -> Tensor:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
-from levels.optimizers.adam import AdamState, MomentSlopes, moments, moments_pullback, no_moments
+from levels.base import OptimizerTraits
 from levels.config import require
+from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
+from levels.optimizers.adam import AdamState, moments, no_moments
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,7 +23,6 @@ class AdamW(HyperparamOptimizer):
     """``lr``, ``eps`` and ``weight_decay`` move in log space, ``beta1`` and ``beta2`` in logit space."""
 
     name = "adamw"
-    scope = "coordinate"
 
     lr: Hyper | float = hyper(1e-3, Log)
     beta1: Hyper | float = hyper(0.9, Logit)
@@ -30,36 +30,19 @@ class AdamW(HyperparamOptimizer):
     eps: Hyper | float = hyper(1e-8, Log)
     weight_decay: Hyper | float = hyper(0.01, Log)
 
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(locality="elementwise")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         fix = "adamw: lr, beta1, beta2, eps and weight_decay must be numbers, got none; adam has no weight_decay"
         require(len(self.hypers) == 5, fix)
 
-    def init_state(self, params: Tensor, x: Tensor) -> AdamState:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
         return no_moments(x)
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
+    def update(self, theta: Tensor, x: Tensor, state: AdamState, f: Tensor, g: Tensor) -> tuple[Tensor, AdamState]:
+        h = self.read(theta)
         m_hat, root, state = moments(h["beta1"], h["beta2"], g, state)
         return x * (1 - h["lr"] * h["weight_decay"]) - h["lr"] * m_hat / (root + h["eps"]), state
-
-    def step_pullback(
-        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
-        slopes, dx = self._slopes(h, g, state, x, dx, dstate)
-        return slopes.h, slopes.state(h), dx
-
-    def full_pullback(
-        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
-        slopes, dx = self._slopes(h, g, state, x, dx, dstate)
-        return slopes.h, slopes.state(h), dx, slopes.g(h, g)
-
-    def _slopes(
-        self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[MomentSlopes, Tensor]:
-        """Cotangents of what Adam's part of the step reads, those of all hyperparameters, and that of ``x``."""
-        slopes = moments_pullback(h, self.learned, g, state, dx, dstate)
-        shrunk = x * dx
-        slopes.h["lr"] = slopes.h["lr"] - h["weight_decay"] * shrunk
-        slopes.h["weight_decay"] = -h["lr"] * shrunk
-        return slopes, dx * (1 - h["lr"] * h["weight_decay"])

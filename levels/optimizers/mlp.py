@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import Optimizer, OptimizerTraits
+from levels.config import Count, Positive, UnitInterval, format_value, require
 from levels.hyper import Hyper, Log
 from levels.layout import Layout, constants
-from levels.base import Optimizer
-from levels.optimizers.cells import Views, by_group
-from levels.config import format_value, require
+from levels.optimizers.cells import by_feature
 
 DEAD = 1e-6  # the least square, relative to the mean over the tensor: -log(DEAD) is 14
 FLAT = 1e-8  # added to the mean squares of x, m_i / sqrt(v_j) and d, which keeps their derivatives finite
@@ -53,27 +53,25 @@ class MLPOptimizer(Optimizer):
     steps, above 0. ``lr``: root mean square of a tensor's step at magnitude 0; a number moves in log space."""
 
     name = "mlp"
-    scope = "tensor"
 
-    hidden: tuple[int, ...] = (8, 8)
-    momenta: tuple[float, ...] = (0.9, 0.99)
-    moments: tuple[float, ...] = (0.99, 0.999)
-    times: tuple[float, ...] = (10.0, 1000.0)
-    lr: Hyper | float = 0.01
+    hidden: tuple[Count, ...] = (8, 8)
+    momenta: tuple[UnitInterval, ...] = (0.9, 0.99)
+    moments: tuple[UnitInterval, ...] = (0.99, 0.999)
+    times: tuple[Positive, ...] = (10.0, 1000.0)
+    lr: Hyper | Positive = 0.01
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(locality="per_tensor")
 
     def __post_init__(self) -> None:
         for field in ("hidden", "momenta", "moments", "times"):
             value = getattr(self, field)
             object.__setattr__(self, field, tuple(value) if isinstance(value, Sequence) else (value,))
-        good = all(isinstance(width, int) and not isinstance(width, bool) and width >= 1 for width in self.hidden)
-        require(good, f"mlp: hidden must be whole numbers of at least 1, got {notate(self.hidden)}")
-        for field, low, high in (("momenta", 0.0, 1.0), ("moments", 0.0, 1.0), ("times", 1e-9, math.inf)):
-            values = getattr(self, field)
-            good = all(_is_number(value) and low <= value < high for value in values)
-            wanted = "above 0" if high == math.inf else "of at least 0 and below 1"
-            require(good, f"mlp: {field} must be numbers {wanted}, got {notate(values)}")
-        good = isinstance(self.lr, Hyper) or (_is_number(self.lr) and 0 < self.lr < math.inf)
-        require(good, f"mlp: lr must be a number above 0 or a hyperparameter space, got {notate(self.lr)}")
+        super().__post_init__()
+        for field in ("momenta", "moments"):
+            below = all(value < 1 for value in getattr(self, field))
+            require(below, f"mlp: {field} must be numbers below 1, got {format_value(getattr(self, field))}")
 
     @cached_property
     def rate(self) -> Hyper:
@@ -86,13 +84,13 @@ class MLPOptimizer(Optimizer):
         momenta, moments = len(self.momenta), len(self.moments)
         return 2 + momenta + momenta * moments + moments + len(self.times)
 
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         shapes: dict[str, tuple[int, ...]] = {}
         inputs = self.features
         for layer, width in enumerate(self.hidden):
             shapes[f"layer{layer}.weight"], shapes[f"layer{layer}.bias"] = (inputs, width), (width,)
             inputs = width
-        return shapes | {"out.weight": (inputs, 2), "out.bias": (2,), "lr": self.rate.shape(below)}
+        return shapes | {"out.weight": (inputs, 2), "out.bias": (2,), "lr": self.rate.shape(layout)}
 
     def init(self, key: Tensor) -> Tensor:
         """Weights uniform within 1/sqrt(inputs), biases 0."""
@@ -103,16 +101,16 @@ class MLPOptimizer(Optimizer):
         views["lr"] = views["lr"] + self.rate.unconstrain(self.rate.start)
         return layout.ravel(views)
 
-    def init_state(self, params: Tensor, x: Tensor) -> MLPState:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> MLPState:
         m, v = (x.new_zeros(*x.shape[:-1], len(rates), x.shape[-1]) for rates in (self.momenta, self.moments))
         return MLPState(m, v, torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device))
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: MLPState, x: Tensor) -> tuple[Tensor, MLPState]:
+    def update(self, theta: Tensor, x: Tensor, state: MLPState, f: Tensor, g: Tensor) -> tuple[Tensor, MLPState]:
         state = self._advance(g, state)
-        views = self.layout.unravel(params)
-        out = self._network(views, by_group(self._features(g, state, x)))
+        views = self.layout.unravel(theta)
+        out = self._network(views, by_feature(self._features(g, state, x)).mT)
         direction, magnitude = out.reshape(*x.shape, 2).unbind(-1)
-        rate = self.rate.read(views["lr"], self.below)
+        rate = self.rate.read(views["lr"], self.param_layout)
         return x - rate * self._unit(direction) * magnitude.exp(), state
 
     def _advance(self, g: Tensor, state: MLPState) -> MLPState:
@@ -138,7 +136,7 @@ class MLPOptimizer(Optimizer):
         t, s = t.to(x.dtype)[..., None].square(), constants(self.times, x).square()
         return ((t - s) / (t + s))[..., None].expand(*t.shape[:-1], len(self.times), x.shape[-1])
 
-    def _network(self, views: Views, z: Tensor) -> Tensor:
+    def _network(self, views: dict[str, Tensor], z: Tensor) -> Tensor:
         """``[groups, rows, features]`` to ``[groups, rows, 2]``."""
         for layer in range(len(self.hidden)):
             z = torch.nn.functional.elu(_linear(views[f"layer{layer}.weight"], views[f"layer{layer}.bias"], z))
@@ -150,16 +148,12 @@ class MLPOptimizer(Optimizer):
 
     def _means(self, values: Tensor) -> Tensor:
         """The mean over its tensor for each entry of ``[..., n]``."""
-        views = self.below.unravel(values)
+        views = self.param_layout.unravel(values)
         means = [view.flatten(values.dim() - 1).mean(-1) if view.dim() >= values.dim() else view
                  for view in views.values()]  # fmt: skip
-        return self.below.spread(torch.stack(means, dim=-1))
+        return self.param_layout.spread(torch.stack(means, dim=-1))
 
 
 def _linear(weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
     """Weight ``[*batch, i, o]`` and bias ``[*batch, o]`` for rows ``[groups, rows, i]``."""
     return torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), z, weight.reshape(-1, *weight.shape[-2:]))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -16,7 +16,6 @@ seeded with its key. Notation cannot write a function down: build the tower in P
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from levels.base import Optimizer, OptimizerTraits
+from levels.config import Positive, Whole, require
 from levels.layout import Layout
-from levels.base import Optimizer
-from levels.optimizers.cells import by_group, log_and_sign
-from levels.config import format_value, require
+from levels.optimizers.cells import by_feature, log_and_sign
 
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -43,18 +42,18 @@ class ModuleOptimizer(Optimizer):
     """
 
     name = "module"
-    scope = "coordinate"
 
     make: Callable[[], nn.Module]
     features: Callable[[Tensor, Tensor], Tensor] | None = None
-    memory: int = 0
-    scale: float = 0.1
+    memory: Whole = 0
+    scale: Positive = 0.1
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(locality="elementwise")
 
     def __post_init__(self) -> None:
-        good = isinstance(self.memory, int) and not isinstance(self.memory, bool) and self.memory >= 0
-        require(good, f"module: memory must be a whole number of at least 0, got {notate(self.memory)}")
-        good = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool) and 0 < self.scale < math.inf
-        require(good, f"module: scale must be a number above 0, got {notate(self.scale)}")
+        super().__post_init__()
         got = type(self.module).__name__
         good = isinstance(self.module, nn.Module)
         require(good, f"module: make() must build an nn.Module, got one of type {got}")
@@ -71,7 +70,7 @@ class ModuleOptimizer(Optimizer):
         with torch.random.fork_rng(devices=[]):
             return self.make()
 
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in self.module.named_parameters()}
 
     def init(self, key: Tensor) -> Tensor:
@@ -83,16 +82,16 @@ class ModuleOptimizer(Optimizer):
                 starts.append(self.layout.ravel({name: self._cast(p.detach()) for name, p in named}))
         return torch.stack(starts).reshape(*key.shape, -1)
 
-    def init_state(self, params: Tensor, x: Tensor) -> Tensor | None:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor | None:
         return x.new_zeros(*x.shape, self.memory) if self.memory else None
 
     def update(
-        self, params: Tensor, f: Tensor, g: Tensor, state: Tensor | None, x: Tensor
+        self, theta: Tensor, x: Tensor, state: Tensor | None, f: Tensor, g: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         u = log_and_sign(g, 10.0) if self.features is None else self.features(g, x)
-        inputs = [by_group(u)] if state is None else [by_group(u), by_group(state)]
+        inputs = [by_feature(part).mT for part in ((u,) if state is None else (u, state))]
         buffers = {name: self._cast(buffer) for name, buffer in self.module.named_buffers()}
-        out, *memory = vmap(partial(self._one, buffers))(params.reshape(-1, params.shape[-1]), *inputs)
+        out, *memory = vmap(partial(self._one, buffers))(theta.reshape(-1, theta.shape[-1]), *inputs)
         step = self.scale * _shaped(out, inputs[0], 1).reshape(x.shape)
         if state is None:
             return x + step, None

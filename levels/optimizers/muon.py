@@ -22,9 +22,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
+from levels.base import OptimizerTraits
+from levels.config import Count, require
+from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 from levels.optimizers.adam import AdamState, moments, no_moments
-from levels.config import format_value, require
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,7 +36,6 @@ class Muon(HyperparamOptimizer):
     """
 
     name = "muon"
-    scope = "tensor"
 
     lr: Hyper | float = hyper(1e-3, Log)
     momentum: Hyper | float = hyper(0.95, Logit)
@@ -43,37 +43,39 @@ class Muon(HyperparamOptimizer):
     vectors: Hyper | float = hyper(1.0, Log)
     beta2: Hyper | float = hyper(0.999, Logit)
     nesterov: bool = True
-    iterations: int = 5
+    iterations: Count = 5
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(locality="per_tensor")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         missing = None in (self.lr, self.momentum, self.vectors, self.beta2)
         require(not missing, "muon: lr, momentum, vectors and beta2 must be numbers, got none for one of them")
-        require(isinstance(self.nesterov, bool), f"muon: nesterov must be true or false, got {notate(self.nesterov)}")
-        good = isinstance(self.iterations, int) and not isinstance(self.iterations, bool) and self.iterations >= 1
-        require(good, f"muon: iterations must be a whole number of at least 1, got {notate(self.iterations)}")
 
     @cached_property
     def of_matrices(self) -> Tensor:
         """Which coordinates belong to matrices: bool ``[n]``."""
-        shapes, device = (shape for _, shape in self.below.entries), self.below.device
+        shapes, device = (shape for _, shape in self._below.entries), self._below.device
         return torch.cat([torch.full((math.prod(shape),), len(shape) > 1, device=device) for shape in shapes])
 
-    def init_state(self, params: Tensor, x: Tensor) -> AdamState:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
         return no_moments(x)
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: AdamState, x: Tensor) -> tuple[Tensor, AdamState]:
+    def update(self, theta: Tensor, x: Tensor, state: AdamState, f: Tensor, g: Tensor) -> tuple[Tensor, AdamState]:
+        h = self.read(theta)
         m_hat, root, state = moments(h["momentum"], h["beta2"], g, state)
-        directions = self.below.unravel(m_hat / (root + 1e-8))
-        steady = self.below.unravel(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
-        for name, shape in self.below.entries:
+        directions = self._below.unravel(m_hat / (root + 1e-8))
+        steady = self._below.unravel(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
+        for name, shape in self._below.entries:
             if len(shape) > 1:
                 matrix = steady[name].flatten(x.dim())
                 directions[name] = self._direction(matrix).reshape(directions[name].shape)
         rate = h["lr"] * torch.where(self.of_matrices, 1.0, h["vectors"])
         if "weight_decay" in h:
             x = x * (1 - rate * h["weight_decay"])
-        return x - rate * self.below.ravel(directions), state
+        return x - rate * self._below.ravel(directions), state
 
     def _direction(self, matrix: Tensor) -> Tensor:
         """The step of matrices ``[..., rows, columns]`` at step size 1."""

@@ -23,8 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.hyper import HyperparamOptimizer, Hyper, Log, Logit, hyper
+from levels.base import OptimizerTraits
 from levels.config import require
+from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 
 
 class RMSpropState(NamedTuple):
@@ -40,7 +41,6 @@ class RMSprop(HyperparamOptimizer):
     """``lr``, ``eps`` and ``weight_decay`` move in log space, ``decay`` and ``momentum`` in logit space."""
 
     name = "rmsprop"
-    scope = "coordinate"
 
     lr: Hyper | float = hyper(0.01, Log)
     decay: Hyper | float = hyper(0.99, Logit)
@@ -49,17 +49,23 @@ class RMSprop(HyperparamOptimizer):
     weight_decay: Hyper | float | None = hyper(None, Log)
     centered: bool = False
 
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(locality="elementwise")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         missing = None in (self.lr, self.decay, self.eps)
         require(not missing, "rmsprop: lr, decay and eps must be numbers, got none for one of them")
-        require(isinstance(self.centered, bool), f"rmsprop: centered must be true or false, got {self.centered}")
 
-    def init_state(self, params: Tensor, x: Tensor) -> RMSpropState:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> RMSpropState:
         zeros = torch.zeros_like(x)
         return RMSpropState(zeros, zeros if self.centered else None, None if self.momentum is None else zeros)
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: RMSpropState, x: Tensor) -> tuple[Tensor, RMSpropState]:
+    def update(
+        self, theta: Tensor, x: Tensor, state: RMSpropState, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, RMSpropState]:
+        h = self.read(theta)
         g = g + h["weight_decay"] * x if "weight_decay" in h else g
         v, a, spread = _averages(h, g, state)
         step = g / (torch.sqrt(spread + torch.finfo(x.dtype).tiny) + h["eps"])
@@ -67,45 +73,6 @@ class RMSprop(HyperparamOptimizer):
         if b is not None:
             step = b = h["momentum"] * b + step
         return x - h["lr"] * step, RMSpropState(v, a, b)
-
-    def step_pullback(
-        self, h: dict[str, Tensor], g: Tensor, state: RMSpropState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor]:
-        dh, dold, dx, _ = self.full_pullback(h, g, state, x, dx, dstate)
-        return dh, dold, dx
-
-    def full_pullback(
-        self, h: dict[str, Tensor], g: Tensor, state: RMSpropState, x: Tensor, dx: Tensor, dstate: list[Tensor | None]
-    ) -> tuple[dict[str, Tensor], list[Tensor | None], Tensor, Tensor]:
-        """With u = g / (root + eps), b <- momentum b + u, x <- x - lr b; each cotangent is named as what it is of."""
-        g = g + h["weight_decay"] * x if "weight_decay" in h else g
-        _, a, spread = _averages(h, g, state)
-        root = torch.sqrt(spread + torch.finfo(x.dtype).tiny)
-        scale, given, dh = 1 / (root + h["eps"]), iter(dstate), {}
-        step = u = g * scale
-        dv, da = next(given), None if a is None else next(given)
-        du = -h["lr"] * dx
-        if state.b is not None:
-            step, dstep = h["momentum"] * state.b + u, next(given)
-            du = du if dstep is None else du + dstep
-            dh["momentum"] = du * state.b
-        dh |= {"lr": -step * dx, "eps": -u * scale * du}
-        dspread = dh["eps"] / (2 * root)
-        if a is not None:
-            dspread = torch.where(spread > 0, dspread, 0.0)
-            da = -2 * a * dspread if da is None else da - 2 * a * dspread
-        dv = dspread if dv is None else dv + dspread
-        dh["decay"] = dv * (state.v - g * g)
-        dg = scale * du + 2 * (1 - h["decay"]) * g * dv
-        dold: list[Tensor | None] = [h["decay"] * dv]
-        if state.a is not None and da is not None:
-            dh["decay"], dg = dh["decay"] + da * (state.a - g), dg + (1 - h["decay"]) * da
-            dold.append(h["decay"] * da)
-        if state.b is not None:
-            dold.append(h["momentum"] * du)
-        if "weight_decay" in h:
-            dh["weight_decay"], dx = dg * x, dx + h["weight_decay"] * dg
-        return dh, dold, dx, dg
 
 
 def _averages(h: dict[str, Tensor], g: Tensor, state: RMSpropState) -> tuple[Tensor, Tensor | None, Tensor]:

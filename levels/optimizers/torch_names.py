@@ -1,4 +1,4 @@
-"""Names of torch optimizers: the classes of torch.optim in lower case, everybody else's by a dotted path."""
+"""Names of torch optimizers: the classes of torch.optim in lower case, others by a dotted path."""
 
 import inspect
 import sys
@@ -34,7 +34,7 @@ def find(rule: str | type) -> Kind:
         require(rule.lower() in classes(), f"torch: torch.optim has no {rule!r}; it has {known}")
         kind = classes()[rule.lower()]
     good = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    require(good, f"torch: {notate(rule)} is not a subclass of torch.optim.Optimizer")
+    require(good, f"torch: {format_value(rule)} is not a subclass of torch.optim.Optimizer")
     found: Kind = kind
     return found
 

@@ -6,8 +6,8 @@
 What torch.optim has and can be differentiated goes through `higher`, by the rules of `levels.optimizers.torch_rules`:
 one call for all copies, every hyperparameter a parameter of the level, torch's defaults included. Everything else is a
 black box (`levels.optimizers.black_box`): the class itself runs, copy by copy, and cannot be differentiated, so it is
-the topmost level, or trained by something that needs no derivative. Of a black box only what is given as
-a `Hyper` is a parameter; a plain number is a constant, for nobody knows in which space a stranger's setting lives.
+the topmost level, or trained by something that needs no derivative. Of a black box only what is given as a `Hyper` is
+a parameter; a plain number is a constant, because the space of a setting that is not torch's is unknown.
 """
 
 import copy
@@ -21,11 +21,12 @@ import higher
 import torch
 from torch import Tensor, nn
 
-from levels.hyper import HyperparamOptimizer, Hyper, Linear, Log, Logit
+from levels.base import OptimizerTraits, Problem
+from levels.config import format_value, free, require
+from levels.hyper import Hyper, HyperparamOptimizer, Linear, Log, Logit
 from levels.layout import Layout
 from levels.optimizers import torch_names, torch_rules
 from levels.optimizers.black_box import BlackBox, BoxState
-from levels.config import free, format_value, require
 
 Value = Hyper | float | bool | str | None | tuple[Hyper | float | None, ...]
 """What a setting takes."""
@@ -65,15 +66,16 @@ class TorchOptim(HyperparamOptimizer):
     settings: tuple[tuple[str, Value], ...] = free(Value)
 
     _rule: ClassVar[Any] = None  # higher's, of a class that can be differentiated
-    _box: ClassVar[BlackBox | None] = None  # of any other that is laid over something
 
     def __init__(self, rule: str | type, **settings: Value) -> None:
         pairs = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
         object.__setattr__(self, "rule", torch_names.name_of(torch_names.find(rule)))
         object.__setattr__(self, "settings", pairs)
-        object.__setattr__(self, "differentiable", self._known)
-        object.__setattr__(self, "scope", "coordinate" if self._known else "problem")
         self._check()
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(differentiable=self._known, locality="elementwise" if self._known else "global")
 
     @cached_property
     def kind(self) -> torch_names.Kind:
@@ -86,25 +88,28 @@ class TorchOptim(HyperparamOptimizer):
         found = {name: self._hyper(name, given) for name, given in _flat(self._complete).items()}
         return {name: hyper for name, hyper in found.items() if hyper is not None}
 
-    def over(self, below: Layout) -> Self:
-        laid = super().over(below)
-        if not self._known:
-            object.__setattr__(laid, "_box", BlackBox(self._over_tensors, self._starts, below, repr(self)))
-        return laid
+    def bind(self, site: Problem | Layout) -> Self:
+        bound = copy.copy(self)
+        for cached in ("_black_box", "_below", "_own_layout"):
+            vars(bound).pop(cached, None)
+        object.__setattr__(bound, "site", site)
+        _ = None if self._known else bound._black_box  # refuses here what does not run over it
+        return bound
 
-    def init_state(self, params: Tensor, x: Tensor) -> TorchState | BoxState:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> TorchState | BoxState:
         if not self._known:
             return self._black_box.init_state(x)
         names = torch_rules.slots_of(torch_rules.REMEMBERS[self.kind], self._complete)
         steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
         return TorchState(steps, {name: torch.zeros_like(x) for name in names})
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+    def update(self, theta: Tensor, x: Tensor, state: Any, f: Tensor, g: Tensor) -> tuple[Tensor, Any]:
+        h = self.read(theta)
         if not self._known:
             return self._black_box.step({name: self._each_tensor(h[name], x) for name in h}, g, state, x)
         group, slots = self._rule.param_groups[0] | self._filled(h), dict(state.slots)
         g, decayed = torch_rules.prepared(group, g, x)
-        # g is at hand, and torch.func may be at work: higher's `step` would ask autograd, so the rule alone is called.
+        # g is at hand, where higher's `step` would ask autograd for it; so the rule alone is called.
         rule = copy.copy(self._rule)
         rule.param_groups = [{**group, "params": [decayed], "weight_decay": 0, "maximize": False}]
         rule.state = [{0: {"step": state.t[..., None].to(x.dtype), **slots}}]
@@ -117,11 +122,9 @@ class TorchOptim(HyperparamOptimizer):
         """Whether there is a differentiable rule."""
         return self.kind in torch_rules.REMEMBERS
 
-    @property
+    @cached_property
     def _black_box(self) -> BlackBox:
-        assert self.below.size, "nothing to optimize"
-        assert self._box is not None
-        return self._box
+        return BlackBox(self._over_tensors, self._starts, self._below, repr(self))
 
     @cached_property
     def _complete(self) -> dict[str, Any]:
@@ -166,7 +169,7 @@ class TorchOptim(HyperparamOptimizer):
         self, tensors: list[nn.Parameter], values: Sequence[Mapping[str, float]]
     ) -> torch.optim.Optimizer:
         """The class over the tensors of a layout; one param group for all unless something is shared by tensor."""
-        if all(hyper.per == "value" for hyper in self.hypers.values()):
+        if all(hyper.shared_over == "value" for hyper in self.hypers.values()):
             return self.kind(tensors, **self._filled(values[0]))
         varied = {name.partition(".")[0] for name in self.hypers}
         groups: list[dict[str, Any]] = []
@@ -176,8 +179,8 @@ class TorchOptim(HyperparamOptimizer):
 
     def _each_tensor(self, value: Tensor, x: Tensor) -> Tensor:
         """A hyperparameter that broadcasts against ``x``, for each tensor: ``[*batch, copies, tensors]``."""
-        firsts = [0, *accumulate(self.below.sizes)][:-1]
-        return value.expand(x.shape)[..., [min(first, self.below.size - 1) for first in firsts]]
+        firsts = [0, *accumulate(self._below.sizes)][:-1]
+        return value.expand(x.shape)[..., [min(first, self._below.size - 1) for first in firsts]]
 
     # What is refused, by name.
 
@@ -204,20 +207,22 @@ class TorchOptim(HyperparamOptimizer):
     def _check_shape(self, name: str, given: Value, default: Value) -> None:
         count = len(default) if isinstance(default, tuple) else 0
         good = len(given) == count if isinstance(given, tuple) else count == 0
-        require(good, f"{self}: {name} must be {f'a list of {count}' if count else 'one value'}, got {notate(given)}")
+        require(
+            good, f"{self}: {name} must be {f'a list of {count}' if count else 'one value'}, got {format_value(given)}"
+        )
         good = isinstance(given, bool) or not isinstance(default, bool)
-        require(good, f"{self}: {name} must be true or false, got {notate(given)}")
+        require(good, f"{self}: {name} must be true or false, got {format_value(given)}")
 
     def _check_value(self, name: str, given: Any) -> None:
         good = given is None or isinstance(given, (Hyper, bool, int, float, str))
-        require(good, f"{self}: {name} must be a number, a word or a hyperparameter, got {notate(given)}")
+        require(good, f"{self}: {name} must be a number, a word or a hyperparameter, got {format_value(given)}")
         if isinstance(given, Hyper):
-            fine = self._known or given.per != "coordinate"
+            fine = self._known or given.shared_over != "coordinate"
             require(fine, f"{self}: a black box has one {name} for each tensor at most; use per=tensor")
             require(not self._known or name in SPACES, f"{self}: {name} cannot be learned; give it a plain value")
         elif self._known and name in SPACES:
             number = isinstance(given, (int, float)) and not isinstance(given, bool)
-            require(number, f"{self}: {name} must be a number, got {notate(given)}")
+            require(number, f"{self}: {name} must be a number, got {format_value(given)}")
             space = self._space(name, given)
             inside = space is None or space.low < given < space.high
             require(inside, f"{self}: {name}={given} cannot be learned in {space and space.name}; use linear({given})")
