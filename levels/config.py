@@ -24,16 +24,17 @@ WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A number of at least ``low``."""
+    """A finite number of at least ``low`` and, if given, below ``below``."""
 
     low: float
+    below: float = math.inf
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is in the range."""
-        return self.low <= value < math.inf
+        return self.low <= value < self.below
 
     def __str__(self) -> str:
-        return f"of at least {self.low:g}"
+        return f"of at least {self.low:g}" + (f" and below {self.below:g}" if self.below < math.inf else "")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ Whole = Annotated[int, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Probability = Annotated[float, Between(0, 1)]
+DecayRate = Annotated[float, AtLeast(0, below=1)]
 UnitInterval = Annotated[float, Between(0, 1, closed=True)]
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Count, Positive, UnitInterval, format_value, require
+from levels.config import Count, DecayRate, Positive
 from levels.hyper import Hyper, Log
 from levels.layout import Layout, constants
 from levels.optimizers.cells import by_feature
@@ -55,8 +55,8 @@ class MLPOptimizer(Optimizer):
     name = "mlp"
 
     hidden: tuple[Count, ...] = (8, 8)
-    momenta: tuple[UnitInterval, ...] = (0.9, 0.99)
-    moments: tuple[UnitInterval, ...] = (0.99, 0.999)
+    momenta: tuple[DecayRate, ...] = (0.9, 0.99)
+    moments: tuple[DecayRate, ...] = (0.99, 0.999)
     times: tuple[Positive, ...] = (10.0, 1000.0)
     lr: Hyper | Positive = 0.01
 
@@ -69,9 +69,6 @@ class MLPOptimizer(Optimizer):
             value = getattr(self, field)
             object.__setattr__(self, field, tuple(value) if isinstance(value, Sequence) else (value,))
         super().__post_init__()
-        for field in ("momenta", "moments"):
-            below = all(value < 1 for value in getattr(self, field))
-            require(below, f"mlp: {field} must be numbers below 1, got {format_value(getattr(self, field))}")
 
     @cached_property
     def rate(self) -> Hyper:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Count, Positive, UnitInterval, require
+from levels.config import Count, DecayRate, Positive
 from levels.layout import Layout
 from levels.optimizers.adam import AdamState, moments, no_moments
 from levels.optimizers.cells import Cells, LSTMState, by_feature
@@ -46,18 +46,12 @@ class RNNProp(Optimizer):
     hidden: Count = 20
     layers: Count = 2
     scale: Positive = 0.1
-    beta1: UnitInterval = 0.95
-    beta2: UnitInterval = 0.95
+    beta1: DecayRate = 0.95
+    beta2: DecayRate = 0.95
 
     @property
     def traits(self) -> OptimizerTraits:
         return OptimizerTraits(locality="elementwise")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("beta1", "beta2"):
-            value = getattr(self, field)
-            require(value < 1, f"rnnprop: {field} must be a number of at least 0 and below 1, got {value}")
 
     @cached_property
     def cells(self) -> Cells:
