@@ -10,7 +10,7 @@ level 3; all are SGD, in linear space. Three families, told apart by where hyper
 - one wrong: the step size a thousandth of that;
 - two wrong: that, and the step size of level 2 a thousandth of what serves.
 
-On each, towers of depths 1 to 4, and one of four levels with gates between them (`recursion.depth`), moved by SGD under
+On each, towers of depths 1 to 4, and one of four levels with gates between them (`recursion.analysis.depth`), moved by SGD under
 a level that does nothing else. All are given the same base steps, 5 seeds of 32 copies. What they end with (the pruned
 tower, of the gated one, its half-open gates as they are, or rounded) then runs on problems that nobody saw, with all
 from level 2 on fixed. Trying every depth costs four runs, the gates one. Compared is with the depth that does best on
@@ -34,9 +34,9 @@ from torch import Tensor
 
 from levels import LSTM, SGD, Adam, Fixed, Gated, Level, Linear, MeanLog, NoisyQuadratic, keys
 from recursion import Tower, TowerState
-from recursion.depth import Depth, depth, gates
-from recursion.pruning import prune
-from recursion.statistics import estimate
+from recursion.analysis.depth import Depth, depth, gates
+from recursion.analysis.pruning import prune
+from recursion.evaluate.statistics import estimate
 
 TASK = NoisyQuadratic(noise=2.0)
 LIFE, UNROLL, COPIES, SEEDS = 100, 50, 32, 5

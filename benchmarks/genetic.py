@@ -34,9 +34,9 @@ from torch import Tensor
 from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, SelfUpdate, Quadratic, RandomSearch, Task, keys
 from levels.tree import map_leaves
 from recursion import Tower, TowerState
-from recursion.deploy import Watched, run
-from recursion.ensembles import Compared, compare
-from recursion.statistics import Values, difference, estimate
+from recursion.evaluate.deploy import Watched, run
+from recursion.analysis.ensembles import Compared, compare
+from recursion.evaluate.statistics import Values, difference, estimate
 
 SEEDS, PROBLEMS, POINTS = 5, 32, 10
 ENSEMBLED = ("genetic", "genetic + gradient")

@@ -36,7 +36,7 @@ from torch import Tensor
 from benchmarks.horizon import Underway, excess, start_of
 from levels import SGD, Adam, DigitsMLP, Discounted, Level, NoisyQuadratic, Online, Task, keys
 from recursion import Tower, TowerState
-from recursion.statistics import Estimate, estimate
+from recursion.evaluate.statistics import Estimate, estimate
 
 SEEDS, UNROLL, PROBLEMS = 5, 5, 32
 POINTS = 20  # of each curve, evenly over the budget; its last tenth is what a run ends with

@@ -24,9 +24,9 @@ from matplotlib.axes import Axes
 from levels import keys
 from levels.restart import NonFiniteError
 from recursion import Tower
-from recursion.deploy import Watched
+from recursion.evaluate.deploy import Watched
 from recursion.notation import parse
-from recursion.statistics import estimate
+from recursion.evaluate.statistics import estimate
 
 ADAM = "Adam throughout"
 

@@ -47,8 +47,8 @@ from levels import (
 )
 from levels.tasks.task import SPLITS
 from levels.tasks.data import FASHION, table
-from recursion.baselines import tune
-from recursion.deploy import run
+from recursion.evaluate.baselines import tune
+from recursion.evaluate.deploy import run
 
 TUNING, PROBLEMS = 2, 8
 

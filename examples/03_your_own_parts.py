@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from levels import LSTM, HyperparamOptimizer, Hyper, Level, Log, Logit, ModuleTask, hyper, keys
 from levels.testing import check_optimizer, check_problem
 from recursion import Tower
-from recursion.deploy import run
+from recursion.evaluate.deploy import run
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,12 +7,12 @@ should see
     step size right          : gates 0.00, 0.00, so depth 1
     step size 1,000 too small: gates 0.94, 0.00, so depth 2
 
-`recursion.pruning.prune` then cuts the tower to that depth, and `tower prune` does it for a run.
+`recursion.analysis.pruning.prune` then cuts the tower to that depth, and `tower prune` does it for a run.
 """
 
 from levels import SGD, Fixed, Level, Linear, MeanLog, NoisyQuadratic
 from recursion import Tower
-from recursion.depth import Depth, depth, gates, learned_depth
+from recursion.analysis.depth import Depth, depth, gates, learned_depth
 
 TASK = NoisyQuadratic(noise=2.0)
 STEPS = 240

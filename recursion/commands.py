@@ -224,7 +224,7 @@ def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
 def _report(
     tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace, on: Task | None = None
 ) -> None:
-    from recursion.evaluation import evaluate
+    from recursion.evaluate.evaluation import evaluate
     from recursion.reporting import write
 
     with Stages(sys.stderr) as stages, capturing():

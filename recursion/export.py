@@ -23,7 +23,7 @@ from levels.layout import Layout
 from levels.base import Optimizer
 from levels.config import require
 from recursion.checkpoint import digest, read_sealed
-from recursion.deploy import is_optimizer, learned
+from recursion.evaluate.deploy import is_optimizer, learned
 from recursion.torch_optimizer import LearnedTorchOptimizer
 from recursion.files import replace_file
 from recursion.pieces import fits_any_layout
@@ -89,7 +89,7 @@ def learned_by(
     windows: int | None = None,
     deploy_seed: int = 0,
 ) -> Exported:
-    """What a tower's training produced for level 1, see `recursion.deploy.learned`.
+    """What a tower's training produced for level 1, see `recursion.evaluate.deploy.learned`.
 
     ``seed``: that the tower was trained with, for the record. ``copy``: which of the optimizers that it trained side by
     side, from 1. ``windows``, ``deploy_seed``: of the runs that get it out of a tower of depth 3 or more. Raises

@@ -8,7 +8,7 @@
     value  =  number | true | false | none | word | "text" | part | "[" [value ("," value)*] "]"
 
 Settings are separated by commas; those of a part may come without their names, first and in order. A name with
-dots is a class to import. White space is free. A group is short for levels with gates (`recursion.depth`). Whether a
+dots is a class to import. White space is free. A group is short for levels with gates (`recursion.group`). Whether a
 word is a part depends on what its setting takes.
 A tokenizer and a recursive descent; nothing is evaluated. Every mistake is a ValueError of one line that says
 where it is: ``level 2 (lstm@0): unroll must be a whole number of at least 1, got 0``.
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from levels import catalog
 from levels.catalog import Setting
 from levels.level import Level
-from recursion.depth import Depth, depth
+from recursion.group import Depth, gated_levels
 from recursion.tower import Tower
 
 TOKEN = re.compile(
@@ -117,9 +117,8 @@ class _Reader:
         for group in groups:
             above = group.last + 1
             inside = levels[group.first : above]
-            levels[group.first : above + 1] = depth(
-                task, inside, levels[above], group.settings, under=levels[: group.first]
-            )
+            under = levels[: group.first]
+            levels[group.first : above + 1] = gated_levels(task, inside, levels[above], group.settings, under=under)
         return Tower(task, *levels)
 
     def _floor(self, levels: list[Level], groups: list[Group]) -> None:
@@ -157,7 +156,7 @@ class _Reader:
             if self._take("@"):
                 if self.token.kind != "number":
                     _fail("the unroll, a whole number, behind '@'", self.token, LEVELS)
-                given["unroll"] = self._value(Setting("unroll", int, False, False))
+                given["unroll"] = self._value(Setting("unroll", int))
             if self._take("["):
                 given |= self._settings(Level, "]")
             level: Level = catalog.make(Level, given)

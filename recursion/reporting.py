@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recursion.evaluation import Evaluation, Measured, Result, Scenario
+from recursion.evaluate.evaluation import Evaluation, Measured, Result, Scenario
 from recursion.files import explained, replace_file
 from recursion.metrics import FILE as METRICS
 

@@ -22,11 +22,11 @@ from levels.task import Split, Task
 from recursion.ablation.kept import Kept
 from recursion.ablation.ledger import Ledger
 from recursion.ablation.request import Request
-from recursion.baselines import mean_loss
-from recursion.deploy import CHUNK, run, run_afresh, walk
-from recursion.observed import Observed, Tally
+from recursion.evaluate.baselines import mean_loss
+from recursion.evaluate.deploy import CHUNK, run, run_afresh, walk
+from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower
-from recursion.work import Work, use_work
+from recursion.analysis.work import Work, use_work
 
 SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
 FOLDS = {"select": 1, "train": 3}  # of the seed's key; the report has the key itself, 2 is what deployment chooses by

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from recursion.ablation.results import Cell, Results
 from recursion.ablation.words import MEASURES, interval, number, plural, share
-from recursion.statistics import Estimate, difference, improvement, interquartile_mean
-from recursion.statistics import interval as estimated
+from recursion.evaluate.statistics import Estimate, difference, improvement, interquartile_mean
+from recursion.evaluate.statistics import interval as estimated
 
 BASELINES = "tuned baseline"  # the factor of a comparison with it
 PRIMARY = "mean loss"  # what snapshots are chosen by

@@ -25,7 +25,7 @@ import numpy as np
 
 from recursion.ablation.results import SPENT, STAGES, Cell, Outcome, Results
 from recursion.ablation.words import number, plural
-from recursion.statistics import Values
+from recursion.evaluate.statistics import Values
 
 UNITS = ("base steps", "task gradients", "seconds")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from recursion.ablation.words import number
 from recursion.reporting import COLOURS, DASHES, DPI
-from recursion.statistics import Estimate
+from recursion.evaluate.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

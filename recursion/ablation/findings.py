@@ -18,7 +18,7 @@ from recursion.ablation.honesty import Gap, Guard
 from recursion.ablation.results import Cell, Results
 from recursion.ablation.sensitivity import Sensitivity, is_step_size, sensitivities
 from recursion.ablation.words import MEASURES, capital, interval, listed, plural
-from recursion.statistics import Estimate, level
+from recursion.evaluate.statistics import Estimate, level
 
 CLAUSES = 4  # neighbouring depths that a sentence has room for
 

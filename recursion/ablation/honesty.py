@@ -15,8 +15,8 @@ import numpy as np
 from recursion.ablation.comparing import PRIMARY, Comparison, contrast
 from recursion.ablation.results import Cell, Results
 from recursion.ablation.words import interval, number, plural
-from recursion.statistics import Estimate, Values, difference, interquartile_mean, level
-from recursion.statistics import interval as estimated
+from recursion.evaluate.statistics import Estimate, Values, difference, interquartile_mean, level
+from recursion.evaluate.statistics import interval as estimated
 
 SPLITS = ("train", "select", "report")
 

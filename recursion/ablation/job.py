@@ -35,7 +35,7 @@ from recursion.ablation.request import Request, Run
 from recursion.ablation.search import search
 from recursion.notation import parse
 from recursion.tower import Tower
-from recursion.work import Work, base_flops, lived_work
+from recursion.analysis.work import Work, base_flops, lived_work
 
 Tell = Callable[[str, float], None]
 

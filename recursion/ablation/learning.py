@@ -1,6 +1,6 @@
 """Learning: a run whose tower learns an optimizer: train it, put snapshots to work, choose one, report it.
 
-From depth 3 on a snapshot is a trainer, which is put to work on a fresh tower below (`recursion.deploy.learned`). The
+From depth 3 on a snapshot is a trainer, which is put to work on a fresh tower below (`recursion.evaluate.deploy.learned`). The
 budget pays for start-up, training, the deployment of each snapshot and its use on the problems to select by. Where
 deployment and selection would take more than half of it, fewer snapshots are compared, but one always: the last.
 What a start comes to, before any training, is found out for the report and charged to it.
@@ -24,10 +24,10 @@ from recursion.ablation.problems import Diary, Met
 from recursion.ablation.reported import known_rows, reported, results, score, use_rows
 from recursion.ablation.request import Run
 from recursion.ablation.training import DIARY, Allowance, Trained, Training, snapshot
-from recursion.deploy import learned
-from recursion.observed import Observed, Tally
+from recursion.evaluate.deploy import learned
+from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower
-from recursion.work import NOTHING, Work, lived_work, own_work_under
+from recursion.analysis.work import NOTHING, Work, lived_work, own_work_under
 
 SHARE = 0.5  # most of a budget that selection and deployment may take, if more than one snapshot is compared
 
@@ -147,7 +147,7 @@ class Learning:
 
 
 def deployment(tower: Tower, own: tuple[float, ...], windows: int | None, use: float) -> Work:
-    """What `recursion.deploy.learned` costs: ``own`` is the tower's own work, ``use`` that of an update of level 1."""
+    """What `recursion.evaluate.deploy.learned` costs: ``own`` is the tower's own work, ``use`` that of an update of level 1."""
     if tower.depth == 2:
         return NOTHING
     under, count = tower.under(), windows or deploy.trained_windows(tower.levels[-2])

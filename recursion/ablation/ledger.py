@@ -1,6 +1,6 @@
 """Ledger: what each stage of a run cost, and what of it was each level's.
 
-Gradients of the task are counted as they are asked (`recursion.observed`), optimizer work is what `recursion.work` says
+Gradients of the task are counted as they are asked (`recursion.evaluate.observed`), optimizer work is what `recursion.analysis.work` says
 of so many windows and updates, both in base steps. Seconds are the processor's. A level's share of the seconds of a
 training, and the bytes that it holds in a window beside what the window below it holds, are measured on one top step.
 """
@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from recursion.memory import LiveBytes
-from recursion.metering import Operations, Pass, measure
+from recursion.analysis.memory import LiveBytes
+from recursion.analysis.metering import Operations, Pass, measure
 from recursion.tower import Tower
-from recursion.work import NOTHING, Work, met
+from recursion.analysis.work import NOTHING, Work, met
 
 Row = list[Any]  # stage, split, level, problem, step, measure, value
 LOOKS = 5  # most top steps that seconds are measured on
@@ -67,7 +67,7 @@ class Ledger:
 def profile(tower: Tower) -> dict[str, list[float]]:
     """What one top step shows, as plain data.
 
-    ``work``: `recursion.work.own_work`. ``shares``: of the seconds of a training, the task's first and then each
+    ``work``: `recursion.analysis.work.own_work`. ``shares``: of the seconds of a training, the task's first and then each
     level's. ``bytes``: of each level's tensors in a window, what the window below holds apart.
     """
     operations, live = Operations(), LiveBytes()

@@ -33,7 +33,7 @@ from recursion.ablation.honesty import SPLITS
 from recursion.ablation.results import Cell, Results
 from recursion.ablation.sensitivity import is_step_size
 from recursion.ablation.words import MEASURES, capital, interval, number
-from recursion.statistics import Values
+from recursion.evaluate.statistics import Values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,7 @@ from levels.problem import Problem
 from levels.task import Task
 from levels.tree import State, leaves
 from recursion.files import explained
-from recursion.observed import Tally
+from recursion.evaluate.observed import Tally
 
 MANY = 0.25  # share of a split's examples above which they are no coincidence
 
@@ -86,7 +86,7 @@ def known(task: Task, key: Tensor, met: set[bytes]) -> Known:
 
 
 def problems(task: Problem, key: Tensor) -> list[bytes]:
-    """Fingerprints of the problems that keys ``[P]`` name, as `recursion.deploy.run` has them."""
+    """Fingerprints of the problems that keys ``[P]`` name, as `recursion.evaluate.deploy.run` has them."""
     for_params, for_state = keys.split(key, 2).unbind(-1)
     x = task.init_params(for_params)
     return fingerprints(x, task.init_state(x, for_state))

@@ -12,8 +12,8 @@ from levels.optimizer import Optimizer
 from recursion.ablation.bench import SPLITS, Bench
 from recursion.ablation.ledger import Row, row
 from recursion.ablation.problems import known, problems
-from recursion.baselines import final_loss, mean_loss
-from recursion.deploy import run
+from recursion.evaluate.baselines import final_loss, mean_loss
+from recursion.evaluate.deploy import run
 
 
 def reported(stage: str, name: str, optimizer: Optimizer, params: Tensor, bench: Bench) -> list[Row]:

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 from levels.hyper import HandMade
 from recursion.ablation.cuts import Cell, Grid, cells, task_of
-from recursion.baselines import BASELINES
+from recursion.evaluate.baselines import BASELINES
 
 BASELINE = "tuned baseline"
 RULES = tuple(map(repr, BASELINES.values()))  # that the baseline is chosen from
@@ -106,7 +106,7 @@ class Request:
     `recursion.ablation.cuts`). ``seeds``: training seeds 0, 1, ... of each cell. ``budget``: of each run. ``steps``:
     base steps of a use. ``problems``: that are reported on, once. ``select``: problems that snapshots are compared on.
     ``snapshots``: in a training, beside its start. ``search``: how hand-made rules are tuned. ``baseline``: whether
-    the hand-made rules are tuned too, in a cell of their own. ``windows``: as `recursion.deploy.learned` takes it.
+    the hand-made rules are tuned too, in a cell of their own. ``windows``: as `recursion.evaluate.deploy.learned` takes it.
     """
 
     tower: str

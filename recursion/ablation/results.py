@@ -15,7 +15,7 @@ import numpy as np
 
 from recursion.ablation.request import BASELINE, Request
 from recursion.ablation.store import Record, Store
-from recursion.statistics import Values
+from recursion.evaluate.statistics import Values
 
 DIVERGED = "not finite"  # what `levels.nonfinite.NonFiniteError` says
 SPENT = ("training", "selection", "deployment", "search")  # what a budget pays for, in this order

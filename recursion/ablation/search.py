@@ -29,8 +29,8 @@ from levels.optimizers.scheduled import Scheduled
 from levels.part import require, settings
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
 from levels.task import Task
-from recursion.baselines import mean_loss
-from recursion.deploy import run
+from recursion.evaluate.baselines import mean_loss
+from recursion.evaluate.deploy import run
 
 FINE = 32  # step sizes of the finest grid, to a decade
 DECADES = range(-4, 2)  # the first step sizes, as powers of 10
@@ -71,7 +71,7 @@ def search(
     ``task`` may be of any split: its validation split is what is used. ``budget``: base steps that it may cost,
     optimizer work included. ``method``: ``grid`` or ``optuna``. ``seed``: of optuna's draws; a grid draws nothing.
     ``tell(what, fraction)`` hears how far it is. ``work``: of one update of one copy, in base steps; as
-    `recursion.work.use_work` counts it if not given. ``over``: asked before each run whether to end here. ValueError
+    `recursion.analysis.work.use_work` counts it if not given. ``over``: asked before each run whether to end here. ValueError
     for another method, for rules without a step size, and for a budget below the cost of one setting.
     """
     require(method in METHODS, f"search must be one of {', '.join(METHODS)}, got {method!r}")
@@ -352,7 +352,7 @@ def _no_key(task: Task) -> Tensor:
 
 
 def _counted(task: Task) -> Callable[[Optimizer], float]:
-    from recursion.work import use_work
+    from recursion.analysis.work import use_work
 
     return lambda optimizer: use_work(optimizer, task)
 

@@ -17,7 +17,7 @@ import numpy as np
 from recursion.ablation.comparing import PRIMARY
 from recursion.ablation.results import Cell, Losses, Results
 from recursion.ablation.words import MEASURES, number
-from recursion.statistics import Estimate, interquartile_mean, level
+from recursion.evaluate.statistics import Estimate, interquartile_mean, level
 
 WITHIN = (1.1, 2.0)  # times the best loss: nearly as good, and usable
 

@@ -11,7 +11,7 @@ from recursion.ablation.request import Budget
 from recursion.ablation.results import SPENT
 from recursion.ablation.sensitivity import WITHIN, is_step_size
 from recursion.ablation.words import MEASURES, listed, number, plural, seconds, share, size
-from recursion.statistics import Estimate
+from recursion.evaluate.statistics import Estimate
 
 SPENDING = (0.9, 1.05)  # of the budget: what counts as equal cost
 LONG = 16  # rows from which a table is folded away

@@ -16,9 +16,9 @@ from typing import Any
 from levels.nonfinite import NonFiniteError
 from recursion import checkpoint
 from recursion.ablation.problems import Diary, Met
-from recursion.observed import Observed
+from recursion.evaluate.observed import Observed
 from recursion.tower import Report, Tower, TowerState
-from recursion.work import Lived, Work
+from recursion.analysis.work import Lived, Work
 
 DIARY = "problems.bin"
 POINTS = 200  # most losses that are kept of a level

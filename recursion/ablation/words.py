@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from recursion.statistics import Estimate
+from recursion.evaluate.statistics import Estimate
 
 MEASURES = {"mean loss": "mean loss", "final loss": "final loss"}
 ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")

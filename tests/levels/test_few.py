@@ -6,7 +6,7 @@ import torch
 from levels import MLP, SGD, Augmented, DigitsMLP, Few, HeldOut, Level, Quadratic, keys
 from levels.testing import check_problem
 from recursion import Tower
-from recursion.deploy import run
+from recursion.evaluate.deploy import run
 from recursion.notation import parse
 from recursion.spec import dumps, loads
 

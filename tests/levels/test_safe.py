@@ -11,7 +11,7 @@ from levels.bound_levels import STATE
 from levels.optimizers.learned_init import LearnedInit
 from levels.tree import leaves, map_leaves
 from recursion import LearnedTorchOptimizer, Tower
-from recursion.deploy import run, run_afresh
+from recursion.evaluate.deploy import run, run_afresh
 from recursion.export import export
 from recursion.notation import parse
 from recursion.spec import dumps, loads

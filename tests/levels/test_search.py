@@ -32,7 +32,7 @@ from levels.optimizers.self_update import SelfUpdate
 from levels.optimizers.search import Population
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint
-from recursion.deploy import run_afresh
+from recursion.evaluate.deploy import run_afresh
 from recursion.notation import parse
 
 KEY = keys.seed(7)

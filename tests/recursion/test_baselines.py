@@ -5,8 +5,8 @@ import torch
 from test_deploy import Bowl
 
 from levels import SGD, Adam, Quadratic, keys
-from recursion.baselines import BASELINES, MEASURES, tune
-from recursion.deploy import run
+from recursion.evaluate.baselines import BASELINES, MEASURES, tune
+from recursion.evaluate.deploy import run
 
 KEY = keys.split(keys.seed(3), 4)
 

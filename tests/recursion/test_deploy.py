@@ -8,7 +8,7 @@ import torch
 
 from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, LearnedInit, Task, keys
 from recursion import deploy
-from recursion.deploy import Subject, is_optimizer, learned, run, run_afresh, trained_windows
+from recursion.evaluate.deploy import Subject, is_optimizer, learned, run, run_afresh, trained_windows
 from recursion.tower import Tower
 
 

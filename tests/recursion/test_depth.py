@@ -13,9 +13,9 @@ import torch
 from levels import LSTM, SGD, Adam, Partition, Fixed, Gated, Level, Linear, Quadratic
 from levels.tree import leaves, named_leaves
 from recursion import Tower, TowerState, checkpoint, cli
-from recursion.depth import Depth, depth, gates, learned_depth
+from recursion.analysis.depth import Depth, depth, gates, learned_depth
 from recursion.notation import parse
-from recursion.pruning import prune
+from recursion.analysis.pruning import prune
 from recursion.training import train
 
 LEVEL = "sgd(lr=0.001)"

@@ -9,8 +9,8 @@ from levels import LSTM, SGD, Adam, DigitsMLP, Ensemble, Exact, Guarded, Last, L
 from levels.testing import check_optimizer, check_problem
 from levels.tree import leaves
 from recursion import Tower
-from recursion.deploy import run
-from recursion.ensembles import compare, last_generation, mean_predictions, mean_updates, mean_weights
+from recursion.evaluate.deploy import run
+from recursion.analysis.ensembles import compare, last_generation, mean_predictions, mean_updates, mean_weights
 from recursion.notation import parse
 
 KEY = keys.seed(3)
@@ -166,7 +166,7 @@ def test_in_pieces_it_is_the_same(monkeypatch):
     members, key = last_generation(tower, state)[0].double(), keys.split(KEY, 5)
     rule = tower.levels[0].optimizer
     whole = [put(rule, members, DIGITS, key, 3) for put in (mean_updates, mean_predictions)]
-    monkeypatch.setattr("recursion.ensembles.CHUNK", 2 * len(members) * DIGITS.layout.size)
+    monkeypatch.setattr("recursion.analysis.ensembles.CHUNK", 2 * len(members) * DIGITS.layout.size)
     for one, put in zip(whole, (mean_updates, mean_predictions)):
         torch.testing.assert_close(put(rule, members, DIGITS, key, 3), one)
 

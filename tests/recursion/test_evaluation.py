@@ -8,10 +8,10 @@ import torch
 from test_deploy import Bowl
 
 from levels import SGD, Adam, Level, Log, Quadratic, keys
-from recursion.baselines import BASELINES, MEASURES, tune
-from recursion.deploy import Subject, run
-from recursion.evaluation import OURS, evaluate
-from recursion.statistics import difference, estimate
+from recursion.evaluate.baselines import BASELINES, MEASURES, tune
+from recursion.evaluate.deploy import Subject, run
+from recursion.evaluate.evaluation import OURS, evaluate
+from recursion.evaluate.statistics import difference, estimate
 from recursion.tower import Tower
 
 

@@ -27,10 +27,10 @@ from levels.gradients.bootstrapped import Bootstrapped
 from levels.base import Optimizer
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint, cli
-from recursion.advice import LIMIT
-from recursion.growth_report import write
+from recursion.analysis.advice import LIMIT
+from recursion.analysis.growth_report import write
 from recursion.notation import parse
-from recursion.probe import probe
+from recursion.analysis.probe import probe
 
 SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from recursion.statistics import (
+from recursion.evaluate.statistics import (
     Estimate,
     difference,
     improvement,

@@ -10,10 +10,10 @@ from levels.layout import Layout
 from levels.base import Problem
 from levels.tree import State
 from recursion import Tower
-from recursion.metering import Operations
+from recursion.analysis.metering import Operations
 from recursion.notation import parse
-from recursion.observed import Observed, Tally
-from recursion.work import base_flops, lived_work, own_work, own_work_under, use_work, work_of
+from recursion.evaluate.observed import Observed, Tally
+from recursion.analysis.work import base_flops, lived_work, own_work, own_work_under, use_work, work_of
 
 N = 6
 

@@ -12,7 +12,7 @@ from recursion.ablation import costs, honesty
 from recursion.ablation.findings import find
 from recursion.ablation.request import Budget, Request
 from recursion.ablation.results import read
-from recursion.statistics import interquartile_mean
+from recursion.evaluate.statistics import interquartile_mean
 
 TOWER = "quadratic: lstm(hidden=4)@5 / lstm(hidden=4)@2 / adam"
 SMALL = Request(tower=TOWER, depths=(1, 2, 3), seeds=4, problems=16, select=12, steps=20, budget=Budget(amount=2e6))

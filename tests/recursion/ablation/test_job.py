@@ -20,8 +20,8 @@ from levels.optimizer import Optimizer
 from levels.task import Task
 from recursion.ablation.job import perform
 from recursion.ablation.request import Run
-from recursion.baselines import mean_loss
-from recursion.deploy import learned, run
+from recursion.evaluate.baselines import mean_loss
+from recursion.evaluate.deploy import learned, run
 from recursion.notation import parse
 
 ENDLESS = "quadratic(4): lstm(hidden=4)@4[batch=2, horizon=none] / adam"
@@ -32,7 +32,7 @@ class Killed(Exception):
 
 
 def direct(optimizer: Optimizer, params: Tensor, task: Task, count: int, steps: int = 10) -> Tensor:
-    """Mean losses ``[P]`` on the reported problems, by `recursion.deploy.run` alone."""
+    """Mean losses ``[P]`` on the reported problems, by `recursion.evaluate.deploy.run` alone."""
     losses = run(optimizer, params, task.on("test"), keys.split(keys.seed(0), count), steps)
     return mean_loss(losses).double().mean(0)
 

@@ -7,7 +7,7 @@ from jobs import done, tiny, values
 
 from recursion.ablation.ledger import Ledger, profile
 from recursion.notation import parse
-from recursion.work import Work, own_work
+from recursion.analysis.work import Work, own_work
 
 
 def test_charges_add_up_by_stage_and_level():

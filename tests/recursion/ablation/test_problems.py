@@ -19,7 +19,7 @@ from levels.tasks.quadratic import QuadraticState
 from recursion import Tower
 from recursion.ablation.problems import Diary, Met, examples, fingerprints, known, problems
 from recursion.notation import parse
-from recursion.observed import Observed
+from recursion.evaluate.observed import Observed
 
 
 @dataclass(frozen=True, repr=False)

@@ -26,8 +26,8 @@ from levels import (
 )
 from levels.schedules import Schedule
 from recursion.ablation.search import Bench, Line, made_of, moved, rates, schedules, search, set_to
-from recursion.baselines import mean_loss, tune
-from recursion.deploy import run
+from recursion.evaluate.baselines import mean_loss, tune
+from recursion.evaluate.deploy import run
 from recursion.notation import parse
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is an extra")

@@ -27,7 +27,7 @@ from levels.bound_levels import Level
 from levels.restart import Skip
 from levels.tree import choose, leaves, map_leaves, with_leaves
 from levels.base import Carry, Window
-from recursion.statistics import Estimate, estimate
+from recursion.evaluate.statistics import Estimate, estimate
 
 ENOUGH = 20  # updates, if nobody says how many windows
 

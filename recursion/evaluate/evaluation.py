@@ -23,9 +23,9 @@ from torch import Tensor
 from levels import keys
 from levels.config import require
 from levels.tasks.task import Task
-from recursion.baselines import BASELINES, MEASURES, Tuned, tune
-from recursion.deploy import Subject, run
-from recursion.statistics import Estimate, difference, estimate
+from recursion.evaluate.baselines import BASELINES, MEASURES, Tuned, tune
+from recursion.evaluate.deploy import Subject, run
+from recursion.evaluate.statistics import Estimate, difference, estimate
 from recursion.tower import Tower, TowerState
 
 OURS = "this tower"

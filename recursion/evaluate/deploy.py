@@ -25,7 +25,7 @@ from levels.config import require
 from levels.base import Problem
 from levels.tasks.task import Split, Task
 from levels.tree import State
-from recursion.observed import Observed
+from recursion.evaluate.observed import Observed
 from recursion.tower import Tower, TowerState
 
 CHUNK = 2**17  # most task parameters in flight in `run`; a learned optimizer's state is tens of times that

@@ -11,7 +11,7 @@ is short for
 Each level of the group but the last has a gate on the update that it takes from the next (`levels.optimizers.gated`). A
 gate belongs to the optimizer whose updates it lets through, so the level above that one moves it: by name, by an
 optimizer of the same kind on each level. Nobody but this file knows that they are anything special. A tower that was
-trained is then as deep as its gates leave it (`learned_depth`), and can be cut to that (`recursion.pruning`).
+trained is then as deep as its gates leave it (`learned_depth`), and can be cut to that (`recursion.analysis.pruning`).
 """
 
 from __future__ import annotations

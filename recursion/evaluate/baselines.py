@@ -20,7 +20,7 @@ from levels.optimizers.adam import Adam
 from levels.optimizers.rmsprop import RMSprop
 from levels.optimizers.sgd import SGD
 from levels.tasks.task import Task
-from recursion.deploy import run
+from recursion.evaluate.deploy import run
 
 BASELINES: dict[str, HyperparamOptimizer] = {
     "sgd": SGD(),

@@ -30,8 +30,8 @@ from levels.restart import put_off
 from levels.base import Problem
 from levels.tasks.task import Split
 from levels.tree import State
-from recursion.memory import LiveBytes
-from recursion.observed import Observed
+from recursion.analysis.memory import LiveBytes
+from recursion.evaluate.observed import Observed
 from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ

@@ -29,9 +29,9 @@ from levels import keys
 from levels.bound_levels import STATE, Level
 from levels.base import Optimizer
 from levels.base import Problem
-from recursion.metering import COPIES, Meter, Operations, Pass, measure, plainly
-from recursion.metering import base_flops as base_flops
-from recursion.observed import Observed
+from recursion.analysis.metering import COPIES, Meter, Operations, Pass, measure, plainly
+from recursion.analysis.metering import base_flops as base_flops
+from recursion.evaluate.observed import Observed
 from recursion.tower import Tower
 
 

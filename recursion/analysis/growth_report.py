@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recursion.advice import LIMIT, short
+from recursion.analysis.advice import LIMIT, short
 from recursion.files import explained, replace_file
-from recursion.probe import LevelGrowth
+from recursion.analysis.probe import LevelGrowth
 from recursion.reporting import COLOURS, DPI
-from recursion.statistics import Estimate
+from recursion.evaluate.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

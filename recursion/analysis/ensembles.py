@@ -31,9 +31,9 @@ from levels.config import require
 from levels.tasks.task import Task
 from levels.tasks.nets import cross_entropy
 from levels.tasks.predicting import Predicting
-from recursion.baselines import MEASURES
-from recursion.deploy import CHUNK, run, walk
-from recursion.statistics import Estimate, Values, difference, estimate
+from recursion.evaluate.baselines import MEASURES
+from recursion.evaluate.deploy import CHUNK, run, walk
+from recursion.evaluate.statistics import Estimate, Values, difference, estimate
 from recursion.tower import Tower, TowerState
 
 WORDS = {

@@ -22,7 +22,7 @@ from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
 from levels.gradients.online import Online
 from levels.level import Level
-from recursion.statistics import Estimate
+from recursion.evaluate.statistics import Estimate
 
 LIMIT = 100.0  # factor that a gradient bears
 ENDLESS = 10**6  # updates that stand for a trajectory without an end

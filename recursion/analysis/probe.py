@@ -18,7 +18,7 @@ First order takes the gradients below as data, so what it multiplies is the Jaco
 measured as well: a perturbed run is fed the gradients of the other one. An LSTM that jumps about a minimum is chaotic
 while its first-order gradients are tame; a rule that is chaotic by itself swamps both.
 
-How it is measured is in `recursion.growth`, what a factor means in `recursion.advice`, and `recursion.growth_report`
+How it is measured is in `recursion.analysis.growth`, what a factor means in `recursion.analysis.advice`, and `recursion.analysis.growth_report`
 prints and draws what was found.
 """
 
@@ -36,9 +36,9 @@ from levels.level import Level
 from levels.restart import NonFiniteError, Skip
 from levels.config import format_value, require
 from levels.base import Carry
-from recursion.advice import Followed, advised, followed_by, longest_bearable, verdict, warned
-from recursion.growth import Logs, Plan, follow, path_of, rate
-from recursion.statistics import Estimate
+from recursion.analysis.advice import Followed, advised, followed_by, longest_bearable, verdict, warned
+from recursion.analysis.growth import Logs, Plan, follow, path_of, rate
+from recursion.evaluate.statistics import Estimate
 from recursion.tower import Tower, TowerState
 
 Progress = Callable[[str, float], None]

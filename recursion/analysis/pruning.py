@@ -34,7 +34,7 @@ from levels.optimizers.gated import Gated, GatedState
 from levels.config import require
 from levels.tree import State, leaves, map_leaves, with_leaves
 from levels.base import Carry
-from recursion.depth import gates, whole
+from recursion.analysis.depth import gates, whole
 from recursion.pieces import fits_any_layout
 from recursion.tower import Tower, TowerState
 

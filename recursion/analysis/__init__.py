@@ -1,0 +1,1 @@
+"""Analysis: what a tower does: chaos probe, cost, learned depth and pruning, ensembles."""

@@ -1,0 +1,1 @@
+"""Evaluation: held-out problems, tuned baselines, statistics."""
