@@ -1,8 +1,9 @@
 """Catalog: parts by name, and what their settings take; read off the classes themselves, so nothing is registered.
 
 A part is known as soon as its file stands in `levels.optimizers`, `levels.tasks` or `levels.gradients` (or its class
-in `levels.objectives`, `levels.schedules`, `levels.hyper` or `levels.nonfinite`). Anybody else's part is named by its
-dotted path, ``mypkg.mymodule.MyOptimizer``, and imported. What a setting takes is what its type annotation says.
+in `levels.objectives`, `levels.schedules`, `levels.hyper` or `levels.faults`). A part of your own is named by its
+dotted path, ``mypkg.mymodule.MyOptimizer``, and imported. What a setting takes is what its type annotation says; ranges
+are checked by the part itself (`levels.config.Config`).
 """
 
 import contextlib
@@ -15,15 +16,13 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from levels.base import Estimator
+from levels.base import Estimator, Objective, Optimizer, Problem
+from levels.config import Config, alternatives, fits, format_value
+from levels.faults import NonFinite
 from levels.hyper import Hyper
-from levels.restart import NonFinite
-from levels.objectives import Objective
-from levels.base import Optimizer
-from levels.config import Config, format_value
-from levels.base import Problem
+from levels.level import Level
 from levels.schedules import Schedule
 
 KINDS: dict[str, type] = {
@@ -36,25 +35,26 @@ KINDS: dict[str, type] = {
     "nonfinite policy": NonFinite,
 }
 PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
-MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.nonfinite")
+MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.faults")
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 LISTS = (tuple, list, Sequence)
 
 
 class Setting(NamedTuple):
-    """A field that a part's constructor takes. ``hint``: its type, `Any` where that cannot be told."""
+    """What a part's constructor takes. ``hint``: its type, `Any` where that cannot be told."""
 
-    name: str
+    name: str  # in notation
     hint: Any
-    required: bool
-    positional: bool
+    required: bool = False
+    positional: bool = False
+    field: str = ""  # in Python, where that is another name
 
 
 @cache
 def parts(kind: str) -> Mapping[str, type[Config]]:
     """The concrete parts of a kind, by name, sorted. ValueError if two classes have one name."""
-    found = (cls for module in _modules() for cls in vars(module).values() if _is_part(cls, module.__name__))
-    return types.MappingProxyType(collect(cls for cls in found if issubclass(cls, KINDS[kind])))
+    every = (cls for module in _modules() for cls in vars(module).values() if _is_part(cls, module.__name__))
+    return types.MappingProxyType(collect(cls for cls in every if issubclass(cls, KINDS[kind])))
 
 
 def collect(classes: Iterable[type[Config]]) -> dict[str, type[Config]]:
@@ -102,36 +102,38 @@ def article(noun: str) -> str:
 
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
-    """What the constructor of a part, or of `Level`, takes: by name, in order; free settings aside."""
+    """What the constructor of a part takes: by name in notation, in order; free settings aside."""
     if not dataclasses.is_dataclass(cls):
         return {}
     try:
         hints = typing.get_type_hints(cls)
     except NameError:  # an annotation that is only there for type checkers
         hints = {}
-    return {
-        field.name: Setting(
-            field.name,
+    settings = [
+        Setting(
+            field.metadata.get("word", field.name),
             hints.get(field.name, Any),
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
             not field.kw_only,
+            field.name,
         )
         for field in dataclasses.fields(cls)
         if field.init and not field.metadata.keys() & {"free", "unwritten"}
-    }
+    ]
+    return {setting.name: setting for setting in settings}
 
 
 def setting_of(cls: type, name: str) -> Setting | None:
-    """The setting of a class called ``name``, a field or a free one (`levels.part.free`); None if there is none."""
+    """The setting of a class that notation calls ``name``, a field or a free one (`levels.config.free`), or None."""
     if name in settings_of(cls) or not dataclasses.is_dataclass(cls):
         return settings_of(cls).get(name)
     hints = (field.metadata["free"] for field in dataclasses.fields(cls) if "free" in field.metadata)
-    return next((Setting(name, hint, required=False, positional=False) for hint in hints), None)
+    return next((Setting(name, hint, field=name) for hint in hints), None)
 
 
 def require_plain(cls: type) -> None:
     """ValueError if a part cannot be made from numbers, words, lists and parts."""
-    opaque = [s.name for s in settings_of(cls).values() if s.required and not any(map(_plain, options(s.hint)))]
+    opaque = [s.name for s in settings_of(cls).values() if s.required and not any(map(_plain, alternatives(s.hint)))]
     if opaque:
         raise ValueError(
             f"{label(cls)} holds Python objects ({', '.join(opaque)}) and cannot be written down; "
@@ -140,34 +142,39 @@ def require_plain(cls: type) -> None:
 
 
 def make(cls: type, given: Mapping[str, Any]) -> Any:
-    """``cls(**given)``; ValueError, in one sentence, for settings unknown, missing, of a wrong kind, or refused."""
+    """``cls`` with the settings ``given``, by their names in notation.
+
+    Raises ValueError, in one sentence, for settings that are unknown, missing, of a wrong type, or refused.
+    """
     known = settings_of(cls)
-    hints: dict[str, Any] = {}
+    taken: dict[str, Setting] = {}
     for name in given:
         setting = setting_of(cls, name)
         if setting is None:
             raise ValueError(unknown_setting(cls, name, list(known)))
-        hints[name] = setting.hint
+        taken[name] = setting
     require_plain(cls)
     for setting in known.values():
         if setting.required and setting.name not in given:
             raise ValueError(f"{label(cls)} is missing its setting {setting.name}, {describe(setting.hint)}")
+    prefix = f"{cls.name}: " if issubclass(cls, Config) and cls is not Level else ""  # the caller names the level
     values = {}
-    for name, value in given.items():
+    for name, setting in taken.items():
         try:
-            values[name] = coerce(value, hints[name])
+            values[setting.field] = coerce(given[name], setting.hint)
         except ValueError as error:
-            who = f"{label(cls)}: " if issubclass(cls, Config) else ""
-            raise ValueError(f"{who}{name} {error}") from error
+            raise ValueError(f"{prefix}{name} {error}") from error
     try:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"{label(cls)}: {error}") from error
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("level: ")) from error
 
 
 def label(cls: type) -> str:
     """What messages call a class."""
-    return cls.name if issubclass(cls, Config) else article(cls.__name__.lower())
+    return article(cls.__name__.lower()) if cls is Level or not issubclass(cls, Config) else cls.name
 
 
 def unknown_setting(cls: type, name: str, known: Sequence[str]) -> str:
@@ -176,27 +183,22 @@ def unknown_setting(cls: type, name: str, known: Sequence[str]) -> str:
     return f"{label(cls)} has no setting {name!r}{closest(name, known)}; {has}"
 
 
-def options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a type, unions taken apart."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
 def kinds_in(hint: Any) -> tuple[str, ...]:
-    """The kinds of part that a value of this type may be, or, for a list, hold; every kind for `Any` and `Part`."""
-    found: list[str] = []
-    for option in options(hint):
+    """The kinds of part that a value of this type may be, or, for a list, hold; every kind for `Any` and `Config`."""
+    kinds: list[str] = []
+    for option in alternatives(hint):
         if option in (Any, Config):
             return tuple(KINDS)
         if is_list(option):
-            found += [kind for item in get_args(option) if item is not ... for kind in kinds_in(item)]
+            kinds += [kind for item in get_args(option) if item is not ... for kind in kinds_in(item)]
         elif isinstance(option, type) and issubclass(option, (Config, Problem)):
-            found += [kind for kind, base in KINDS.items() if issubclass(option, base) or issubclass(base, option)]
-    return tuple(dict.fromkeys(found))
+            kinds += [kind for kind, base in KINDS.items() if issubclass(option, base) or issubclass(base, option)]
+    return tuple(dict.fromkeys(kinds))
 
 
 def takes_words(hint: Any) -> bool:
     """Whether a bare word can be a value of this type."""
-    return any(option in (str, Any) or get_origin(option) is Literal for option in options(hint))
+    return any(option in (str, Any) or get_origin(option) is Literal for option in alternatives(hint))
 
 
 def is_list(hint: Any) -> bool:
@@ -217,31 +219,29 @@ def coerce(value: Any, hint: Any) -> Any:
 
     Raises ValueError, ``must be ..., got ...``, if it is none.
     """
-    for option in options(hint):
-        try:
-            return _settle(value, option)
-        except ValueError:
-            continue
-    if any(is_list(option) for option in options(hint)) and not isinstance(value, (tuple, list, type(None))):
+    for option in alternatives(hint):
+        with contextlib.suppress(ValueError):
+            return _coerce(value, option)
+    if any(is_list(option) for option in alternatives(hint)) and not isinstance(value, (tuple, list, type(None))):
         with contextlib.suppress(ValueError):
             return coerce((value,), hint)
-    raise ValueError(f"must be {describe(hint)}, got {notate(value)}")
+    raise ValueError(f"must be {describe(hint)}, got {format_value(value)}")
 
 
 def describe(hint: Any) -> str:
     """A type in words: ``a hyperparameter space, a number or none``."""
-    words = [word for option in options(hint) for word in _describe(option)]
+    words = [word for option in alternatives(hint) for word in _describe(option)]
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _settle(value: Any, option: Any) -> Any:
-    """`settle` for one alternative."""
+def _coerce(value: Any, option: Any) -> Any:
+    """`coerce` for one alternative."""
     if is_list(option) and isinstance(value, (tuple, list)):
         inner = items_of(option, len(value))
         if len(inner) == len(value):
             items = [coerce(item, kind) for item, kind in zip(value, inner)]
             return items if list in (option, get_origin(option)) else tuple(items)
-    elif _fits(value, option):
+    elif option is Any or ((isinstance(option, type) or get_origin(option) is Literal) and fits(value, option)):
         return value
     raise ValueError("of another type")
 
@@ -257,26 +257,22 @@ def _describe(option: Any) -> list[str]:
     return [PLAIN[option]] if option in PLAIN else [article(kind) for kind in kinds_in(option)] or ["a Python object"]
 
 
-def _fits(value: Any, option: Any) -> bool:
-    if option is Any:
-        return True
-    if get_origin(option) is Literal:
-        return any(type(value) is type(one) and value == one for one in get_args(option))
-    if option in (int, float):
-        return isinstance(value, (int, option)) and not isinstance(value, bool)
-    return isinstance(option, type) and isinstance(value, option)
-
-
 def _plain(option: Any) -> bool:
     if is_list(option):
-        return all(any(map(_plain, options(item))) for item in get_args(option) if item is not ...)
+        return all(any(map(_plain, alternatives(item))) for item in get_args(option) if item is not ...)
     return option is Any or option in PLAIN or get_origin(option) is Literal or bool(kinds_in(option))
 
 
 def _modules() -> list[types.ModuleType]:
-    inside = [f"{package}.{found.name}" for package in PACKAGES
-              for found in pkgutil.iter_modules(import_module(package).__path__)]  # fmt: skip
-    return [import_module(name) for name in (*inside, *MODULES)]
+    inside = [f"{package}.{module.name}" for package in PACKAGES
+              for module in pkgutil.iter_modules(import_module(package).__path__)]  # fmt: skip
+    modules = []
+    for name in (*inside, *MODULES):  # TEMPORARY while parts are being moved: those that do not import are skipped
+        try:
+            modules.append(import_module(name))
+        except ImportError:
+            continue
+    return modules
 
 
 def _is_part(cls: object, module: str) -> bool:
@@ -299,7 +295,7 @@ def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
     wanted = article(" or ".join(kinds))
     bases = tuple(KINDS[kind] for kind in kinds)
     if not (isinstance(cls, type) and issubclass(cls, bases) and _is_part(cls, cls.__module__)):
-        raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Part with a name")
+        raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Config with a name")
     return typing.cast(type[Config], cls)
 
 
