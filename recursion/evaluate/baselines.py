@@ -86,8 +86,8 @@ def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) ->
 def _params(optimizer: HyperparamOptimizer, task: Task, exponents: list[int]) -> Tensor:
     """Parameters ``[S, m]`` of the optimizer with these step sizes."""
     key = torch.zeros((), dtype=torch.int64, device=task.layout.device)
-    made = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[type-var]
-    return torch.stack([each.over(task.layout).init(key) for each in made])
+    made = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[call-arg]
+    return torch.stack([each.bind(task.layout).init(key) for each in made])
 
 
 def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:
