@@ -17,7 +17,7 @@ def brute_force(optimizer_of, task, steps):
     scores = {"final": {}, "mean": {}}
     for exponent in range(-16, 5):
         lr = 10 ** (exponent / 4)
-        optimizer = optimizer_of(lr).over(task.layout)
+        optimizer = optimizer_of(lr).bind(task.layout)
         params = optimizer.init(keys.seed(0))[None]
         runs = [run(optimizer, params, task, KEY[p : p + 1], steps)[:, 0, 0].tolist() for p in range(len(KEY))]
         scores["final"][lr] = sum(losses[-1] for losses in runs) / len(runs)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, LearnedInit, Task, keys
-from recursion import deploy
-from recursion.evaluate.deploy import Subject, is_optimizer, learned, run, run_afresh, trained_windows
+from recursion.evaluate import deploy
+from recursion.evaluate.afresh import is_optimizer, run_afresh
+from recursion.evaluate.deploy import Subject, learned, run, trained_windows
 from recursion.tower import Tower
 
 
@@ -89,7 +90,7 @@ def test_run_has_the_closed_form_of_sgd():
 
 def test_settings_run_together_as_each_runs_alone():
     task, key = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64"), problem_keys(3)
-    lstm = LSTM(hidden=4).over(task.layout)
+    lstm = LSTM(hidden=4).bind(task.layout)
     params = lstm.init(keys.split(keys.seed(1), 2))
     together = run(lstm, params, task, key, 5)
     for s in range(2):
@@ -146,7 +147,7 @@ def test_learned_at_depth_three_is_the_best_on_validation_of_a_hand_run_of_the_t
     found = learned(tower, state, windows=4, seed=9)
     validation = keys.split(keys.fold_in(keys.seed(9), 2), 8)
     for copy, trained in enumerate(state.carry.x):
-        by_hand, candidates = tower.under().init(9, params=trained), []
+        by_hand, candidates = tower.under().init(9, theta=trained), []
         for _ in range(4):
             by_hand, _ = tower.under().step(by_hand)
             candidates.append(by_hand.carry.x[0])
@@ -183,7 +184,7 @@ def test_learned_goes_down_as_far_as_there_are_levels():
     task = Bowl(dtype="float64")
     tower = Tower(task, *deep(task).levels, Level(optimizer=SGD(lr=1e-6)))
     state = tower.init(0)
-    under = tower.under().init(3, params=state.carry.x[0])
+    under = tower.under().init(3, theta=state.carry.x[0])
     for _ in range(2):
         under, _ = tower.under().step(under)
     expected = learned(tower.under(), under, windows=2, seed=3)
@@ -207,7 +208,7 @@ def test_a_hyperoptimizer_on_many_problems_equals_separate_towers(height):
     task, steps = Quadratic(dims=3, dtype="float64", split="test"), 12
     hyper = [Level(optimizer=SGD(lr=Linear(1e-4)), batch=3), *[Level(optimizer=Adam(lr=1e-3), batch=2)] * 3]
     tower = Tower(task, Level(optimizer=SGD(lr=0.01)), *hyper[: height - 1])
-    found = run_afresh(tower, task, 5, steps, seed=2, params=None)
+    found = run_afresh(tower, task, 5, steps, seed=2, theta=None)
     assert found.losses.shape == (steps + 1, 1, 5)
     assert found.base_steps == 5 * (steps + 1)
     for p, key in enumerate(found.key):
@@ -227,7 +228,7 @@ def test_a_hyperoptimizer_on_many_problems_equals_separate_towers(height):
 def test_a_hyperoptimizer_follows_the_hypergradient_written_by_hand():
     task = Quadratic(dims=3, dtype="float64", split="test")
     tower = Tower(task, Level(optimizer=SGD(lr=Linear(0.01))), Level(optimizer=SGD(lr=1e-6)))
-    found = run_afresh(tower, task, 4, 10, seed=0, params=None)
+    found = run_afresh(tower, task, 4, 10, seed=0, theta=None)
     for_params, for_state = keys.split(found.key, 2).unbind(-1)
     x = task.init(for_params)
     state = task.init_state(x, for_state)
@@ -245,14 +246,14 @@ def test_a_hyperoptimizer_follows_the_hypergradient_written_by_hand():
 def test_a_hyperoptimizer_sees_the_problems_that_run_sees():
     task = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64", split="test")
     idle = Tower(task, Level(optimizer=SGD(lr=0.1)), Level(optimizer=SGD(lr=1e-300)))
-    found = run_afresh(idle, task, 3, 6, seed=4, params=None)
+    found = run_afresh(idle, task, 3, 6, seed=4, theta=None)
     torch.testing.assert_close(found.losses, run(SGD(), sgd_params(0.1), task, found.key, 6), rtol=1e-12, atol=0)
 
 
 def test_a_diverged_copy_of_a_hyperoptimizer_leaves_its_neighbours_alone():
     task = Quadratic(dims=5, split="test")
     idle = Tower(task, Level(optimizer=SGD(lr=0.08)), Level(optimizer=SGD(lr=1e-45)))
-    found = run_afresh(idle, task, 12, 400, seed=1, params=None)
+    found = run_afresh(idle, task, 12, 400, seed=1, theta=None)
     expected = run(SGD(), torch.tensor([[math.log(0.08)]]), task, found.key, 400)
     diverged = torch.isinf(found.losses[-1, 0])
     assert 0 < diverged.sum() < 12
@@ -262,13 +263,13 @@ def test_a_diverged_copy_of_a_hyperoptimizer_leaves_its_neighbours_alone():
 
 def test_fewer_steps_than_start_up_makes():
     tower = Tower(Bowl(), *[Level(optimizer=SGD())] * 5)
-    assert run_afresh(tower, Bowl(), 2, 2, seed=0, params=None).losses.shape == (3, 1, 2)
+    assert run_afresh(tower, Bowl(), 2, 2, seed=0, theta=None).losses.shape == (3, 1, 2)
 
 
 def test_plain_training_is_run_with_the_parameters_of_its_state():
     task = Bowl(dtype="float64")
     tower = Tower(task, Level(optimizer=SGD(), unroll=4))
-    states = [tower.init(seed, params=sgd_params(lr)[0]) for seed, lr in enumerate((0.1, 0.2, 0.1))]
+    states = [tower.init(seed, theta=sgd_params(lr)[0]) for seed, lr in enumerate((0.1, 0.2, 0.1))]
     subject = Subject.of(tower, states, windows=1, seed=0)
     assert subject.sizes == [1, 1], "one for each setting that differs"
     losses, key, spent = subject.losses(task.on("test"), 3, 5, 0)
@@ -284,7 +285,7 @@ def test_refusals_say_what_to_do():
         learned(plain, plain.init(0), seed=0)
     windows = Tower(Bowl(), Level(optimizer=SGD(), unroll=2), Level(optimizer=SGD()))
     with pytest.raises(ValueError, match="windows or restarts"):
-        run_afresh(windows, Bowl(), 2, 3, seed=0, params=None)
+        run_afresh(windows, Bowl(), 2, 3, seed=0, theta=None)
     with pytest.raises(ValueError, match="windows must be at least 1, got 0"):
         learned(windows, windows.init(0), windows=0, seed=0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
@@ -295,7 +296,7 @@ def test_refusals_say_what_to_do():
 def test_a_learned_start_is_where_runs_begin(split):
     task = Quadratic(dims=4, dtype="float64").on(split)
     optimizer, key = LearnedInit(SGD(lr=Linear(0.01))), keys.split(keys.seed(5), 3)
-    params = optimizer.over(task.layout).init(keys.seed(0)) + torch.tensor([1.5, 0, 0, 0, 0])
+    params = optimizer.bind(task.layout).init(keys.seed(0)) + torch.tensor([1.5, 0, 0, 0, 0])
     x = (task.on("train").init(keys.seed(0)) + params[:4]).expand(3, 4)
     state = task.init_state(x, keys.split(key, 2)[:, 1])
     f, g, _ = task.value_and_grad(x, state)

@@ -18,7 +18,7 @@ from recursion.tower import Tower
 def trained(task, lr, copies=1, sharing="value"):
     """A tower of depth 2 and a state in which it has learned the step size ``lr``."""
     tower = Tower(
-        task, Level(optimizer=SGD(lr=Log(0.01, per=sharing)), unroll=2), Level(optimizer=Adam(), batch=copies)
+        task, Level(optimizer=SGD(lr=Log(0.01, shared_over=sharing)), unroll=2), Level(optimizer=Adam(), batch=copies)
     )
     state = tower.init(0)
     x = torch.full_like(state.carry.x, math.log(lr))
@@ -207,7 +207,7 @@ def test_a_hyperoptimizer_is_evaluated_as_itself():
     losses = run(SGD(), torch.tensor([[math.log(0.01)]]).double(), task.on("test"), tower_keys(tower, 6), 8)
     assert scenario.results[0].measures["mean"].mean.value == pytest.approx(losses[1:].mean().item(), rel=1e-6)
     sgd = scenario.results[1].measures["mean"]
-    tuned = SGD(lr=sgd.step_size).over(task.layout).init(keys.seed(0))[None]
+    tuned = SGD(lr=sgd.step_size).bind(task.layout).init(keys.seed(0))[None]
     losses = run(SGD(), tuned, task.on("test"), tower_keys(tower, 6), 8)
     assert sgd.mean.value == pytest.approx(losses[1:].mean().item(), rel=1e-6), "on the same problems"
 
