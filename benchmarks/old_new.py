@@ -205,8 +205,9 @@ def cells(pair: Pair) -> list[str]:
 
 def text(spread: Spread, scale: float = 1.0) -> str:
     """The median, and the quartiles in brackets."""
-    middle, low, high = (scale * value for value in spread.list())
-    return f"{middle:.3g} ({low:.3g}-{high:.3g})"
+    scaled = (scale * value for value in spread.list())
+    middle, low, high = (f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in scaled)
+    return f"{middle} ({low}-{high})"
 
 
 def as_data(rows: dict[str, Row], pairs: list[Pair]) -> dict[str, Any]:
