@@ -104,19 +104,19 @@ class Tower:
 
     def report(self, state: TowerState, losses: Tensor) -> Report:
         """What the step that led to ``state`` reports; ``losses``: of the topmost window. Waits for the device once."""
-        carries, found = self.carries(state), {}
+        carries, found = self.carries(state), dict[str, Tensor]()
         for number, (level, carry) in enumerate(zip(self.bound, carries), 1):
             found |= {f"level {number} {name}": one for name, one in level.optimizer.metrics(carry.state).items()}
             if number < len(carries):
-                metrics = level.gradient.metrics(carries[number].below)
-                found |= {f"level {number} {name}": one for name, one in metrics.items()}
+                said = level.gradient.metrics(carries[number].below)
+                found |= {f"level {number} {name}": one for name, one in said.items()}
         means = [*(carry.f for carry in carries[:-1]), losses, *found.values()]
         sums = [one.double().sum() for one in (*means, *(carry.skipped for carry in carries))]
         total = torch.stack(sums).tolist()
         values = [one / mean.numel() for one, mean in zip(total, means)]
         skipped = [int(one) for one in total[len(means) :]]
-        metrics = dict(zip(found, values[len(carries) :]))
-        return Report(int(state.step), values[: len(carries)], skipped, MappingProxyType(metrics))
+        metrics = MappingProxyType(dict(zip(found, values[len(carries) :])))
+        return Report(int(state.step), values[: len(carries)], skipped, metrics)
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
@@ -139,6 +139,16 @@ class Tower:
         below, asked = self.top.problem.traits.evals, self.top.optimizer.traits.evals
         costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (below + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]
+
+    @property
+    def depth(self) -> int:
+        """Number of levels."""
+        return len(self.levels)
+
+    @property
+    def base_steps(self) -> int | Fraction:
+        """Task gradients that one step costs after start-up: the last of `costs`."""
+        return self.costs[-1]
 
     def to(self, device: torch.device | str) -> Tower:
         """The same tower on another device, see `Task.to`. ValueError if its task has no such setting."""

@@ -121,7 +121,7 @@ def gates(tower: Tower, state: TowerState) -> list[Gate]:
     params = [*(carry.x for carry in tower.carries(state)[1:]), state.params]
     return [
         Gate(number, gate)
-        for number, (laid, own) in enumerate(zip(tower.bound_levels, params), 1)
+        for number, (laid, own) in enumerate(zip(tower.bound, params), 1)
         for gate in _gates_of(laid.optimizer, own)
     ]
 

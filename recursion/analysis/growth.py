@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.bound_levels import Level
+from levels.bound import Level
 from levels.restart import Skip
 from levels.tree import choose, leaves, map_leaves, with_leaves
 from levels.base import Carry, Window

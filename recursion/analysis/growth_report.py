@@ -20,7 +20,7 @@ from rich.table import Table
 from recursion.analysis.advice import LIMIT, short
 from recursion.files import explained, replace_file
 from recursion.analysis.probe import LevelGrowth
-from recursion.reporting import COLOURS, DPI
+from recursion.evaluate.reporting import COLOURS, DPI
 from recursion.evaluate.statistics import Estimate
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@
     (measured,) = measure(tower, Pass(operations, lambda: operations.count))
 
 A reading is any number that grows: operations counted, seconds of the processor. It is read whenever a level or the
-task is asked and when it has answered, and what it gained in between is booked to the one who was asked, less what was
-booked below. Peaks of living bytes are booked alike: those of a level's window, less those of the largest window below.
+task is asked and when it has answered. The gain in between is booked to the level that was asked, less what was booked
+below. Peaks of living bytes are booked alike: those of a level's window, less those of the largest window below.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,21 +23,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from levels import keys
-from levels.compiled import compiling
-from levels.base import LevelState
-from levels.bound_levels import Level
+from levels import keys, restart
+from levels.autodiff import as_data
+from levels.base import LevelState, Problem
+from levels.config import unwritten
+from levels.faults import Skip
 from levels.level import Level
-from levels.restart import put_off
-from levels.base import Problem
-from levels.tasks.task import Split
 from levels.tree import State
 from recursion.analysis.memory import LiveBytes
 from recursion.evaluate.observed import Observed
 from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ
-ASIDE = -1  # where trials are booked
+ASIDE = -1  # where whole episodes from scratch are booked
 CONSTANTS = {"empty", "zeros", "ones", "full"}
 FREE = {"_unsafe_view", "scalar_tensor", "lift_fresh_copy", "arange"}
 
@@ -43,7 +43,7 @@ FREE = {"_unsafe_view", "scalar_tensor", "lift_fresh_copy", "arange"}
 def base_flops(task: Problem) -> float:
     """Operations of one gradient of the task for one copy."""
     key = keys.split(keys.seed(0, device=task.layout.device), COPIES)
-    with plainly():
+    with torch.no_grad():
         x = task.init(keys.split(key, 2)[..., 0])
         _, _, state = task.value_and_grad(x, task.init_state(x, keys.split(key, 2)[..., 1]))
         with Operations() as operations:
@@ -77,21 +77,22 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
     Nothing that is counted depends on a seed, or on whether numbers are finite.
     """
     meter = Meter()
-    laid: Problem = Observed(tower.task, meter)
+    below: Problem = Observed(tower.task, meter)
     for number, level in enumerate(tower.levels, 1):
-        laid = _Metered(level, laid, number, meter)
-    assert isinstance(laid, Level)
-    found = []
-    with plainly(), put_off():
-        params, key = laid.init(keys.seed(0, device=laid.layout.device)), keys.seed(1, device=laid.layout.device)
-        carry = laid.start(params, key)
-        laid.optimizer.update(params, carry.f, carry.g, carry.state, carry.x)  # first calls may do more
+        below = _metered(level, number, meter).over(below)
+    assert isinstance(below, Level)
+    top, depth, found, device = below, len(tower.levels), [], below.layout.device
+    evaluate = partial(as_data, outer=False, grad=top.optimizer.traits.reads_grad)
+    with torch.no_grad():
+        theta = top.init(keys.seed(0, device=device))
+        carry = restart.started(top, theta, keys.seed(1, device=device))
+        top.optimizer.update(theta, carry.x, carry.state, carry.f, carry.g)  # first calls may do more
         meter.starting = False
         for look in passes:
             meter.reset(look)
-            with look.within, meter.at(tower.depth, 1):
-                laid.window(params, carry, record=False, judged=False)
-            found.append(meter.measured(tower.depth))
+            with look.within, meter.at(depth, 1):
+                restart.run(top, theta, carry, evaluate, keep=False)
+            found.append(meter.measured(depth))
     return found
 
 
@@ -115,7 +116,7 @@ class Operations(TorchDispatchMode):
 class Meter:
     """Books what a reading gains while a level is asked, less what it gains while the one below is.
 
-    An observer of the task (place 0); levels are told of by `at`.
+    It observes the task (place 0); levels report by `at`.
     """
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ class Meter:
         self.own: defaultdict[int, float] = defaultdict(float)
         self.windows: defaultdict[int, float] = defaultdict(float)
         self.peaks: defaultdict[int, int] = defaultdict(int)
-        self.inside = 0.0  # gained below, since the one who is asked now was asked
+        self.inside = 0.0  # gained below, since the level that is asked now was asked
 
     def measured(self, depth: int) -> Measured:
         """What was booked, the task and ``depth`` levels."""
@@ -169,12 +170,12 @@ class Meter:
         return 0 if self.live is None else self.live.peak
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class _Metered(Level):
-    """A laid level whose windows are booked."""
+    """A level whose windows are booked."""
 
-    def __init__(self, level: Level, problem: Problem, number: int, meter: Meter) -> None:
-        super().__init__(level, problem)
-        self.number, self.meter = number, meter
+    number: int = unwritten(0)
+    meter: Meter = unwritten(None)
 
     def value_and_grad(self, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if self.meter.starting:
@@ -190,19 +191,10 @@ class _Metered(Level):
         with self.meter.at(ASIDE, 1):
             return super().evaluate_from_scratch(params, key)
 
-    def on(self, split: Split) -> _Metered:
-        return _Metered(self.level, self.problem.on(split), self.number, self.meter)
 
-    @property
-    def beside(self) -> _Metered:
-        return _Metered(self.level, self.problem.beside, self.number, self.meter)
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Nothing is differentiated from outside, nothing compiled."""
-    with torch.no_grad(), compiling(False):
-        yield
+def _metered(level: Level, number: int, meter: Meter) -> _Metered:
+    given = {field.name: getattr(level, field.name) for field in fields(level) if field.init}
+    return _Metered(**given | {"nonfinite": Skip()}, number=number, meter=meter)
 
 
 def _free(function: Any) -> bool:

@@ -118,9 +118,9 @@ def _named(
 ) -> Logs:
     """`follow`; what is not finite below is told with its level."""
     try:
-        logs = follow(tower.bound_levels[number - 1], params, carry, key, updates, tell)
+        logs = follow(tower.bound[number - 1], params, carry, key, updates, tell)
     except NonFiniteError as error:
-        level = tower.bound_levels.index(error.source) + 1 if error.source in tower.bound_levels else number
+        level = tower.bound.index(error.source) + 1 if error.source in tower.bound else number
         what = f"level {level} ({tower.levels[level - 1]}): {error.what} while level {number} was probed"
         error.args = (f"{what}; {error.fix}",)
         raise
@@ -131,7 +131,7 @@ def _carries(tower: Tower, state: TowerState) -> list[Carry]:
     """What each level carries. ValueError if the state is not of this tower."""
     carries = tower.carries(state)
     fits = len(carries) == tower.depth and state.params.shape[-1:] == (tower.top.layout.size,)
-    for laid, carry in zip(tower.bound_levels, carries):
+    for laid, carry in zip(tower.bound, carries):
         fits = fits and carry.x.shape[-1] == laid.problem.layout.size
     require(fits, f"the state is of another tower than '{tower}'; give the one that it was made with")
     return carries

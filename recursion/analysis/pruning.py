@@ -98,7 +98,7 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
     """Every level with its gates taken away or fixed, from the bottom up; with each goes a parameter of its level."""
     carries, levels = tower.carries(state), []
     rows, below = torch.arange(tower.task.layout.size), carries[0].below
-    for i, (level, laid, carry) in enumerate(zip(tower.levels, tower.bound_levels, carries)):
+    for i, (level, laid, carry) in enumerate(zip(tower.levels, tower.bound, carries)):
         own = carries[i + 1].x if i + 1 < tower.depth else state.params
         try:
             held = _held(laid.optimizer, own, carry.state, rows, rounded)

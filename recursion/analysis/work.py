@@ -8,30 +8,30 @@ convolution or an attention counts the floating point operations of torch's own 
 two for each multiplication with its addition). Every other operation counts the numbers that it writes: one each for
 an addition, a sine, a random draw, a gather or a copy, and as many as remain for a sum. Views, and memory that is
 allocated or filled with a constant, are free. A base step is what one gradient of the task takes for one copy
-(`base_flops`), and work is a number of operations divided by that. Bytes moved, Python and the looking at whether
-numbers are finite cost time, but are no work here.
+(`base_flops`), and work is a number of operations divided by that. Bytes moved and Python cost time, but are no work
+here.
 
 A level's own work is what happens while it is asked, less what happens while the one below it is: its updates, their
 derivatives, its meta-loss, its noise. The topmost level is not asked for a gradient, so it does its updates only.
-What a rule does to put the problem on trial (`levels.asking`) counts in gradients, and not as work.
+What a rule asks of the problem itself (`OptimizerTraits.evals`) counts in gradients, and not as work.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 
 from levels import keys
-from levels.bound_levels import STATE, Level
-from levels.base import Optimizer
-from levels.base import Problem
-from recursion.analysis.metering import COPIES, Meter, Operations, Pass, measure, plainly
+from levels.base import STATE, Optimizer, Problem, ProblemTraits, Split
+from levels.level import Level
+from recursion.analysis.metering import COPIES, Meter, Operations, Pass, measure
 from recursion.analysis.metering import base_flops as base_flops
-from recursion.evaluate.observed import Observed
+from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower
 
 
@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Gradients and everybody's own work."""
+        """Gradients and the work of all levels."""
         return self.gradients + sum(self.optimizer)
 
     def plus(self, other: Work, times: float = 1) -> Work:
@@ -56,10 +56,10 @@ NOTHING = Work(0.0, ())
 
 
 class Lived(NamedTuple):
-    """Work of a tower that restarts now and then."""
+    """Work of a tower with its restarts."""
 
     start: Work  # of `Tower.init`
-    step: Work  # of a step, on the average over the lives of its levels
+    step: Work  # of a step, on the average over the episodes of its levels
 
 
 def use_work(optimizer: Optimizer, task: Problem) -> float:
@@ -69,7 +69,7 @@ def use_work(optimizer: Optimizer, task: Problem) -> float:
 
 def work_of(tower: Tower) -> Work:
     """Work of one top step, start-up and restarts apart."""
-    return _worked(met(tower, restarts=False)[1], own_work(tower))
+    return _worked(windows_of(tower, restarts=False)[1], own_work(tower))
 
 
 def lived_work(tower: Tower, own: tuple[float, ...] | None = None) -> Lived:
@@ -78,7 +78,7 @@ def lived_work(tower: Tower, own: tuple[float, ...] | None = None) -> Lived:
     ``own``: what `own_work` says of the tower, if that is at hand.
     """
     own = own or own_work(tower)
-    start, step = met(tower, restarts=True)
+    start, step = windows_of(tower, restarts=True)
     return Lived(_worked(start, own), _worked(step, own))
 
 
@@ -91,8 +91,8 @@ def own_work(tower: Tower) -> tuple[float, ...]:
 
 def own_work_under(tower: Tower, own: tuple[float, ...]) -> tuple[float, ...]:
     """`own_work` of the tower without its topmost level, where ``own`` is the tower's."""
-    *lower, laid = tower.bound_levels[:-1]
-    updates = laid.level.unroll * laid.batch * _update(laid.level.optimizer, laid.problem)
+    *lower, level = tower.bound[:-1]
+    updates = level.unroll * level.copies * _update(level.optimizer, level.problem)
     return (*own[: len(lower)], updates / base_flops(tower.task))
 
 
@@ -100,14 +100,14 @@ def _update(optimizer: Optimizer, problem: Problem) -> float:
     """Operations of one update on one copy of the problem; those of a task that it asks apart."""
     key = keys.split(keys.seed(0, device=problem.layout.device), COPIES)
     operations, meter = Operations(), Meter()
-    with plainly():
-        rule = optimizer.bound(problem if isinstance(problem, Level) else Observed(problem, meter)).over(problem.layout)
-        params, x = rule.init(key[0]), problem.init(key)
-        state, f, g = rule.begin_state(params, x, keys.fold_in(key, STATE)), torch.ones_like(x[..., 0]), x
-        x, state = rule.update(params, f, g, state, x)
+    with torch.no_grad():
+        rule = optimizer.bind(problem if isinstance(problem, Level) else Observed(problem, meter))
+        theta, x = rule.init(key[0]), problem.init(key)
+        state, f, g = rule.init_state(theta, x, keys.fold_in(key, STATE)), torch.ones_like(x[..., 0]), x
+        x, state = rule.update(theta, x, state, f, g)
         meter.reset(Pass(operations, lambda: operations.count))
         with operations, meter.at(1, COPIES):
-            rule.update(params, f, g, state, x)
+            rule.update(theta, x, state, f, g)
     return meter.measured(1).own[1]
 
 
@@ -115,30 +115,60 @@ def _worked(windows: list[float], own: tuple[float, ...]) -> Work:
     return Work(windows[0], tuple(count * each for count, each in zip(windows[1:], own, strict=True)))
 
 
-def met(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float]]:
-    """Gradients of the task (place 0) and windows of each level that a start and a window of the topmost come to.
+def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float]]:
+    """Gradients of the task (place 0) and windows of each level, for a start and for a window of the topmost level.
 
     A window of a level with B copies asks the one below for as many windows as its estimator evaluates, for each; one
     that restarts every L updates has in every L / T windows a start below, and the first window there.
     """
     start, first, window = [0.0], [1.0], [1.0]
-    for laid in tower.bound_levels:
-        level, top = laid.level, laid is tower.top
-        asked = level.unroll if top else level.gradient.evaluations(level, laid.problem.judging)
-        updates = level.unroll if top else level.gradient.updates(level)
-        trajectories = laid.batch if top else laid.batch * updates / level.reach
+    for level in tower.bound:
+        asked, updates = (level.unroll, level.unroll) if level is tower.top else _evaluations(level)
+        trajectories = (
+            level.copies * updates / (level.lookahead or level.unroll)
+        )
         begun = [a + b for a, b in zip(start, first)]  # for each trajectory that begins
         often = level.unroll / level.episode_length if restarts and level.episode_length is not None else 0.0
-        below = [laid.batch * asked * each for each in window]
-        below[0] += float(laid.batch * updates * laid.optimizer.asking * math.prod(_copies_below(laid)))
+        below = [level.copies * asked * each for each in window]
+        below[0] += float(level.copies * updates * level.optimizer.traits.evals * math.prod(_copies_below(level)))
         start, first = [*(trajectories * a for a in begun), 0.0], [*below, 1.0]
         window = [*(a + often * trajectories * b for a, b in zip(below, begun)), 1.0]
     return start, window
 
 
-def _copies_below(laid: Level) -> Iterator[int]:
-    """Batches of the levels under this one."""
-    problem = laid.problem
+def _evaluations(level: Level) -> tuple[float, float]:
+    """Evaluations of the problem below in a window, and updates of the optimizer, for each copy.
+
+    The cost that an estimator names is linear in what an evaluation and an outer evaluation cost, one for each update;
+    so prices of 0 and 1 tell them apart.
+    """
+    traits = level.problem.traits
+    free, asked, counted = (
+        float(level.gradient.evals(replace(level, problem=_Priced(level.problem, evals, outer))))
+        for evals, outer in ((0, 0), (1, 0), (0, 1))
+    )
+    updates = counted - free
+    return asked - free + updates * float(traits.outer_evals / max(1, traits.evals)), updates
+
+
+class _Priced(Observed):
+    """A problem whose evaluations have another price."""
+
+    def __init__(self, problem: Problem, evals: int, outer: int) -> None:
+        super().__init__(problem, Tally())
+        self.prices = evals, outer
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return self.problem.traits._replace(evals=self.prices[0], outer_evals=self.prices[1])
+
+    def on(self, split: Split) -> _Priced:
+        return _Priced(self.problem.on(split), *self.prices)
+
+
+def _copies_below(level: Level) -> Iterator[int]:
+    """Copies of the levels under this one."""
+    problem = level.problem
     while isinstance(problem, Level):
-        yield problem.batch
+        yield problem.copies
         problem = problem.problem

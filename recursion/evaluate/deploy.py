@@ -93,11 +93,11 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
     ValueError for a tower of depth 1, which trains no optimizer; NonFiniteError if a tower below diverges at once.
     """
     require(
-        len(tower.levels) >= 2, f"{tower}: a tower of depth 1 trains no optimizer; put a level on top, as in '/ adam'"
+        tower.depth >= 2, f"{tower}: a tower of depth 1 trains no optimizer; put a level on top, as in '/ adam'"
     )
     require(windows is None or windows >= 1, f"windows must be at least 1, got {windows}")
     trained = tower.result(state)  # [copies, m] of the optimizer under the top
-    if len(tower.levels) == 2:
+    if tower.depth == 2:
         return Learned(trained, 0)
     under, tally = tower.under(), Tally()
     counted = Tower(Observed(tower.task, tally), *under.levels)
@@ -106,7 +106,7 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
     for params in trained:
         ways = _run_under(counted, params, count, seed)
         below = (
-            learned(under, ways[-1], windows=windows, seed=seed) if len(under.levels) > 2 else _best(under, ways, seed)
+            learned(under, ways[-1], windows=windows, seed=seed) if under.depth > 2 else _best(under, ways, seed)
         )
         found.append(below.params)
         spent += below.base_steps

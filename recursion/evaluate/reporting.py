@@ -1,0 +1,206 @@
+"""An evaluation for people: tables and verdicts in the terminal, pictures, and all numbers as JSON.
+
+Pictures are drawn on a matplotlib ``Figure`` without its global state, so nothing here opens a window or a display.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from recursion.evaluate.evaluation import Evaluation, Measured, Scenario
+from recursion.files import explained, replace_file
+from recursion.metrics import FILE as METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), "Color universal design"; told apart with any colour vision. Line styles tell them apart too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+TITLES = {"final": "final loss", "mean": "mean loss"}
+DPI = 130
+DIVERGING = 100  # times the loss at the start: where the picture of losses ends
+POINTS = 400  # most points of a line in the picture of training; more are averaged in groups
+
+
+def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
+    """Print a table a scenario and write ``evaluation.json`` and ``losses.png`` to ``directory``, made if missing.
+
+    ``training.png`` too, if the metrics of the training lie there. Each file replaces an older one as a whole. Raises
+    OSError, saying which file, if one cannot be written.
+    """
+    with explained("make", directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for scenario in evaluation.scenarios:
+        console.print(table(scenario))
+        for sentence in verdicts(scenario):
+            console.print(sentence, markup=False, highlight=False)
+        console.print()
+    for sentence in footnotes(evaluation):
+        console.print(sentence, style="dim", markup=False, highlight=False)
+    replace_file(directory / "evaluation.json", (evaluation.to_json() + "\n").encode())
+    replace_file(directory / "losses.png", losses_picture(evaluation))
+    metrics = directory / METRICS
+    if metrics.exists() and (records := list(_records(metrics))):
+        replace_file(directory / "training.png", training_picture(evaluation.tower, records))
+
+
+def table(scenario: Scenario) -> Table:
+    """What was learned first, then the baselines; the lowest of each column in bold.
+
+    Step sizes and, if there are any, counts of diverged runs are those for final / mean loss.
+    """
+    title = f"{scenario.label}: {scenario.problems} problems of {scenario.task}, {scenario.steps} steps"
+    rows = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("optimizer")
+    diverged = any(measured.diverged for result in scenario.results for measured in result.measures.values())
+    for heading in (*(f"{title} [95%]" for title in TITLES.values()), "step sizes", *["diverged"] * diverged):
+        rows.add_column(heading, justify="right")
+    best = {measure: min(result.measures[measure].mean.value for result in scenario.results) for measure in TITLES}
+    for result in scenario.results:
+        measures = [result.measures[measure] for measure in TITLES]
+        cells = [_interval(each, bold=each.mean.value == best[name]) for name, each in zip(TITLES, measures)]
+        cells.append(" / ".join(f"{each.step_size:.2g}" for each in measures if each.step_size is not None))
+        cells += [" / ".join(str(each.diverged) for each in measures)] * diverged
+        rows.add_row(escape(result.name), *cells)
+    return rows
+
+
+def verdicts(scenario: Scenario) -> Iterator[str]:
+    """One sentence a measure."""
+    for comparison in scenario.comparisons:
+        gap = comparison.difference
+        yield (
+            f"{TITLES[comparison.measure]}: {comparison.verdict}; difference {_number(gap.value)} "
+            f"[{_number(gap.low)}, {_number(gap.high)}], lower in {comparison.share_lower:.0%} of runs"
+        )
+
+
+def footnotes(evaluation: Evaluation) -> Iterator[str]:
+    """How to read the numbers, and what they cost."""
+    yield (
+        "Mean loss: of the losses after each step. Step sizes were tuned on validation problems, one for each measure "
+        "(final / mean); verdicts are against the baseline that is best on the test problems."
+    )
+    seeds = evaluation.training_seeds
+    over = f"problems and {seeds} training seeds" if seeds > 1 else "problems; one training, so not over training seeds"
+    yield f"Intervals: 95% bootstrap over {over}."
+    spent = ", ".join(f"{name} {count:,}" for name, count in evaluation.base_steps.items())
+    yield f"Base steps, each copy counted: {spent}."
+    for label, why in evaluation.refused.items():
+        yield f"Left out: {label}: {why}."
+
+
+def losses_picture(evaluation: Evaluation) -> bytes:
+    """PNG: median loss with quartiles against steps, one panel a scenario."""
+    columns = min(len(evaluation.scenarios), 3)
+    rows = math.ceil(len(evaluation.scenarios) / columns)
+    with _figure(4.6 * columns, 3.5 * rows + 1.0) as (figure, png):
+        for place, scenario in enumerate(evaluation.scenarios, 1):
+            _losses_panel(figure.add_subplot(rows, columns, place), scenario)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3 * columns, len(labels)), frameon=False)
+        note = "median and quartiles over held-out problems, step sizes tuned for the mean loss"
+        figure.suptitle("\n".join(_wrapped(line, columns) for line in (evaluation.tower, note)), fontsize=11)
+    return png.getvalue()
+
+
+def _losses_panel(axes: Axes, scenario: Scenario) -> None:
+    for number, result in enumerate(scenario.results):
+        style: dict[str, Any] = {"color": "black", "linewidth": 2.6, "zorder": 3}
+        if number:
+            style = {"color": COLOURS[number - 1], "linewidth": 1.6, "linestyle": DASHES[number - 1]}
+        low, median, high = (_drawable(line) for line in (result.curve.low, result.curve.median, result.curve.high))
+        axes.plot(range(len(median)), median, label=result.name, **style)
+        axes.fill_between(range(len(median)), low, high, color=style["color"], alpha=0.13, linewidth=0)
+    drawn = [value for result in scenario.results for value in result.curve.median if math.isfinite(value)]
+    _finish(axes, f"{scenario.label} ({scenario.problems} problems)", "steps", drawn)
+    start = scenario.results[0].curve.high[0]
+    if drawn and max(drawn) > DIVERGING * abs(start):
+        axes.set_ylim(top=DIVERGING * abs(start))
+
+
+def training_picture(title: str, records: list[dict[str, Any]]) -> bytes:
+    """PNG: the loss below each level against top steps, one panel a level; ``records`` as in ``metrics.jsonl``."""
+    depth = len(records[0]["losses"])
+    columns = min(depth, 4)
+    rows = math.ceil(depth / columns)
+    group = math.ceil(len(records) / POINTS)
+    with _figure(4.6 * columns, 3.2 * rows + 0.6) as (figure, png):
+        for level in range(depth):
+            axes = figure.add_subplot(rows, columns, level + 1)
+            losses = [math.inf if record["losses"][level] is None else record["losses"][level] for record in records]
+            chunks = [losses[i : i + group] for i in range(0, len(losses), group)]
+            means = [sum(chunk) / len(chunk) for chunk in chunks]
+            axes.plot([record["step"] for record in records[::group]], _drawable(means), color="black", linewidth=1.4)
+            steps = "top steps" if group == 1 else f"top steps (means of {group})"
+            _finish(axes, f"loss below level {level + 1}", steps, means)
+        figure.suptitle(_wrapped(title, columns), fontsize=11)
+    return png.getvalue()
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A figure to draw on, and where its PNG is when the block is left."""
+    from matplotlib.figure import Figure
+
+    figure, png = Figure(figsize=(width, height), layout="constrained"), io.BytesIO()
+    yield figure, png
+    figure.savefig(png, format="png", dpi=DPI)
+
+
+def _finish(axes: Axes, title: str, steps: str, values: Sequence[float]) -> None:
+    """Words and lines around a panel; logarithmic where all values are above 0 and they span a decade."""
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(steps)
+    axes.set_ylabel("loss")
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and 0 < 10 * min(finite) < max(finite):
+        axes.set_yscale("log")
+    axes.grid(alpha=0.25)
+    axes.margins(x=0.01)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _wrapped(title: str, columns: int) -> str:
+    """A long title on as many lines as it takes over ``columns`` panels."""
+    return textwrap.fill(title, 48 * columns)
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    """Infinite values as gaps."""
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file of metrics; a line that a killed process wrote in part is passed over."""
+    with explained("read", path):
+        lines = path.read_bytes().split(b"\n")[:-1]
+    for line in lines:
+        record = json.loads(line)
+        if record["losses"]:
+            yield record
+
+
+def _interval(measured: Measured, *, bold: bool) -> str:
+    mean = measured.mean
+    text = escape(f"{_number(mean.value)} [{_number(mean.low)}, {_number(mean.high)}]")
+    return f"[bold]{text}[/bold]" if bold else text
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "inf" if value > 0 else "-inf" if value < 0 else "none"
