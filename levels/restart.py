@@ -145,13 +145,32 @@ def _skip(
     if not window.steps:
         losses = torch.where(failed, start.f, window.losses)
         return window._replace(losses=losses, was_skipped=failed), end
-    zero = torch.zeros_like(start.g)
-    still = Answer(start.f, start.g, start.below, start.f, zero)
-    answers = iter([choose(failed, still, stop_gradient(step.answer)) for step in window.steps])
-
-    def replay(problem: Problem, x: Tensor, below: Any) -> Answer:
-        return evaluate(problem, torch.where(failed[..., None], start.x, x), below, next(answers))
-
-    steps = list(level.window(theta, window.start, replay, failed))
+    steps = replayed(level, theta, window.start, [step.answer for step in window.steps], evaluate, failed)
     losses = torch.stack([step.answer.loss for step in steps])
     return Window(window.start, steps, losses, failed), steps[level.unroll - 1]
+
+
+def replayed(
+    level: LevelLike,
+    theta: Tensor,
+    first: Carry,
+    answers: list[Answer],
+    evaluate: Evaluate,
+    failed: Tensor | None = None,
+) -> list[Step]:
+    """The steps of a window from ``first`` whose ``answers`` are known: updates are made again, nothing is evaluated.
+
+    Copies in ``failed`` stand still at ``first``. The states in ``answers`` may be None if ``evaluate`` reads none.
+    """
+    x, _, f, g, below = stop_gradient(first[:5])
+    known = [stop_gradient(answer) for answer in answers]
+    if failed is not None:
+        still = Answer(f, g, None if known[0].below is None else below, f, torch.zeros_like(g))
+        known = [choose(failed, still, answer) for answer in known]
+    left = iter(known)
+
+    def replay(problem: Problem, at: Tensor, below: Any) -> Answer:
+        at = at if failed is None else torch.where(failed[..., None], x, at)
+        return evaluate(problem, at, below, next(left))
+
+    return list(level.window(theta, first, replay, failed))

@@ -22,35 +22,33 @@ smoothed gradient is the gradient, whatever sigma is.
 Nothing is differentiated, so this works over black boxes, losses that jump, and anything below. It costs ``2 * pairs``
 times the evaluations of a level that backpropagates, and memory that does not grow with the unroll.
 
-**Noise belongs to a trajectory.** Each copy has ``pairs`` pairs of its own, and the members of a pair share everything
-random: the copy's problem, its minibatches, its restarts, so what differs between them is due to the noise (common
+**Noise belongs to a trajectory.** Each copy has ``pairs`` pairs of its own. The two particles of a pair share
+everything random: the copy's problem, its minibatches, its restarts. So the noise alone makes them differ (common
 random numbers). Pairs of one copy share them too. Other copies have their own problems and independent noise: a batch
-of 64 with one pair explores 64 directions. As a draw is nobody else's, copies may restart at different times: a pair's
-sum begins anew, with a fresh draw, exactly when its trajectory does. Members that part because one of them was skipped
-(`levels.nonfinite.Skip`) both restart, and weigh nothing in that window.
+of 64 with one pair explores 64 directions. So copies may restart at different times: a pair's sum begins anew, with a
+fresh draw, exactly when its trajectory does. If a level skips one particle of a pair, both restart, and the pair
+counts nothing in that window.
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from fractions import Fraction
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.base import Estimator, LevelState
-from levels.config import format_value, require
+from levels.autodiff import as_data
+from levels.base import RESET, Estimator, LevelLike, LevelState
+from levels.config import Count, Positive, format_value, require
+from levels.restart import first_ages, fresh, is_due, run
 from levels.tree import State, map_leaves
-from levels.base import DUE
 
-if TYPE_CHECKING:
-    from levels.bound_levels import Level
-    from levels.level import Level
-
-Noise = Literal["window", "episode"] | int
+Noise = Literal["window", "episode"] | Count
 """For how long a draw is kept: one window, a whole trajectory, or that many updates."""
 
 NOISE = -1  # folded into the level's key for its draws; its copies are folded from 1 up
@@ -79,86 +77,80 @@ class Antithetic(Estimator):
     particles for each copy of the problem below, at least 1. The value is the mean of the particles' meta-losses.
     """
 
-    sigma: float = 0.01
-    pairs: int = 1
-
-    def __post_init__(self) -> None:
-        sigma, pairs = self.sigma, self.pairs
-        good = isinstance(sigma, (int, float)) and not isinstance(sigma, bool) and 0 < sigma < math.inf
-        require(good, f"{self.name}: sigma must be a number above 0, got {notate(sigma)}")
-        good = isinstance(pairs, int) and not isinstance(pairs, bool) and pairs >= 1
-        require(good, f"{self.name}: pairs must be a whole number of at least 1, got {notate(pairs)}")
+    sigma: Positive = 0.01
+    pairs: Count = 1
 
     @abstractmethod
     def schedule(self) -> Schedule:
         """For how long a draw is kept and whether draws are summed."""
 
-    def evaluations(self, level: Level, judging: int = 0) -> int:
-        return 2 * self.pairs * level.reach * (1 + judging)
+    def evals(self, level: LevelLike) -> int | Fraction:
+        return 2 * self.pairs * super().evals(level)
 
-    def updates(self, level: Level) -> int:
-        return 2 * self.pairs * level.reach
-
-    def check(self, level: Level) -> None:
+    def check(self, level: LevelLike) -> None:
         noise, accumulate = self.schedule()
-        unroll, episode_length = level.level.unroll, level.level.episode_length
+        unroll, horizon = level.unroll, level.episode_length
         fix = f"set horizon={5 * unroll}, or use truncated-es"
-        endless = episode_length is None and (accumulate or noise == "episode")
+        endless = horizon is None and (accumulate or noise == "episode")
         require(not endless, f"{self} sums noise over a trajectory, and this one never restarts; {fix}")
         if isinstance(noise, int):
-            fits = noise % unroll == 0 and (episode_length is None or noise <= episode_length)
-            most = "" if episode_length is None else f" and at most the horizon {life}"
+            good = noise % unroll == 0 and (horizon is None or noise <= horizon)
+            most = "" if horizon is None else f" and at most the horizon {horizon}"
             fix = "use noise=window or noise=episode"
-            require(fits, f"{self} needs noise to be a multiple of the unroll {unroll}{most}, got {noise}; {fix}")
+            require(good, f"{self} needs noise to be a multiple of the unroll {unroll}{most}, got {noise}; {fix}")
 
-    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
+    def init(self, level: LevelLike, theta: Tensor, key: Tensor) -> LevelState:
         self.check(level)
         particles = 2 * self.pairs
-        own = keys.split(keys.fold_in(key, NOISE), level.batch * self.pairs)
-        noise = keys.normal(own, params.shape[-1:], params.dtype)
-        shared = keys.split(key, level.batch).repeat_interleave(particles, -1)
-        carry = _joined(level.begin(self._perturbed(params, noise), shared[..., None]), params)
-        ages = level.first_ages().repeat_interleave(particles)
+        own = keys.split(keys.fold_in(key, NOISE), level.copies * self.pairs)
+        noise = keys.normal(own, theta.shape[-1:], theta.dtype)
+        shared = keys.split(key, level.copies).repeat_interleave(particles, -1)
+        carry = _joined(fresh(level, self._perturbed(theta, noise), shared[..., None]), theta)
+        ages = first_ages(level, key.device).repeat_interleave(particles)
         return LevelState(carry._replace(age=carry.age + ages), Draws(noise, noise, own))
 
-    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    @torch.no_grad()
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         draws: Draws = state.memory
-        before = _apart(state.carry, params)
-        after, window = level.window(self._perturbed(params, draws.noise), before, record=False)
-        values, _ = level.meta_loss(window.losses)  # [*batch, copies * pairs * 2]
-        carry = _joined(after, params)
-        lost = _by_pair(carry.skipped > state.carry.skipped).any(-1)  # [*batch, copies * pairs]
+        evaluate = partial(as_data, grad=level.optimizer.traits.reads_grad)
+        particles = self._perturbed(theta, draws.noise)
+        after, window = run(level, particles, _apart(state.carry, theta), evaluate, keep=False)
+        values = level.objective.value(window.losses).squeeze(-1)  # [*batch, copies * pairs * 2]
+        carry = _joined(after, theta)
+        first_key, second_key = _by_pair(carry.key).unbind(-1)  # differ where one particle's start failed
+        lost = _by_pair(carry.skipped > state.carry.skipped).any(-1) | (first_key != second_key)
         plus, minus = _by_pair(values).unbind(-1)
         slope = torch.where(lost, 0.0, (plus - minus) / (2 * self.sigma))
         grad = (slope[..., None] * draws.seen).mean(-2)
-        age = torch.where(lost.repeat_interleave(2, -1), DUE, carry.age)
+        age = torch.where(lost.repeat_interleave(2, -1), RESET, carry.age)
         draws = self._advance(level, draws, _by_pair(age)[..., 0])
-        return values.mean(-1), grad, LevelState(carry._replace(age=age), draws)
+        carry = carry._replace(age=age, key=first_key.repeat_interleave(2, -1))
+        return values.mean(-1), grad, LevelState(carry, draws)
 
-    def _perturbed(self, params: Tensor, noise: Tensor) -> Tensor:
+    def _perturbed(self, theta: Tensor, noise: Tensor) -> Tensor:
         """Parameters of all particles, ``[*batch, copies * pairs * 2, m]``."""
         step = self.sigma * noise
-        return params[..., None, :] + torch.stack((step, -step), -2).flatten(-3, -2)
+        return theta[..., None, :] + torch.stack((step, -step), -2).flatten(-3, -2)
 
-    def _advance(self, level: Level, draws: Draws, age: Tensor) -> Draws:
+    def _advance(self, level: LevelLike, draws: Draws, age: Tensor) -> Draws:
         """Draws for the next window of pairs whose trajectories have the age ``[*batch, copies * pairs]``."""
-        due, key = level.due(age), keys.fold_in(draws.key, 1)
-        fresh = due | (age % self._period(level) == 0)
-        rows = fresh.flatten().nonzero().squeeze(-1)
+        should_reset, key = is_due(level, age), keys.fold_in(draws.key, 1)
+        redraw = should_reset | (age % self._period(level) == 0)
+        rows = redraw.flatten().nonzero().squeeze(-1)
         drawn = keys.normal(key.flatten()[rows], draws.noise.shape[-1:], draws.noise.dtype)
         noise = draws.noise.flatten(0, -2).index_copy(0, rows, drawn).reshape(draws.noise.shape)
         if not self.schedule().accumulate:
             return Draws(noise, noise, key)
-        before = torch.where(due[..., None], 0.0, draws.seen)
-        return Draws(noise, before + torch.where(fresh[..., None], noise, 0.0), key)
+        before = torch.where(should_reset[..., None], 0.0, draws.seen)
+        return Draws(noise, before + torch.where(redraw[..., None], noise, 0.0), key)
 
-    def _period(self, level: Level) -> int:
+    def _period(self, level: LevelLike) -> int:
         """Updates for which a draw is kept."""
         noise = self.schedule().noise
         if noise == "episode":
-            assert level.level.episode_length is not None  # refused by check
-            return level.level.episode_length
-        return level.level.unroll if noise == "window" else noise
+            assert level.episode_length is not None  # refused by check
+            return level.episode_length
+        return level.unroll if noise == "window" else noise
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,14 +167,6 @@ class Evolution(Antithetic):
     noise: Noise = "episode"
     accumulate: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        noise = self.noise
-        good = noise in ("window", "episode") or (isinstance(noise, int) and not isinstance(noise, bool) and noise >= 1)
-        require(good, f"evolution: noise must be window, episode or a number of updates, got {notate(noise)}")
-        good = isinstance(self.accumulate, bool)
-        require(good, f"evolution: accumulate must be true or false, got {notate(self.accumulate)}")
-
     def schedule(self) -> Schedule:
         return Schedule(self.noise, self.accumulate)
 
@@ -195,10 +179,11 @@ class FullES(Antithetic):
     def schedule(self) -> Schedule:
         return Schedule("window", False)
 
-    def check(self, level: Level) -> None:
-        unroll, episode_length = level.level.unroll, level.level.episode_length
+    def check(self, level: LevelLike) -> None:
+        unroll, horizon = level.unroll, format_value(level.episode_length)
         fix = f"set horizon={unroll}, or use es-single, which needs no such windows"
-        require(episode_length == unroll, f"full-es needs windows as long as the horizon {notate(life)}, got {unroll}; {fix}")
+        what = f"full-es needs windows as long as the horizon {horizon}, got {unroll}; {fix}"
+        require(level.episode_length == unroll, what)
 
 
 class TruncatedES(Antithetic):
@@ -246,22 +231,22 @@ class NRES(Antithetic):
     def schedule(self) -> Schedule:
         return Schedule("episode", True)
 
-    def check(self, level: Level) -> None:
+    def check(self, level: LevelLike) -> None:
         super().check(level)
         fix = "set stagger=true, or use es-single"
-        require(level.level.stagger, f"nres spreads trajectories over the horizon, got stagger=false; {fix}")
+        require(level.stagger, f"nres spreads trajectories over the horizon, got stagger=false; {fix}")
 
 
-def _apart(carry: State, params: Tensor) -> State:
-    """A carry ``[*batch, particles, ...]`` as ``[*batch, particles, 1, ...]``: one copy for each one's parameters."""
-    return map_leaves(lambda leaf: leaf.unsqueeze(params.dim()), carry)
+def _apart(carry: State, theta: Tensor) -> State:
+    """A carry ``[*batch, particles, ...]`` as ``[*batch, particles, 1, ...]``: one copy for each particle."""
+    return map_leaves(lambda leaf: leaf.unsqueeze(theta.dim()), carry)
 
 
-def _joined(carry: State, params: Tensor) -> State:
+def _joined(carry: State, theta: Tensor) -> State:
     """The inverse of `_apart`."""
-    return map_leaves(lambda leaf: leaf.squeeze(params.dim()), carry)
+    return map_leaves(lambda leaf: leaf.squeeze(theta.dim()), carry)
 
 
 def _by_pair(particles: Tensor) -> Tensor:
-    """``[*batch, pairs * 2]`` as ``[*batch, pairs, 2]``: the member with the noise added first."""
+    """``[*batch, pairs * 2]`` as ``[*batch, pairs, 2]``: the particle with the noise added first."""
     return particles.reshape(*particles.shape[:-1], -1, 2)

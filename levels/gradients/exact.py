@@ -1,9 +1,9 @@
 """Exact gradients of one window: also through what the gradient itself owes to the parameters, at every level.
 
 First order takes the gradient that feeds the optimizer as data. Here it is a function of the parameters: the window
-evaluates the problem by `levels.autodiff.followed`, and autograd follows it. Nothing of the model's graph is kept, however
-long the window: each product with the gradient's Jacobian evaluates the problem again, at the same state. Over unroll
-T a window costs 2T - 1 evaluations below, so unrolls of 1 cost what first order does, and levels multiply.
+evaluates the problem by `levels.autodiff.followed`, and autograd follows it. Nothing of the model's graph is kept,
+however long the window: each product with the gradient's Jacobian evaluates the problem again, at the same state. Over
+unroll T a window costs 2T - 1 evaluations below, so unrolls of 1 cost what first order does, and levels multiply.
 
 Mixed towers. First order over exact takes exact gradients as data. Exact over first order, or over a level that clips,
 takes that level's answer as the derivative of its value, and differentiates the answer by reverse mode.
@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from levels import keys
 from levels.autodiff import followed, hvp, update_vjp
-from levels.base import LevelLike, Problem, is_level
+from levels.base import Estimator, Evaluate, LevelLike, Problem, is_level
 from levels.config import require
 from levels.gradients.first_order import Backpropagation
 
@@ -31,7 +30,7 @@ class Exact(Backpropagation):
 
     name = "exact"
 
-    evaluate = staticmethod(followed)
+    evaluate: ClassVar[Evaluate] = staticmethod(followed)
 
     def evals(self, level: LevelLike) -> int | Fraction:
         again: int | Fraction = level.problem.traits.evals  # for each product with a Jacobian
@@ -39,15 +38,20 @@ class Exact(Backpropagation):
 
     def check(self, level: LevelLike) -> None:
         super().check(level)
-        problem: Any = level
-        while is_level(problem):
-            _check_update(problem)
-            problem = problem.problem
-            what = f"the level below, {problem}," if is_level(problem) else f"{problem}"
-            fix = "use gradient=first-order or gradient=pes on this level"
-            good = problem.traits.differentiable
-            require(good, f"{what} has a gradient that cannot be differentiated by {self}; {fix}")
-        _check_gradient(problem)
+        require_followed(self, level)
+
+
+def require_followed(estimator: Estimator, level: LevelLike) -> None:
+    """ValueError, in the name of ``estimator``, unless every gradient below the level can be differentiated."""
+    problem: Any = level
+    while is_level(problem):
+        _check_update(problem)
+        problem = problem.problem
+        what = f"the level below, {problem}," if is_level(problem) else f"{problem}"
+        fix = "use gradient=first-order or gradient=pes on this level"
+        good = problem.traits.differentiable
+        require(good, f"{what} has a gradient that cannot be differentiated by {estimator}; {fix}")
+    _check_gradient(problem)
 
 
 def _check_update(level: LevelLike) -> None:

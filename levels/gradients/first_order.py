@@ -11,12 +11,14 @@ A window costs one task gradient a base step at any depth, and memory is this le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from levels.autodiff import as_data, followed, is_followed, update_vjp
-from levels.base import Estimator, EstimatorTraits, LevelLike, LevelState, Window
+from levels.base import Estimator, EstimatorTraits, Evaluate, LevelLike, LevelState, Window
 from levels.config import require
 from levels.restart import run, started
 from levels.tree import choose
@@ -25,23 +27,22 @@ from levels.tree import choose
 class Backpropagation(Estimator):
     """Backpropagation through one window; abstract. The carry at the window's edge is a constant."""
 
-    evaluate = staticmethod(as_data)
+    evaluate: ClassVar[Evaluate] = staticmethod(as_data)
 
     @property
     def traits(self) -> EstimatorTraits:
         return EstimatorTraits(differentiable=True)
 
     def check(self, level: LevelLike) -> None:
-        fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
-        good = level.optimizer.traits.differentiable
-        require(good, f"{level.optimizer} cannot be differentiated by {self}; {fix}")
+        require_differentiable(self, level)
 
     def init(self, level: LevelLike, theta: Tensor, key: Tensor) -> LevelState:
         return LevelState(started(level, theta, key), None)
 
     @torch.no_grad()
     def value(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
-        carry, window = run(level, theta, state.carry, keep=False)
+        evaluate = partial(as_data, grad=level.optimizer.traits.reads_grad)
+        carry, window = run(level, theta, state.carry, evaluate, keep=False)
         return level.objective.value(window.losses).mean(-1), LevelState(carry, None)
 
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
@@ -49,14 +50,9 @@ class Backpropagation(Estimator):
         with torch.enable_grad():
             theta = theta.view_as(theta) if again else theta.detach().requires_grad_()
             carry, window = run(level, theta, state.carry, self.evaluate)  # x_t are functions of theta
-        cotangents = meta_cotangents(level, window)
-        pairs = [(step.x, slope) for step, slope in zip(window.steps, cotangents) if step.x.requires_grad]
-        if pairs:
-            xs, slopes = zip(*pairs)
-            (grad,) = torch.autograd.grad(xs, theta, slopes, create_graph=again, materialize_grads=True)
-        else:
-            grad = torch.zeros_like(theta)
-        return level.objective.value(window.losses).mean(-1), grad, LevelState(carry, None)
+        losses = window.losses if again else window.losses.detach()
+        grad = window_vjp(level, theta, window, again)
+        return level.objective.value(losses).mean(-1), grad, LevelState(carry, None)
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +67,8 @@ class FirstOrder(Backpropagation):
         # An exact level above differentiates this answer. In the sum above g is data, but the sum is a function of g.
         carry, window = run(level, theta, state.carry, followed)
         reads = [window.start[:4], *((step.x, step.state, *step.answer[:2]) for step in window.steps[:-1])]
-        dtheta, dx, dstate = torch.zeros_like(theta), torch.zeros_like(carry.x), []
+        dtheta, dx = torch.zeros_like(theta), torch.zeros_like(carry.x)
+        dstate: list[Any] = []
         for read, slope in zip(reversed(reads), reversed(meta_cotangents(level, window))):
             if window.was_skipped is not None:
                 read = choose(window.was_skipped, window.start[:4], read)
@@ -86,3 +83,24 @@ def meta_cotangents(level: LevelLike, window: Window) -> list[Tensor]:
     """The derivative of the meta-loss, the mean over copies, at each x_t: ``w_t g_t [*batch, copies, n]``."""
     weights = level.objective.weights(window.losses) / window.losses.shape[-1]
     return [weight[..., None] * step.answer.slope for weight, step in zip(weights, window.steps)]
+
+
+def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = False) -> Tensor:
+    """The gradient ``[*batch, m]`` of a window's meta-loss, whose x_t are functions of theta.
+
+    ``again``: whether it is to be differentiated in its turn.
+    """
+    cotangents = meta_cotangents(level, window)
+    pairs = [(step.x, slope) for step, slope in zip(window.steps, cotangents) if step.x.requires_grad]
+    if not pairs:
+        return torch.zeros_like(theta)
+    xs, slopes = zip(*pairs)
+    (grad,) = torch.autograd.grad(xs, theta, slopes, create_graph=again, materialize_grads=True)
+    return grad
+
+
+def require_differentiable(estimator: Estimator, level: LevelLike) -> None:
+    """ValueError, in the name of ``estimator``, unless the level's updates can be differentiated."""
+    fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
+    good = level.optimizer.traits.differentiable
+    require(good, f"{level.optimizer} cannot be differentiated by {estimator}; {fix}")

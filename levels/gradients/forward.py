@@ -2,45 +2,46 @@
 
 Real-time recurrent learning (Williams and Zipser 1989), as a hypergradient (Franceschi et al. 2017, arXiv 1703.01785,
 section 3.2), with hyperparameters shared over time (Micaelli and Storkey 2021, arXiv 2007.07869). Beside ``x`` and the
-optimizer's state stand their derivatives in the m parameters, one tangent each, all pushed at once:
+optimizer's state stand their derivatives in the m parameters, one tangent each:
 
-    dx, dstate  <-  update pushed forward along (params, df, dg, dstate, dx)
-    dg          <-  J(x_t) dx,    df <- <g_t, dx>          J: Jacobian of the gradient, forward over reverse
-    dparams     <-  dparams + w_t <g_t, dx>
+    dx, dstate  <-  Jacobian of the update times (dtheta, dx, dstate, df, dg)
+    dg          <-  J(x_t) dx,    df <- <g_t, dx>,        J = Jacobian of the gradient at x_t
+    gradient    <-  gradient + w_t <g_t, dx>
 
-They are kept from window to window and begin anew where a trajectory does, with what the parameters say of its start.
-So a window's gradient is that of its meta-loss through the whole trajectory behind it, not only through the window.
-Nothing is swept backward: beside the carries of one window, memory is m + 1 times what a copy carries, however many
-steps have run. Over unroll T a window costs 2T evaluations below, T of them with m tangents.
+They are kept from window to window and begin anew where a trajectory does, with the derivatives of its start. So a
+window's gradient is that of its meta-loss through the whole trajectory behind it, not only through the window. Beside
+the carries of one window, memory is m + 1 times what a copy carries, however many steps have run. Over unroll T a
+window costs 2T evaluations below, T of them differentiated.
 
-Where the level above moves the parameters between windows, no single parameter vector made the trajectory. What comes
-out then is the derivative along a shift of all the parameters that were used, by the same amount each.
+A product with a Jacobian is the derivative of the vector-Jacobian product in its vector: ``u -> J^T u`` is linear, so
+its derivative in u, transposed, is ``v -> J v``. Autograd alone does both, over tasks, modules and levels alike. J need
+not be symmetric: first order and clipped gradients may be below. The level below answers with its gradient, and that is
+taken as the derivative of its value.
 
-What the problem below carries for itself is a constant here, as everywhere. For a task that loses nothing; over a
-level, it is that level's own trajectory. Its answer is taken at its word as the derivative of its value, and J is only
-ever multiplied from the right; so that level need not be symmetric: first order and clipped gradients may be below.
+Where the level above moves the parameters between windows, no single parameter vector made the trajectory. The gradient
+is then the derivative along a shift of all the parameters that were used, by the same amount each. The state of the
+problem below is a constant here, as everywhere. For a task nothing is lost by this; for a level, its own trajectory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.autodiff import push
-from levels.gradients.backward import weighted
-from levels.base import Estimator, LevelState
-from levels.gradients.exact import Exact
-from levels.bound_levels import Level
-from levels.level import Level
-from levels.restart import Skip
-from levels.config import format_value, require
-from levels.base import Problem
-from levels.tree import State, choose, leaves, map_leaves, with_leaves
-from levels.base import DUE, Step
+from levels.base import RESET, STATE, Carry, Estimator, LevelLike, LevelState, Problem
+from levels.config import Count, require
+from levels.faults import Skip
+from levels.gradients.exact import require_followed
+from levels.gradients.first_order import require_differentiable
+from levels.restart import run, started
+from levels.tree import State, choose, leaves, map_leaves, scatter, with_leaves
 
 
 class Sensitivities(NamedTuple):
@@ -49,7 +50,7 @@ class Sensitivities(NamedTuple):
     f: Tensor  # [*batch, copies, m]
     g: Tensor  # [*batch, copies, m, n]
     x: Tensor  # [*batch, copies, m, n]
-    state: tuple[Tensor, ...]  # [*batch, copies, m, ...] one for each tensor of the state that has derivatives
+    state: tuple[Tensor, ...]  # [*batch, copies, m, ...] one for each floating tensor of the state
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,129 +63,147 @@ class Forward(Estimator):
 
     name = "forward"
 
-    limit: int = 64
+    limit: Count = 64
 
-    def __post_init__(self) -> None:
-        good = isinstance(self.limit, int) and not isinstance(self.limit, bool) and self.limit >= 1
-        require(good, f"forward: limit must be a whole number of at least 1, got {notate(self.limit)}")
+    def evals(self, level: LevelLike) -> int | Fraction:
+        again: int | Fraction = level.problem.traits.evals  # for the product with the gradient's Jacobian
+        return super().evals(level) + (level.lookahead or level.unroll) * again
 
-    def evaluations(self, level: Level, judging: int = 0) -> int:
-        return level.reach * (2 + judging)
-
-    def check(self, level: Level) -> None:
+    def check(self, level: LevelLike) -> None:
         size, optimizer = level.layout.size, level.optimizer
-        fix = "use gradient=first-order or gradient=pes"
         more = f"{self} pushes one tangent for each parameter, at most {self.limit}"
-        require(size <= self.limit, f"{more}, and {optimizer} has {size}; {fix}")
-        fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
-        require(optimizer.differentiable, f"{optimizer} cannot be differentiated by {self}; {fix}")
-        problem: Problem = level
-        while isinstance(problem, Level):
-            problem = problem.problem
-            what = f"the level below, {problem.level}," if isinstance(problem, Level) else f"{problem}"
-            fix = "use gradient=first-order or gradient=pes on this level"
-            require(problem.differentiable, f"{what} has a gradient that cannot be differentiated by {self}; {fix}")
-        Exact().check(level)  # differentiates every update and the task's gradient once
+        require(size <= self.limit, f"{more}, and {optimizer} has {size}; use gradient=first-order or gradient=pes")
+        require_differentiable(self, level)
+        require_followed(self, level)
         _check_tangents(level)
 
-    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
-        carry = level.start(params, key)
-        step = Step(carry.f, carry.g, carry.state, carry.x)
-        return LevelState(
-            carry, _at_start(level, params, carry.key, step, torch.ones_like(carry.key, dtype=torch.bool))
-        )
+    def init(self, level: LevelLike, theta: Tensor, key: Tensor) -> LevelState:
+        carry = started(level, theta, key)
+        return LevelState(carry, _at_start(level, theta, carry))
 
-    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        carry, window = level.window(params, state.carry, asked=True)
-        value, weights = level.meta_loss(window.losses)
+    @torch.no_grad()
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        carry, window = run(level, theta, state.carry)
         slopes: Sensitivities = state.memory
-        if window.begun.any():
-            fresh = _at_start(level, params, carry.key, window.steps[0], window.begun)
-            slopes = choose(window.begun, fresh, slopes)
-        dparams, carried = torch.zeros_like(params), slopes
-        answers = [*(step.g for step in window.steps[1:]), carry.g]  # the last one counts only where the window ends
-        for t, (step, asked, g) in enumerate(zip(window.steps, window.asked, answers)):
-            slopes = _advance(level, params, step, asked, g, slopes)
-            if window.stood is not None:  # there the problem may answer anything
-                slopes = choose(window.stood, map_leaves(torch.zeros_like, slopes), slopes)
-            counted = weighted(weights[t], window.grads[t])
-            if counted is not None:
-                dparams = dparams + (counted[..., None, :] * slopes.x).sum((-3, -1))
-            if t + 1 == level.level.unroll:
+        if window.is_first.any():
+            slopes = _restarted(level, theta, window.start, slopes)
+        weights = level.objective.weights(window.losses) / window.losses.shape[-1]
+        grad, carried, read, below = torch.zeros_like(theta), slopes, window.start[:4], window.start.below
+        for t, (step, weight) in enumerate(zip(window.steps, weights), 1):
+            slopes = _advance(level, theta, read, step.x, below, step.answer.g, slopes)
+            if window.was_skipped is not None:  # the problem may answer anything there
+                slopes = choose(window.was_skipped, map_leaves(torch.zeros_like, slopes), slopes)
+            grad = grad + ((weight[..., None] * step.answer.slope)[..., None, :] * slopes.x).sum((-3, -1))
+            if t == level.unroll:
                 carried = slopes
-        age = torch.where(_finite(carried, params.dim()), carry.age, DUE)
-        return value, dparams, LevelState(carry._replace(age=age), carried)
+            read, below = (step.x, step.state, *step.answer[:2]), step.answer.below
+            if window.was_skipped is not None:
+                read = choose(window.was_skipped, window.start[:4], read)
+        sound = torch.stack([torch.isfinite(leaf).flatten(theta.dim()).all(-1) for leaf in leaves(carried)]).all(0)
+        carry = carry._replace(age=torch.where(sound, carry.age, RESET))
+        return level.objective.value(window.losses).mean(-1), grad, LevelState(carry, carried)
 
 
-def _advance(level: Level, params: Tensor, step: Step, asked: State, g: Tensor, slopes: Sensitivities) -> Sensitivities:
-    """Sensitivities behind one update and the answer ``g`` that followed, all m pushed at once.
+def _advance(
+    level: LevelLike, theta: Tensor, read: Any, new_x: Tensor, below: State, new_g: Tensor, slopes: Sensitivities
+) -> Sensitivities:
+    """Sensitivities behind one update, which ``read`` ``(x, state, f, g)``, and the answer ``new_g`` at ``new_x``.
 
-    ``step`` is what the update read, ``asked`` the state with which the problem was asked then.
+    ``below``: the state with which the problem was asked.
     """
+    x, state, f, g = read
 
-    def along(v: Tensor, f: Tensor, g: Tensor, x: Tensor, *floats: Tensor) -> tuple[Tensor, ...]:
-        read = (params, step.f, step.g, step.x, *_floats(step.state))
-        pushed: tuple[Tensor, ...] = push(follow, read, (v.expand_as(params), f, g, x, *floats))[1]
-        return pushed
+    def update(theta: Tensor, f: Tensor, g: Tensor, x: Tensor, *floats: Tensor) -> tuple[Tensor, ...]:
+        x, new = level.optimizer.update(theta, x, _with_floats(state, floats), f, g)
+        return x, *_floats(new)
 
-    def follow(read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        params, f, g, x, *floats = read
-        x, state = level.optimizer.update(params, f, g, _with_floats(step.state, floats), x)
-        return x, level.problem.value_and_grad(x, asked)[1], *_floats(state)
-
-    given = slopes.f, slopes.g, slopes.x, *slopes.state
-    place = params.dim()  # of the tangents' dimension
-    fan = torch.vmap(along, in_dims=(0, *[place] * len(given)))
-    dx, dg, *dstate = (leaf.movedim(0, place) for leaf in fan(_directions(params), *given))
-    return Sensitivities((g[..., None, :] * dx).sum(-1), dg, dx, tuple(dstate))
+    given = [_tangents_first(leaf, theta) for leaf in (*slopes[:3], *slopes.state)]
+    dx, *dstate = jvp(update, (theta, f, g, x, *_floats(state)), [_directions(theta), *given])
+    return _sensitivities(level.problem, theta, new_x, below, new_g, dx, dstate)
 
 
-def _at_start(level: Level, params: Tensor, key: Tensor, start: Step, begun: Tensor) -> Sensitivities:
-    """Sensitivities of trajectories of keys ``[*batch, copies]`` that begin with ``start``; any where not ``begun``."""
-    optimizer, place = level.optimizer, params.dim()
-
-    def first(params: Tensor) -> tuple[Tensor, ...]:
-        x = optimizer.start(params, level.problem.init, keys.split(key, 2)[..., 0])
-        return x, *_floats(optimizer.init_state(params, x))
-
-    fan = torch.vmap(lambda v: push(first, params, v.expand_as(params))[1])
-    dx, *dstate = (leaf.movedim(0, place) for leaf in fan(_directions(params)))
-    dg = _bent_at_start(level, key, start.x, dx, begun) if dx.any() else torch.zeros_like(dx)
-    return Sensitivities((start.g[..., None, :] * dx).sum(-1), dg, dx, tuple(dstate))
+def _restarted(level: LevelLike, theta: Tensor, carry: Carry, slopes: Sensitivities) -> Any:
+    """Sensitivities with those of the start for copies of age 0."""
+    is_first, dims = carry.age == 0, theta.dim()
+    rows = is_first.flatten().nonzero().squeeze(-1)
+    owners = theta[..., None, :].expand(*is_first.shape, -1).flatten(0, -2)[rows]  # [k, m]
+    part = map_leaves(lambda leaf: leaf.flatten(0, dims - 1)[rows][:, None], carry)
+    return scatter(rows, _at_start(level, owners, part), slopes, dims)
 
 
-def _bent_at_start(level: Level, key: Tensor, x: Tensor, dx: Tensor, begun: Tensor) -> Tensor:
-    """Sensitivities of the gradient where trajectories begin, ``[*batch, copies, m, n]``; 0 where not ``begun``."""
-    rows = begun.flatten().nonzero().squeeze(-1)
-    at, flat = x.flatten(0, -2)[rows], dx.flatten(0, -3)  # [k, n], [*, m, n]
-    asked = level.asked_first(at, key.flatten()[rows])
-    gradient = lambda x: level.problem.value_and_grad(x, asked)[1]  # noqa: E731
-    bent = torch.vmap(lambda v: push(gradient, at, v)[1], in_dims=1)(flat[rows]).movedim(0, 1)
-    return torch.zeros_like(flat).index_copy(0, rows, bent).reshape(dx.shape)
+def _at_start(level: LevelLike, theta: Tensor, carry: Carry) -> Sensitivities:
+    """Sensitivities of trajectories that begin with ``carry``; zeros unless the optimizer learns the start."""
+    optimizer, problem, directions = level.optimizer, level.problem, _directions(theta)
+    for_x, for_problem = keys.split(carry.key, 2).unbind(-1)
+
+    def first(theta: Tensor) -> tuple[Tensor, ...]:
+        x = optimizer.init_x(theta, for_x)
+        return x, *_floats(optimizer.init_state(theta, x, keys.fold_in(carry.key, STATE)))
+
+    dx, *dstate = jvp(first, [theta], [directions])
+    if not optimizer.traits.learns_init:
+        dg = _tangents_last(dx, theta)
+        return Sensitivities(dg[..., 0], dg, dg, tuple(_tangents_last(leaf, theta) for leaf in dstate))
+    below = problem.init_state(carry.x, for_problem)
+    return _sensitivities(problem, theta, carry.x, below, carry.g, dx, dstate)
 
 
-def _check_tangents(level: Level) -> None:
-    """ValueError unless all tangents can be pushed at once, tried on one update of one copy."""
-    tried = replace(level.level, unroll=1, lookahead=None, horizon=None, batch=1, nonfinite=Skip()).over(level.problem)
-    key = keys.seed(0, device=level.layout.device)
-    params = tried.init(key)
-    state = tried.init_state(params, key)
+def _sensitivities(
+    problem: Problem, theta: Tensor, x: Tensor, below: State, g: Tensor, dx: Tensor, dstate: list[Tensor]
+) -> Sensitivities:
+    """Sensitivities at ``x``, where the problem, asked with ``below``, answers ``g``; tangents come first in ``dx``."""
+    (dg,) = jvp(lambda x: problem.value_and_grad(x, below)[1:2], [x], [dx])
+    df = (g * dx).sum(-1)
+    f, g, x, *rest = (_tangents_last(leaf, theta) for leaf in (df, dg, dx, *dstate))
+    return Sensitivities(f, g, x, tuple(rest))
+
+
+def jvp(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> list[Tensor]:
+    """Products of the Jacobian of ``function(*inputs)`` with ``tangents``, k of each: ``[k, *output]``, one an output.
+
+    Twice reverse mode: J^T u is linear in u, and its vector-Jacobian product at v, in u, is J v.
+    """
+    with torch.enable_grad():
+        inputs = [one.detach().requires_grad_() for one in inputs]
+        outputs = [out if out.requires_grad else out + 0 * inputs[0].sum() for out in function(*inputs)]
+        dummies = [torch.zeros_like(out).requires_grad_() for out in outputs]
+        back = torch.autograd.grad(outputs, inputs, dummies, create_graph=True, materialize_grads=True)
+    used = [(slope, all_v) for slope, all_v in zip(back, tangents) if slope.requires_grad]
+    slopes, vectors = [slope for slope, _ in used], [all_v for _, all_v in used]
+    each = [torch.autograd.grad(slopes, dummies, v, retain_graph=True, materialize_grads=True) for v in zip(*vectors)]
+    return [torch.stack(one) for one in zip(*each)]
+
+
+def _check_tangents(level: Any) -> None:
+    """ValueError unless tangents can be pushed, tried on one update of one copy."""
+    settings: dict[str, Any] = {"unroll": 1, "lookahead": None, "horizon": None, "batch": 1, "nonfinite": Skip()}
+    tried, key = dataclasses.replace(level, **settings), keys.seed(0, device=level.layout.device)
+    theta = tried.init(key)
     try:
-        tried.value_and_grad(params, state)
-    except Exception as error:  # whatever a stranger's code raises
+        tried.value_and_grad(theta, tried.init_state(theta, key))
+    except Exception as error:  # whatever a user's code raises
         fix = "use gradient=first-order or gradient=pes"
         first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{level.level.gradient} cannot push tangents through {level} ({first}); {fix}") from error
+        raise ValueError(f"{level.gradient} cannot push tangents through {level} ({first}); {fix}") from error
 
 
-def _directions(params: Tensor) -> Tensor:
-    """One direction for each parameter: ``[m, m]``."""
-    return torch.eye(params.shape[-1], dtype=params.dtype, device=params.device)
+def _directions(theta: Tensor) -> Tensor:
+    """One direction for each parameter: ``[m, *batch, m]``."""
+    m = theta.shape[-1]
+    eye = torch.eye(m, dtype=theta.dtype, device=theta.device)
+    return eye.reshape(m, *[1] * (theta.dim() - 1), m).expand(m, *theta.shape)
 
 
-def _finite(slopes: Sensitivities, batch_dims: int) -> Tensor:
-    """Whether all sensitivities of a copy are finite: ``[*batch, copies]``."""
-    return torch.stack([torch.isfinite(leaf).flatten(batch_dims).all(-1) for leaf in leaves(slopes)]).all(0)
+def _tangents_first(leaf: Tensor, theta: Tensor) -> Tensor:
+    """``[*batch, copies, m, ...]`` as ``[m, *batch, copies, ...]``."""
+    return leaf.movedim(theta.dim(), 0)
+
+
+def _tangents_last(leaf: Tensor, theta: Tensor) -> Tensor:
+    """The inverse of `_tangents_first`."""
+    return leaf.movedim(0, theta.dim())
 
 
 def _floats(state: State) -> list[Tensor]:
@@ -192,7 +211,7 @@ def _floats(state: State) -> list[Tensor]:
     return [leaf for leaf in leaves(state) if leaf.is_floating_point()]
 
 
-def _with_floats(state: State, floats: list[Tensor]) -> State:
+def _with_floats(state: State, floats: Sequence[Tensor]) -> State:
     """``state`` with other tensors where they have derivatives."""
     left = iter(floats)
     return with_leaves(state, [next(left) if leaf.is_floating_point() else leaf for leaf in leaves(state)])

@@ -3,28 +3,25 @@ arXiv 1810.10180).
 
     w = v_second / (v_first + v_second)              dtheta = w g_first + (1 - w) g_second
 
-Where windows are smooth, backpropagation is precise and takes over; where they are chaotic its gradients explode, and
-evolution does. The paper reads variances off the minibatch of one step; here they are running variances over
-windows, for an estimator hands over one gradient. A window is weighted by what was known before it, so that weights
-do not depend on the noise that they weigh; of noise that is kept over windows (PES, ES-Single) they still do a little.
-Inverse variance knows nothing of bias: a truncated estimator brings its share of it along.
+Where windows are smooth, backpropagation is precise and has the larger weight; where they are chaotic its gradients
+explode, and evolution has it. The paper reads variances off the minibatch of one step; here they are running variances
+over windows, for an estimator returns one gradient. The weights of a window come from the windows before it, so they do
+not depend on the noise that they weigh; with noise that is kept over windows (PES, ES-Single) they still do a little.
+Inverse variance does not see bias: a truncated estimator brings its share of it along.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.base import Estimator, LevelState
-from levels.config import format_value, require
-
-if TYPE_CHECKING:
-    from levels.bound_levels import Level
-    from levels.level import Level
+from levels.base import Estimator, EstimatorTraits, LevelLike, LevelState
+from levels.config import Probability
 
 
 class Track(NamedTuple):
@@ -48,51 +45,47 @@ class Mix(Estimator):
     """``first`` and ``second``: estimators, as ``mix(first-order, es-single)``. ``decay``: of the running variances
     for each window, between 0 and 1; until 1 / (1 - decay) windows have run they are plain averages.
 
-    Both keep copies of their own with independent problems, so the cost is the sum of the two; what a tower reports of
-    this level and those below are the first one's copies. The value is the mean of both. An entry that is not finite
-    in one gradient has weight 0 there; where both are not finite, the level's policy is asked. Weights are halves
-    until both have three windows behind them.
+    Both keep copies of their own with independent problems, so the cost is the sum of the two; a tower reports the
+    first one's copies, of this level and those below. The value is the mean of both. An entry that is not finite in one
+    gradient has weight 0 there; where it is finite in neither, the level's policy decides. Weights are halves until
+    both have three windows behind them.
     """
 
     name = "mix"
 
     first: Estimator
     second: Estimator
-    decay: float = 0.95
+    decay: Probability = 0.95
 
-    def __post_init__(self) -> None:
-        for field in ("first", "second"):
-            value = getattr(self, field)
-            require(isinstance(value, Estimator), f"mix: {field} must be an Estimator, got {notate(value)}")
-        good = isinstance(self.decay, (int, float)) and not isinstance(self.decay, bool) and 0 < self.decay < 1
-        require(good, f"mix: decay must be a number between 0 and 1, got {notate(self.decay)}")
+    @property
+    def traits(self) -> EstimatorTraits:
+        chooses = self.first.traits.chooses_lookahead or self.second.traits.chooses_lookahead
+        return EstimatorTraits(chooses_lookahead=chooses)
 
-    def evaluations(self, level: Level, judging: int = 0) -> int:
-        return self.first.evaluations(level, judging) + self.second.evaluations(level, judging)
-
-    def updates(self, level: Level) -> int:
-        return self.first.updates(level) + self.second.updates(level)
+    def evals(self, level: LevelLike) -> int | Fraction:
+        return self.first.evals(level) + self.second.evals(level)
 
     def metrics(self, state: LevelState) -> dict[str, Tensor]:
         memory: Both = state.memory
         return self.first.metrics(LevelState(state.carry, memory.first)) | self.second.metrics(memory.second)
 
-    def check(self, level: Level) -> None:
+    def check(self, level: LevelLike) -> None:
         self.first.check(level)
         self.second.check(level)
 
-    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
+    def init(self, level: LevelLike, theta: Tensor, key: Tensor) -> LevelState:
         for_first, for_second = keys.split(key, 2).unbind(-1)
-        first = self.first.init_state(level, params, for_first)
-        second = self.second.init_state(level, params, for_second)
-        zeros = torch.zeros_like(params, dtype=torch.float64)
+        first = self.first.init(level, theta, for_first)
+        second = self.second.init(level, theta, for_second)
+        zeros = torch.zeros_like(theta, dtype=torch.float64)
         track = Track(zeros, zeros, zeros)
         return LevelState(first.carry, Both(first.memory, second, (track, track)))
 
-    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    @torch.no_grad()
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         memory: Both = state.memory
-        value, grad, first = self.first.value_and_grad(level, params, LevelState(state.carry, memory.first))
-        other_value, other_grad, second = self.second.value_and_grad(level, params, memory.second)
+        value, grad, first = self.first.value_and_grad(level, theta, LevelState(state.carry, memory.first))
+        other_value, other_grad, second = self.second.value_and_grad(level, theta, memory.second)
         weight = _weight(*memory.tracks, grad, other_grad)
         mixed = _times(weight, grad) + _times(1 - weight, other_grad)
         tracks = self._follow(memory.tracks[0], grad), self._follow(memory.tracks[1], other_grad)
