@@ -7,150 +7,108 @@ A tensor goes to the first pattern that its name matches (shell wildcards). The 
 its optimizers, one after the other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from levels.layout import Layout
-from levels.base import Optimizer
+from levels.base import Optimizer, OptimizerTraits, Problem, Split
 from levels.config import require
-from levels.tree import leaves
+from levels.layout import Layout
+from levels.optimizers.wrap import Wrapper
+from levels.tree import State
 
 
-class Share(NamedTuple):
-    """One optimizer's share of the coordinates."""
+@dataclass(frozen=True)
+class Restricted(Problem):
+    """Some tensors of a problem, by ``names``: their layout and start. A loss takes all tensors, so there is none."""
 
-    rule: Optimizer  # laid over its tensors
-    rows: Tensor  # int64 [k], its coordinates among the n
-    params: slice  # its parameters among the level's
+    problem: Problem
+    names: tuple[str, ...]
+
+    @property
+    def layout(self) -> Layout:
+        return selected(self.problem.layout, self.names)
+
+    def init(self, key: Tensor) -> Tensor:
+        return self.problem.init(key)[..., rows_of(self.problem.layout, self.names)]
+
+    def init_state(self, params: Tensor, key: Tensor) -> NoReturn:
+        raise ValueError(f"{', '.join(self.names)} alone have no loss; give the optimizer a level of its own")
+
+    def value_and_grad(self, params: Tensor, state: State) -> NoReturn:
+        self.init_state(params, params)
+
+    def on(self, split: Split) -> Restricted:
+        return Restricted(self.problem.on(split), self.names)
 
 
 @dataclass(frozen=True, repr=False)
-class Partition(Optimizer):
-    """``patterns`` and ``optimizers``: as many of the one as of the other; together they must match every tensor."""
+class Partition(Wrapper):
+    """``patterns`` and ``optimizers``: as many of the one as of the other; together they must match every tensor.
+
+    Each optimizer may have a learned start, for its tensors. Raises ValueError, when bound, for one that asks the
+    problem.
+    """
 
     name = "by-name"
+    several_starts = True
 
     patterns: tuple[str, ...]
     optimizers: tuple[Optimizer, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patterns", tuple(self.patterns))
-        object.__setattr__(self, "optimizers", tuple(self.optimizers))
+        super().__post_init__()
         counts = f"{len(self.patterns)} patterns but {len(self.optimizers)} optimizers"
         require(len(self.patterns) == len(self.optimizers) > 0, f"by-name: {counts}; give one optimizer a pattern")
 
     @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """If all of them are."""
-        return all(rule.differentiable for rule in self.optimizers)
+    def traits(self) -> OptimizerTraits:
+        """Which optimizer updates a coordinate depends on its place, so no part of the problem may be updated alone."""
+        return super().traits._replace(locality="global")
 
-    @property
-    def reads_loss(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(rule.reads_loss for rule in self.optimizers)
+    def site_of(self, number: int, site: Problem | Layout) -> Problem | Layout:
+        names = self._names(site.layout if isinstance(site, Problem) else site)[number]
+        return Restricted(site, names) if isinstance(site, Problem) else selected(site, names)
 
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        """If any of them does."""
-        return any(rule.compiles for rule in self.optimizers)
+    def part(self, number: int, x: Tensor) -> Tensor:
+        return x[..., self.rows[number]]
 
-    def over(self, below: Layout) -> Self:
-        laid = super().over(below)
-        _ = laid.shares  # a rule that needs a level of its own says so now
-        return laid
+    def init_x(self, theta: Tensor, key: Tensor) -> Tensor:
+        if not self.traits.learns_init:
+            return super().init_x(theta, key)
+        return self._together([one.init_x(own, key) for one, own in zip(self.optimizers, self.split_theta(theta)[1:])])
 
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for place, (rule, names) in enumerate(zip(self.optimizers, self._names(below))):
-            part = Layout(tuple(entry for entry in below.entries if entry[0] in names), below.dtype, below.device)
-            shapes |= {f"{place}.{name}": shape for name, shape in rule.shapes(part).items()}
-        return shapes
+    def combine(
+        self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: None, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, None]:
+        return self._together(moves), None
 
-    def init(self, key: Tensor) -> Tensor:
-        return torch.cat([share.rule.init(key) for share in self.shares], dim=-1)
-
-    def init_state(self, params: Tensor, x: Tensor) -> tuple[Any, ...]:
-        return tuple(s.rule.init_state(params[..., s.params], x[..., s.rows]) for s in self.shares)
-
-    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        charges = [s.rule.penalty(params[..., s.params]) for s in self.shares]
-        if all(penalty is None for penalty in charges):
-            return None
-        nothing = params.new_zeros(params.shape[:-1])
-        values = [nothing if penalty is None else penalty[0] for penalty in charges]
-        own = (params[..., s.params] for s in self.shares)
-        slopes = [torch.zeros_like(part) if penalty is None else penalty[1] for part, penalty in zip(own, charges)]
-        return torch.stack(values).sum(0), torch.cat(slopes, dim=-1)
-
-    def metrics(self, state: tuple[Any, ...]) -> dict[str, Tensor]:
-        said = [s.rule.metrics(own) for s, own in zip(self.shares, state)]
-        return {f"{place}.{name}": value for place, metrics in enumerate(said) for name, value in metrics.items()}
-
-    def update(
-        self, params: Tensor, f: Tensor, g: Tensor, state: tuple[Any, ...], x: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...]]:
-        parts, states = [], []
-        for s, own in zip(self.shares, state):
-            part, new = s.rule.update(params[..., s.params], f, g[..., s.rows], own, x[..., s.rows])
-            parts.append(part)
-            states.append(new)
-        return self._together(parts), tuple(states)
-
-    def pullback(
-        self,
-        params: Tensor,
-        f: Tensor,
-        g: Tensor,
-        state: tuple[Any, ...],
-        x: Tensor,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        dparams, dold, dxs, place = [], [], [], 0
-        for s, own in zip(self.shares, state):
-            count = len(leaves(own))
-            theirs = dstate[place : place + count] if dstate else None
-            rows = s.rows
-            dp, ds, dx_old = s.rule.pullback(
-                params[..., s.params], f, g[..., rows], own, x[..., rows], dx[..., rows], theirs
-            )
-            dparams.append(dp)
-            dold += ds
-            dxs.append(dx_old)
-            place += count
-        return torch.cat(dparams, dim=-1), dold, self._together(dxs)
+    def result(self, state: tuple[Any, ...], x: Tensor) -> Tensor:
+        return self._together([one.result(inner, self.part(number, x))
+                               for number, (one, inner) in enumerate(zip(self.optimizers, state[1:]))])  # fmt: skip
 
     @cached_property
-    def shares(self) -> list[Share]:
-        """What each optimizer has, in order; those with no tensor have none."""
-        below, spans, shares, start = self.below, {}, [], 0
-        for (name, _), size in zip(below.entries, below.sizes):
-            spans[name] = torch.arange(start, start + size, device=below.device)
-            start += size
-        start = 0
-        for rule, names in zip(self.optimizers, self._names(below)):
-            part = Layout(tuple(entry for entry in below.entries if entry[0] in names), below.dtype, below.device)
-            laid = rule.over(part)
-            own = slice(start, start + laid.layout.size)
-            shares.append(Share(laid, torch.cat([spans[name] for name in names]), own))
-            start = own.stop
-        return shares
+    def rows(self) -> list[Tensor]:
+        """The coordinates of each optimizer among the n."""
+        return [rows_of(self.param_layout, names) for names in self._names(self.param_layout)]
 
     @cached_property
-    def _back(self) -> Tensor:
-        """Where each coordinate lies among the shares' joined ones."""
-        return torch.cat([share.rows for share in self.shares]).argsort()
+    def _places(self) -> Tensor:
+        """Where each coordinate lies among the joined ones of all optimizers."""
+        return torch.cat(self.rows).argsort()
 
     def _together(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts), dim=-1)[..., self._back]
+        return torch.cat(list(parts), dim=-1)[..., self._places]
 
-    def _names(self, below: Layout) -> list[list[str]]:
+    def _names(self, below: Layout) -> list[tuple[str, ...]]:
+        """The tensors of each optimizer."""
         found: list[list[str]] = [[] for _ in self.patterns]
         for name, _ in below.entries:
             matches = [place for place, pattern in enumerate(self.patterns) if fnmatchcase(name, pattern)]
@@ -159,4 +117,26 @@ class Partition(Optimizer):
         for pattern, names in zip(self.patterns, found):
             known = ", ".join(name for name, _ in below.entries)
             require(bool(names), f"by-name: no tensor is left for the pattern {pattern!r}; there are {known}")
-        return found
+        return [tuple(names) for names in found]
+
+
+def selected(layout: Layout, names: Sequence[str]) -> Layout:
+    """The layout of some tensors."""
+    return Layout(tuple(entry for entry in layout.entries if entry[0] in names), layout.dtype, layout.device)
+
+
+def rows_of(layout: Layout, names: Sequence[str]) -> Tensor:
+    """The coordinates of some tensors, in the order of the layout: int64 ``[k]``."""
+    spans = torch.split_with_sizes(torch.arange(layout.size, device=layout.device), layout.sizes)
+    return torch.cat([span for (name, _), span in zip(layout.entries, spans) if name in names])
+
+
+def asked(optimizer: Optimizer, purpose: str = "asks the problem that it works on") -> Problem:
+    """The problem that a bound optimizer may ask.
+
+    Raises ValueError if it is bound to a layout alone (`recursion.export`), or to some tensors of a problem.
+    """
+    site, fix = optimizer.site, "give it a level of its own"
+    alone = "some tensors of it have no loss" if isinstance(site, Restricted) else "it was bound to a layout alone"
+    require(isinstance(site, Problem) and not isinstance(site, Restricted), f"{optimizer} {purpose}; {alone}, {fix}")
+    return site  # type: ignore[return-value]

@@ -13,8 +13,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from levels.gradients.bootstrapped import Bootstrapped
 from levels.base import Estimator
+from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.evolution import Antithetic, ESSingle
 from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
@@ -53,11 +53,13 @@ def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Es
     if isinstance(gradient, Bootstrapped):
         return followed_by(gradient.through, dataclasses.replace(level, lookahead=None), growth, as_data)
     if isinstance(gradient, Online):
-        return followed_by(gradient.through, dataclasses.replace(level, lookahead=gradient.candidates[-1]), growth, as_data)
+        return followed_by(
+            gradient.through, dataclasses.replace(level, lookahead=gradient.candidates[-1]), growth, as_data
+        )
     if isinstance(gradient, FirstOrder):
-        return Followed(as_data, level.reach)
+        return Followed(as_data, _span(level))
     if isinstance(gradient, Exact):
-        return Followed(growth, level.reach)
+        return Followed(growth, _span(level))
     if isinstance(gradient, Forward):
         return Followed(growth, level.episode_length or ENDLESS)
     if isinstance(gradient, Mix):
@@ -65,6 +67,11 @@ def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Es
         known = [each for each in both if each is not None]
         return min(known, key=lambda each: each.exponent) if len(known) == 2 else None
     return None
+
+
+def _span(level: Level) -> int:
+    """Updates that a window runs."""
+    return level.lookahead or level.unroll
 
 
 def verdict(growth: Estimate, updates: int) -> str:
@@ -99,7 +106,7 @@ def advised(level: Level, growth: Estimate, as_data: Estimate | None, followed: 
     longest, over = longest_bearable(followed.rate), f"over {followed.updates:,} updates"
     most = "longer is fine" if longest is None else f"at most {longest:,} updates"
     text = f"gradient={gradient} is fine as set: what it follows changes by a factor of {short(followed.factor)} {over}"
-    whole = Followed(growth, level.reach)
+    whole = Followed(growth, _span(level))
     if followed.rate is as_data and _too_much(whole):
         left_out = f"It leaves out what grows: gradient=exact would follow a factor of {short(whole.factor)}"
         return f"{text}; {most}. {left_out}"
@@ -123,15 +130,17 @@ def short(value: float) -> str:
 def _fixes(level: Level, as_data: Estimate, followed: Followed) -> list[str]:
     """Levels in notation that get along with what grows."""
     episode_length, longest = level.episode_length, longest_bearable(followed.rate)
-    evolved = dataclasses.replace(level, gradient=ESSingle(), horizon=level.horizon if episode_length else 5 * level.unroll)
+    evolved = dataclasses.replace(
+        level, gradient=ESSingle(), horizon=level.horizon if episode_length else 5 * level.unroll
+    )
     fixes = [evolved]
-    if not isinstance(level.gradient, FirstOrder) and not _too_much(Followed(as_data, level.reach)):
+    if not isinstance(level.gradient, FirstOrder) and not _too_much(Followed(as_data, _span(level))):
         fixes.append(dataclasses.replace(level, gradient=FirstOrder()))
     if longest:
         unroll = min(level.unroll, longest)
         most = longest if isinstance(level.gradient, Forward) else episode_length
         horizon = None if most is None else max(1, most // unroll) * unroll
-        looks = level.lookahead if isinstance(level.gradient, Bootstrapped) else max(unroll, min(level.reach, longest))
+        looks = level.lookahead if isinstance(level.gradient, Bootstrapped) else max(unroll, min(_span(level), longest))
         lookahead = None if level.lookahead is None else looks
         fixes.append(dataclasses.replace(level, unroll=unroll, horizon=horizon, lookahead=lookahead))
     return list(map(str, fixes))

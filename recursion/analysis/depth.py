@@ -1,94 +1,22 @@
-"""Learned depth: levels with a gate on what each takes from above, written out as ordinary levels, and read off.
+"""Learned depth: the gates of a tower read off, and how deep they leave it.
 
-    quadratic: depth(sgd@1 / sgd@1 / sgd@1, gates=adam(lr=0.1), price=1e-3) / sgd
+    gates(tower, state)             # how far each gate is open
+    learned_depth(tower, state)     # levels under the lowest gate that is closed
 
-is short for
-
-    quadratic: sgd@1 / gated(sgd, price=0.001)@1
-      / by-name(["*gate", "*"], [adam(lr=0.1), gated(sgd, price=0.001)])@1
-      / by-name(["*gate", "*"], [adam(lr=0.1), sgd])
-
-Each level of the group but the last has a gate on the update that it takes from the next (`levels.optimizers.gated`). A
-gate belongs to the optimizer whose updates it lets through, so the level above that one moves it: by name, by an
-optimizer of the same kind on each level. Nobody but this file knows that they are anything special. A tower that was
-trained is then as deep as its gates leave it (`learned_depth`), and can be cut to that (`recursion.analysis.pruning`).
+Towers with gates come from `levels.optimizers.gated`, or from the notation ``depth(...)`` (`recursion.group`).
 """
 
-from __future__ import annotations
-
-import dataclasses
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
+from levels.base import Optimizer
 from levels.hyper import Fixed
 from levels.level import Level
-from levels.base import Optimizer
-from levels.optimizers.partition import Partition
 from levels.optimizers.gated import Gated
-from levels.config import format_value, require
-from levels.base import Problem
+from levels.optimizers.partition import Partition
+from recursion.group import PATTERNS
 from recursion.tower import Tower, TowerState
-
-PATTERNS = ("*gate", "*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Depth:
-    """What a group of levels is told beside them.
-
-    ``gates``: the optimizer that moves the gates; None for that of the level above the group, which then moves the
-    topmost gate with all that it moves. ``price``: what an open gate costs for each base step, in units of the
-    meta-loss, at least 0. ``start``: how far gates are open at first, between 0 and 1.
-    """
-
-    gates: Optimizer | None = None
-    price: float = 0.0
-    start: float = 0.5
-
-    def __post_init__(self) -> None:
-        price, start = self.price, self.start
-        good = isinstance(price, (int, float)) and not isinstance(price, bool) and 0 <= price < math.inf
-        require(good, f"depth: price must be 0 or more, got {notate(price)}")
-        good = isinstance(start, (int, float)) and not isinstance(start, bool) and 0 < start < 1
-        require(good, f"depth: start must be a number between 0 and 1, got {notate(start)}")
-
-
-def depth(
-    task: Problem, group: Sequence[Level], above: Level, settings: Depth | None = None, *, under: Sequence[Level] = ()
-) -> list[Level]:
-    """The levels of ``group`` with gates between them, and ``above`` with what moves the topmost gate: bottom first.
-
-    ``under``: the levels between the task and the group. A gate's price is that of a base step times the base steps of
-    a window of its level. Raises ValueError for a group of one level.
-    """
-    settings = settings or Depth()
-    one = f"depth({', '.join(map(str, group))}): a group of one level has no depth to learn"
-    require(len(group) >= 2, f"{one}; put another level into it")
-    costs = _costs(task, [*under, *group])[len(under) :] if settings.price else [0.0] * len(group)
-    mover = above.optimizer if settings.gates is None else settings.gates
-    found = [group[0]]
-    for place, (level, cost) in enumerate(zip(group[1:], costs[1:])):
-        gated = Gated(level.optimizer, gate=settings.start, price=settings.price * cost)
-        found.append(_moving(mover, gated, level) if place else dataclasses.replace(level, optimizer=gated))
-    return [*found, above if settings.gates is None else _moving(mover, above.optimizer, above)]
-
-
-def _moving(mover: Optimizer, rule: Optimizer, level: Level) -> Level:
-    """``level`` with gates moved by ``mover`` and everything else by ``rule``."""
-    return dataclasses.replace(level, optimizer=Partition(PATTERNS, (mover, rule)))
-
-
-def _costs(task: Problem, levels: Sequence[Level]) -> list[float]:
-    """Base steps of a window of each level."""
-    below, costs = task, []
-    for level in levels:
-        below = level.over(below)
-        costs.append(float(below.cost))
-    return costs
 
 
 class Gate(NamedTuple):
@@ -116,13 +44,13 @@ class Gate(NamedTuple):
 def gates(tower: Tower, state: TowerState) -> list[Gate]:
     """The gates of a tower as they stand, the lowest first; one on what level 1 takes belongs to level 2, and so on.
 
-    Found are the gates of optimizers that are `Gated`, or have one in a `ByName`. Several of one level are one each.
+    A level may have several: optimizers that are `Gated`, and those in a `Partition`.
     """
-    params = [*(carry.x for carry in tower.carries(state)[1:]), state.params]
+    thetas = [*(carry.x for carry in tower.carries(state)[1:]), state.theta]
     return [
         Gate(number, gate)
-        for number, (laid, own) in enumerate(zip(tower.bound, params), 1)
-        for gate in _gates_of(laid.optimizer, own)
+        for number, (level, own) in enumerate(zip(tower.bound, thetas), 1)
+        for gate in _gates_of(level.optimizer, own)
     ]
 
 
@@ -137,16 +65,17 @@ def learned_depth(tower: Tower, state: TowerState) -> int:
 
 def whole(level: Level) -> bool:
     """Whether a closed gate of this level stops all that it does to the problem below, other gates apart."""
-    rule = level.optimizer
-    if isinstance(rule, Partition):
-        return rule.patterns == PATTERNS and isinstance(rule.optimizers[1], Gated)
-    return isinstance(rule, Gated)
+    optimizer = level.optimizer
+    if isinstance(optimizer, Partition):
+        return optimizer.patterns == PATTERNS and isinstance(optimizer.optimizers[1], Gated)
+    return isinstance(optimizer, Gated)
 
 
-def _gates_of(laid: Optimizer, params: Tensor) -> list[Tensor]:
-    """How far the gates in an optimizer with parameters ``[*batch, m]`` are open: ``[*batch]`` each."""
-    if isinstance(laid, Partition):
-        return [gate for share in laid.shares for gate in _gates_of(share.rule, params[..., share.params])]
-    if isinstance(laid, Gated) and not isinstance(laid.gate, Fixed):
-        return [laid.open(params)]
+def _gates_of(optimizer: Optimizer, theta: Tensor) -> list[Tensor]:
+    """How far the gates in a bound optimizer with parameters ``[*batch, m]`` are open: ``[*batch]`` each."""
+    if isinstance(optimizer, Partition):
+        inner = zip(optimizer.optimizers, optimizer.split_theta(theta)[1:])
+        return [gate for one, own in inner for gate in _gates_of(one, own)]
+    if isinstance(optimizer, Gated) and not isinstance(optimizer.gate, Fixed):
+        return [optimizer.open(theta)]
     return []

@@ -1,4 +1,4 @@
-"""The last generation of a search, kept and put together: three ensembles against the best single member.
+"""The last generation of a search, put together: three ensembles against the best single member.
 
     compared = compare(tower, states)          # tower: task: lstm@20 / ga
     compared.ensembles[0].verdict["mean"]
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer
+from levels.config import require
 from levels.optimizers.ensemble import Ensemble
 from levels.optimizers.search import Population, Search
-from levels.config import require
-from levels.tasks.task import Task
 from levels.tasks.nets import cross_entropy
 from levels.tasks.predicting import Predicting
+from levels.tasks.task import Task
 from recursion.evaluate.baselines import MEASURES
 from recursion.evaluate.deploy import CHUNK, run, walk
 from recursion.evaluate.statistics import Estimate, Values, difference, estimate
@@ -173,9 +173,9 @@ def mean_predictions(optimizer: Optimizer, members: Tensor, task: Task, key: Ten
     why = no_predictions(task)
     require(why is None, str(why))
     assert isinstance(task, Predicting)
-    laid, rows = optimizer.bound(task).over(task.layout), []
+    bound, rows = optimizer.bind(task), []
     for part in _parts(key, members, task):
-        points = walk(laid, members, task, part, steps)
+        points = walk(bound, members, task, part, steps)
         rows.append(torch.stack([_together(task, point.x, point.below) for point in points]))
     losses = torch.cat(rows, -1)
     return losses.masked_fill(losses.isnan(), torch.inf)

@@ -17,19 +17,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from levels import keys
-from levels.bound import Level
-from levels.restart import Skip
-from levels.tree import choose, leaves, map_leaves, with_leaves
+from levels import keys, restart
+from levels.autodiff import as_data
 from levels.base import Carry, Window
+from levels.faults import Skip
+from levels.level import Level
+from levels.tree import choose, leaves, map_leaves, with_leaves
 from recursion.evaluate.statistics import Estimate, estimate
 
-ENOUGH = 20  # updates, if nobody says how many windows
+ENOUGH = 20  # updates, by default
 
 
 class Plan(NamedTuple):
@@ -57,27 +59,26 @@ class Logs(NamedTuple):
 
 
 @torch.no_grad()
-def follow(laid: Level, params: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]) -> Logs:
+def follow(level: Level, theta: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]) -> Logs:
     """Run a level beside itself, perturbed: once as it is, once with the gradients of the unperturbed run.
 
-    The first update is there to know with which state the problem below was asked, so that it can be asked again.
+    The first update shows with which state the problem below was asked, so that it can be asked again.
     """
-    episode_length = None if laid.level.episode_length is None else max(laid.level.episode_length, 2)
-    level = dataclasses.replace(laid.level, unroll=1, horizon=episode_length, lookahead=None, nonfinite=Skip())
-    single = level.over(laid.problem)
-    base, window = single.window(params, carry, asked=True, judged=False)
+    length = None if level.episode_length is None else max(level.episode_length, 2)
+    single = dataclasses.replace(level, unroll=1, horizon=length, lookahead=None, nonfinite=Skip()).over(level.problem)
+    evaluate = partial(as_data, outer=False, grad=single.optimizer.traits.reads_grad)
+    base, window = restart.run(single, theta, carry, evaluate)
     ruler = _Ruler(base)
     real = data = _beside(single, ruler, base, window, keys.fold_in(key, 0))
     logs: list[list[Tensor]] = []
     for t in range(1, updates + 1):
         before, skipped = [ruler.distance(base, each) for each in (real, data)], base.skipped
-        base, window = single.window(params, base, asked=True, judged=False)
-        real, _ = single.window(params, real, record=False, judged=False)
-        read = window.steps[0]
-        x, state = single.optimizer.update(params, read.f, read.g, data.state, data.x)
+        base, window = restart.run(single, theta, base, evaluate)
+        real, _ = restart.run(single, theta, real, evaluate, keep=False)
+        x, state = single.optimizer.update(theta, data.x, data.state, window.start.f, window.start.g)
         data = base._replace(x=x, state=state)
         after = [ruler.distance(base, each) for each in (real, data)]
-        new = window.begun | (base.skipped > skipped)
+        new = window.is_first | (base.skipped > skipped)
         least = ruler.target(base) * ruler.step
         fresh = [new | (b == 0) | ~torch.isfinite(a) for b, a in zip(before, after)]
         logs.append(
@@ -161,10 +162,10 @@ class _Ruler:
         return entries.square().sum(-1) / max(1, entries.shape[-1])
 
 
-def _beside(laid: Level, ruler: _Ruler, base: Carry, window: Window, key: Tensor) -> Carry:
-    """``base``, which ``window`` of one update led to, perturbed; the problem is asked there as it was asked before."""
+def _beside(level: Level, ruler: _Ruler, base: Carry, window: Window, key: Tensor) -> Carry:
+    """``base``, to which ``window`` of one update led, perturbed; the problem is asked there as it was asked before."""
     moved = ruler.moved(base, key)
-    f, g, below = laid.problem.value_and_grad(moved.x, window.asked[0])
+    f, g, below = level.problem.value_and_grad(moved.x, window.start.below)
     moved = moved._replace(f=f, g=g, below=below)
     return ruler.kept(base, moved)
 

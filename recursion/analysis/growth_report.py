@@ -18,10 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from recursion.analysis.advice import LIMIT, short
-from recursion.files import explained, replace_file
 from recursion.analysis.probe import LevelGrowth
 from recursion.evaluate.reporting import COLOURS, DPI
 from recursion.evaluate.statistics import Estimate
+from recursion.files import explained, replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ First order takes the gradients below as data, so what it multiplies is the Jaco
 measured as well: a perturbed run is fed the gradients of the other one. An LSTM that jumps about a minimum is chaotic
 while its first-order gradients are tame; a rule that is chaotic by itself swamps both.
 
-How it is measured is in `recursion.analysis.growth`, what a factor means in `recursion.analysis.advice`, and `recursion.analysis.growth_report`
-prints and draws what was found.
+`recursion.analysis.growth` measures, `recursion.analysis.advice` says what a factor means, and
+`recursion.analysis.growth_report` prints and draws the result.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels import keys
-from levels.level import Level
-from levels.restart import NonFiniteError, Skip
-from levels.config import format_value, require
 from levels.base import Carry
+from levels.config import format_value, require
+from levels.faults import NonFiniteError, Skip
+from levels.level import Level
 from recursion.analysis.advice import Followed, advised, followed_by, longest_bearable, verdict, warned
 from recursion.analysis.growth import Logs, Plan, follow, path_of, rate
 from recursion.evaluate.statistics import Estimate
@@ -77,8 +77,8 @@ def probe(
 
     ``windows``: how many of each level are counted, at least 1; None for 20 updates, and at least 4 windows. A quarter
     as many run before, in which a perturbation turns to where growth is largest. ``seed``: of the perturbations, any
-    integer of 64 bits. ``progress`` hears what is probed, and the share that is done. The topmost level runs with
-    ``state.params``, one below with what the level above carries; perturbations of an evolution estimator are left out.
+    integer of 64 bits. ``progress`` is called with what is probed, and the share that is done. The topmost level runs
+    with ``state.theta``, one below with what the level above carries, without an evolution estimator's perturbations.
 
     Intervals are bootstraps over the level's copies, with one copy over windows (and with one window over updates).
     Copies that stop being finite are skipped, at all levels, begin afresh, and are not counted where it is the level's
@@ -87,14 +87,14 @@ def probe(
     level, if a problem is not finite where it begins, or a meta-loss is not.
     """
     good = windows is None or (isinstance(windows, int) and not isinstance(windows, bool) and windows >= 1)
-    require(good, f"windows must be a whole number of at least 1, got {notate(windows)}")
+    require(good, f"windows must be a whole number of at least 1, got {format_value(windows)}")
     carries = _carries(tower, state)
     lenient = Tower(tower.task, *(dataclasses.replace(level, nonfinite=Skip()) for level in tower.levels))
     plans = [Plan.of(level.unroll, windows) for level in tower.levels]
     costs = [plan.updates * cost for plan, cost in zip(plans, [1, *tower.costs])]
     found: list[LevelGrowth] = []
     for number, (carry, plan) in enumerate(zip(carries, plans), 1):
-        params = state.params if number == tower.depth else carries[number].x
+        theta = state.theta if number == tower.depth else carries[number].x
         key = keys.fold_in(keys.seed(seed, device=carry.x.device), number)
 
         def tell(share: float, number: int = number) -> None:
@@ -102,7 +102,7 @@ def probe(
                 done = sum(costs[: number - 1]) + share * costs[number - 1]
                 progress(f"level {number} of {tower.depth}", done / sum(costs))
 
-        logs = _named(lenient, number, params, carry, key, plan.updates, tell)
+        logs = _named(lenient, number, theta, carry, key, plan.updates, tell)
         found.append(_judged(tower.levels[number - 1], number, number == tower.depth, plan, logs))
     return found
 
@@ -110,29 +110,27 @@ def probe(
 def _named(
     tower: Tower,
     number: int,
-    params: Tensor,
+    theta: Tensor,
     carry: Carry,
     key: Tensor,
     updates: int,
     tell: Callable[[float], None],
 ) -> Logs:
-    """`follow`; what is not finite below is told with its level."""
+    """`follow`, with an error that names the level."""
     try:
-        logs = follow(tower.bound[number - 1], params, carry, key, updates, tell)
+        return follow(tower.bound[number - 1], theta, carry, key, updates, tell)
     except NonFiniteError as error:
-        level = tower.bound.index(error.source) + 1 if error.source in tower.bound else number
-        what = f"level {level} ({tower.levels[level - 1]}): {error.what} while level {number} was probed"
+        what = f"level {error.number} ({tower.levels[error.number - 1]}): {error.what} while level {number} was probed"
         error.args = (f"{what}; {error.fix}",)
         raise
-    return logs
 
 
 def _carries(tower: Tower, state: TowerState) -> list[Carry]:
     """What each level carries. ValueError if the state is not of this tower."""
     carries = tower.carries(state)
-    fits = len(carries) == tower.depth and state.params.shape[-1:] == (tower.top.layout.size,)
-    for laid, carry in zip(tower.bound, carries):
-        fits = fits and carry.x.shape[-1] == laid.problem.layout.size
+    fits = len(carries) == tower.depth and state.theta.shape[-1:] == (tower.top.layout.size,)
+    for level, carry in zip(tower.bound, carries):
+        fits = fits and carry.x.shape[-1] == level.problem.layout.size
     require(fits, f"the state is of another tower than '{tower}'; give the one that it was made with")
     return carries
 
@@ -149,12 +147,12 @@ def _judged(level: Level, number: int, top: bool, plan: Plan, logs: Logs) -> Lev
         name=str(level.optimizer),
         unroll=level.unroll,
         growth=growth,
-        over_window=Followed(growth, level.reach).factor,
+        over_window=Followed(growth, (level.lookahead or level.unroll)).factor,
         over_horizon=None if level.episode_length is None else Followed(growth, level.episode_length).factor,
         as_data=as_data,
         in_gradient=None if followed is None else followed.factor,
         longest=None if followed is None else longest_bearable(followed.rate),
-        verdict=verdict(growth, level.reach),
+        verdict=verdict(growth, (level.lookahead or level.unroll)),
         advice=advice,
         warning=warned(level, number, followed, advice),
         path=path_of(logs.real),

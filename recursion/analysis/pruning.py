@@ -15,30 +15,27 @@ gate is gone, and the count of steps, which are windows of another level now.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from levels.gradients.backward import Backward
+from levels.base import Carry, LevelState, Optimizer
+from levels.config import require
 from levels.gradients.bootstrapped import Bootstrapped
-from levels.base import LevelState
+from levels.gradients.first_order import Backpropagation
 from levels.gradients.forward import Forward
 from levels.hyper import Fixed
 from levels.layout import Layout
 from levels.level import Level
-from levels.base import Optimizer
+from levels.optimizers.gated import Gated
 from levels.optimizers.partition import Partition
-from levels.optimizers.gated import Gated, GatedState
-from levels.config import require
 from levels.tree import State, leaves, map_leaves, with_leaves
-from levels.base import Carry
 from recursion.analysis.depth import gates, whole
 from recursion.pieces import fits_any_layout
 from recursion.tower import Tower, TowerState
 
-UNPERTURBED = (Backward, Bootstrapped, Forward)  # estimators that run windows with the parameters themselves
+UNPERTURBED = (Backpropagation, Bootstrapped, Forward)  # estimators that run windows with the parameters themselves
 
 
 def prune(
@@ -67,7 +64,7 @@ def prune(
 
 def _one(tower: Tower, state: TowerState, copy: int) -> tuple[Tower, TowerState]:
     """One of the towers side by side."""
-    count = tower.top.batch
+    count = tower.top.copies
     require(1 <= copy <= count, f"there are {count} towers side by side, counted from 1; got copy {copy}")
     *rest, top = tower.levels
     alone: TowerState = state._replace(carry=map_leaves(lambda leaf: leaf[copy - 1 : copy], state.carry))
@@ -78,7 +75,7 @@ def _cut(tower: Tower, state: TowerState, level: int) -> tuple[Tower, TowerState
     """The tower below that level, which moves nothing; of several copies, the first."""
     *rest, top = tower.levels[: level - 1]
     what = f"level {level - 1} ({top}) was run with perturbed parameters, which cannot go on"
-    fix = "build the shallow tower and begin anew with Tower.init(seed, params=...)"
+    fix = "build the shallow tower and begin anew with Tower.init(seed, theta=...)"
     require(isinstance(top.gradient, UNPERTURBED), f"{what}; {fix}")
     carries, first = tower.carries(state), (0,) * (tower.depth - level + 1)
     carry: Carry = map_leaves(lambda leaf: leaf[first], carries[level - 2])
@@ -86,10 +83,10 @@ def _cut(tower: Tower, state: TowerState, level: int) -> tuple[Tower, TowerState
     return shallow, TowerState(carries[level - 1].x[first], carry, state.step)
 
 
-class _Held(NamedTuple):
+class _Pruned(NamedTuple):
     """An optimizer whose gates were taken away or fixed."""
 
-    rule: Optimizer
+    optimizer: Optimizer
     rows: Tensor  # int64, which of its parameters are left
     state: State
 
@@ -98,60 +95,68 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
     """Every level with its gates taken away or fixed, from the bottom up; with each goes a parameter of its level."""
     carries, levels = tower.carries(state), []
     rows, below = torch.arange(tower.task.layout.size), carries[0].below
-    for i, (level, laid, carry) in enumerate(zip(tower.levels, tower.bound, carries)):
-        own = carries[i + 1].x if i + 1 < tower.depth else state.params
+    for i, (level, bound, carry) in enumerate(zip(tower.levels, tower.bound, carries)):
+        theta = carries[i + 1].x if i + 1 < tower.depth else state.theta
         try:
-            held = _held(laid.optimizer, own, carry.state, rows, rounded)
+            pruned = _pruned(bound.optimizer, theta, carry.state, rows, rounded)
         except ValueError as error:
             raise ValueError(f"level {i + 1} ({level}): {error}") from error
-        if len(held.rows) == 0 and i + 1 < tower.depth:  # what is above has nothing left to train
+        if len(pruned.rows) == 0 and i + 1 < tower.depth:  # what is above has nothing left to train
             return _ungated(*_cut(tower, state, i + 2), rounded)
-        left = carry._replace(x=carry.x[..., rows], g=carry.g[..., rows], state=held.state, below=below)
+        left = carry._replace(x=carry.x[..., rows], g=carry.g[..., rows], state=pruned.state, below=below)
         if i + 1 < tower.depth:
-            below = LevelState(left, _remembered(level, carries[i + 1].below.memory, len(held.rows) == own.shape[-1]))
-        levels.append(dataclasses.replace(level, optimizer=held.rule))
-        rows = held.rows
+            whole = len(pruned.rows) == theta.shape[-1]
+            below = LevelState(left, _remembered(level, carries[i + 1].below.memory, whole))
+        levels.append(dataclasses.replace(level, optimizer=pruned.optimizer))
+        rows = pruned.rows
     step = torch.zeros_like(state.step)
-    return Tower(tower.task, *levels), TowerState(state.params[..., rows], left, step)
+    return Tower(tower.task, *levels), TowerState(state.theta[..., rows], left, step)
 
 
-def _held(laid: Optimizer, params: Tensor, state: State, below: Tensor, rounded: bool) -> _Held:
-    """An optimizer, its parameters ``[*batch, m]`` and its state, where only the rows ``below`` are left to update."""
-    if isinstance(laid, Gated):
-        return _held_gate(laid, params, state, below, rounded)
-    if isinstance(laid, Partition):
-        return _held_shares(laid, params, state, below, rounded)
-    rows = torch.arange(params.shape[-1])
-    return _Held(laid, rows, state if len(below) == laid.below.size else _narrowed(laid, state, below))
+def _pruned(optimizer: Optimizer, theta: Tensor, state: State, below: Tensor, rounded: bool) -> _Pruned:
+    """A bound optimizer, its parameters ``[*batch, m]`` and its state, where only the rows ``below`` are left."""
+    if isinstance(optimizer, Gated):
+        return _pruned_gate(optimizer, theta, state, below, rounded)
+    if isinstance(optimizer, Partition):
+        return _pruned_partition(optimizer, theta, state, below, rounded)
+    rows, all_left = torch.arange(theta.shape[-1]), len(below) == optimizer.param_layout.size
+    return _Pruned(_unbound(optimizer), rows, state if all_left else _narrowed(optimizer, state, below))
 
 
-def _held_gate(laid: Gated, params: Tensor, state: GatedState, below: Tensor, rounded: bool) -> _Held:
-    own = 0 if isinstance(laid.gate, Fixed) else 1
-    inside = _held(laid.rule.over(laid.below), params[..., own:], state.rule, below, rounded)
-    gate = _settled(laid.open(params), rounded)
+def _pruned_gate(gated: Gated, theta: Tensor, state: tuple[Tensor, State], below: Tensor, rounded: bool) -> _Pruned:
+    own = gated.split_theta(theta)[0].shape[-1]
+    inner = _pruned(gated.inner, theta[..., own:], state[1], below, rounded)
+    gate = _common_gate(gated.open(theta), rounded)
     if gate == 1:
-        return inside._replace(rows=inside.rows + own)
-    rule = Gated(inside.rule, gate=Fixed(gate), price=laid.price)
-    held = state.gate if not rounded else torch.full_like(state.gate, gate)
-    return _Held(rule, inside.rows + own, GatedState(inside.state, held))
+        return inner._replace(rows=inner.rows + own)
+    optimizer = Gated(inner.optimizer, gate=Fixed(gate), price=gated.price)
+    return _Pruned(optimizer, inner.rows + own, (torch.full_like(state[0], gate) if rounded else state[0], inner.state))
 
 
-def _held_shares(laid: Partition, params: Tensor, state: Sequence[State], below: Tensor, rounded: bool) -> _Held:
-    """Those of several optimizers that have something left to update; one alone needs no names."""
-    patterns, found = [], []
-    for pattern, share, own in zip(laid.patterns, laid.shares, state):
-        left = torch.isin(share.rows, below).nonzero().squeeze(-1)
+def _pruned_partition(
+    partition: Partition, theta: Tensor, state: tuple[State, ...], below: Tensor, rounded: bool
+) -> _Pruned:
+    """The optimizers that have something left to update; a single one needs no names."""
+    patterns, kept, start = [], [], 0
+    parts = zip(partition.patterns, partition.optimizers, partition.split_theta(theta)[1:], state[1:])
+    for number, (pattern, one, own, inner_state) in enumerate(parts):
+        left = torch.isin(partition.rows[number], below).nonzero().squeeze(-1)
         if len(left):
-            inside = _held(share.rule, params[..., share.params], own, left, rounded)
-            found.append(inside._replace(rows=inside.rows + share.params.start))
+            inner = _pruned(one, own, inner_state, left, rounded)
+            kept.append(inner._replace(rows=inner.rows + start))
             patterns.append(pattern)
-    if len(found) == 1:
-        return found[0]
-    rule = Partition(tuple(patterns), tuple(held.rule for held in found))
-    return _Held(rule, torch.cat([held.rows for held in found]), tuple(held.state for held in found))
+        start += own.shape[-1]
+    if len(kept) == 1:
+        return kept[0]
+    optimizer = Partition(tuple(patterns), tuple(one.optimizer for one in kept))
+    return _Pruned(optimizer, torch.cat([one.rows for one in kept]), (None, *(one.state for one in kept)))
 
 
-def _settled(gate: Tensor, rounded: bool) -> float:
+def _unbound(optimizer: Optimizer) -> Optimizer:
+    return dataclasses.replace(optimizer, site=None)
+
+
+def _common_gate(gate: Tensor, rounded: bool) -> float:
     """Where the gates of all copies stand."""
     if rounded:
         return float(gate.mean() >= 0.5)
@@ -161,13 +166,16 @@ def _settled(gate: Tensor, rounded: bool) -> float:
     return low
 
 
-def _narrowed(laid: Optimizer, state: State, below: Tensor) -> State:
-    """The state of a rule that reads one coordinate at a time, where only the coordinates ``below`` are left."""
-    free = laid.scope == "coordinate" and fits_any_layout(laid)
-    why = f"{laid} does not treat each coordinate by itself, so what moved the gates cannot be taken from beneath it"
+def _narrowed(optimizer: Optimizer, state: State, below: Tensor) -> State:
+    """The state of an elementwise optimizer, where only the coordinates ``below`` are left."""
+    free = optimizer.traits.locality == "elementwise" and fits_any_layout(optimizer)
+    why = (
+        f"{optimizer} does not treat each coordinate by itself, so what moved the gates cannot be taken from beneath it"
+    )
     require(free, f"{why}; let them be moved by a rule without parameters, as sgd(lr=fixed(0.1))")
-    size = laid.below.size
-    old, new = (_state_shapes(laid, laid.below, n) for n in (size, len(below)))
+    layout = optimizer.param_layout
+    size = layout.size
+    old, new = (_state_shapes(optimizer, layout, n) for n in (size, len(below)))
     tensors = []
     for leaf, before, after in zip(leaves(state), old, new):
         axes = [i - len(before) for i, sizes in enumerate(zip(before, after)) if sizes == (size, len(below))]
@@ -175,11 +183,11 @@ def _narrowed(laid: Optimizer, state: State, below: Tensor) -> State:
     return with_leaves(state, tensors)
 
 
-def _state_shapes(rule: Optimizer, like: Layout, n: int) -> list[torch.Size]:
+def _state_shapes(optimizer: Optimizer, like: Layout, n: int) -> list[torch.Size]:
     """Shapes of the tensors of a state for one copy of ``n`` coordinates."""
-    laid = rule.over(Layout.of({"some": (n,)}, like.dtype, like.device))
-    params, x = (torch.zeros(*shape, dtype=like.dtype, device=like.device) for shape in ((laid.layout.size,), (1, n)))
-    return [leaf.shape for leaf in leaves(laid.init_state(params, x))]
+    bound = optimizer.bind(Layout.of({"some": (n,)}, like.dtype, like.device))
+    theta, x = (torch.zeros(*shape, dtype=like.dtype, device=like.device) for shape in ((bound.layout.size,), (1, n)))
+    return [leaf.shape for leaf in leaves(bound.init_state(theta, x, torch.zeros(1, dtype=torch.int64)))]
 
 
 def _remembered(level: Level, memory: State, whole: bool) -> State:

@@ -124,9 +124,7 @@ def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float
     start, first, window = [0.0], [1.0], [1.0]
     for level in tower.bound:
         asked, updates = (level.unroll, level.unroll) if level is tower.top else _evaluations(level)
-        trajectories = (
-            level.copies * updates / (level.lookahead or level.unroll)
-        )
+        trajectories = level.copies * updates / (level.lookahead or level.unroll)
         begun = [a + b for a, b in zip(start, first)]  # for each trajectory that begins
         often = level.unroll / level.episode_length if restarts and level.episode_length is not None else 0.0
         below = [level.copies * asked * each for each in window]
