@@ -86,12 +86,13 @@ class Config(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        who = f"{self.name}: " if self.name else ""
         for field, hint in typed_fields(type(self)):
             given = getattr(self, field)
             if isinstance(given, list) and tuple in (typing.get_origin(kind) or kind for kind in alternatives(hint)):
                 given = tuple(given)
                 object.__setattr__(self, field, given)
-            require(fits(given, hint), f"{self.name}: {field} must be {described(hint)}, got {format_value(given)}")
+            require(fits(given, hint), f"{who}{field} must be {described(hint)}, got {format_value(given)}")
 
     def __repr__(self) -> str:
         bare = positional(self)

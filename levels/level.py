@@ -47,7 +47,7 @@ class Level(Config, Problem):
     largest norm of that gradient; levels above see the clipped gradient. ``nonfinite``: what happens to copies that fail.
     """
 
-    name = "level"
+    name = ""  # notation writes the optimizer, see `__repr__`
 
     optimizer: Optimizer
     unroll: Count = 1
@@ -78,7 +78,7 @@ class Level(Config, Problem):
 
     def over(self, problem: Problem) -> Level:
         """This level on ``problem``. Raises ValueError if its optimizer does not fit."""
-        require(problem.layout.size > 0, f"{self} has nothing to optimize: the problem below has no parameters")
+        require(problem.layout.size > 0, f"{self} has nothing to optimize; the problem below has no parameters")
         if is_level(problem) and self.optimizer.traits.reads_grad:
             problem.gradient.check(problem)
         return dataclasses.replace(self, problem=problem, optimizer=self.optimizer.bind(problem))
