@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from levels.config import Config, require, unwritten
+from levels.config import Config, require
 from levels.layout import Layout
 from levels.tree import State
 
@@ -179,7 +179,7 @@ class Optimizer(Config, ABC):
     its site: the problem that it works on, or the layout alone where there is no problem (an exported optimizer).
     """
 
-    site: Problem | Layout | None = unwritten(None)
+    site: Problem | Layout | None = field(default=None, kw_only=True, compare=False, metadata={"unwritten": True})
 
     @property
     def traits(self) -> OptimizerTraits:

@@ -1,8 +1,8 @@
-"""Schedules: by what a step is multiplied, as a function of how many steps there were before.
+"""Schedules: the factor of a step, as a function of how many steps there were before.
 
-A schedule says `factor`; `levels.optimizers.scheduled` multiplies a rule's steps by it. To add one, write a class with
-that method here, or anywhere (then it is named by its dotted path). Its steps are those of a whole run: behind the last
-of them the factor stays as it is.
+A schedule writes `factor`; `levels.optimizers.scheduled` multiplies the steps of an optimizer by it. To add a schedule,
+write a class with that method, here or in a module of your own (its notation is then the dotted path). Its steps are
+those of a whole run: after the last of them the factor stays as it is.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levels.config import Config, format_value, require
+from levels.config import Config, Count, UnitInterval, require
 
 
 class Schedule(Config):
@@ -20,7 +20,7 @@ class Schedule(Config):
 
     @abstractmethod
     def factor(self, t: Tensor, steps: int) -> Tensor:
-        """The factor of the step that ``t`` others came before, elementwise; ``t`` is floating and at least 0.
+        """The factor of the step after ``t`` others, elementwise; ``t`` is floating and at least 0.
 
         ``steps``: of the run, at least `least`.
         """
@@ -42,35 +42,28 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True, repr=False)
-class _Falling(Schedule):
-    """From 1 to ``end``; abstract. ``end``: from 0 to 1."""
-
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        good = _number(self.end) and 0 <= self.end <= 1
-        require(good, f"{self.name}: end must be from 0 to 1, got {notate(self.end)}")
-
-
-@dataclass(frozen=True, repr=False)
-class LinearDecay(_Falling):
+class LinearDecay(Schedule):
     """1 + (end - 1) t / steps, as torch.optim.lr_scheduler.LinearLR with a start factor of 1."""
 
     name = "linear-decay"
+
+    end: UnitInterval = 0.0
 
     def factor(self, t: Tensor, steps: int) -> Tensor:
         return 1 + (self.end - 1) * _share(t, steps)
 
 
 @dataclass(frozen=True, repr=False)
-class Cosine(_Falling):
+class Cosine(Schedule):
     """end + (1 - end) (1 + cos(pi t / steps)) / 2 (Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983, equation 5).
 
-    As torch.optim.lr_scheduler.CosineAnnealingLR; without the paper's warm restarts: behind ``steps`` it stays at the
+    As torch.optim.lr_scheduler.CosineAnnealingLR, without the paper's warm restarts: after ``steps`` it stays at the
     end, where torch's rises again.
     """
 
     name = "cosine"
+
+    end: UnitInterval = 0.0
 
     def factor(self, t: Tensor, steps: int) -> Tensor:
         return self.end + (1 - self.end) * (1 + torch.cos(math.pi * _share(t, steps))) / 2
@@ -78,17 +71,15 @@ class Cosine(_Falling):
 
 @dataclass(frozen=True, repr=False)
 class Exponential(Schedule):
-    """end^(t / steps), as torch.optim.lr_scheduler.ExponentialLR with a gamma of end^(1 / steps). ``end``: above 0, at
-    most 1.
-    """
+    """end^(t / steps), as torch.optim.lr_scheduler.ExponentialLR with a gamma of end^(1 / steps). ``end``: above 0."""
 
     name = "exponential"
 
-    end: float = 0.01
+    end: UnitInterval = 0.01
 
     def __post_init__(self) -> None:
-        good = _number(self.end) and 0 < self.end <= 1
-        require(good, f"{self.name}: end must be above 0 and at most 1, got {notate(self.end)}")
+        super().__post_init__()
+        require(self.end > 0, f"{self.name}: end must be above 0 and at most 1, got {self.end}")
 
     def factor(self, t: Tensor, steps: int) -> Tensor:
         return torch.exp(math.log(self.end) * _share(t, steps))
@@ -101,12 +92,7 @@ class Warmup(Schedule):
     name = "warmup"
 
     then: Schedule
-    warm: int = 10
-
-    def __post_init__(self) -> None:
-        require(isinstance(self.then, Schedule), f"{self.name}: then must be a schedule, got {notate(self.then)}")
-        good = isinstance(self.warm, int) and not isinstance(self.warm, bool) and self.warm >= 1
-        require(good, f"{self.name}: warm must be a whole number of at least 1, got {notate(self.warm)}")
+    warm: Count = 10
 
     @property
     def least(self) -> int:
@@ -120,7 +106,3 @@ class Warmup(Schedule):
 def _share(t: Tensor, steps: int) -> Tensor:
     """How much of the run is over, at most 1."""
     return (t / steps).clamp_max(1)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

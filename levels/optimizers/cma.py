@@ -10,7 +10,7 @@ Members are drawn from a normal distribution whose mean, step size and covarianc
     C       <- (1 + c_1 (1 - h) c_c (2 - c_c) - c_1 - c_mu sum w) C + c_1 p_c p_c' + c_mu sum w_i' y_(i) y_(i)'
 
 h is 0 while p_sigma is long; members of the worse half have negative weights, scaled so that C stays positive definite.
-All is kept in double precision. ``x`` is the mean: under noisy trials the best member is mostly a lucky one.
+All is kept in double precision. ``x`` is the mean: under noisy losses the best member is mostly a lucky one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import Problem
+from levels.config import AtLeast, require
 from levels.hyper import Hyper, Log, hyper
 from levels.layout import Layout
-from levels.optimizers.search import Population, Search, picked, require_sigma
-from levels.config import require
-from levels.tasks.nets import require_whole
+from levels.optimizers.search import Population, Search, picked
 from levels.tree import State
 
 MOST = 2000  # parameters; a copy holds three matrices of that size, one of which is decomposed each generation
@@ -88,51 +88,50 @@ def constants(n: int, size: int) -> Constants:
 @dataclass(frozen=True, repr=False)
 class CMA(Search):
     """``population``: members, at least 4; None for the tutorial's 4 + 3 log n, rounded down. ``sigma``: the first
-    step size, in the units of the parameters, above 0; one number. ValueError for more than 2,000 parameters.
+    step size, in the units of the parameters, above 0; one number. Raises ValueError, when bound, for more than 2,000
+    parameters.
     """
 
     name = "cma"
 
-    population: int | None = None
-    sigma: float | Hyper = hyper(0.3, Log)
+    population: Annotated[int, AtLeast(4)] | None = None
+    sigma: Hyper | float = hyper(0.3, Log)
 
     def __post_init__(self) -> None:
-        require_sigma(self.name, self.sigma)
         super().__post_init__()
-        if self.population is not None:
-            require_whole(self.name, 4, population=self.population)
-        one = not isinstance(self.sigma, Hyper) or self.sigma.per == "value"
+        one = not isinstance(self.sigma, Hyper) or self.sigma.shared_over == "value"
         require(one, "cma: sigma is one number, it finds out by itself how coordinates differ; leave per out")
 
-    def over(self, below: Layout) -> Self:
-        what = f"cma keeps a matrix of {below.size} x {below.size} for {below.size} parameters"
-        require(below.size <= MOST, f"{what}; it takes at most {MOST:,}, use ga")
-        return super().over(below)
+    def bind(self, site: Problem | Layout) -> Self:
+        bound = super().bind(site)
+        size = bound.param_layout.size
+        what = f"cma keeps a matrix of {size} x {size} for {size} parameters"
+        require(size <= MOST, f"{what}; it takes at most {MOST:,}, use ga")
+        return bound
 
     @property
     def size(self) -> int:
-        """Members of a population."""
-        return self.population or 4 + math.floor(3 * math.log(self.problem.layout.size))
+        return self.population or 4 + math.floor(3 * math.log(self.param_layout.size))
 
     @cached_property
     def constants(self) -> Constants:
         """Weights and rates."""
-        return constants(self.below.size, self.size)
+        return constants(self.param_layout.size, self.size)
 
-    def first(self, params: Tensor, state: Population, x: Tensor) -> Population:
+    def first(self, theta: Tensor, state: Population, x: Tensor) -> Population:
         mean = x.double()
-        start = self._read(params)["sigma"].squeeze(-1).double().expand(x.shape[:-1])
+        start = self.read(theta)["sigma"].squeeze(-1).double().expand(x.shape[:-1])
         eye = torch.eye(x.shape[-1], dtype=mean.dtype, device=x.device).expand(*x.shape, -1)
         none = torch.zeros_like(mean)
         return state._replace(memory=Distribution(mean, start, eye, eye, eye, none, none))
 
-    def ask(self, params: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
+    def ask(self, theta: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
         d: Distribution = state.memory
         z = keys.normal(key, (self.size, x.shape[-1]), torch.float64)
         y = torch.matmul(z, d.root)
         return state._replace(members=(d.mean[..., None, :] + d.sigma[..., None, None] * y).to(x.dtype))
 
-    def tell(self, params: Tensor, state: Population) -> tuple[Tensor, State]:
+    def tell(self, theta: Tensor, state: Population) -> tuple[Tensor, State]:
         d = advanced(state.memory, self.constants, state.members, state.losses, state.generation)
         return d.mean.to(state.members.dtype), d
 

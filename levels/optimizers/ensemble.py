@@ -1,115 +1,93 @@
-"""An ensemble: several sets of parameters of one rule, whose updates are averaged.
+"""An ensemble: several sets of parameters of one optimizer, whose updates are averaged.
 
-    x <- mean over k of rule.update(theta_k, f, g, s_k, x)
+    x <- mean over k of inner.update(theta_k, x, s_k, f, g)
 
-All members read the same gradients, at the same ``x``; each has its own state. Its parameters are those of the members,
-one after the other, so it is trained like any other optimizer: ``task: ensemble(lstm, members=4)@20 / adam``. The last
-generation of a search makes one (`recursion.ensembles`).
+All members read the same gradients, at the same ``x``; each has its own state. The parameters are those of the members,
+one after the other, so an ensemble is trained like any other optimizer: ``task: ensemble(lstm, members=4)@20 / adam``.
+The last generation of a search makes one.
+
+Members are one more batch dimension, in front of the copies: one update of ``inner`` moves them all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import Optimizer, OptimizerTraits, Problem
+from levels.config import Count, require
 from levels.layout import Layout
-from levels.base import Optimizer, Pulled
-from levels.optimizers.wrap import Around
-from levels.config import format_value, require
+from levels.optimizers.wrap import Wrapper
 from levels.tree import State, map_leaves
 
 
 @dataclass(frozen=True, repr=False)
-class Ensemble(Around):
-    """``rule``: the optimizer of each member. ``members``: sets of its parameters, at least 1."""
+class Ensemble(Wrapper):
+    """``inner``: the optimizer of each member. ``members``: K, sets of its parameters.
+
+    State: leaves ``[*batch, copies, K, ...]``. Each member draws from a key of its own, so an optimizer that finds its
+    copy's task by the key (a search, a guard with ``watch``) belongs around the ensemble. Result, penalty and metrics
+    are means over members. Raises ValueError, when bound, if ``inner`` has a learned start.
+    """
 
     name = "ensemble"
 
-    rule: Optimizer
-    members: int = 4
-
-    def __post_init__(self) -> None:
-        require(isinstance(self.rule, Optimizer), f"ensemble: rule must be an optimizer, got {self.rule!r}")
-        good = isinstance(self.members, int) and not isinstance(self.members, bool) and self.members >= 1
-        require(good, f"ensemble: members must be a whole number of at least 1, got {notate(self.members)}")
-        fix = "put the ensemble inside of the start"
-        require(not self.rule.learns_start, f"ensemble: {self.rule} has a start of its own for each member; {fix}")
+    inner: Optimizer
+    members: Count = 4
 
     @property
-    def asking(self) -> int | Fraction:  # type: ignore[override]
-        """What each member asks."""
-        return self.members * self.rule.asking
+    def traits(self) -> OptimizerTraits:
+        traits = super().traits
+        return traits._replace(evals=self.members * traits.evals)
 
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        rule = self.rule.shapes(below)
-        return {f"{k}.{name}": shape for k in range(self.members) for name, shape in rule.items()}
+    def bind(self, site: Problem | Layout) -> Self:
+        what = f"ensemble: {self.inner} has a start of its own for each member"
+        require(not self.inner.traits.learns_init, f"{what}; put the ensemble inside of the start")
+        return super().bind(site)
+
+    def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        inner = self.inner.shapes(layout)
+        return {f"{k}.{name}": shape for k in range(self.members) for name, shape in inner.items()}
+
+    def split_theta(self, theta: Tensor) -> tuple[Tensor, ...]:
+        """No parameters of its own, and those of the members, ``[*batch, K, m]``."""
+        return theta[..., :0], theta.reshape(*theta.shape[:-1], self.members, self.inner.layout.size)
 
     def init(self, key: Tensor) -> Tensor:
-        return self.laid_rule.init(keys.split(key, self.members)).flatten(-2)
+        return self.inner.init(keys.split(key, self.members)).flatten(-2)
 
-    def penalty(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The mean of the members' charges."""
-        penalty = self.laid_rule.penalty(self._apart(params))
-        return None if penalty is None else (penalty[0].mean(-1), penalty[1].flatten(-2) / self.members)
-
-    def init_state(self, params: Tensor, x: Tensor) -> State:
-        return self._by_copy(self.laid_rule.init_state(self._apart(params), self._each(x)), x)
-
-    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> State:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> tuple[None, State]:
         each = keys.split(key, self.members).movedim(-1, -2)
-        return self._by_copy(self.laid_rule.begin_state(self._apart(params), self._each(x), each), x)
+        return None, self._swapped(self.inner.init_state(self.split_theta(theta)[1], self._each(x), each), x)
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
-        moved, new = self.laid_rule.update(*self._read(params, f, g, state, x))
-        return moved.mean(-3), self._by_copy(new, x)
+    def update(
+        self, theta: Tensor, x: Tensor, state: tuple[None, State], f: Tensor, g: Tensor
+    ) -> tuple[Tensor, tuple[None, State]]:
+        f, inner = self._each(f[..., None])[..., 0], self._swapped(state[1], x)
+        moved, new = self.inner.update(self.split_theta(theta)[1], self._each(x), inner, f, self._each(g))
+        return moved.mean(-3), (None, self._swapped(new, x))
 
-    def pullback(
-        self,
-        params: Tensor,
-        f: Tensor,
-        g: Tensor,
-        state: State,
-        x: Tensor,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> Pulled:
-        slopes = None if dstate is None else [None if leaf is None else self._by_member(leaf, x) for leaf in dstate]
-        dparams, dold, dx_old = self.laid_rule.pullback(
-            *self._read(params, f, g, state, x), self._each(dx / self.members), slopes
-        )
-        dold = [None if leaf is None else self._by_copy(leaf, x) for leaf in dold]
-        return dparams.flatten(-2), dold, dx_old.sum(-3)
+    def result(self, state: tuple[None, State], x: Tensor) -> Tensor:
+        found = self.inner.result(state[1], x[..., None, :].expand(*x.shape[:-1], self.members, -1))
+        same = (found == x[..., None, :]).all(-2)
+        return torch.where(same, x, found.mean(-2))  # a mean of equal numbers may round
 
-    def _read(
-        self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, State, Tensor]:
-        """What an update of all members reads: they are one more batch dimension, before the copies."""
-        f = f[..., None, :].expand(*f.shape[:-1], self.members, -1)
-        return self._apart(params), f, self._each(g), self._by_member(state, x), self._each(x)
+    def penalty(self, theta: Tensor) -> Tensor | None:
+        penalty = super().penalty(theta)
+        return None if penalty is None else penalty.mean(-1)
 
-    def _apart(self, params: Tensor) -> Tensor:
-        """``[*batch, K * m]`` as ``[*batch, K, m]``."""
-        return params.reshape(*params.shape[:-1], self.members, self.laid_rule.layout.size)
+    def metrics(self, state: tuple[None, State]) -> dict[str, Tensor]:
+        return {name: value.double().mean(-1) for name, value in self.inner.metrics(state[1]).items()}
 
     def _each(self, x: Tensor) -> Tensor:
         """``[*batch, copies, n]`` for each member alike, ``[*batch, K, copies, n]``."""
         return x[..., None, :, :].expand(*x.shape[:-2], self.members, -1, -1)
 
-    def _by_copy(self, state: Any, x: Tensor) -> Any:
-        """A state ``[*batch, K, copies, ...]`` as ``[*batch, copies, K, ...]``."""
+    def _swapped(self, state: Any, x: Tensor) -> Any:
+        """A state ``[*batch, K, copies, ...]`` as ``[*batch, copies, K, ...]``, and back."""
         dims = x.dim() - 2
-        return map_leaves(lambda leaf: leaf.movedim(dims, dims + 1), state)
-
-    def _by_member(self, state: Any, x: Tensor) -> Any:
-        """The inverse of `_by_copy`."""
-        return self._by_copy(state, x)
-
-
-def joined(members: Tensor) -> Tensor:
-    """Parameters ``[..., K, m]`` of a rule as those of an ensemble, ``[..., K * m]``."""
-    return torch.flatten(members, -2)
+        return map_leaves(lambda leaf: leaf.transpose(dims, dims + 1), state)

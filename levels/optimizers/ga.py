@@ -3,46 +3,43 @@
     task: adam@100 / ga                 hyperparameters, or an LSTM's weights, without a gradient
     task: lstm@20 / ga(own, steps=10)   learned optimizers that train themselves, under selection
 
-Each generation the ``elite`` members with the lowest losses go on as they are. Every other place goes to a child: two
+Each generation the ``elite`` members with the lowest losses stay as they are. Every other place goes to a child: two
 parents, each the best of ``tournament`` members drawn at random, mix coordinate by coordinate with probability
 ``crossover`` (else the child is as its first parent), and ``sigma`` times a standard normal draw is added. Mutation and
 elitism are those of Such et al. 2017 (Deep neuroevolution, arXiv 1712.06567), who need no crossover; tournaments are
 in Goldberg and Deb 1991, uniform crossover in Syswerda 1989.
 
-With a ``rule``, every member takes ``steps`` updates of it on its own gradients before it is judged, and hands on what
-it became: a memetic search, as population based training (Jaderberg et al. 2017, arXiv 1711.09846) of the members'
-parameters. A copy of the best member rests, so that it is not lost when all that move run away. A rule that the
-members themselves are, `levels.optimizers.own`, makes it the search of Metz et al. 2021 (arXiv 2101.07367): random
-learned optimizers train themselves, and selection keeps those that do it well.
+With an ``inner`` optimizer, every member takes ``steps`` updates of it on its own gradients before it is judged, and
+its children inherit the result: a memetic search, as population based training (Jaderberg et al. 2017,
+arXiv 1711.09846) of the members' parameters. A copy of the best member stays as it was judged, so that it is not lost
+when all the others diverge. With `levels.optimizers.self_update` inside, this is the search of Metz et al. 2021
+(arXiv 2101.07367): random learned optimizers train themselves, and selection keeps those that do it well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import Optimizer, Problem, is_level
+from levels.config import AtLeast, Count, UnitInterval, Whole, require
+from levels.episode import tolerant
 from levels.hyper import Hyper, Log, hyper
-from levels.bound_levels import Level
 from levels.layout import Layout
-from levels.restart import looked_at
-from levels.base import Optimizer
-from levels.optimizers.search import Population, Search, best, picked, repeated, require_sigma
-from levels.config import format_value, require
-from levels.base import Problem
-from levels.tasks.nets import require_whole
+from levels.optimizers.search import Population, Search, best, picked, repeated
 from levels.tree import State, choose, map_leaves
 
 
 class Lives(NamedTuple):
-    """What members remember that a rule moves; leading dimensions ``[*batch, copies, P]``."""
+    """What members remember that an inner optimizer moves; leading dimensions ``[*batch, copies, P]``."""
 
-    rule: State
+    inner: State
     f: Tensor  # value where the member is
     g: Tensor  # [..., n] gradient there
     below: State  # the problem's
@@ -50,170 +47,163 @@ class Lives(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class GA(Search):
-    """``rule``: what moves members by their gradients before they are judged, or none. ``steps``: its updates a
-    generation, at least 1 with a rule. ``population``: members, at least 2. ``elite``: at least 1, and such that
-    somebody is replaced. ``tournament``: members drawn for each parent, at least 1. ``crossover``: a probability.
-    ``sigma``: of mutations, in the units of the parameters, above 0.
+    """``inner``: an optimizer that moves members by their gradients before they are judged, or none. ``steps``: its
+    updates a generation. ``population``: members. ``elite``: members that stay, less than the population.
+    ``tournament``: members drawn for each parent. ``crossover``: a probability. ``sigma``: of mutations, in the units
+    of the parameters, above 0.
 
-    Its parameters are sigma and then the rule's. The first generation is ``x`` and starts as the problem draws them;
-    what is the same in all of these is mutated. A child begins with a fresh state of the rule and of the
-    problem.
+    Its parameters are sigma and then those of ``inner``. The first generation is ``x`` and starts as the problem draws
+    them; coordinates that are equal in all of these are mutated. A child begins with a fresh state of ``inner`` and of
+    the problem.
     """
 
     name = "ga"
 
-    rule: Optimizer | None = None
-    steps: int = 0
-    population: int = 16
-    sigma: float | Hyper = hyper(0.1, Log)
-    elite: int = 2
-    tournament: int = 3
-    crossover: float = 0.5
+    inner: Optimizer | None = None
+    steps: Whole = 0
+    population: Annotated[int, AtLeast(2)] = 16
+    sigma: Hyper | float = hyper(0.1, Log)
+    elite: Count = 2
+    tournament: Count = 3
+    crossover: UnitInterval = 0.5
 
     def __post_init__(self) -> None:
-        require_sigma(self.name, self.sigma)
         super().__post_init__()
-        require_whole(self.name, 2, population=self.population)
-        require_whole(self.name, 1, elite=self.elite, tournament=self.tournament)
         what = f"elite must be less than the population {self.population - self.resting}, got {self.elite}"
-        require(self.children >= 1, f"ga: {what}; somebody must be replaced")
-        chance = self.crossover
-        good = isinstance(chance, (int, float)) and not isinstance(chance, bool) and 0 <= chance <= 1
-        require(good, f"ga: crossover must be a probability from 0 to 1, got {notate(chance)}")
-        require(
-            self.rule is None or isinstance(self.rule, Optimizer), f"ga: rule must be an optimizer, got {self.rule!r}"
-        )
-        require_whole(self.name, 0 if self.rule is None else 1, steps=self.steps)
-        require(
-            self.rule is not None or self.steps == 0, f"ga: {self.steps} steps of no rule; give it one, as ga(adam)"
-        )
-        blind = self.rule is not None and not self.rule.reads_grad
-        require(not blind, f"ga: {self.rule} reads no gradient; members are moved by a rule that does, as adam")
+        require(self.children >= 1, f"ga: {what}; a generation needs at least one child")
+        if self.inner is None:
+            require(self.steps == 0, f"ga: {self.steps} steps of no optimizer; give it one, as ga(adam)")
+            return
+        require(self.steps >= 1, f"ga: steps must be a whole number of at least 1, got {self.steps}")
+        traits = self.inner.traits
+        fix = "members are moved by an optimizer that does, as adam"
+        require(traits.reads_grad, f"ga: {self.inner} reads no gradient; {fix}")
+        fix = "put the search inside of the start"
+        require(not traits.learns_init, f"ga: members do not begin where {self.inner} starts; {fix}")
 
     @property
     def size(self) -> int:
-        """Members of a population."""
         return self.population
 
     @property
     def resting(self) -> int:
-        """Members that no rule moves, where one moves the others: the best one as it was judged."""
-        return 0 if self.rule is None else 1
+        """Members that do not move, where an inner optimizer moves the others: the best one as it was judged."""
+        return 0 if self.inner is None else 1
 
     @property
     def children(self) -> int:
-        """Members that are bred anew for each generation."""
+        """Children of each generation."""
         return self.population - self.resting - self.elite
 
-    def bound(self, problem: Problem) -> GA:
-        bound = super().bound(problem)
-        if self.rule is not None:
-            if isinstance(problem, Level):
-                problem.level.gradient.check(problem)
-            object.__setattr__(bound, "rule", self.rule.bound(bound.problem))
+    @property
+    def evals(self) -> int | Fraction:
+        """As for any search; with ``inner``, also the gradients of its updates, and a first one for each child."""
+        if self.inner is None or not isinstance(self.site, Problem):
+            return super().evals
+        below = self.site.traits
+        moves = (self.population - self.resting) * self.steps * (below.evals + self.inner.traits.evals)
+        return super().evals + moves + self.children * (below.init_evals + below.evals)
+
+    def bind(self, site: Problem | Layout) -> Self:
+        if self.inner is None:
+            return super().bind(site)
+        bound = super(GA, replace(self, inner=self.inner.bind(site))).bind(site)
+        level: Any = bound.problem
+        if is_level(level):
+            level.gradient.check(level)
         return bound
 
-    @cached_property
-    def mover(self) -> Optimizer:
-        """The rule, laid."""
-        assert self.rule is not None
-        return self.rule.over(self.below)
-
-    @property
-    def asking(self) -> int | Fraction:  # type: ignore[override]
-        """A trial for each member; with a rule, what it costs to move them, and a first gradient for each child."""
-        trials = super().asking
-        if self.rule is None:
-            return trials
-        moves = (self.population - self.resting) * self.steps * (self.problem.cost + self.rule.asking)
-        return trials + moves + self.children * (self.problem.starting + self.problem.cost)
-
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        rule = {} if self.rule is None else self.rule.shapes(below)
-        return super().shapes(below) | {f"rule.{name}": shape for name, shape in rule.items()}
+    def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        inner = {} if self.inner is None else self.inner.shapes(layout)
+        return super().shapes(layout) | {f"inner.{name}": shape for name, shape in inner.items()}
 
     def init(self, key: Tensor) -> Tensor:
         own = super().init(key)
-        return own if self.rule is None else torch.cat((own, self.mover.init(key)), -1)
+        return own if self.inner is None else torch.cat((own, self.inner.init(key)), -1)
 
-    def first(self, params: Tensor, state: Population, x: Tensor) -> Population:
+    def penalty(self, theta: Tensor) -> Tensor | None:
+        return None if self.inner is None else self.inner.penalty(self._inner_theta(theta))
+
+    def metrics(self, state: Population) -> dict[str, Tensor]:
+        inner = {} if self.inner is None else self.inner.metrics(state.memory.inner)
+        return {name: value.double().mean(-1) for name, value in inner.items()} | super().metrics(state)
+
+    def first(self, theta: Tensor, state: Population, x: Tensor) -> Population:
         drawn, begun = keys.split(keys.fold_in(state.key, -1), 2).unbind(-1)
-        state = state._replace(members=self.draw(params, x, drawn))
-        return state._replace(memory=self._born(params, state.members, state.task, begun))
+        state = state._replace(members=self.draw(theta, x, drawn))
+        return state._replace(memory=self._born(theta, state.members, state.task, begun))
 
-    def ask(self, params: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
-        begun = state.generation == 0
-        if not bool(begun.all()):
-            members, lives = self._bred(params, state, key)
-            state = state._replace(
-                members=torch.where(begun[..., None, None], state.members, members),
-                memory=choose(begun, state.memory, lives),
-            )
-        return state if self.rule is None else self._moved(params, state)
+    def ask(self, theta: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
+        is_first = state.generation == 0
+        if not is_first.all():
+            members, lives = self._bred(theta, state, key)
+            members = torch.where(is_first[..., None, None], state.members, members)
+            state = state._replace(members=members, memory=choose(is_first, state.memory, lives))
+        return state if self.inner is None else self._moved(theta, state)
 
-    def tell(self, params: Tensor, state: Population) -> tuple[Tensor, State]:
+    def tell(self, theta: Tensor, state: Population) -> tuple[Tensor, State]:
         return best(state), state.memory
 
-    def _bred(self, params: Tensor, state: Population, key: Tensor) -> tuple[Tensor, Lives | None]:
+    def _bred(self, theta: Tensor, state: Population, key: Tensor) -> tuple[Tensor, Lives | None]:
         """The next generation, the elite first, and its lives."""
         order = state.losses.argsort(dim=-1, stable=True)
         chosen, begun = keys.split(key, 2).unbind(-1)
-        children = self._children(params, picked(order, state.members), chosen)
+        children = self._children(theta, picked(order, state.members), chosen)
         kept = torch.cat((order[..., : self.resting], order[..., : self.elite]), -1)
         members = torch.cat((picked(kept, state.members), children), -2)
-        if self.rule is None:
+        if self.inner is None:
             return members, None
-        born = self._born(params, children, state.task, begun)
+        born = self._born(theta, children, state.task, begun)
         return members, map_leaves(lambda a, b: torch.cat((a, b), key.dim()), picked(kept, state.memory), born)
 
-    def _children(self, params: Tensor, ranked: Tensor, key: Tensor) -> Tensor:
+    def _children(self, theta: Tensor, ranked: Tensor, key: Tensor) -> Tensor:
         """``[*batch, copies, children, n]`` of members in the order of their losses."""
         count, (drawn, mated, moved) = self.children, keys.split(key, 3).unbind(-1)
         winners = keys.integers(drawn, (count, 2, self.tournament), self.population).amin(-1)
         one, other = picked(winners[..., 0], ranked), picked(winners[..., 1], ranked)
         chance = keys.uniform(mated, (count, 1 + ranked.shape[-1]), ranked.dtype)
         swapped = (chance[..., :1] < self.crossover) & (chance[..., 1:] < 0.5)
-        return torch.where(swapped, other, one) + self.noise(params, moved, count)
+        return torch.where(swapped, other, one) + self.noise(theta, moved, count)
 
-    def _born(self, params: Tensor, members: Tensor, task: State, key: Tensor) -> Lives | None:
+    def _born(self, theta: Tensor, members: Tensor, task: State, key: Tensor) -> Lives | None:
         """Lives that begin, for members ``[*batch, copies, k, n]``; all of a copy begin on the same problems."""
-        if self.rule is None:
+        if self.inner is None:
             return None
         count, dims = members.shape[-2], key.dim()
-        rule = self.mover.begin_state(self._of_rule(params, key), members, keys.split(key, count))
+        inner = self.inner.init_state(self._by_copy(theta, key), members, keys.split(key, count))
         if self.on_task:
             below = repeated(task, dims, count)
         else:
-            with looked_at():
-                below = self._patient.init_state(members, key[..., None].expand(members.shape[:-1]))
-        return Lives(rule, *self._asked(members, below))
+            below = self._tolerant.init_state(members, key[..., None].expand(members.shape[:-1]))
+        return Lives(inner, *self._tolerant.value_and_grad(members, below))
 
-    def _moved(self, params: Tensor, state: Population) -> Population:
-        """The members after ``steps`` updates of the rule, each on its own gradients; the resting one as it was."""
-        place = state.key.dim()  # of the members
+    def _moved(self, theta: Tensor, state: Population) -> Population:
+        """The members after ``steps`` updates, each on its own gradients; the resting one as it was."""
+        assert self.inner is not None
+        place, own = state.key.dim(), self._by_copy(theta, state.key)  # place: the dimension of the members
         still, members = state.members.tensor_split([self.resting], -2)
-        rule, f, g, below = map_leaves(lambda leaf: leaf.tensor_split([self.resting], place)[1], state.memory)
-        own = self._of_rule(params, state.key)
+        inner, f, g, below = map_leaves(lambda leaf: leaf.tensor_split([self.resting], place)[1], state.memory)
         for _ in range(self.steps):
-            members, rule = self.mover.update(own, f, g, rule, members)
-            f, g, below = self._asked(members, below)
+            members, inner = self.inner.update(own, members, inner, f, g)
+            f, g, below = self._tolerant.value_and_grad(members, below)
         lives = map_leaves(
             lambda old, new: torch.cat((old.narrow(place, 0, self.resting), new), place),
             state.memory,
-            Lives(rule, f, g, below),
+            Lives(inner, f, g, below),
         )
         return state._replace(members=torch.cat((still, members), -2), memory=lives)
 
-    def _asked(self, members: Tensor, below: State) -> tuple[Tensor, Tensor, State]:
-        with looked_at():
-            return self._patient.value_and_grad(members, below)
+    def _inner_theta(self, theta: Tensor) -> Tensor:
+        """The parameters of ``inner`` among all."""
+        assert self.inner is not None
+        return theta[..., theta.shape[-1] - self.inner.layout.size :]
 
-    def _of_rule(self, params: Tensor, key: Tensor) -> Tensor:
-        """The rule's parameters for each copy of keys ``[*batch, copies]``: members are the copies that it works on."""
-        own = params[..., params.shape[-1] - self.mover.layout.size :]
-        return own[..., None, :].expand(*key.shape, -1)
+    def _by_copy(self, theta: Tensor, key: Tensor) -> Tensor:
+        """The parameters of ``inner`` for each copy of keys ``[*batch, copies]``: it works on the members as copies."""
+        return self._inner_theta(theta)[..., None, :].expand(*key.shape, -1)
 
     @cached_property
-    def _patient(self) -> Problem:
-        """The problem, stopped by no member that goes wrong."""
-        return self.problem.patient if isinstance(self.problem, Level) else self.problem
+    def _tolerant(self) -> Problem:
+        """The problem, in which a member that diverges raises no error."""
+        problem: Problem = tolerant(self.problem)
+        return problem

@@ -1,6 +1,6 @@
 """A learned start: where the problem below begins is part of the level's parameters.
 
-    x_0 = start,       x_t = rule.update(x_(t-1))
+    x_0 = draw + offset,       x_t = inner.update(x_(t-1))
 
 On a level that restarts after each window, with the last loss as its objective, this is MAML (Finn, Abbeel and Levine
 2017, arXiv 1703.03400), first-order unless the level's gradient is exact:
@@ -8,75 +8,56 @@ On a level that restarts after each window, with the last loss as its objective,
     task: start(sgd(lr=0.1))@5[horizon=5, objective=last] / adam
 
 With a step size per coordinate, ``start(sgd(lr=log(0.1, per=coordinate)))``, it is Meta-SGD (Li et al. 2017,
-arXiv 1707.09835). The start itself begins at one random draw of the problem's own, the same
-for all copies; what is stored is the offset from it, so an untrained start is a sound one.
+arXiv 1707.09835). The draw is one start of the problem, the same for all copies and on all splits. The level stores
+the offset from it, so a start that is not trained yet is a sound one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
 from torch import Tensor
 
 from levels import keys
+from levels.base import Optimizer, OptimizerTraits, Problem
+from levels.config import require
 from levels.layout import Layout
-from levels.base import Optimizer, Pulled
-from levels.optimizers.wrap import Wrapping
-from levels.base import Problem
-from levels.tree import State
+from levels.optimizers.wrap import Wrapper
 
 
 @dataclass(frozen=True, repr=False)
-class LearnedInit(Wrapping):
-    """``rule``: the optimizer that moves on from the start. ``seed``: of the draw from which the offset counts."""
+class LearnedInit(Wrapper):
+    """``inner``: the optimizer that moves on from the start. ``seed``: of the draw from which the offset counts.
+
+    Raises ValueError, when bound, if ``inner`` has a learned start too.
+    """
 
     name = "start"
 
-    rule: Optimizer
+    inner: Optimizer
     seed: int = 0
 
-    _home: ClassVar[Problem | None] = None  # once it is bound: the problem on the split that its draw is from
+    @property
+    def traits(self) -> OptimizerTraits:
+        """Each coordinate has an offset of its own, so no part of the problem may be updated alone."""
+        return super().traits._replace(learns_init=True, locality="global")
 
-    scope = "problem"  # where the start is of each coordinate is told by its place
-    learns_start = True
+    def bind(self, site: Problem | Layout) -> Self:
+        twice = self.inner.traits.learns_init
+        require(not twice, f"start: {self.inner} has a learned start already; keep one of them")
+        return super().bind(site)
 
-    def bound(self, problem: Problem) -> "Start":
-        bound = super().bound(problem)
-        object.__setattr__(bound, "_home", problem.on("train"))
-        return bound
+    def own_shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
+        return {"offset": (layout.size,)}
 
-    def own_shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        return {"offset": (below.size,)}
+    def init_x(self, theta: Tensor, key: Tensor) -> Tensor:
+        draw = self._home.init(keys.seed(self.seed, device=key.device).expand_as(key))
+        return draw + self.split_theta(theta)[0][..., None, :]
 
-    def own_params(self, like: Tensor) -> Tensor:
-        return like.new_zeros(*like.shape[:-1], self.below.size)
-
-    def holding(self, params: Tensor, x: Tensor, rule: State) -> State:
-        return rule
-
-    def held(self, state: State) -> State:
-        return state
-
-    def start(self, params: Tensor, fresh: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
-        fresh = fresh if self._home is None else self._home.init
-        draw = fresh(keys.seed(self.seed, device=key.device).expand_as(key))
-        return draw + params[..., None, : self.below.size]
-
-    def start_pullback(self, params: Tensor, dx: Tensor, begun: Tensor) -> Tensor:
-        offset = torch.where(begun[..., None], dx, 0.0).sum(-2)
-        return torch.nn.functional.pad(offset, (0, params.shape[-1] - self.below.size))
-
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
-        return self.laid_rule.update(self.rest(params), f, g, state, x)
-
-    def linearized(
-        self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor
-    ) -> tuple[Tensor, State, Callable[[Tensor, list[Tensor | None] | None], Pulled]]:
-        moved, new, pull = self.laid_rule.linearized(self.rest(params), f, g, state, x)
-
-        def back(dx: Tensor, dstate: list[Tensor | None] | None) -> Pulled:
-            slopes, dold, dx_old = pull(dx, dstate)
-            return self.padded(slopes), dold, dx_old
-
-        return moved, new, back
+    @cached_property
+    def _home(self) -> Problem:
+        """The problem on the split that its draw is from."""
+        assert isinstance(self.site, Problem), "over a layout alone there is no problem that draws a start"
+        return self.site.on("train")

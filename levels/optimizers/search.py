@@ -5,12 +5,12 @@
 A population is one more batch dimension, ``[*batch, copies, P, n]``; each copy has its own, and they never mix. All
 members of a generation are judged on common random numbers, each generation on others:
 
-- over a level, a member's loss is its trial (`Problem.trial`): a whole life of the level below, from fresh starts, on
-  problems that a fresh key draws. Trials are noisy, so who was best before is judged again with the next generation.
-- over a task, members are judged on the copy's own problem, where it stands in its data: as the task would have
-  answered the level.
+- over a level, a member's loss is that of a whole episode of the level below, from fresh starts, on problems that a
+  fresh key draws (`Problem.evaluate_from_scratch`). Such losses are noisy, so the members that were best before are
+  judged again with the next generation.
+- over a task, members are judged on the copy's own problem and data: as the task would have answered the level.
 
-No gradient is made, so what lies below may be anything: losses that jump, black boxes, other searches.
+No gradient is used, so what lies below may be anything: losses that jump, black boxes, other searches.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from fractions import Fraction
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.asking import Asking
-from levels.hyper import HyperparamOptimizer, Hyper
-from levels.bound_levels import STATE
+from levels.base import STATE, OptimizerTraits, Problem, is_level
 from levels.config import format_value, require
+from levels.hyper import Hyper, HyperparamOptimizer
+from levels.layout import Layout
+from levels.optimizers.partition import asked
 from levels.tree import State, map_leaves
 
 
@@ -38,16 +40,34 @@ class Population(NamedTuple):
     losses: Tensor  # [..., P]; inf before the first
     generation: Tensor  # int64, generations judged
     key: Tensor  # int64
-    task: State  # where the copy stands in its own task; None over a level
+    task: State  # the task's, for the copy; None over a level
     memory: State  # the subclass's
 
 
-class Search(Asking, HyperparamOptimizer):
+class Search(HyperparamOptimizer):
     """Abstract. A subclass has a hyperparameter ``sigma``, a size, and says where a population begins (`first`), what
     is judged next (`ask`) and what follows from it (`tell`).
+
+    A level above trains it by evolution. Raises ValueError, when bound to a layout alone.
     """
 
-    reads_grad = False
+    sigma: Hyper | float
+
+    def __post_init__(self) -> None:
+        start = self.sigma.start if isinstance(self.sigma, Hyper) else self.sigma
+        good = isinstance(start, (int, float)) and not isinstance(start, bool) and 0 < start < math.inf
+        got = format_value(self.sigma)
+        require(good, f"{self.name}: sigma must be a number above 0, got {got}; without it nothing varies")
+        super().__post_init__()
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(differentiable=False, reads_grad=False, evals=self.evals)
+
+    @property
+    def evals(self) -> int | Fraction:
+        """Task gradients of a generation: an evaluation from scratch for each member; 0 if not bound yet."""
+        return self.size * self.site.traits.scratch_evals if isinstance(self.site, Problem) else 0
 
     @property
     @abstractmethod
@@ -55,74 +75,77 @@ class Search(Asking, HyperparamOptimizer):
         """P, members of a population."""
 
     @abstractmethod
-    def first(self, params: Tensor, state: Population, x: Tensor) -> Population:
+    def first(self, theta: Tensor, state: Population, x: Tensor) -> Population:
         """The state before the first generation, members and memory filled in, for ``x`` ``[*batch, copies, n]``."""
 
     @abstractmethod
-    def ask(self, params: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
+    def ask(self, theta: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
         """The state with the members that are to be judged, drawn from keys ``[*batch, copies]``; losses as before."""
 
     @abstractmethod
-    def tell(self, params: Tensor, state: Population) -> tuple[Tensor, State]:
+    def tell(self, theta: Tensor, state: Population) -> tuple[Tensor, State]:
         """The next ``x`` and memory, now that the members of ``state`` have been judged."""
 
-    @property
-    def asking(self) -> int | Fraction:  # type: ignore[override]
-        """A trial for each member."""
-        return self.size * self.problem.trying
+    def bind(self, site: Problem | Layout) -> Self:
+        bound = super().bind(site)
+        asked(bound)
+        return bound
 
-    def begin_state(self, params: Tensor, x: Tensor, key: Tensor) -> Population:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Population:
         members = x[..., None, :].expand(*key.shape, self.size, -1)
         losses = x.new_full((*key.shape, self.size), math.inf)
-        task = self.problem.init_state(x, keys.split(keys.unfold_in(key, STATE), 2)[..., 1]) if self.on_task else None
-        return self.first(params, Population(members, losses, torch.zeros_like(key), key, task, None), x)
+        for_problem = keys.split(keys.unfold_in(key, STATE), 2)[..., 1]  # as `Level.begin` has it
+        task = self.problem.init_state(x, for_problem) if self.on_task else None
+        return self.first(theta, Population(members, losses, torch.zeros_like(key), key, task, None), x)
 
     @torch.no_grad()
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Population, x: Tensor) -> tuple[Tensor, Population]:
-        asked, judged = keys.split(keys.fold_in(state.key, state.generation), 2).unbind(-1)
-        state = self.ask(params, state, x, asked)
+    def update(self, theta: Tensor, x: Tensor, state: Population, f: Tensor, g: Tensor) -> tuple[Tensor, Population]:
+        drawn, judged = keys.split(keys.fold_in(state.key, state.generation), 2).unbind(-1)
+        state = self.ask(theta, state, x, drawn)
         losses, task = self._judged(state, judged)
         state = state._replace(losses=losses, generation=state.generation + 1, task=task)
-        x, memory = self.tell(params, state)
+        x, memory = self.tell(theta, state)
         return x, state._replace(memory=memory)
-
-    def step(self, h: dict[str, Tensor], g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        raise AssertionError("a search reads losses")
 
     def metrics(self, state: Population) -> dict[str, Tensor]:
         spread = state.members.var(-2, correction=0).mean(-1).sqrt()
         lost = torch.isinf(state.losses).double().mean(-1)
         return {"best trial": state.losses.amin(-1), "spread": spread, "lost": lost}
 
+    @cached_property
+    def problem(self) -> Problem:
+        """The problem that members are parameters of."""
+        return asked(self)
+
     @property
     def on_task(self) -> bool:
         """Whether the problem below is a task."""
-        return self.problem.rule is None
+        return not is_level(self.problem)
 
-    def noise(self, params: Tensor, key: Tensor, count: int) -> Tensor:
+    def noise(self, theta: Tensor, key: Tensor, count: int) -> Tensor:
         """Normal with deviation sigma: ``[*batch, copies, count, n]`` for keys ``[*batch, copies]``."""
-        sigma = self._read(params)["sigma"][..., None, :]
-        return sigma * keys.normal(key, (count, self.below.size), self.below.dtype)
+        sigma = self.read(theta)["sigma"][..., None, :]
+        return sigma * keys.normal(key, (count, self.problem.layout.size), self.problem.layout.dtype)
 
-    def draw(self, params: Tensor, x: Tensor, key: Tensor) -> Tensor:
+    def draw(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor:
         """Members ``[*batch, copies, P, n]`` for keys ``[*batch, copies]``: ``x``, and starts that the problem draws.
 
-        Where those are all the same, as hyperparameters are, noise is added.
+        Coordinates that are equal in all starts, as hyperparameters are, get noise.
         """
         drawn, moved = keys.split(key, 2).unbind(-1)
         fresh = self.problem.init(keys.split(drawn, self.size))
         same = (fresh == fresh[..., :1, :]).all(-2, keepdim=True)
-        fresh = torch.where(same, fresh + self.noise(params, moved, self.size), fresh)
+        fresh = torch.where(same, fresh + self.noise(theta, moved, self.size), fresh)
         return torch.cat((x[..., None, :], fresh[..., 1:, :]), -2)
 
     def _judged(self, state: Population, key: Tensor) -> tuple[Tensor, State]:
-        """Losses ``[*batch, copies, P]``, inf if not finite, and where the copy stands in its task behind them."""
+        """Losses ``[*batch, copies, P]``, inf if not finite, and the task's state behind them."""
         members = state.members
         if not self.on_task:
             return self.problem.evaluate_from_scratch(members, key[..., None].expand(members.shape[:-1])), None
         f, g, task = self.problem.value_and_grad(members, repeated(state.task, key.dim(), self.size))
-        losses, _, task = self.problem.outer_value_and_grad(members, f, g, task)
-        one = map_leaves(lambda leaf: leaf.select(key.dim(), 0), task)  # where members stand does not depend on them
+        losses, _, task = self.problem.outer_value_and_grad(members, task, f, g)
+        one = map_leaves(lambda leaf: leaf.select(key.dim(), 0), task)  # the task's state does not depend on members
         return torch.where(torch.isfinite(losses), losses, math.inf), one
 
 
@@ -131,7 +154,7 @@ def repeated(state: State, dims: int, count: int) -> State:
     return map_leaves(lambda leaf: leaf.unsqueeze(dims).expand(*leaf.shape[:dims], count, *leaf.shape[dims:]), state)
 
 
-def picked(rows: Tensor, state: State) -> State:
+def picked(rows: Tensor, state: State) -> Any:
     """Members by number, ``rows`` ``[*batch, copies, k]``, of a state whose leaves are ``[*batch, copies, P, ...]``."""
 
     def pick(leaf: Tensor) -> Tensor:
@@ -145,10 +168,3 @@ def best(state: Population) -> Tensor:
     """The member with the lowest loss, the first among equals: ``[*batch, copies, n]``."""
     chosen: Tensor = picked(state.losses.argmin(-1, keepdim=True), state.members)
     return chosen.squeeze(-2)
-
-
-def require_sigma(who: str, sigma: object) -> None:
-    """ValueError unless sigma is a number above 0, or a space with one."""
-    start = sigma.start if isinstance(sigma, Hyper) else sigma
-    good = isinstance(start, (int, float)) and not isinstance(start, bool) and 0 < start < math.inf
-    require(good, f"{who}: sigma must be a number above 0, got {notate(sigma)}; without it nothing varies")

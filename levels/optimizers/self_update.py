@@ -1,115 +1,99 @@
-"""Own: the rule below moves the very parameters that it is made of.
+"""A learned optimizer that updates its own parameters: the optimizer of the level below moves the very theta that it
+is made of.
 
     task: lstm@20 / own
 
-    theta <- theta + scale * (U(theta, normalised g, state, theta) - theta)
+    theta <- theta + scale * (U(theta, theta, state, f, normalised g) - theta)
 
-``U(theta, ...)`` is the update of the optimizer below, and theta its own weights, so it reads the gradient of its own
+``U(theta, x, ...)`` is the update of the optimizer below, here with x = theta, so it reads the gradient of its own
 meta-loss as it reads that of a task (Metz, Freeman, Maheswaranathan and Sohl-Dickstein 2021, arXiv 2101.07367, train
-learned optimizers by learned optimizers, themselves among them). A rule that learned on tasks meets gradients of
-another size here and needs steps of another size, hence ``norm`` and ``scale``. What keeps such a loop from running
-away is a guard: `levels.optimizers.guarded`.
+learned optimizers by learned optimizers, themselves among them). It was trained on gradients of another size, hence
+``norm`` and ``scale``. Nothing here keeps such a loop stable; `levels.optimizers.guarded` does.
 
-To differentiate through H self-updates, let them begin at a learned start: ``lstm@20 / start(own)@H / adam``.
+To differentiate through H self-updates, give them a learned start: ``lstm@20 / start(own)@H / adam``.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from levels.hyper import HyperparamOptimizer, Hyper, Log, hyper
+from levels.base import Optimizer, OptimizerTraits, Problem, is_level
+from levels.config import Positive, require
+from levels.hyper import Hyper, HyperparamOptimizer, Log, hyper
 from levels.layout import Layout
-from levels.base import Optimizer
-from levels.config import require
-from levels.base import Problem
+from levels.optimizers.partition import asked
 from levels.tree import State, map_leaves
 
 
-class OwnState(NamedTuple):
-    """What the rule remembers of its own parameters, and how large their gradient last was."""
+class SelfUpdateState(NamedTuple):
+    """The state of the optimizer below over its own parameters, and the size of their last gradient."""
 
-    rule: State
+    inner: State
     size: Tensor  # [*batch, copies] root mean square
 
 
 @dataclass(frozen=True, repr=False)
 class SelfUpdate(HyperparamOptimizer):
-    """``scale``: of the step, above 0. ``norm``: root mean square that gradients are brought to before the rule reads
-    them, above 0; None to leave them as they are.
+    """``scale``: of the step, above 0. ``norm``: gradients are rescaled to this root mean square; None: they are not.
 
-    It fits only a level laid over a level; ValueError over a task.
+    Raises ValueError, when bound, over a problem that is no level, or where the optimizer below would need another
+    number of parameters to update its own.
     """
 
     name = "own"
 
-    scale: float | Hyper = hyper(0.1, Log)
-    norm: float | None = 0.1
+    scale: Hyper | float = hyper(0.1, Log)
+    norm: Positive | None = 0.1
 
-    _rule: ClassVar[Optimizer | None] = None  # set on what is bound
+    @property
+    def traits(self) -> OptimizerTraits:
+        if self.site is None:
+            return OptimizerTraits(reads_loss=True)
+        inner = self.inner.traits
+        return OptimizerTraits(differentiable=inner.differentiable, reads_loss=inner.reads_loss)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        norm = self.norm
-        good = norm is None or (isinstance(norm, (int, float)) and not isinstance(norm, bool) and norm > 0)
-        require(good, f"own: norm must be a number above 0, or none, got {norm}")
-
-    def bound(self, problem: Problem) -> Self:
-        require(problem.rule is not None, f"{self} applies the optimizer below to itself; below is {problem}, a task")
-        bound = copy.copy(self)
-        object.__setattr__(bound, "_rule", problem.rule)
+    def bind(self, site: Problem | Layout) -> Self:
+        bound = super().bind(site)
+        purpose = "applies the optimizer below to itself"
+        below = asked(bound, purpose)
+        require(is_level(below), f"{self} {purpose}; below is {below}, a task")
+        rule, size = bound.inner, below.layout.size
+        what = f"{self}: {rule} over its own {size} parameters would take {rule.layout.size}"
+        fix = "use an optimizer whose parameters do not depend on what it updates, as lstm"
+        require(rule.layout.size == size, f"{what}, so it cannot be its own optimizer; {fix}")
         return bound
 
-    @property
-    def differentiable(self) -> bool:  # type: ignore[override]
-        """As the rule is."""
-        return self._rule is None or self._rule.differentiable
-
-    @property
-    def reads_loss(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self._rule is None or self._rule.reads_loss
-
-    @property
-    def compiles(self) -> bool:  # type: ignore[override]
-        """As the rule does."""
-        return self._rule is not None and self._rule.compiles
-
-    def over(self, below: Layout) -> Self:
-        what = f"{self} applies the optimizer below to itself, and it was laid over a layout alone"
-        require(self._rule is not None, f"{what}; give it a level of its own")
-        laid = super().over(below)
-        needed, what = laid.rule.layout.size, f"{self}: {self._rule} over its own {below.size} parameters"
-        fix = "use a rule whose parameters do not depend on what it updates, as lstm"
-        require(needed == below.size, f"{what} would take {needed}, so it cannot be its own optimizer; {fix}")
-        return laid
-
     @cached_property
-    def rule(self) -> Optimizer:
-        """The rule below, laid over its own parameters."""
-        assert self._rule is not None
-        return self._rule.over(self.below)
+    def inner(self) -> Optimizer:
+        """The optimizer of the level below, bound to its own parameters."""
+        level: Any = self.site
+        rule: Optimizer = level.optimizer.bind(level.layout)
+        return rule
 
-    def init_state(self, params: Tensor, x: Tensor) -> OwnState:
-        state = map_leaves(lambda leaf: leaf.squeeze(x.dim() - 1), self.rule.init_state(x, x[..., None, :]))
-        return OwnState(state, x.new_zeros(x.shape[:-1]))
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> SelfUpdateState:
+        state = self.inner.init_state(x, x[..., None, :], key[..., None])
+        return SelfUpdateState(_one(state, x), x.new_zeros(x.shape[:-1]))
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: OwnState, x: Tensor) -> tuple[Tensor, OwnState]:
-        raise AssertionError("own reads the loss too")
-
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: OwnState, x: Tensor) -> tuple[Tensor, OwnState]:
+    def update(
+        self, theta: Tensor, x: Tensor, state: SelfUpdateState, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, SelfUpdateState]:
         size = g.square().mean(-1).sqrt()
         if self.norm is not None:
             g = g * (self.norm / size.clamp_min(torch.finfo(g.dtype).tiny))[..., None]
-        alone = map_leaves(lambda leaf: leaf.unsqueeze(x.dim() - 1), state.rule)
-        moved, rule = self.rule.update(x, f[..., None], g[..., None, :], alone, x[..., None, :])
-        step = self._read(params)["scale"] * (moved[..., 0, :] - x)
-        return x + step, OwnState(map_leaves(lambda leaf: leaf.squeeze(x.dim() - 1), rule), size)
+        alone = map_leaves(lambda leaf: leaf.unsqueeze(x.dim() - 1), state.inner)
+        moved, inner = self.inner.update(x, x[..., None, :], alone, f[..., None], g[..., None, :])
+        step = self.read(theta)["scale"] * (moved[..., 0, :] - x)
+        return x + step, SelfUpdateState(_one(inner, x), size)
 
-    def metrics(self, state: OwnState) -> dict[str, Tensor]:
+    def metrics(self, state: SelfUpdateState) -> dict[str, Tensor]:
         return {"self-gradient": state.size}
+
+
+def _one(state: State, x: Tensor) -> State:
+    """A state ``[*batch, copies, 1, ...]`` without the dimension of the one copy."""
+    return map_leaves(lambda leaf: leaf.squeeze(x.dim() - 1), state)

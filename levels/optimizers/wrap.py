@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -32,11 +31,15 @@ LOCALITIES = ("elementwise", "per_tensor", "global")  # in rising order
 class Wrapper(Optimizer):
     """Abstract. Fields that are optimizers, or lists of them, are its inner optimizers, in order."""
 
-    @abstractmethod
+    several_starts: ClassVar[bool] = False
+    """Whether more than one inner optimizer may have a learned start; then the subclass writes `init_x`."""
+
     def combine(
         self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: State, f: Tensor, g: Tensor
     ) -> tuple[Tensor, State]:
-        """The next ``x`` and its own next state; ``moves``: where each inner optimizer would go, as `part` of ``x``."""
+        """The next ``x`` and its own next state; by default the move of the one inner optimizer."""
+        (move,) = moves
+        return move, own
 
     def own_shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         """Names and shapes of its own parameters, in front of those of the inner optimizers."""
@@ -44,11 +47,15 @@ class Wrapper(Optimizer):
 
     def own_init(self, key: Tensor) -> Tensor:
         """Its own parameters, fresh: ``[*batch, k]`` for keys ``[*batch]``."""
-        return torch.zeros(*key.shape, self.own_size, dtype=self.param_layout.dtype, device=key.device)
+        return torch.zeros(*key.shape, self._sizes[0], dtype=self.param_layout.dtype, device=key.device)
 
     def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> State:
         """Its own state at the start of trajectories, for keys ``[*batch, copies]``."""
         return None
+
+    def own_metrics(self, own: State) -> dict[str, Tensor]:
+        """Numbers to report about its own state, by name: ``[*batch, copies]`` each."""
+        return {}
 
     def part(self, number: int, x: Tensor) -> Tensor:
         """What an inner optimizer sees of ``x`` ``[*batch, copies, n]``, or of a gradient: all of it."""
@@ -59,20 +66,20 @@ class Wrapper(Optimizer):
         return site
 
     @cached_property
-    def inner(self) -> dict[str, Optimizer]:
+    def wrapped(self) -> dict[str, Optimizer]:
         """The inner optimizers by the prefix of their parameters' names: the field, or the place in a list."""
         found: dict[str, Optimizer] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Optimizer):
                 found[field.name] = value
-            elif isinstance(value, tuple) and value and all(isinstance(one, Optimizer) for one in value):
+            elif _holds_optimizers(value):
                 found |= {str(place): one for place, one in enumerate(value)}
         return found
 
     @property
     def traits(self) -> OptimizerTraits:
-        each = [one.traits for one in self.inner.values()]
+        each = [one.traits for one in self.wrapped.values()]
         return OptimizerTraits(
             differentiable=all(one.differentiable for one in each),
             reads_loss=any(one.reads_loss for one in each),
@@ -83,76 +90,83 @@ class Wrapper(Optimizer):
         )
 
     def bind(self, site: Problem | Layout) -> Self:
-        learned = [str(one) for one in self.inner.values() if one.traits.learns_init]
-        require(len(learned) < 2, f"{self}: {' and '.join(learned)} have a learned start each; keep one of them")
-        bound, number = dataclasses.replace(self, site=site), 0
+        learned = [str(one) for one in self.wrapped.values() if one.traits.learns_init]
+        what = f"{self}: {' and '.join(learned)} have a learned start each; keep one of them"
+        require(len(learned) < 2 or self.several_starts, what)
+        changes: dict[str, Optimizer | tuple[Optimizer, ...]] = {}
+        number = 0
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            group = value if isinstance(value, tuple) else (value,)
-            if group and all(isinstance(one, Optimizer) for one in group):
-                each = tuple(one.bind(bound.site_of(number + k, site)) for k, one in enumerate(group))
-                object.__setattr__(bound, field.name, each if isinstance(value, tuple) else each[0])
-                number += len(group)
+            if isinstance(value, Optimizer):
+                changes[field.name] = value.bind(self.site_of(number, site))
+                number += 1
+            elif _holds_optimizers(value):
+                changes[field.name] = tuple(one.bind(self.site_of(number + k, site)) for k, one in enumerate(value))
+                number += len(value)
+        bound = dataclasses.replace(self, site=site, **changes)
+        bound.shapes(bound.param_layout)  # refuses here what does not fit
         return bound
 
     def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
-        shapes = dict(self.own_shapes(layout))
-        for number, (prefix, one) in enumerate(self.inner.items()):
-            seen = self.site_of(number, layout)
-            assert isinstance(seen, Layout)
-            shapes |= {f"{prefix}.{name}": shape for name, shape in one.shapes(seen).items()}
+        shapes = self.own_shapes(layout)
+        for number, (prefix, one) in enumerate(self.wrapped.items()):
+            inner = one.shapes(self.site_of(number, layout))  # type: ignore[arg-type]  # the layout of a layout
+            shapes = shapes | {f"{prefix}.{name}": shape for name, shape in inner.items()}
         return shapes
 
-    @cached_property
-    def own_size(self) -> int:
-        """How many parameters are its own."""
-        return sum(math.prod(shape) for shape in self.own_shapes(self.param_layout).values())
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        return [self.own_size, *(one.layout.size for one in self.inner.values())]
-
-    def split(self, theta: Tensor) -> tuple[Tensor, ...]:
+    def split_theta(self, theta: Tensor) -> tuple[Tensor, ...]:
         """Its own parameters, and those of each inner optimizer."""
         return torch.split_with_sizes(theta, self._sizes, -1)
 
     def init(self, key: Tensor) -> Tensor:
-        return torch.cat([self.own_init(key), *(one.init(key) for one in self.inner.values())], dim=-1)
+        return torch.cat([self.own_init(key), *(one.init(key) for one in self.wrapped.values())], dim=-1)
 
     def init_x(self, theta: Tensor, key: Tensor) -> Tensor:
-        for one, inner_theta in zip(self.inner.values(), self.split(theta)[1:]):
-            if one.traits.learns_init:
-                return one.init_x(inner_theta, key)
-        return super().init_x(theta, key)
+        _, *thetas = self.split_theta(theta)
+        learned = [one.init_x(inner_theta, key)
+                   for one, inner_theta in zip(self.wrapped.values(), thetas) if one.traits.learns_init]  # fmt: skip
+        return learned[0] if learned else super().init_x(theta, key)
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> State:
-        own, *thetas = self.split(theta)
-        states = (one.init_state(inner_theta, self.part(number, x), key)
-                  for number, (one, inner_theta) in enumerate(zip(self.inner.values(), thetas)))  # fmt: skip
+        own, *thetas = self.split_theta(theta)
+        states = (one.init_state(thetas[k], self.part(k, x), key) for k, one in enumerate(self.wrapped.values()))
         return (self.own_state(own, x, key), *states)
 
     def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
-        (own_theta, *thetas), (own, *states), moves, new = self.split(theta), state, [], []
-        for number, (one, inner_theta, inner_state) in enumerate(zip(self.inner.values(), thetas, states)):
-            move, inner_state = one.update(inner_theta, self.part(number, x), inner_state, f, self.part(number, g))
-            moves.append(move)
-            new.append(inner_state)
-        x, own = self.combine(own_theta, x, moves, own, f, g)
-        return x, (own, *new)
+        (own_theta, *thetas), (own, *states) = self.split_theta(theta), state
+        moved = [one.update(thetas[k], self.part(k, x), states[k], f, self.part(k, g))
+                 for k, one in enumerate(self.wrapped.values())]  # fmt: skip
+        x, own = self.combine(own_theta, x, [move for move, _ in moved], own, f, g)
+        return x, (own, *(inner_state for _, inner_state in moved))
 
     def result(self, state: State, x: Tensor) -> Tensor:
-        (one, *more), inner_state = self.inner.values(), state[1]
-        assert not more, "a wrapper of several optimizers says itself what the result is"
-        return one.result(inner_state, x)
+        (one,) = self.wrapped.values()  # a wrapper of several optimizers says itself what the result is
+        return one.result(state[1], x)
 
     def penalty(self, theta: Tensor) -> Tensor | None:
-        found = [one.penalty(inner_theta) for one, inner_theta in zip(self.inner.values(), self.split(theta)[1:])]
+        _, *thetas = self.split_theta(theta)
+        found = [one.penalty(inner_theta) for one, inner_theta in zip(self.wrapped.values(), thetas)]
         penalties = [penalty for penalty in found if penalty is not None]
         return torch.stack(penalties).sum(0) if penalties else None
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        found: dict[str, Any] = {}
-        for (prefix, one), inner_state in zip(self.inner.items(), state[1:]):
-            before = f"{prefix} " if len(self.inner) > 1 else ""
-            found |= {f"{before}{name}": value for name, value in one.metrics(inner_state).items()}
+        found = own = self.own_metrics(state[0])
+        for (prefix, one), inner_state in zip(self.wrapped.items(), state[1:]):
+            for name, value in one.metrics(inner_state).items():
+                found = found | {f"{prefix}.{name}" if len(self.wrapped) > 1 or name in own else name: value}
         return found
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        own = sum(math.prod(shape) for shape in self.own_shapes(self.param_layout).values())
+        return [own, *(one.layout.size for one in self.wrapped.values())]
+
+
+def towards(x: Tensor, moved: Tensor, factor: Tensor) -> Tensor:
+    """``x + factor * (moved - x)``; bit for bit ``x`` where the factor is 0, and ``moved`` where it is 1."""
+    moved = torch.where(factor == 0, x, moved)  # 0 times a step that is not finite would be NaN, in derivatives too
+    return torch.where(factor == 1, moved, x + factor * (moved - x))
+
+
+def _holds_optimizers(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(one, Optimizer) for one in value)
