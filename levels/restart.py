@@ -166,7 +166,7 @@ def replayed(
     known = [stop_gradient(answer) for answer in answers]
     if failed is not None:
         still = Answer(f, g, None if known[0].below is None else below, f, torch.zeros_like(g))
-        known = [choose(failed, still, answer) for answer in known]
+        known = [keep_named("skipped", choose(failed, still, answer), answer) for answer in known]
     left = iter(known)
 
     def replay(problem: Problem, at: Tensor, below: Any) -> Answer:
