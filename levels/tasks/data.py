@@ -1,9 +1,9 @@
-"""Real data in three parts that share no example, loaded once a process; nothing is fetched from a network.
+"""Real data in three parts that share no example, loaded once in a process; nothing is fetched from a network.
 
-Each function takes ``device=`` besides: where the tensors are to be, ``cpu`` unless said.
+Each function also takes ``device=``: where the tensors are, ``cpu`` by default.
 
-What comes with an optional package is asked for when a task is made: a missing one is a ValueError of one sentence
-that says how to install it.
+A task whose data comes with an optional package checks for the package when the task is made; where it is missing, a
+ValueError says how to install it.
 """
 
 import gzip
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from levels.base import Split
 from levels.config import require
-from levels.tasks.task import SPLITS, Split
+from levels.tasks.task import SPLITS
 
 FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
@@ -49,7 +50,7 @@ D = TypeVar("D", Labelled, Text, Tensor)
 
 
 def loaded(read: Callable[..., D]) -> Callable[..., D]:
-    """``read(...)`` once in a process, and ``device=`` besides, to which what was read is copied once."""
+    """``read(...)``, called once in a process, with an argument ``device=``; the data is copied there once."""
     once = cache(read)
 
     @cache
@@ -133,8 +134,8 @@ def table(name: Table, split: Split, dtype: torch.dtype) -> Labelled:
 def topics(split: Split) -> Text:
     """Python's own documentation as its standard library carries it: 373,422 characters in Python 3.11.7.
 
-    Topics in alphabetical order, split 80 : 10 : 10 by position. A paragraph that comes again is left out, or one in
-    twelve pieces of the test split would be known from training. The text differs from one Python version to the next.
+    Topics in alphabetical order, split 80 : 10 : 10 by position. Repeated paragraphs are left out; otherwise one in
+    twelve pieces of the test split would be in the training split too. The text differs between Python versions.
     """
     from pydoc_data.topics import topics as chapters
 
@@ -169,7 +170,7 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _mnist1d_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """The package seeds the global generators of random and numpy; both are put back."""
+    """The package seeds the global generators of random and numpy; both are restored."""
     from mnist1d.data import get_dataset_args, make_dataset
 
     ours, numpys = random.getstate(), np.random.get_state()
@@ -194,13 +195,13 @@ def _part(
 
 
 def _idx_file(folder: str, name: str) -> Path:
-    """The file as it is or, if there is none, gzipped."""
+    """The plain file, or the gzipped one where there is no plain file."""
     plain = Path(folder) / name
     return plain if plain.exists() else plain.with_name(f"{name}.gz")
 
 
 def _idx(path: Path) -> np.ndarray:
-    """The bytes of an IDX file as an array (Yann LeCun's format). ValueError if it is none."""
+    """The bytes of an IDX file as an array (Yann LeCun's format). ValueError if the file has another format."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         data = file.read()
     dims = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0

@@ -1,15 +1,14 @@
-"""Held out: inner steps on training data, counted by data that they never see.
+"""Held out: inner steps on training data, a meta-loss on other data.
 
     held-out(digits-mlp): lstm@20 / adam
 
-An optimizer that is paid for training loss learns to fit training data. Here its gradients come from the task's
-training split, while what the level above counts is the loss of the same parameters on the validation split: the
-meta-gradient is taken through the training steps, of losses elsewhere (as hyperparameters are tuned by Maclaurin et al.
-2015, arXiv 1502.03492, and initialisations by Finn et al. 2017, arXiv 1703.03400).
+An optimizer that is trained by the training loss learns to fit the training data. Here its gradients come from the
+task's training split, and the meta-loss of the level above is the loss of the same parameters on the validation split:
+the meta-gradient of losses on other data goes through the training steps (as Maclaurin et al. 2015, arXiv 1502.03492,
+tune hyperparameters, and Finn et al. 2017, arXiv 1703.03400, initialisations).
 
-That makes the validation split data that the level above trains on; the test split stays untouched. Each update that
-counts costs one evaluation more. Asked on another split than ``train``, this is the bare task on that split, so what is
-reported is not touched either.
+So the level above trains on the validation split; the test split is not used. Each update that counts costs one more
+evaluation. On another split than ``train`` this is the bare task on that split.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from levels.layout import Layout
+from levels.base import ProblemTraits, Split
 from levels.config import require
-from levels.tasks.task import Split, Task
-from levels.tasks.wrapping import adopt, require_tasks
+from levels.tasks.task import Task
+from levels.tasks.wrapping import TaskWrapper
 from levels.tree import State
 
 
@@ -35,42 +34,31 @@ class HeldOutState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class HeldOut(Task):
+class HeldOut(TaskWrapper):
     """``task``: what is trained; its dtype is this one's. ValueError for a task whose splits are not other data for the
     same problem, as with random quadratics, where every key of every split is a problem of its own.
     """
 
     name = "held-out"
-    judging = 1
-
-    task: Task
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_tasks(self.name, [self.task])
         what = f"{self.name}: {self.task} has no data that could be held out; its splits are other problems"
         require(self.task.has_data, f"{what}; use a task on data, as digits-mlp")
-        require(self.split == "train", f"{self.name}: asked on a split, it is the bare task; use {self.task!r}")
-        _ = self.counted.layout  # a task without validation data says so now
-        for name in ("differentiable", "symmetric", "copies"):
-            object.__setattr__(self, name, getattr(self.task, name))
-
-    @cached_property
-    def inner(self) -> Task:
-        """The task on training data."""
-        return adopt(self, self.task)
+        require(self.split == "train", f"{self.name}: on another split it is the bare task; use {self.task!r}")
+        _ = self.counted.layout  # refuses here a task without validation data
 
     @cached_property
     def counted(self) -> Task:
         """The task on validation data."""
         return self.inner.on("validation")
 
+    @property
+    def traits(self) -> ProblemTraits:
+        return self.inner.traits._replace(outer_evals=1, scratch_evals=2)
+
     def on(self, split: Split) -> Any:
         return self if split == "train" else self.inner.on(split)
-
-    @property
-    def layout(self) -> Layout:
-        return self.inner.layout
 
     def init(self, key: Tensor) -> Tensor:
         return self.inner.init(key)
@@ -82,15 +70,8 @@ class HeldOut(Task):
         value, grad, training = self.inner.value_and_grad(params, state.training)
         return value, grad, HeldOutState(training, state.counted)
 
-    def bend(self, params: Tensor, state: HeldOutState, v: Tensor) -> Tensor:
-        return self.inner.bend(params, state.training, v)
-
-    def outer_value_and_grad(self, params: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
+    def outer_value_and_grad(
+        self, params: Tensor, state: HeldOutState, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor, HeldOutState]:
         value, grad, counted = self.counted.value_and_grad(params, state.counted)
         return value, grad, HeldOutState(state.training, counted)
-
-    def hands_out(self) -> list[tuple[Tensor, ...]]:
-        return self.inner.hands_out()
-
-    def variants(self) -> dict[str, Task]:
-        return self.inner.variants()

@@ -5,8 +5,8 @@
 
 Every copy draws its own minibatch: ``batch_size`` numbers from its key, with replacement, those items of
 ``loader.dataset``, joined by ``loader.collate_fn``. Items may be augmented at random with torch's generator, which is
-forked and seeded with the key. The rest of a loader (order, workers, pinned memory, a generator) would be passed over,
-so a loader that sets it is refused. Fetching loops over items and copies in Python: data that fits in two
+forked and seeded with the key. The other settings of a loader (order, workers, pinned memory, a generator) would have
+no effect, so a loader that sets one is refused. Fetching loops over items and copies in Python: data that fits in two
 tensors is faster in `ModuleTask`.
 """
 
@@ -19,15 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from levels import keys
-from levels.layout import Layout
 from levels.config import require
-from levels.tasks.task import LossTask
+from levels.layout import Layout
 from levels.tasks.module import ModuleTask
 from levels.tasks.nets import Cursor
+from levels.tasks.task import LossTask
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -35,8 +34,8 @@ class LoaderTask(LossTask):
     """``make()`` builds the module; ``loss_function(outputs, targets)`` is a mean over a minibatch.
 
     ``train``, ``validation``, ``test``: loaders with ``shuffle=True`` over datasets with a length, whose collated
-    minibatches are pairs of tensors, inputs and targets, always of one shape; the last two may be None if never asked
-    for. Raises ValueError for a loader that sets what is not used here, and for modules that `ModuleTask` refuses.
+    minibatches are pairs of tensors, inputs and targets, always of one shape; the last two may be None if never used.
+    Raises ValueError for a loader that sets what is not used here, and for modules that `ModuleTask` refuses.
     """
 
     name = "loader"
@@ -51,7 +50,7 @@ class LoaderTask(LossTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         _vet(self.loader, f"{self.name}: the {self.split} loader")
-        _ = self.model  # built now, so that what does not fit is refused now
+        _ = self.model  # refuses here what does not fit
 
     @cached_property
     def loader(self) -> DataLoader[Any]:
@@ -94,33 +93,23 @@ class LoaderTask(LossTask):
         pair = isinstance(joined, (tuple, list)) and len(joined) == 2 and all(isinstance(x, Tensor) for x in joined)
         what = f"{self.name}: minibatches must be pairs of tensors, inputs and targets"
         require(pair, f"{what}, got {type(joined).__name__}; pass a collate_fn that joins items so")
-        return self._own(joined[0]), self._own(joined[1])
+        return joined[0], joined[1]
 
     def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
         rows = state.draw(self.minibatch, len(self.loader.dataset)).reshape(-1, self.minibatch)  # type: ignore[arg-type]
         fetched = zip(*map(self.fetch, keys.fold_in(state.key, state.step).flatten(), rows))
-        inputs, targets = (self._stack(tensors) for tensors in fetched)
-        value = vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs, targets)
-        return value.reshape(params.shape[:-1]), state.next()
-
-    def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = functional_call(self.model.module, {**self.layout.unravel(flat), **self.model.buffers}, (inputs,))
-        return self.loss_function(outputs, targets)
+        inputs, targets = (self.model.taken(self._stack(tensors)) for tensors in fetched)
+        return self.model.losses(params, inputs, targets), state.next()
 
     def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:
         shapes = {tuple(tensor.shape) for tensor in tensors}
-        require(
-            len(shapes) == 1, f"{self.name}: minibatches must have one shape, got {sorted(shapes)}; pad them to one"
-        )
+        what = f"{self.name}: minibatches must have one shape, got {sorted(shapes)}; pad them to one"
+        require(len(shapes) == 1, what)
         return torch.stack(tensors)
-
-    def _own(self, tensor: Tensor) -> Tensor:
-        """The tensor on the task's device, in its dtype if that is floating."""
-        return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else None)
 
 
 def _vet(loader: DataLoader[Any], who: str) -> None:
-    """ValueError for a loader that asks for anything which drawing by keys would pass over."""
+    """ValueError for a loader with a setting that has no effect where items are drawn by keys."""
     sized = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
     require(sized, f"{who} reads a stream; give it a dataset with a length and items by number")
     require(loader.batch_size is not None, f"{who} has a batch_sampler or no batches; set batch_size and shuffle=True")

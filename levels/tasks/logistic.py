@@ -1,4 +1,4 @@
-"""Logistic regression on a table of real measurements: convex, with one minimum that other solvers know.
+"""Logistic regression on a table of real measurements: convex, with one minimum that other solvers find too.
 
     f(W, b) = mean over examples of -log softmax(W^T u + b)[label] + penalty / 2 |W|^2
 
@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from levels.base import ProblemTraits
+from levels.config import Count, NonNegative
 from levels.layout import Layout
-from levels.config import format_value, require
-from levels.tasks.task import LossTask, Task
 from levels.tasks.data import Labelled, Table, table
-from levels.tasks.nets import Cursor, cross_entropy, dense, fresh, require_number, require_whole
-
-TABLES = ("breast-cancer", "wine")
+from levels.tasks.nets import Cursor, cross_entropy, dense, fresh
+from levels.tasks.task import LossTask, Task
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,22 +26,15 @@ class Logistic(LossTask):
     """
 
     name = "logistic"
-    traceable = True
-    copies = 16
     has_data = True
 
     data: Table = "breast-cancer"
-    penalty: float = 0.01
-    minibatch: int | None = None
+    penalty: NonNegative = 0.01
+    minibatch: Count | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        tables = " or ".join(TABLES)
-        require(self.data in TABLES, f"{self.name}: data must be {tables}, got {notate(self.data)}")
-        require_number(self.name, penalty=self.penalty)
-        require(self.penalty >= 0, f"{self.name}: penalty must be 0 or more, got {self.penalty}")
-        if self.minibatch is not None:
-            require_whole(self.name, minibatch=self.minibatch)
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=16)
 
     def examples(self) -> Labelled:
         """The rows of this task's split."""

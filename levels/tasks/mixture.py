@@ -3,7 +3,7 @@
     mixture([quadratic(5), quadratic(10)])
 
 One flat vector serves all: it is as long as the largest member needs, a smaller one reads its front, and the gradient
-of the rest is exactly 0. Each evaluation runs every member once, on the copies that are its own.
+of the rest is exactly 0. Each evaluation runs every member once, on the copies that drew it.
 """
 
 import math
@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from levels import keys
-from levels.layout import Layout
+from levels.base import ProblemTraits
 from levels.config import require
+from levels.layout import Layout
 from levels.tasks.task import Task
 from levels.tasks.wrapping import adopt, open_key, require_tasks
 from levels.tree import State, map_leaves
 
 
 class MixtureState(NamedTuple):
-    """The member that a copy drew, and a state of every member; only that of its own advances."""
+    """The member that a copy drew, and a state of every member; only that of the drawn member advances."""
 
     member: Tensor  # int64 [*batch]
     states: tuple[State, ...]
@@ -45,13 +46,14 @@ class Mixture(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.tasks, (tuple, list)):
-            raise TypeError(f"{self.name}: expected a list of tasks, got {self.tasks!r}")
-        object.__setattr__(self, "tasks", tuple(self.tasks))
         require(len(self.tasks) > 0, f"{self.name}: it needs at least one task, got none")
         require_tasks(self.name, self.tasks)
-        object.__setattr__(self, "differentiable", all(task.differentiable for task in self.tasks))
-        object.__setattr__(self, "copies", max(task.copies for task in self.tasks))
+
+    @property
+    def traits(self) -> ProblemTraits:
+        traits = [task.traits for task in self.tasks]
+        differentiable = all(trait.differentiable for trait in traits)
+        return ProblemTraits(differentiable=differentiable, copies=max(trait.copies for trait in traits))
 
     @cached_property
     def members(self) -> tuple[Task, ...]:

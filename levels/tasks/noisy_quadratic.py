@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import ProblemTraits
+from levels.config import Count, NonNegative, Positive, require
 from levels.layout import Layout
-from levels.config import require
+from levels.tasks.nets import Cursor
 from levels.tasks.task import Task
-from levels.tasks.nets import Cursor, require_number, require_whole
 
 
 class Moments(NamedTuple):
@@ -37,21 +38,20 @@ class NoisyQuadratic(Task):
     """
 
     name = "noisy-quadratic"
-    copies = 64
     has_data = True
 
-    dims: int = 20
-    low: float = 0.01
-    high: float = 1.0
-    noise: float = 0.3
+    dims: Count = 20
+    low: Positive = 0.01
+    high: Positive = 1.0
+    noise: NonNegative = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole(self.name, dims=self.dims)
-        require_number(self.name, above=0, low=self.low, high=self.high)
         require(self.low <= self.high, f"{self.name}: low must be at most high, got {self.low} and {self.high}")
-        require_number(self.name, noise=self.noise)
-        require(self.noise >= 0, f"{self.name}: noise must be 0 or more, got {self.noise}")
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=64)
 
     @property
     def layout(self) -> Layout:

@@ -4,31 +4,24 @@ Places enter as sines and cosines of random frequencies (Fourier features, Tanci
 
     u(p) = (cos 2 pi B p, sin 2 pi B p),    B ~ N(0, bandwidth^2),    p in [0, 1)^2
 
-without which such a network learns only what is smooth. Every key draws another piece of one of scikit-learn's two
+without which such a network learns smooth functions only. Every key draws another piece of one of scikit-learn's two
 photos, another B, start and order of pixels; splits are different strips of the photos and share no pixel.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import ProblemTraits
+from levels.config import Between, Count, Positive
 from levels.layout import Layout
-from levels.config import require
-from levels.tasks.task import LossTask, Task
 from levels.tasks.data import photos
-from levels.tasks.nets import (
-    Cursor,
-    dense_shapes,
-    fresh,
-    perceptron,
-    require_activation,
-    require_number,
-    require_whole,
-)
+from levels.tasks.nets import Activation, Cursor, as_tuple, dense_shapes, fresh, perceptron
+from levels.tasks.task import LossTask, Task
 
 WIDEST = 128  # columns of the narrowest strip
 
@@ -50,27 +43,21 @@ class Photo(LossTask):
     """
 
     name = "photo"
-    traceable = True
-    copies = 4
 
-    hidden: tuple[int, ...] = (32, 32)
-    activation: str = "relu"
-    size: int = 64
-    features: int = 32
-    bandwidth: float = 4.0
-    minibatch: int = 256
+    hidden: tuple[Count, ...] = (32, 32)
+    activation: Activation = "relu"
+    size: Annotated[int, Between(2, WIDEST, closed=True)] = 64
+    features: Count = 32
+    bandwidth: Positive = 4.0
+    minibatch: Count = 256
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", as_tuple(self.hidden))
         super().__post_init__()
-        many = isinstance(self.hidden, (tuple, list))
-        object.__setattr__(self, "hidden", tuple(self.hidden) if many else (self.hidden,))
-        for units in self.hidden:
-            require_whole(self.name, hidden=units)
-        require_whole(self.name, features=self.features, minibatch=self.minibatch)
-        require_whole(self.name, 2, size=self.size)
-        require(self.size <= WIDEST, f"{self.name}: size must be at most {WIDEST}, got {self.size}")
-        require_number(self.name, above=0, bandwidth=self.bandwidth)
-        require_activation(self.name, self.activation)
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=4)
 
     @property
     def layout(self) -> Layout:

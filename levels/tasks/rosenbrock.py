@@ -6,14 +6,16 @@ Its minimum is 0, at (1, ..., 1). Every key draws another start, uniform in [-2,
 """
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import ProblemTraits
+from levels.config import AtLeast
 from levels.layout import Layout
 from levels.tasks.task import Task
-from levels.tasks.nets import require_whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,13 +23,12 @@ class Rosenbrock(Task):
     """``dims``: number of parameters, at least 2."""
 
     name = "rosenbrock"
-    copies = 64
 
-    dims: int = 2
+    dims: Annotated[int, AtLeast(2)] = 2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole(self.name, 2, dims=self.dims)
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=64)
 
     @property
     def layout(self) -> Layout:

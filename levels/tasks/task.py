@@ -17,7 +17,7 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import is_followed
 from levels.base import Problem, Split
-from levels.config import Config, require, unwritten
+from levels.config import Config, unwritten
 from levels.tree import State
 
 SPLITS: tuple[Split, ...] = typing.get_args(Split)

@@ -15,53 +15,47 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from levels.base import ProblemTraits
+from levels.config import Count, require
 from levels.layout import Layout
-from levels.config import require
-from levels.tasks.task import Task
 from levels.tasks.data import ALPHABET, topics
-from levels.tasks.nets import Cursor, dense, fresh, require_whole
+from levels.tasks.nets import Cursor, dense
 from levels.tasks.predicting import Predicting
+from levels.tasks.task import SPLITS, Task
 
 
 @dataclass(frozen=True, repr=False)
 class Characters(Predicting):
     """A model of the next character; abstract in the model.
 
-    ``width``: units of the model. ``length``: characters read in a row; each is followed by one to be told.
+    ``width``: units of the model. ``length``: characters read in a row; the model predicts the one after each.
     ``minibatch``: pieces of text in each loss, drawn with replacement.
     """
 
-    copies = 2
-    has_data = True
-
-    width: int = 32
-    length: int = 32
-    minibatch: int = 16
+    width: Count = 32
+    length: Count = 32
+    minibatch: Count = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole(self.name, width=self.width, length=self.length, minibatch=self.minibatch)
         here = find_spec("pydoc_data") is not None
         require(here, f"{self.name}: this Python lacks pydoc_data of its standard library; install a complete Python")
-        shortest = min(len(topics(split).codes) for split in ("train", "validation", "test"))
-        require(
-            self.length < shortest, f"{self.name}: length must be below the {shortest} of a split, got {self.length}"
-        )
+        shortest = min(len(topics(split).codes) for split in SPLITS)
+        what = f"{self.name}: length must be below the {shortest} of a split, got {self.length}"
+        require(self.length < shortest, what)
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=2)
 
     @property
     def sha256(self) -> str:
-        """Of the whole text, in UTF-8: which version of it this is."""
+        """Hash of the whole text in UTF-8: identifies its version."""
         return topics(self.split).sha256
 
     @abstractmethod
     def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
-        """Of the next character: int64 ``[*batch, minibatch, length]`` to ``[*batch, minibatch * length, 96]``."""
-
-    def init(self, key: Tensor) -> Tensor:
-        return fresh(self.layout, self.own(key))
-
-    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
-        return Cursor.start(self.own(key))
+        """Logits of the next character: ``[*batch, minibatch, length]`` to ``[*batch, minibatch * length, 96]``."""
 
     def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
         codes = topics(self.split, device=self.device).codes
@@ -102,23 +96,15 @@ class CharGRU(Characters):
     @property
     def layout(self) -> Layout:
         units = self.width
-        return Layout.of(
-            {
-                "gates.embedding": (len(ALPHABET), 3 * units),
-                "state.weight": (units, 3 * units),
-                "state.bias": (3 * units,),
-                "out.weight": (units, len(ALPHABET)),
-                "out.bias": (len(ALPHABET),),
-            },
-            self.torch_dtype,
-            self.device,
-        )
+        shapes: dict[str, tuple[int, ...]] = {"gates.embedding": (len(ALPHABET), 3 * units)}
+        shapes |= _dense("state", units, 3 * units) | _dense("out", units, len(ALPHABET))
+        return Layout.of(shapes, self.torch_dtype, self.device)
 
     def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
         gates = embed(views["gates.embedding"], read.flatten(-2)).reshape(*read.shape, -1)
         h = gates.new_zeros(*read.shape[:-1], self.width)  # [*batch, minibatch, width]
         states = []
-        for gate in gates.unbind(-2):  # a character after the other
+        for gate in gates.unbind(-2):  # one character after another
             r, z, n = gate.chunk(3, -1)
             u_r, u_z, u_n = dense(views, "state", h).chunk(3, -1)
             z = torch.sigmoid(z + u_z)
@@ -136,14 +122,12 @@ class CharTransformer(Characters):
     """
 
     name = "char-transformer"
-    traceable = True
 
-    heads: int = 2
-    blocks: int = 1
+    heads: Count = 2
+    blocks: Count = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole(self.name, heads=self.heads, blocks=self.blocks)
         fits = self.width % self.heads == 0
         require(fits, f"{self.name}: heads must divide the width {self.width}, got {self.heads}")
 
