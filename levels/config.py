@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 import types
 import typing
 from abc import ABC
@@ -39,16 +40,17 @@ class AtLeast:
 
 @dataclass(frozen=True)
 class Above:
-    """A finite number above ``low``."""
+    """A finite number above ``low`` and, if given, at most ``at_most``."""
 
     low: float
+    at_most: float = sys.float_info.max
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is in the range."""
-        return self.low < value < math.inf
+        return self.low < value <= self.at_most
 
     def __str__(self) -> str:
-        return f"above {self.low:g}"
+        return f"above {self.low:g}" + (f" and at most {self.at_most:g}" if self.at_most < 1e300 else "")
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ class Config(ABC):
 
     def __post_init__(self) -> None:
         who = f"{self.name}: " if self.name else ""
-        for field, hint in typed_fields(type(self)):
+        for field, word, hint in typed_fields(type(self)):
             given = getattr(self, field)
             if isinstance(given, list) and tuple in (typing.get_origin(kind) or kind for kind in alternatives(hint)):
                 given = tuple(given)
                 object.__setattr__(self, field, given)
-            require(fits(given, hint), f"{who}{field} must be {described(hint)}, got {format_value(given)}")
+            require(fits(given, hint), f"{who}{word} must be {described(hint)}, got {format_value(given)}")
 
     def __repr__(self) -> str:
         bare = positional(self)
@@ -102,8 +104,8 @@ class Config(ABC):
 
 
 @cache
-def typed_fields(cls: type) -> list[tuple[str, Any]]:
-    """The fields of a part and their types; hyperparameters and free settings, which check themselves, aside."""
+def typed_fields(cls: type) -> list[tuple[str, str, Any]]:
+    """The fields of a part, their words in notation, and their types; hyperparameters and free settings, which check themselves, aside."""
     if not dataclasses.is_dataclass(cls):
         return []
     try:
@@ -111,7 +113,7 @@ def typed_fields(cls: type) -> list[tuple[str, Any]]:
     except NameError:  # an annotation that exists for type checkers only
         return []
     skipped = {"space", "free", "unwritten"}
-    return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)
+    return [(field.name, field.metadata.get("word", field.name), hints[field.name]) for field in dataclasses.fields(cls)
             if field.init and not field.metadata.keys() & skipped]  # fmt: skip
 
 

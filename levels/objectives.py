@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Objective
-from levels.config import Between, Config, Positive, require
+from levels.config import Above, Positive
 
 
 class Weighted(Objective):
@@ -75,11 +75,7 @@ class Discounted(Weighted):
     """L = sum_t discount^(t-1) f_t, t from 1; ``discount`` above 0 and at most 1."""
 
     name = "discounted"
-    discount: Annotated[float, Between(0, 1, closed=True)] = 0.9
-
-    def __post_init__(self) -> None:
-        Config.__post_init__(self)
-        require(self.discount > 0, f"discounted: discount must be above 0 and at most 1, got {self.discount}")
+    discount: Annotated[float, Above(0, at_most=1)] = 0.9
 
     def numbers(self, count: int) -> list[float]:
         return [self.discount**t for t in range(count)]

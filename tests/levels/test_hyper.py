@@ -22,7 +22,7 @@ def test_spaces_and_back(space, values, raw):
     for value in values:
         stored = space(value).unconstrain(value)
         assert stored == pytest.approx(raw(value), rel=1e-9)
-        again = space(value).value(torch.tensor(stored, dtype=torch.float64))
+        again = space(value).constrain(torch.tensor(stored, dtype=torch.float64))
         assert float(again) == pytest.approx(value, rel=1e-12)
 
 
@@ -31,14 +31,14 @@ def test_spaces_and_back(space, values, raw):
     [(Log, 0.0), (Log, -1.0), (Logit, 0.0), (Logit, 1.0), (Logit, 1.5), (Linear, math.inf), (Log, math.nan)],
 )
 def test_starts_outside_are_refused(space, outside):
-    with pytest.raises(ValueError, match=rf"^{space.name}\({outside}\) is outside \(.*\), where it has no raw value$"):
+    with pytest.raises(ValueError, match=rf"^{space.name}\({outside}\) is outside \(.*\), where it has no stored value$"):
         space(outside)
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match=r"^log: per must be value, tensor or coordinate, got 'row'$"):
+    with pytest.raises(ValueError, match=r"^log: per must be one of value, tensor, coordinate, got row$"):
         Log(0.1, "row")
-    with pytest.raises(ValueError, match=r"^log: start must be a number, got 'big'$"):
+    with pytest.raises(ValueError, match=r"^log: start must be a number, got big$"):
         Log("big")
     with pytest.raises(ValueError, match=r"^fixed: one constant serves all coordinates; drop per=tensor$"):
         Fixed(0.1, "tensor")
@@ -74,7 +74,7 @@ def test_reading_broadcasts_over_copies_and_coordinates(batch):
 
 
 def test_parameters_of_a_hand_made_rule():
-    rule = Adam(lr=Log(0.02, "tensor"), beta1=Fixed(0.8), beta2=Linear(0.9, "coordinate")).over(BELOW)
+    rule = Adam(lr=Log(0.02, "tensor"), beta1=Fixed(0.8), beta2=Linear(0.9, "coordinate")).bind(BELOW)
     assert dict(rule.layout.entries) == {"lr": (2,), "beta1": (0,), "beta2": (7,), "eps": ()}
     params = rule.init(torch.arange(6).reshape(2, 3))
     assert params.shape == (2, 3, 10)
@@ -90,6 +90,6 @@ def test_a_bare_number_moves_in_the_space_of_its_field():
     assert [hyper.start for hyper in hypers.values()] == [2.0, 0.5, 0.0]
 
 
-def test_a_rule_must_be_laid_first():
-    with pytest.raises(ValueError, match=r"^sgd is not laid over anything yet; call over\(problem.layout\) first$"):
+def test_a_rule_must_be_bound_first():
+    with pytest.raises(ValueError, match=r"^sgd is not bound yet; call bind\(problem\) or bind\(layout\) first$"):
         SGD().init(torch.tensor(0))

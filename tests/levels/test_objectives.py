@@ -46,7 +46,7 @@ def test_weights_are_derivatives(objective, shape):
 
 @pytest.mark.parametrize("discount", [0.0, -0.5, 1.1, math.nan, "half"])
 def test_discounts_outside_are_refused(discount):
-    with pytest.raises(ValueError, match=f"^discounted: discount must be above 0 and at most 1, got {discount}$"):
+    with pytest.raises(ValueError, match=f"^discounted: discount must be a number above 0 and at most 1, got {discount}$"):
         Discounted(discount)
 
 
@@ -83,7 +83,7 @@ def test_time_to_weighs_by_the_derivative_at_any_scale(width, scale):
 def test_time_to_in_a_level_is_half_the_window_at_the_target():
     """A level that stands still: each update counts by one half where the loss is the target."""
     tower = parse("quadratic(dims=2, dtype=float64): sgd(lr=linear(0.0))@4[batch=1, objective=time-to(0.7)] / sgd")
-    laid, key = tower.bound_levels[0], keys.seed(0)
+    laid, key = tower.bound[0], keys.seed(0)
     params = laid.init(key)
     loss = float(laid.init_state(params, key).carry.f)
     level = Level(optimizer=tower.levels[0].optimizer, unroll=4, batch=1, objective=TimeTo(loss))
