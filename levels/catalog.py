@@ -268,10 +268,8 @@ def _modules() -> list[types.ModuleType]:
               for module in pkgutil.iter_modules(import_module(package).__path__)]  # fmt: skip
     modules = []
     for name in (*inside, *MODULES):  # TEMPORARY while parts are being moved: those that do not import are skipped
-        try:
+        with contextlib.suppress(ImportError):
             modules.append(import_module(name))
-        except ImportError:
-            continue
     return modules
 
 

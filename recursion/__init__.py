@@ -1,1 +1,28 @@
-"""Recursion: what happens when levels are stacked."""
+"""What happens when levels are stacked: towers, their notation, training, evaluation, and the command line."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recursion.export import Exported as Exported
+    from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
+    from recursion.tower import Report as Report
+    from recursion.tower import Tower as Tower
+    from recursion.tower import TowerState as TowerState
+
+HOME = {
+    "Exported": "recursion.export",
+    "LearnedTorchOptimizer": "recursion.torch_optimizer",
+    "Report": "recursion.tower",
+    "Tower": "recursion.tower",
+    "TowerState": "recursion.tower",
+}
+
+__all__ = sorted(HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line answers --help without loading torch."""
+    if name not in HOME:
+        raise AttributeError(f"module 'recursion' has no attribute {name!r}")
+    return getattr(import_module(HOME[name]), name)

@@ -1,9 +1,14 @@
-"""Writing so that nothing is ever lost: whole files replace whole files, and what goes wrong is said in a sentence."""
+"""Files: whole files replace whole files, errors are sentences, and the folders of runs have names."""
 
 import contextlib
+import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+RUNS = Path("runs")
+LONGEST = 100  # characters of a notation in a folder's name
 
 
 @contextlib.contextmanager
@@ -43,3 +48,11 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def folder_name(text: str) -> str:
+    """Notation as the name of a folder; a long one is cut and ends in eight digits of its hash."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

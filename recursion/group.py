@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from levels.base import Optimizer, Problem
 from levels.config import Config, NonNegative, Probability, require
 from levels.level import Level
+from levels.optimizers.gated import Gated
+from levels.optimizers.partition import Partition
 
 PATTERNS = ("*gate", "*")
 
@@ -49,8 +51,6 @@ def gated_levels(
     ``under``: the levels between the task and the group. A gate's price is that of a base step times the base steps of
     a window of its level. Raises ValueError for a group of one level.
     """
-    from levels.optimizers.gated import Gated
-
     settings = settings or Depth()
     one = f"depth({', '.join(map(str, group))}): a group of one level has no depth to learn"
     require(len(group) >= 2, f"{one}; put another level into it")
@@ -65,8 +65,6 @@ def gated_levels(
 
 def _moving(mover: Optimizer, inner: Optimizer, level: Level) -> Level:
     """``level`` with gates moved by ``mover`` and everything else by ``inner``."""
-    from levels.optimizers.partition import Partition
-
     return dataclasses.replace(level, optimizer=Partition(PATTERNS, (mover, inner)))
 
 

@@ -3,8 +3,8 @@
     {"step": 1, "losses": [53.7, 1070.2], "skipped": [0, 0], "base_steps": 20, "seconds": 0.031}
 
 ``losses`` and ``skipped`` are those of `recursion.tower.Report`, level 1 first; a loss that is not finite is null.
-``notes``, where parts have something to say, are its notes (``"level 2 refused": 3.0``).
-``base_steps`` counts task gradients so far, start-up and restarts apart; ``seconds`` counts all sessions of the run.
+``notes``, where parts report any, are its metrics (``"level 2 refused": 3.0``). ``base_steps`` counts task gradients so
+far, start-up and restarts apart; ``seconds`` counts all sessions of the run.
 """
 
 import fcntl
@@ -12,9 +12,10 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from recursion.files import explained
 from recursion.tower import Report
@@ -26,8 +27,8 @@ class Metrics:
     """The metrics of the run in ``folder``, open for appending; a context manager.
 
     ``keep``: steps that stay, those of the checkpoint that the run goes on from; later lines are cut off, and so is a
-    line that was written only in part. Raises ValueError if another process has the run open, OSError if the file
-    cannot be written.
+    line that was written only in part. ``last``: the last step that is left. Raises ValueError if another process has
+    the run open, OSError if the file cannot be written.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -36,7 +37,7 @@ class Metrics:
             self.file = self.path.open("a+b", buffering=0)
             try:
                 self._lock()
-                self.kept = self._cut(keep)
+                self.last = self._cut(keep)
                 self.board = _board(folder, keep + 1)
             except BaseException:
                 self.file.close()
@@ -44,37 +45,26 @@ class Metrics:
 
     def write(self, report: Report, *, base_steps: int, seconds: float) -> None:
         """Append one step; in the operating system's hands when this returns, so a killed process loses none."""
-        losses = [loss if math.isfinite(loss) else None for loss in report.losses]
-        line: dict[str, Any] = {
-            "step": report.step,
-            "losses": losses,
-            "skipped": report.skipped,
-            "base_steps": base_steps,
-            "seconds": round(seconds, 6),
-        }
-        if report.metrics:
-            line["notes"] = {name: value if math.isfinite(value) else None for name, value in report.metrics.items()}
+        losses, parts = ([value if math.isfinite(value) else None for value in values]
+                         for values in (report.losses, report.metrics.values()))  # fmt: skip
+        line: dict[str, Any] = {"step": report.step, "losses": losses, "skipped": report.skipped}
+        line |= {"base_steps": base_steps, "seconds": round(seconds, 6)}
+        line |= {"notes": dict(zip(report.metrics, parts))} if parts else {}
         with explained("write", self.path):
             rest = memoryview(json.dumps(line).encode() + b"\n")
             while rest:
                 rest = rest[self.file.write(rest) :]
         if self.board is not None:
             with explained("write TensorBoard events in", self.path.parent):
-                self._draw(report)
-
-    def _draw(self, report: Report) -> None:
-        scalars = {f"loss/level {level}": loss for level, loss in enumerate(report.losses, 1)}
-        scalars |= {f"skipped/level {level}": count for level, count in enumerate(report.skipped, 1)}
-        scalars |= {f"notes/{name}": value for name, value in report.metrics.items()}
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, report.step)
+                for name, value in _scalars(report):
+                    self.board.add_scalar(name, value, report.step)
 
     def flush(self) -> None:
         """Have all lines on the disk: what a checkpoint's step says must not outlive its metrics."""
         with explained("write", self.path):
             os.fsync(self.file.fileno())
 
-    def __enter__(self) -> "Metrics":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -85,7 +75,7 @@ class Metrics:
             with explained("write TensorBoard events in", self.path.parent):
                 self.board.close()
         except OSError:
-            if error is None:  # else the first error is the one to hear of
+            if error is None:  # else the first error is the one to report
                 raise
 
     def _lock(self) -> None:
@@ -106,6 +96,12 @@ class Metrics:
             end, last = end + len(line), step
         self.file.truncate(end)
         return last
+
+
+def _scalars(report: Report) -> Iterator[tuple[str, float]]:
+    yield from ((f"loss/level {level}", loss) for level, loss in enumerate(report.losses, 1))
+    yield from ((f"skipped/level {level}", count) for level, count in enumerate(report.skipped, 1))
+    yield from ((f"notes/{name}", value) for name, value in report.metrics.items())
 
 
 def _step(line: bytes) -> int | None:

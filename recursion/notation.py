@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from levels import catalog
 from levels.catalog import Setting
+from levels.config import alternatives
 from levels.level import Level
 from recursion.group import Depth, gated_levels
 from recursion.tower import Tower
@@ -238,7 +239,7 @@ class _Reader:
         return token.text
 
     def _list(self, setting: Setting) -> tuple[Any, ...]:
-        hint = next((one for one in catalog.options(setting.hint) if catalog.is_list(one)), setting.hint)
+        hint = next((one for one in alternatives(setting.hint) if catalog.is_list(one)), setting.hint)
         if hint is not Any and not catalog.is_list(hint):
             raise ValueError(f"{setting.name} must be {catalog.describe(setting.hint)}, got a list")
         items: list[Any] = []

@@ -3,7 +3,7 @@
 import math
 import time
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,27 +13,15 @@ from recursion.tower import Report
 LINES = 10  # over a whole run
 
 
-class Display(Protocol):
-    """Shows reports of a run of a known number of steps; a context manager."""
+class Display:
+    """Shows work that is under way; a context manager."""
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
-
-    def __call__(self, report: Report) -> None: ...
-
-
-def display(steps: int, stream: TextIO) -> Display:
-    """A `Bar` if ``stream`` is a terminal, else `Lines`."""
-    return Bar(steps, stream) if stream.isatty() else Lines(steps, stream)
-
-
-class Bar:
-    """A progress bar: steps, time left, the current losses, skipped copies if there are any."""
-
-    def __init__(self, steps: int, stream: TextIO) -> None:
-        self.progress = _progress(stream, MofNCompleteColumn())
-        self.bar = self.progress.add_task("train", total=steps, start=False, status="")
+    def __init__(self, stream: TextIO, *columns: ProgressColumn, total: float) -> None:
+        text = TextColumn("{task.fields[status]}", markup=False)
+        left = TimeRemainingColumn(elapsed_when_finished=True)
+        self.stream, self.terminal = stream, stream.isatty()
+        self.progress = Progress(BarColumn(), *columns, left, text, console=Console(file=stream))
+        self.bar = self.progress.add_task("", total=total, status="")
 
     def __enter__(self) -> Self:
         return self
@@ -41,61 +29,44 @@ class Bar:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
-    def __call__(self, report: Report) -> None:
-        if not self.progress.live.is_started:  # a resumed run starts in the middle; the past says nothing about speed
-            self.progress.reset(self.bar, completed=report.step - 1)
-            self.progress.start()
-        self.progress.update(self.bar, completed=report.step, status=status(report))
 
-
-class Lines:
-    """About ten lines over a run, the last one at its end."""
+class Steps(Display):
+    """Reports of a run of ``steps`` steps: a bar with the losses, or about ten lines, the last one at the end."""
 
     def __init__(self, steps: int, stream: TextIO) -> None:
-        self.steps, self.stream = steps, stream
-        self.before, self.began = -1, 0.0
-
-    def __enter__(self) -> Self:
-        self.began = time.monotonic()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        return None
+        super().__init__(stream, MofNCompleteColumn(), total=steps)
+        self.steps, self.began = steps, time.monotonic()
+        self.before: int | None = None  # a resumed run starts in the middle; the past says nothing about speed
 
     def __call__(self, report: Report) -> None:
         done = report.step
-        self.before = done - 1 if self.before < 0 else self.before
-        if done * LINES // self.steps > (done - 1) * LINES // self.steps:
+        if self.before is None:
+            self.before = done - 1
+            if self.terminal:
+                self.progress.reset(self.bar, completed=self.before)
+                self.progress.start()
+        if self.terminal:
+            self.progress.update(self.bar, completed=done, status=status(report))
+        elif done * LINES // self.steps > (done - 1) * LINES // self.steps:
             pace = (time.monotonic() - self.began) / (done - self.before)
             left = math.ceil(pace * (self.steps - done))
             self.stream.write(f"step {done} of {self.steps}, {left} s left, {status(report)}\n")
             self.stream.flush()
 
 
-class Stages:
-    """Named work with a fraction that is done: a bar on a terminal, elsewhere nothing; a context manager."""
+class Stages(Display):
+    """Named work of which a fraction is done: a bar on a terminal, elsewhere nothing."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.progress = _progress(stream)
-        self.bar = self.progress.add_task("evaluate", total=1.0, status="")
-        self.shown = stream.isatty()
+        super().__init__(stream, total=1.0)
 
     def __enter__(self) -> Self:
-        if self.shown:
+        if self.terminal:
             self.progress.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
-
     def __call__(self, what: str, fraction: float) -> None:
         self.progress.update(self.bar, completed=fraction, status=what)
-
-
-def _progress(stream: TextIO, *columns: ProgressColumn) -> Progress:
-    text = TextColumn("{task.fields[status]}", markup=False)
-    left = TimeRemainingColumn(elapsed_when_finished=True)
-    return Progress(BarColumn(), *columns, left, text, console=Console(file=stream))
 
 
 def status(report: Report) -> str:

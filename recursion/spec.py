@@ -13,23 +13,26 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from levels import catalog
+from levels.config import Config, alternatives, settings
 from levels.level import Level
-from levels.config import Config, settings
-from recursion.notation import one_line
+from recursion.files import explained
+from recursion.notation import one_line, parse
 from recursion.tower import Tower
 
 FORMAT = "descent-tower"
 VERSION = 1
+FOREIGN = "this is not a descent-tower spec"
 FIELDS = ("format", "version", "task", "levels")
 
 
 def to_spec(tower: Tower) -> dict[str, Any]:
     """The tower as JSON data. ValueError if a part holds what JSON cannot (tensors, functions)."""
     levels = [
-        {name: _plain(f"level {number} ({level})", name, getattr(level, name)) for name in catalog.settings_of(Level)}
+        {word: _plain(f"level {number} ({level})", word, value) for word, value in settings(level).items()}
         for number, level in enumerate(tower.levels, 1)
     ]
     return {"format": FORMAT, "version": VERSION, "task": _plain("the tower", "task", tower.task), "levels": levels}
@@ -62,13 +65,23 @@ def loads(text: str | bytes) -> Tower:
     try:
         spec = json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"this is not a descent-tower spec: broken JSON at {place}: {error.msg}") from error
+        raise ValueError(f"{FOREIGN}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"this is not a descent-tower spec: not UTF-8 text at byte {error.start}") from error
+        raise ValueError(f"{FOREIGN}: not UTF-8 text at byte {error.start}") from error
     except RecursionError as error:
-        raise ValueError("this is not a descent-tower spec: its JSON is nested too deeply") from error
+        raise ValueError(f"{FOREIGN}: its JSON is nested too deeply") from error
     return from_spec(spec)
+
+
+def read_tower(text: str) -> Tower:
+    """The tower of a notation, or of a spec file if ``text`` ends in ``.json``. ValueError or OSError, in one line."""
+    if not text.endswith(".json"):
+        return parse(text)
+    path = Path(text)
+    with explained("read", path):
+        data = path.read_bytes()
+    tower: Tower = _at(text, lambda: loads(data))
+    return tower
 
 
 def _plain(where: str, name: str, value: Any) -> Any:
@@ -97,22 +110,20 @@ def _named(where: str, field: str, part: Config) -> dict[str, Any]:
 
 def _opened(spec: object) -> tuple[object, list[object]]:
     """Task and levels of a spec whose envelope is right."""
-    foreign = "this is not a descent-tower spec"
     if not isinstance(spec, dict):
-        raise ValueError(f"{foreign}: expected an object with {', '.join(FIELDS)}, got {_brief(spec)}")
+        raise ValueError(f"{FOREIGN}: expected an object with {', '.join(FIELDS)}, got {_brief(spec)}")
     if spec.get("format") != FORMAT:
-        raise ValueError(f'{foreign}: expected "format": "{FORMAT}", got {_brief(spec.get("format"))}')
+        raise ValueError(f'{FOREIGN}: expected "format": "{FORMAT}", got {_brief(spec.get("format"))}')
     version = spec.get("version")
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"{foreign}: version must be a whole number of at least 1, got {_brief(version)}")
+        raise ValueError(f"{FOREIGN}: version must be a whole number of at least 1, got {_brief(version)}")
     if version > VERSION:
         reads = f"this descent-tower reads up to version {VERSION}"
         raise ValueError(f"this spec has version {version}, {reads}; upgrade descent-tower")
     for name in spec:
         if name not in FIELDS:
-            raise ValueError(
-                f"a spec has no field {name!r}{catalog.closest(str(name), FIELDS)}; it has {', '.join(FIELDS)}"
-            )
+            near = catalog.closest(str(name), FIELDS)
+            raise ValueError(f"a spec has no field {name!r}{near}; it has {', '.join(FIELDS)}")
     for name in FIELDS:
         if name not in spec:
             raise ValueError(f"a spec needs the field {name!r}, got only {', '.join(spec)}")
@@ -153,7 +164,7 @@ def _made(cls: type, data: Mapping[str, object]) -> Any:
 def _value(name: str, value: object, hint: Any) -> Any:
     """JSON data as a value of a setting: objects are parts, or numbers that JSON lacks; lists are tuples."""
     if isinstance(value, list):
-        kinds = catalog.items_of(next((one for one in catalog.options(hint) if catalog.is_list(one)), Any), len(value))
+        kinds = catalog.items_of(next((one for one in alternatives(hint) if catalog.is_list(one)), Any), len(value))
         return tuple(_value(name, item, kind) for item, kind in zip(value, (*kinds, *(Any,) * len(value))))
     if not isinstance(value, dict):
         return value

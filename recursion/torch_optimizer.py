@@ -1,13 +1,12 @@
 """A trained optimizer as a `torch.optim.Optimizer`, for ordinary models in ordinary loops.
 
-    optimizer = DropIn(model.parameters(), LSTM(), weights)
+    optimizer = LearnedTorchOptimizer(model.parameters(), LSTM(), weights)
     loss.backward()
     optimizer.step()
 
-Each param group has an ``lr``, which multiplies the step that the rule says: 1.0 (the default) is the rule's own step
-to the last bit, and schedulers scale it as they scale any other. What the rule remembers lies in ``state``, a tensor
-for each name, and nothing of it is rounded when a ``state_dict`` is loaded. Parameters in bfloat16 or float16 are
-updated in float32 and rounded.
+Each param group has an ``lr``, which multiplies the learned step: 1.0 (the default) is that step to the last bit, and
+schedulers scale it as they scale any other. The optimizer's state lies in ``state``, a tensor for each name, and
+loading a ``state_dict`` rounds nothing. Parameters in bfloat16 or float16 are updated in float32 and rounded.
 """
 
 import math
@@ -18,34 +17,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levels.layout import Layout
 from levels.base import Optimizer
 from levels.config import require
+from levels.layout import Layout
 from recursion.pieces import Memory, Pieces
 
 LOW = (torch.bfloat16, torch.float16)
 
 
 class LearnedTorchOptimizer(torch.optim.Optimizer):
-    """The update rule ``rule`` with its ``weights`` ``[m]``, on the parameters of a model.
+    """The update rule ``learned`` with its ``weights`` ``[m]``, on the parameters of a model.
 
-    ``params``: tensors, named tensors or param groups, as torch's optimizers take them. ``below``: the layout that the
-    weights were learned on, if known. ``lr``: multiplies the rule's step, at least 0.
+    ``params``: tensors, named tensors or param groups, as torch's optimizers take them. ``layout``: the one that the
+    weights were learned on, if known. ``lr``: multiplies the learned step, at least 0.
 
-    Parameters without a gradient are left alone. A rule that reads the whole problem (`Optimizer.scope`) takes each
-    group as one; what has no gradient then enters with a gradient of 0 and stays. A rule that reads the loss needs a
-    closure. Raises ValueError, for weights, groups and gradients that do not fit.
+    Parameters without a gradient are left alone. A rule whose locality is global takes each group as one problem; a
+    parameter without a gradient then enters with a gradient of 0 and stays. A rule that reads the loss needs a closure.
+    Raises ValueError for weights, groups and gradients that do not fit.
     """
 
     def __init__(
-        self, params: Any, rule: Optimizer, weights: Tensor, *, below: Layout | None = None, lr: float | Tensor = 1.0
-    ) -> None:
-        self.rule, self.weights, self.below = rule, weights.detach(), below
-        self.pieces = Pieces(rule, self.weights)
+        self, params: Any, learned: Optimizer, weights: Tensor, *, layout: Layout | None = None,
+        lr: float | Tensor = 1.0,
+    ) -> None:  # fmt: skip
+        self.learned, self.weights, self.layout = learned, weights.detach(), layout
+        self.pieces = Pieces(learned, self.weights)
         super().__init__(params, {"lr": lr})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; ValueError if the rule does not fit the group, which is then not added."""
+        """As torch's; ValueError if the optimizer does not fit the group, which is then not added."""
         super().add_param_group(param_group)
         try:
             self._vet(self.param_groups[-1])
@@ -60,8 +60,8 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if loss is None and self.rule.reads_loss:
-            raise ValueError(f"{self.rule} reads the loss; call step(closure)")
+        if loss is None and self.learned.traits.reads_loss:
+            raise ValueError(f"{self.learned} reads the loss; call step(closure)")
         for group in self.param_groups:
             self._vet_gradients(group)
         for group in self.param_groups:
@@ -73,7 +73,7 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but bit for bit: torch casts what is loaded to the dtype of the parameters.
 
-        Raises ValueError if the state is not one of this rule on these parameters; nothing is loaded then.
+        Raises ValueError if the state is not one of this optimizer on these parameters; nothing is loaded then.
         """
         given: dict[str, Any] = {}
         before = self.state, self.param_groups
@@ -88,29 +88,29 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
                 raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule, "weights": self.weights, "below": self.below}
+        return {**super().__getstate__(), "learned": self.learned, "weights": self.weights, "layout": self.layout}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "rule" in state:
-            self.pieces = Pieces(self.rule, self.weights)
+        if "learned" in state:
+            self.pieces = Pieces(self.learned, self.weights)
 
     def _members(self, group: Mapping[str, Any]) -> Iterable[dict[str, Tensor]]:
-        """What the rule works on at a time, by name: single tensors, or the group. Empty tensors are left out."""
+        """What the optimizer works on at a time, by name: single tensors, or the group. Empty tensors are left out."""
         names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
         named = {name: p for name, p in zip(names, group["params"]) if p.numel()}
-        if self.pieces.scope == "problem":
+        if self.pieces.locality == "global":
             return [named] if named else []
         return [{name: p} for name, p in named.items()]
 
     def _layout(self, members: Mapping[str, Tensor]) -> Layout:
-        """Of what the rule works on; of the one that it was trained on where that fits nothing else."""
+        """Of what the optimizer works on; the one that it was trained on where it fits no other."""
         first = next(iter(members.values()))
         dtype = torch.float32 if first.dtype in LOW else first.dtype
         layout = Layout.of({name: tuple(p.shape) for name, p in members.items()}, dtype, first.device)
-        if self.below is None or self.pieces.free:
+        if self.layout is None or self.pieces.free:
             return layout
-        return Layout(self.below.entries, dtype, first.device)
+        return Layout(self.layout.entries, dtype, first.device)
 
     def _advance(self, members: Mapping[str, Tensor], loss: Any, lr: float | Tensor) -> None:
         layout, (first, *_) = self._layout(members), members.values()
@@ -119,7 +119,7 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
         if not memory:
             memory.update(self.pieces.init_state(layout, x))
         f = torch.zeros(1, dtype=layout.dtype, device=layout.device)
-        if self.rule.reads_loss:
+        if self.learned.traits.reads_loss:
             f += loss
         self.pieces.update(layout, f, g, memory, x, lr)
         for p, new in zip(members.values(), torch.split(x, [p.numel() for p in members.values()])):
@@ -133,13 +133,13 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for members in self._members(group):
                 first = next(iter(members.values()))
-                found = saved.get(place[id(first)])
-                if found:
+                before = saved.get(place[id(first)])
+                if before:
                     fresh = self.pieces.init_state(self._layout(members), _joined(list(members.values())))
-                    self.state[first] = _fitted(self.rule, found, fresh)
+                    self.state[first] = _fitted(self.learned, before, fresh)
 
     def _vet(self, group: Mapping[str, Any]) -> None:
-        """ValueError unless the rule fits a param group."""
+        """ValueError unless the optimizer fits a param group."""
         lr = group["lr"]
         number = lr.numel() == 1 if isinstance(lr, Tensor) else isinstance(lr, (int, float))
         require(
@@ -147,28 +147,28 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
         )
         for p in group["params"]:
             good = p.is_floating_point() and p.layout == torch.strided
-            require(good, f"{self.rule} updates dense real parameters, got one in {p.dtype}, {p.layout}")
+            require(good, f"{self.learned} updates dense real parameters, got one in {p.dtype}, {p.layout}")
         for members in self._members(group):
             kinds = {(p.dtype, p.device) for p in members.values()}
-            apart = f"{self.rule} takes a param group as one problem, got {len(kinds)} dtypes or devices in it"
+            apart = f"{self.learned} takes a param group as one problem, got {len(kinds)} dtypes or devices in it"
             require(len(kinds) == 1, f"{apart}; make a group of each")
             self._vet_layout(members, "param_names" in group)
 
     def _vet_layout(self, members: Mapping[str, Tensor], named: bool) -> None:
         got = tuple((name, tuple(p.shape)) for name, p in members.items())
-        if self.below is not None and not self.pieces.free:
-            names, shapes = zip(*self.below.entries)
+        if self.layout is not None and not self.pieces.free:
+            names, shapes = zip(*self.layout.entries)
             same = shapes == tuple(shape for _, shape in got) and (not named or names == tuple(name for name, _ in got))
-            only = f"{self.rule} fits only the tensors that it was trained on"
-            require(same, f"{only}, {_named(self.below.entries)}, got {_named(got)}")
+            only = f"{self.learned} fits only the tensors that it was trained on"
+            require(same, f"{only}, {_named(self.layout.entries)}, got {_named(got)}")
         needed, have = self.pieces.size(self._layout(members)), self.weights.numel()
-        require(needed == have, f"{self.rule} takes {needed} parameters on {_named(got)}, got {have}")
+        require(needed == have, f"{self.learned} takes {needed} parameters on {_named(got)}, got {have}")
 
     def _vet_gradients(self, group: Mapping[str, Any]) -> None:
         for p in group["params"]:
             if p.grad is not None and p.grad.layout != torch.strided:
                 fix = "set sparse=False where it comes from"
-                raise ValueError(f"{self.rule} takes dense gradients, got {p.grad.layout}; {fix}")
+                raise ValueError(f"{self.learned} takes dense gradients, got {p.grad.layout}; {fix}")
 
 
 def _gradient(p: Tensor) -> Tensor:
@@ -181,14 +181,13 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def _fitted(rule: Optimizer, found: Mapping[str, Tensor], fresh: Memory) -> Memory:
+def _fitted(learned: Optimizer, saved: Mapping[str, Tensor], fresh: Memory) -> Memory:
     """Saved tensors as ``fresh`` has them; ValueError if names or shapes differ."""
-    theirs = {name: list(leaf.shape) if isinstance(leaf, Tensor) else leaf for name, leaf in found.items()}
-    ours = {name: list(leaf.shape) for name, leaf in fresh.items()}
-    require(
-        theirs == ours, f"the state to load is not one of {rule} on these parameters: got {theirs}, expected {ours}"
-    )
-    return {name: leaf.copy_(found[name]) for name, leaf in fresh.items()}
+    got = {name: list(leaf.shape) if isinstance(leaf, Tensor) else leaf for name, leaf in saved.items()}
+    expected = {name: list(leaf.shape) for name, leaf in fresh.items()}
+    what = f"the state to load is not one of {learned} on these parameters"
+    require(got == expected, f"{what}: got {got}, expected {expected}")
+    return {name: leaf.copy_(saved[name]) for name, leaf in fresh.items()}
 
 
 def _named(entries: Iterable[tuple[str, tuple[int, ...]]]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recursion.ablation.words import number
-from recursion.reporting import COLOURS, DASHES, DPI
+from recursion.evaluate.reporting import COLOURS, DASHES, DPI
 from recursion.evaluate.statistics import Estimate
 
 if TYPE_CHECKING:
