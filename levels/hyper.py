@@ -160,8 +160,11 @@ class HyperparamOptimizer(Optimizer):
 
     def read(self, theta: Tensor) -> dict[str, Tensor]:
         """The hyperparameters in ``theta`` ``[*batch, m]``; each broadcasts against ``x`` ``[*batch, copies, n]``."""
-        stored = self._own_layout.unravel(theta)
-        return {name: hyper.read(stored[name], self._below) for name, hyper in self.hypers.items()}
+        found = {}
+        for (name, hyper), part in zip(self.hypers.items(), torch.split_with_sizes(theta, self._own_layout.sizes, -1)):
+            single = hyper.shared_over == "value" and part.shape[-1] == 1  # [*batch, 1]: the most frequent, in few calls
+            found[name] = hyper.constrain(part).unsqueeze(-1) if single else hyper.read(part, self._below)
+        return found
 
     @cached_property
     def _own_layout(self) -> Layout:

@@ -69,7 +69,7 @@ class FirstOrder(Backpropagation):
         reads = [window.start[:4], *((step.x, step.state, *step.answer[:2]) for step in window.steps[:-1])]
         dtheta, dx = torch.zeros_like(theta), torch.zeros_like(carry.x)
         dstate: list[Any] = []
-        for read, slope in zip(reversed(reads), reversed(meta_cotangents(level, window))):
+        for read, slope in zip(reversed(reads), meta_cotangents(level, window).flip(0)):
             if window.was_skipped is not None:
                 read = choose(window.was_skipped, window.start[:4], read)
             step, dx, dstate = update_vjp(level.optimizer, theta, *read, dx + slope, dstate)
@@ -79,10 +79,10 @@ class FirstOrder(Backpropagation):
         return level.objective.value(window.losses).mean(-1), dtheta, LevelState(carry, None)
 
 
-def meta_cotangents(level: LevelLike, window: Window) -> list[Tensor]:
-    """The derivative of the meta-loss, the mean over copies, at each x_t: ``w_t g_t [*batch, copies, n]``."""
+def meta_cotangents(level: LevelLike, window: Window) -> Tensor:
+    """The derivative of the meta-loss, the mean over copies, at each x_t: ``w_t g_t [T, *batch, copies, n]``."""
     weights = level.objective.weights(window.losses) / window.losses.shape[-1]
-    return [weight[..., None] * step.answer.slope for weight, step in zip(weights, window.steps)]
+    return weights[..., None] * torch.stack([step.answer.slope for step in window.steps])
 
 
 def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = False) -> Tensor:
@@ -90,12 +90,12 @@ def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = Fa
 
     ``again``: whether it is to be differentiated in its turn.
     """
-    cotangents = meta_cotangents(level, window)
-    pairs = [(step.x, slope) for step, slope in zip(window.steps, cotangents) if step.x.requires_grad]
-    if not pairs:
+    with torch.enable_grad():
+        xs = torch.stack([step.x for step in window.steps])
+    if not xs.requires_grad:
         return torch.zeros_like(theta)
-    xs, slopes = zip(*pairs)
-    (grad,) = torch.autograd.grad(xs, theta, slopes, create_graph=again, materialize_grads=True)
+    cotangents = meta_cotangents(level, window)
+    (grad,) = torch.autograd.grad(xs, theta, cotangents, create_graph=again, materialize_grads=True)
     return grad
 
 

@@ -67,8 +67,8 @@ def moments(
     """The bias-corrected mean of the gradients, the root of that of their squares, and the next state."""
     t = state.t + 1
     power = t[..., None].to(g.dtype)  # a whole number would make beta^t single precision where beta is a number
-    m = beta1 * state.m + (1 - beta1) * g
-    v = beta2 * state.v + (1 - beta2) * g * g
+    m = torch.lerp(state.m, g, 1 - beta1)
+    v = torch.lerp(state.v, g * g, 1 - beta2)
     m_hat = m / (1 - beta1**power)
     v_hat = v / (1 - beta2**power)
     return m_hat, torch.sqrt(v_hat + torch.finfo(g.dtype).tiny), AdamState(m, v, t)
