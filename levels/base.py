@@ -39,6 +39,8 @@ class ProblemTraits(NamedTuple):
     init_evals: int | Fraction = 0  # of `init_state`
     outer_evals: int | Fraction = 0  # of `outer_value_and_grad`
     scratch_evals: int | Fraction = 1  # of `evaluate_from_scratch`
+    product_evals: int | Fraction = 1  # of a product with the Jacobian of its gradient, with the evaluation in it
+    again_evals: int | Fraction = 0  # of differentiating such a product once more, beside that
 
 
 class OptimizerTraits(NamedTuple):

@@ -7,6 +7,7 @@ one whole episode on the same fresh problems, all copies from the start to the h
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -52,16 +53,18 @@ def tolerant(problem: Any) -> Any:
     return replace(problem, nonfinite=Skip()).over(tolerant(problem.problem))
 
 
-
-
 def level_traits(level: Any) -> ProblemTraits:
     """What a level above must know of ``level``; evals are task gradients for each copy of the task."""
     below, optimizer = level.problem.traits, level.optimizer.traits
     starting = below.init_evals + below.evals
-    each = below.evals + below.outer_evals + optimizer.evals
+    each, span = below.evals + below.outer_evals + optimizer.evals, level.lookahead or level.unroll
+    evals = level.gradient.evals(level)
+    products = Fraction(evals - span * each) / below.product_evals  # that the gradient takes itself, as exact does
     return ProblemTraits(
         differentiable=level.gradient.traits.differentiable,
-        evals=level.gradient.evals(level),
+        evals=evals,
         init_evals=starting,
-        scratch_evals=starting + episode_windows(level) * (level.lookahead or level.unroll) * each,
+        scratch_evals=starting + episode_windows(level) * span * each,
+        product_evals=evals + span * below.product_evals + products * below.again_evals,
+        again_evals=span * (below.product_evals + below.again_evals) + 2 * products * below.again_evals,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from types import MappingProxyType
@@ -44,7 +45,9 @@ class Report(NamedTuple):
     step: int
     losses: list[float]  # of the problem below each level, mean over copies (for the topmost: over its window too)
     skipped: list[int]  # copies skipped so far at each level, as not finite
-    metrics: Mapping[str, float] = MappingProxyType({})  # of optimizers and estimators: "level 2 refused", mean of copies
+    metrics: Mapping[str, float] = MappingProxyType(
+        {}
+    )  # of optimizers and estimators: "level 2 refused", mean of copies
 
 
 class Tower:
@@ -69,10 +72,10 @@ class Tower:
                 raise type(error)(f"level {number} ({level}): {error}") from error
             self.bound.append(below)
         self.top = self.bound[-1]
-        for given in (levels[-1].lookahead, levels[-1].gradient if self.top.gradient.traits.chooses_lookahead else None):
-            what = f"level {len(levels)} ({levels[-1]}) is the topmost, and nothing is trained by its look-ahead"
-            if given is not None:
-                raise ValueError(f"{what}; leave {'ahead' if isinstance(given, int) else given} out")
+        chooses = self.top.gradient.traits.chooses_lookahead
+        if chooses or self.top.lookahead is not None:
+            what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
+            raise ValueError(f"{what}; leave {self.top.gradient if chooses else 'ahead'} out")
 
     def init(self, seed: int, *, theta: Tensor | None = None) -> TowerState:
         """State at the start. ``theta`` ``[m]``: of the topmost optimizer, if it is not to start with its own.
@@ -84,14 +87,14 @@ class Tower:
         if theta.shape != (self.top.layout.size,):
             takes = f"level {len(self.levels)} ({self.levels[-1]}) takes {self.top.layout.size} parameters"
             raise ValueError(f"{takes}, got shape {list(theta.shape)}")
-        with torch.no_grad(), _AtStep(0):
+        with _at_step(0):
             return TowerState(theta, restart.started(self.top, theta, for_carry), torch.zeros((), dtype=torch.int64))
 
     def step(self, state: TowerState) -> tuple[TowerState, Report]:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
         evaluate = partial(as_data, outer=False, grad=self.top.optimizer.traits.reads_grad)
-        with torch.no_grad(), _AtStep(number):
+        with _at_step(number):
             carry, window = restart.run(self.top, state.theta, state.carry, evaluate, keep=False)
         new = TowerState(state.theta, carry, state.step + 1)
         return new, self.report(new, window.losses)
@@ -168,15 +171,11 @@ class Tower:
         return f"{self.task}: " + " / ".join([*map(repr, rest), last])
 
 
-class _AtStep:
-    """Adds the step to a `NonFiniteError`: levels do not know where a run stands, the tower does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NonFiniteError):
-            error.args = NonFiniteError(error.level, error.what, error.fix, self.step).args
+@contextmanager
+def _at_step(step: int) -> Iterator[None]:
+    """Without a graph; a `NonFiniteError` gets the step, which levels do not know."""
+    try:
+        with torch.no_grad():
+            yield
+    except NonFiniteError as error:
+        raise NonFiniteError(error.level, error.what, error.fix, step) from error

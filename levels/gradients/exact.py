@@ -3,7 +3,8 @@
 First order takes the gradient that feeds the optimizer as data. Here it is a function of the parameters: the window
 evaluates the problem by `levels.autodiff.followed`, and autograd follows it. Nothing of the model's graph is kept,
 however long the window: each product with the gradient's Jacobian evaluates the problem again, at the same state. Over
-unroll T a window costs 2T - 1 evaluations below, so unrolls of 1 cost what first order does, and levels multiply.
+unroll T a window costs T evaluations below and T - 1 products, each one evaluation of a task; so unrolls of 1 cost what
+first order does.
 
 Mixed towers. First order over exact takes exact gradients as data. Exact over first order, or over a level that clips,
 takes that level's answer as the derivative of its value, and differentiates the answer by reverse mode.
@@ -33,8 +34,8 @@ class Exact(Backpropagation):
     evaluate: ClassVar[Evaluate] = staticmethod(followed)
 
     def evals(self, level: LevelLike) -> int | Fraction:
-        again: int | Fraction = level.problem.traits.evals  # for each product with a Jacobian
-        return super().evals(level) + ((level.lookahead or level.unroll) - 1) * again
+        products = (level.lookahead or level.unroll) - 1  # with the Jacobian of the problem's gradient
+        return super().evals(level) + products * level.problem.traits.product_evals
 
     def check(self, level: LevelLike) -> None:
         super().check(level)

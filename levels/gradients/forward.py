@@ -66,7 +66,7 @@ class Forward(Estimator):
     limit: Count = 64
 
     def evals(self, level: LevelLike) -> int | Fraction:
-        again: int | Fraction = level.problem.traits.evals  # for the product with the gradient's Jacobian
+        again: int | Fraction = level.problem.traits.product_evals  # with the gradient's Jacobian
         return super().evals(level) + (level.lookahead or level.unroll) * again
 
     def check(self, level: LevelLike) -> None:

@@ -158,7 +158,9 @@ class _Priced(Observed):
 
     @property
     def traits(self) -> ProblemTraits:
-        return self.problem.traits._replace(evals=self.prices[0], outer_evals=self.prices[1])
+        traits, (evals, outer) = self.problem.traits, self.prices
+        product = evals * traits.product_evals / max(1, traits.evals)
+        return traits._replace(evals=evals, outer_evals=outer, product_evals=product)
 
     def on(self, split: Split) -> _Priced:
         return _Priced(self.problem.on(split), *self.prices)
