@@ -27,6 +27,7 @@ from levels.tree import State
 Split = Literal["train", "validation", "test"]
 Locality = Literal["elementwise", "per_tensor", "global"]
 STATE = 3  # folded into a copy's key for what its optimizer draws; 1 and 2 are its halves, for x and the problem
+Evals = int | Fraction
 RESET = -1  # the age of a copy that restarts before its next window, whatever the horizon
 
 
@@ -35,12 +36,12 @@ class ProblemTraits(NamedTuple):
 
     differentiable: bool = True  # whether an exact level above can differentiate the gradient
     copies: int = 1  # default number of copies of a level with an unroll
-    evals: int | Fraction = 1  # of `value_and_grad`
-    init_evals: int | Fraction = 0  # of `init_state`
-    outer_evals: int | Fraction = 0  # of `outer_value_and_grad`
-    scratch_evals: int | Fraction = 1  # of `evaluate_from_scratch`
-    product_evals: int | Fraction = 1  # of a product with the Jacobian of its gradient, with the evaluation in it
-    again_evals: int | Fraction = 0  # of differentiating such a product once more, beside that
+    evals: Evals = 1  # of `value_and_grad`
+    init_evals: Evals = 0  # of `init_state`
+    outer_evals: Evals = 0  # of `outer_value_and_grad`
+    scratch_evals: Evals = 1  # of `evaluate_from_scratch`
+    product_evals: Evals = 1  # of a product with the Jacobian of its gradient, with the evaluation in it
+    again_evals: Evals = 0  # of differentiating such a product once more, beside that
 
 
 class OptimizerTraits(NamedTuple):
@@ -51,7 +52,7 @@ class OptimizerTraits(NamedTuple):
     reads_grad: bool = True  # whether `update` reads ``g``; if not, it is given zeros, and no gradient is made for it
     learns_init: bool = False  # whether `init_x` or `init_state` depends on theta
     locality: Locality = "global"  # what an update of one coordinate reads: that coordinate, its tensor, everything
-    evals: int | Fraction = 0  # task gradients that an `update` asks for itself, for each copy of the task
+    evals: Evals = 0  # task gradients that an `update` asks for itself, for each copy of the task
 
 
 class EstimatorTraits(NamedTuple):
@@ -75,24 +76,21 @@ class Carry(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a problem says at ``x``: what the optimizer reads, the problem's next state, and what the meta-loss counts.
+    """What a problem answers at ``x``."""
 
-    ``loss`` and ``slope`` are ``f`` and ``g``, unless the problem counts other data than it trains on.
-    """
-
-    f: Tensor  # [*batch, copies]
-    g: Tensor  # [*batch, copies, n]
-    below: State
-    loss: Tensor  # [*batch, copies]
-    slope: Tensor  # [*batch, copies, n]
+    f: Tensor  # [*batch, copies] value, which the optimizer reads
+    g: Tensor  # [*batch, copies, n] gradient, which the optimizer reads
+    below: State  # the problem's next state
+    loss: Tensor  # [*batch, copies] what the meta-loss counts: f, or the loss on other data
+    slope: Tensor  # [*batch, copies, n] its gradient: g, or that of the loss on other data
 
 
 class Step(NamedTuple):
-    """One update of a window: where it led, and the problem's answer there."""
+    """One update of a window."""
 
-    x: Tensor  # [*batch, copies, n]
-    state: State
-    answer: Answer
+    x: Tensor  # [*batch, copies, n] after the update
+    state: State  # the optimizer's, after the update
+    answer: Answer  # the problem's, at x
 
 
 class Window(NamedTuple):
@@ -116,8 +114,7 @@ class LevelState(NamedTuple):
     memory: Any
 
 
-Evaluate = Callable[..., Answer]
-"""``evaluate(problem, x, below, answer=None)``: how a window asks the problem; a known ``answer`` is not asked again."""
+Evaluate = Callable[..., Answer]  # (problem, x, below, answer=None): how a window asks; a known answer is taken
 
 
 class Problem(ABC):
@@ -302,10 +299,10 @@ class Estimator(Config, ABC):
     def check(self, level: LevelLike) -> None:
         """Raise ValueError, with what to use instead, if this cannot estimate gradients of ``level``."""
 
-    def evals(self, level: LevelLike) -> int | Fraction:
+    def evals(self, level: LevelLike) -> Evals:
         """Task gradients that a window of ``level`` costs, restarts apart, for each copy of the task."""
         traits, span = level.problem.traits, level.lookahead or level.unroll
-        each: int | Fraction = traits.evals + traits.outer_evals + level.optimizer.traits.evals
+        each = traits.evals + traits.outer_evals + level.optimizer.traits.evals
         return span * each
 
     def metrics(self, state: LevelState) -> dict[str, Tensor]:
