@@ -8,6 +8,7 @@ imported before the arguments are understood.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 EPILOG = """\
@@ -19,6 +20,8 @@ examples:
   tower ablate "digits-mlp: lstm@20 / lstm@5 / adam" --depths 1-3 --seeds 5 --budget 2e6 --out runs/depths
 """
 NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
+ALIASES = {"ablate": ("study",)}  # other names of commands
+OF_STUDY = {"ablate": "ablate", "study": "ablate", "report": "report"}  # commands of `recursion.study.commands`
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
@@ -41,18 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the arguments say; torch is imported here."""
-    from recursion import commands
-
-    command: Callable[[argparse.Namespace], None] = getattr(commands, args.command)
-    command(args)
+    """Do what the arguments say; torch is imported here. ValueError if a package of an extra is missing."""
+    studied = OF_STUDY.get(args.command)
+    try:
+        module = import_module("recursion.study.commands" if studied else "recursion.commands")
+    except ModuleNotFoundError as error:
+        if not studied or error.name not in ("jinja2", "pandas"):
+            raise
+        raise ValueError(f"a study needs {error.name}, an extra: pip install 'descent-tower[study]'") from error
+    getattr(module, studied or args.command)(args)
 
 
 def is_users(error: Exception) -> bool:
     """Whether an error is one that a user can mend, rather than a bug."""
     if isinstance(error, (ValueError, TypeError, OSError)):
         return True
-    from levels.restart import NonFiniteError
+    from levels.faults import NonFiniteError
 
     return isinstance(error, NonFiniteError)
 
@@ -118,7 +125,7 @@ def build_parser() -> Parser:
             "say whether another level pays: cut a tower at each depth, at the same total cost",
             _ablate_options,
         ),
-        ("report", "write the page of an ablation, as far as it is", _report_options),
+        ("report", "write the page of a study, as far as it is", _report_options),
         (
             "probe",
             "say how fast perturbations grow at each level, and whether its gradient can bear it",
@@ -128,137 +135,135 @@ def build_parser() -> Parser:
         ("prune", "cut a run down to what its gates let through", _prune_options),
         ("show", "say what a tower is", _show_options),
     ):
-        made = commands.add_parser(
+        command = commands.add_parser(
             name, help=does, description=does[0].upper() + does[1:] + ".", epilog=EPILOG, formatter_class=style,
-            allow_abbrev=False,
+            allow_abbrev=False, aliases=ALIASES.get(name, ()),
         )  # fmt: skip
-        fill(made)
+        fill(command.add_argument)
     return parser
 
 
-def _train_options(parser: Parser) -> None:
-    parser.add_argument("tower", help=NOTATION)
-    _number(parser, "--steps", 500, "steps of the topmost level, in all sessions together")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of everything random; default 0")
-    parser.add_argument("--out", metavar="DIR", help="run folder; default runs/ and the notation and seed")
-    parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint if it has one")
-    parser.add_argument(
-        "--nonfinite",
-        choices=("stop", "skip"),
-        help="on all levels: stop where a loss or gradient is not finite, or skip such copies and count them; "
-        "default as the notation says, which is stop unless it says skip",
-    )
-    _where(parser)
-    quick = "compile what can be, on a GPU record windows as graphs; default auto: if the run repays it, and it works"
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help=quick)
-    parser.add_argument("--no-eval", action="store_true", help="train only; default train and evaluate")
+Add = Callable[..., Any]
+"""``add_argument`` of a command."""
+
+
+def _train_options(add: Add) -> None:
+    add("tower", help=NOTATION)
+    _number(add, "--steps", 500, "steps of the topmost level, in all sessions together")
+    _seed(add, "of everything random")
+    add("--out", metavar="DIR", help="run folder; default runs/ and the notation and seed")
+    add("--resume", action="store_true", help="go on from the folder's checkpoint if it has one")
+    bad = "on all levels: stop where a loss or gradient is not finite, or skip such copies and count them; "
+    bad += "default as the notation says, which is stop unless it says skip"
+    add("--nonfinite", choices=("stop", "skip"), help=bad)
+    _where(add)
+    quick = "step an accelerated copy of the tower, with the same states; default auto: if the run repays it"
+    add("--compile", choices=("auto", "on", "off"), default="auto", help=quick)
+    add("--no-eval", action="store_true", help="train only; default train and evaluate")
     also = "evaluate also on other problems and for ten times the steps; default on the task itself"
-    parser.add_argument("--transfer", action="store_true", help=also)
-    _evaluation_options(parser)
+    add("--transfer", action="store_true", help=also)
+    _evaluation_options(add)
 
 
-def _eval_options(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder of tower train, one for each seed")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the held-out problems; default 0")
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation"
-    )
-    _where(parser)
-    parser.add_argument("--on", metavar="TASK", help="another task to evaluate on; default the tower's own")
+def _eval_options(add: Add) -> None:
+    add("runs", nargs="+", metavar="RUN", help="run folder of tower train, one for each seed")
+    _seed(add, "of the held-out problems")
+    add("--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation")
+    _where(add)
+    add("--on", metavar="TASK", help="another task to evaluate on; default the tower's own")
     less = "leave out other problems and ten times the steps"
-    parser.add_argument("--no-transfer", dest="transfer", action="store_false", help=less)
-    _evaluation_options(parser)
+    add("--no-transfer", dest="transfer", action="store_false", help=less)
+    _evaluation_options(add)
 
 
-def _probe_options(parser: Parser) -> None:
-    parser.add_argument("tower", metavar="RUN_OR_TOWER", help=f"run folder of tower train, or {NOTATION}")
-    _number(
-        parser, "--windows", None, "windows of each level that are counted", "as many as make 20 updates, at least 4"
-    )
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of everything random; default 0")
-    _number(parser, "--steps", None, "steps that a tower in notation is trained for before", "10")
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder for the picture; default the run's, or runs/ and the notation"
-    )
-    _where(parser)
+def _probe_options(add: Add) -> None:
+    add("tower", metavar="RUN_OR_TOWER", help=f"run folder of tower train, or {NOTATION}")
+    _number(add, "--windows", "as many as make 20 updates, at least 4", "windows of each level that are counted")
+    _seed(add, "of everything random")
+    _number(add, "--steps", "10", "steps that a tower in notation is trained for before")
+    add("--out", metavar="DIR", help="folder for the picture; default the run's, or runs/ and the notation")
+    _where(add)
 
 
-def _export_options(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder of tower train")
-    parser.add_argument("--out", metavar="FILE", help="default optimizer.safetensors in the run folder")
-    _number(parser, "--copy", 1, "which of the optimizers that the tower trained side by side, from 1")
-    parser.add_argument("--seed", type=SEED, default=0, metavar="N", help="of the runs below a trainer; default 0")
-    _windows(parser)
+def _export_options(add: Add) -> None:
+    add("run", metavar="RUN", help="run folder of tower train")
+    add("--out", metavar="FILE", help="default optimizer.safetensors in the run folder")
+    _number(add, "--copy", 1, "which of the optimizers that the tower trained side by side, from 1")
+    _seed(add, "of the runs below a trainer")
+    _windows(add)
 
 
-def _prune_options(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder of tower train, of a tower with gates")
-    parser.add_argument("--out", metavar="DIR", required=True, help="run folder for the pruned tower")
+def _prune_options(add: Add) -> None:
+    add("run", metavar="RUN", help="run folder of tower train, of a tower with gates")
+    add("--out", metavar="DIR", required=True, help="run folder for the pruned tower")
     half = "count gates that are neither open nor closed as open from a half on; default they stay where they are"
-    parser.add_argument("--round", action="store_true", help=half)
-    side = "which of the towers that the topmost level holds side by side, from 1"
-    _number(parser, "--copy", None, side, "all")
+    add("--round", action="store_true", help=half)
+    _number(add, "--copy", "all", "which of the towers that the topmost level holds side by side, from 1")
 
 
-def _ablate_options(parser: Parser) -> None:
-    repeated = "; '...' in front of the last level repeats the one before it as often as a depth needs"
-    parser.add_argument("tower", help=NOTATION + repeated)
+def _ablate_options(add: Add) -> None:
+    add("tower", help=f"{NOTATION}; '...' in front of the last level repeats the one before it as often as needed")
     where = "where to cut it, as 1-4 or 1-6,10,25,50; default each depth that is written"
-    parser.add_argument("--depths", metavar="LIST", help=where)
+    add("--depths", metavar="LIST", help=where)
     varied = "a setting and its values: 1.unroll=5,20 (of level 1), gradient=first-order,exact (of all below the top), "
     varied += "top.lr=1e-4..1e-1 (each decade), lr*=1e-3,1,1e3 (times what it is); can be given again; default none"
-    parser.add_argument("--grid", action="append", default=[], metavar="NAME=LIST", help=varied)
-    _number(parser, "--seeds", 5, "training seeds, 0 and up")
+    add("--grid", action="append", default=[], metavar="NAME=LIST", help=varied)
+    _number(add, "--seeds", 5, "training seeds, 0 and up")
     spent = "cost of each run in base steps, optimizer work counted, as 2e6; or in seconds, as 90s; default 2e6"
-    parser.add_argument("--budget", default="2e6", metavar="COST", help=spent)
-    _number(parser, "--steps", 100, "base steps of a use of what was learned")
-    _number(parser, "--problems", 64, "problems that are reported on, once")
-    _number(parser, "--select", 32, "problems that snapshots of a training are compared on")
-    _number(parser, "--snapshots", 5, "snapshots of a training, beside its start")
+    add("--budget", default="2e6", metavar="COST", help=spent)
+    _number(add, "--steps", 100, "base steps of a use of what was learned")
+    _number(add, "--problems", 64, "problems that are reported on, once")
+    _number(add, "--select", 32, "problems that snapshots of a training are compared on")
+    _number(add, "--snapshots", 5, "snapshots of a training, beside its start")
     tuned = "how the hand-made rules are tuned, step size and schedule; optuna is an extra (tune); default grid"
-    parser.add_argument("--search", choices=("grid", "optuna"), default="grid", help=tuned)
+    add("--search", choices=("grid", "optuna"), default="grid", help=tuned)
     alone = "leave out the hand-made rules tuned at the same cost"
-    parser.add_argument("--no-baseline", dest="baseline", action="store_false", help=alone)
-    _windows(parser)
-    parser.add_argument("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
+    add("--no-baseline", dest="baseline", action="store_false", help=alone)
+    _windows(add)
+    add("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
     cluster = "on the Ray cluster at ADDRESS, or one that is there, or started here; an extra (ray); default processes"
-    parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
-    there = "folder of the ablation; default runs/ and the notation; in one that is begun, it goes on"
-    parser.add_argument("--out", metavar="DIR", help=there)
-    parser.add_argument("--retry", action="store_true", help="try failed runs again; default they stay failed")
-    parser.add_argument("--no-report", action="store_true", help="run only; default run and write the report")
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
+    there = "folder of the study; default runs/ and the notation; in one that is begun, it goes on"
+    add("--out", metavar="DIR", help=there)
+    add("--retry", action="store_true", help="try failed runs again; default they stay failed")
+    add("--no-report", action="store_true", help="run only; default run and write the report")
 
 
-def _report_options(parser: Parser) -> None:
-    parser.add_argument("run", metavar="RUN", help="folder of tower ablate")
-    parser.add_argument("--out", metavar="FILE", help="the page; default report.html in the folder")
+def _report_options(add: Add) -> None:
+    add("run", metavar="RUN", help="folder of tower ablate")
+    add("--out", metavar="FILE", help="the page; default report.html in the folder")
 
 
-def _show_options(parser: Parser) -> None:
-    parser.add_argument("tower", help=NOTATION)
-    parser.add_argument("--json", action="store_true", help="print the spec in full instead; default words")
+def _show_options(add: Add) -> None:
+    add("tower", help=NOTATION)
+    add("--json", action="store_true", help="print the spec in full instead; default words")
 
 
-def _evaluation_options(parser: Parser) -> None:
-    _number(parser, "--problems", 64, "held-out problems in each comparison")
-    _number(parser, "--eval-steps", 100, "base steps on each of them")
-    _windows(parser)
+def _evaluation_options(add: Add) -> None:
+    _number(add, "--problems", 64, "held-out problems in each comparison")
+    _number(add, "--eval-steps", 100, "base steps on each of them")
+    _windows(add)
 
 
-def _where(parser: Parser) -> None:
-    parser.add_argument("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
+def _where(add: Add) -> None:
+    add("--threads", type=whole(1, 1024), metavar="N", help="CPU threads; default as torch chooses")
     device = "where to compute, as torch names it: cpu, cuda, cuda:1; default cpu"
-    parser.add_argument("--device", default="cpu", metavar="NAME", help=device)
+    add("--device", default="cpu", metavar="NAME", help=device)
 
 
-def _windows(parser: Parser) -> None:
-    _number(
-        parser, "--windows", None, "windows that a learned trainer trains for, at depth 3 and up", "as it was trained"
-    )
+def _seed(add: Add, what: str) -> None:
+    add("--seed", type=SEED, default=0, metavar="N", help=f"{what}; default 0")
 
 
-def _number(parser: Parser, name: str, default: int | None, what: str, words: str | None = None) -> None:
-    parser.add_argument(name, type=COUNT, default=default, metavar="N", help=f"{what}; default {words or default}")
+def _windows(add: Add) -> None:
+    trains = "depth 3 and up: updates that the learned trainer makes when it trains a fresh optimizer for evaluation"
+    _number(add, "--windows", "as it was trained", trains)
+
+
+def _number(add: Add, name: str, default: int | str, what: str) -> None:
+    """An option that takes a count; a default in words stands for None."""
+    value = default if isinstance(default, int) else None
+    add(name, type=COUNT, default=value, metavar="N", help=f"{what}; default {default}")
 
 
 def _say(line: str, code: int) -> int:

@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,23 +10,25 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from levels.captured import capturing
-from levels.restart import NonFiniteError, Skip, Stop
+from levels.faults import NonFiniteError, Skip, Stop
 from levels.optimizers.learned_init import LearnedInit
 from levels.tasks.task import Task
 from recursion import checkpoint, training
+from recursion.analysis import depth, growth_report, pruning
+from recursion.analysis import probe as probing
 from recursion.describe import describe
-from recursion.files import explained, replace_file
+from recursion.evaluate.evaluation import evaluate
+from recursion.evaluate.learned import learned_by
+from recursion.evaluate.reporting import write
+from recursion.files import RUNS, explained, folder_name, replace_file
 from recursion.notation import parse
-from recursion.progress import Stages, display
-from recursion.spec import dumps, loads
+from recursion.progress import Stages, Steps
+from recursion.spec import dumps, read_tower
 from recursion.tower import Tower, TowerState
 
 POLICIES = {"stop": Stop(), "skip": Skip()}
 COMPILE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}
-RUNS = Path("runs")
 STEPS = 10  # before a tower in notation is probed
-LONGEST = 100  # characters of a notation in a folder's name
 
 
 def train(args: argparse.Namespace) -> None:
@@ -39,8 +39,8 @@ def train(args: argparse.Namespace) -> None:
         tower = Tower(tower.task, *levels)
     tower = tower.to(args.device)
     _use_threads(args)
-    out = RUNS / f"{slug(tower)}-seed{args.seed}" if args.out is None else Path(args.out)
-    _note(f"{tower}: {args.steps} steps of {tower.base_steps} base steps, in {out}")
+    out = RUNS / f"{folder_name(str(tower))}-seed{args.seed}" if args.out is None else Path(args.out)
+    _note(f"{tower}: {args.steps} steps of {tower.costs[-1]} base steps, in {out}")
     state = _trained(tower, args, out)
     if not args.no_eval:
         try:
@@ -53,41 +53,36 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
     """``tower eval``: load runs of one tower, and evaluate them together."""
     _use_threads(args)
     saved = [checkpoint.load(Path(run) / training.CHECKPOINT, device=args.device) for run in args.runs]
-    first = saved[0].tower
-    for i, (run, one) in enumerate(zip(args.runs, saved)):
+    first, seeds = saved[0].tower, dict[int, str]()
+    for run, one in zip(args.runs, saved):
         if not checkpoint.same(first, one.tower):
             raise ValueError(f"{run} is of '{one.tower}', {args.runs[0]} of '{first}'; evaluate them one by one")
-        for earlier, other in zip(args.runs[:i], saved):
-            if other.seed == one.seed:
-                raise ValueError(f"{earlier} and {run} have the same seed {one.seed}; give each seed once")
+        if one.seed in seeds:
+            raise ValueError(f"{seeds[one.seed]} and {run} have the same seed {one.seed}; give each seed once")
+        seeds[one.seed] = run
     steps = sorted({int(one.state.step) for one in saved})
     if len(steps) > 1:
         _note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
-    on = None if args.on is None else read_task(args.on).to(args.device)
-    several = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{slug(first)}-eval"
-    _report(first, [one.state for one in saved], several if args.out is None else Path(args.out), args.seed, args, on)
+    on = None if args.on is None else _task(args.on).to(args.device)
+    out = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{folder_name(str(first))}-eval"
+    _report(first, [one.state for one in saved], out if args.out is None else Path(args.out), args.seed, args, on)
 
 
 def probe(args: argparse.Namespace) -> None:
     """``tower probe``: how fast perturbations grow at each level, and what that means for its gradient."""
-    from recursion import growth_report
-    from recursion import probe as probing
-
     _use_threads(args)
     tower, state, out = _to_probe(args)
     with Stages(sys.stderr) as stages:
-        found = probing.probe(tower, state, windows=args.windows, seed=args.seed, progress=stages)
-    growth_report.write(found, str(tower), out, Console(width=None if sys.stdout.isatty() else 120))
+        growths = probing.probe(tower, state, windows=args.windows, seed=args.seed, progress=stages)
+    growth_report.write(growths, str(tower), out, _console())
     sys.stdout.write(f"written to {out}: probe.png\n")
-    for level in found:
+    for level in growths:
         if level.warning is not None:
             _note(f"warning: {level.warning}")
 
 
 def export(args: argparse.Namespace) -> None:
-    """``tower export``: the optimizer that a run came to, in a file of its own."""
-    from recursion.export import learned_by
-
+    """``tower export``: the optimizer that a run learned, in a file of its own."""
     saved = checkpoint.load(Path(args.run) / training.CHECKPOINT)
     exported = learned_by(
         saved.tower, saved.state, seed=saved.seed, copy=args.copy, windows=args.windows, deploy_seed=args.seed
@@ -96,17 +91,15 @@ def export(args: argparse.Namespace) -> None:
     exported.save(out)
     if isinstance(exported.optimizer, LearnedInit):
         _note("a learned start is where the tower's task begins; on a model of your own only the rule is at work")
-    spent = f", {exported.source['base_steps']} base steps spent" if saved.tower.depth > 2 else ""
+    spent = f", {exported.source['base_steps']} base steps spent" if len(saved.tower.levels) > 2 else ""
     sys.stdout.write(
         f"{exported.optimizer}, {len(exported.weights)} parameters{spent}, written to {out}; use it with\n"
+        f"  optimizer = recursion.export.load({str(out)!r})(model.parameters())\n"
     )
-    sys.stdout.write(f"  optimizer = recursion.export.load({str(out)!r})(model.parameters())\n")
 
 
 def prune(args: argparse.Namespace) -> None:
     """``tower prune``: the tower that a run's gates leave, as a run folder of its own."""
-    from recursion import depth, pruning
-
     saved = checkpoint.load(Path(args.run) / training.CHECKPOINT)
     out = Path(args.out)
     if (out / training.CHECKPOINT).exists():
@@ -122,7 +115,8 @@ def prune(args: argparse.Namespace) -> None:
     checkpoint.save(out / training.CHECKPOINT, tower, checkpoint.settled(state), seed=saved.seed, extra=extra)
     replace_file(out / training.SPEC, dumps(tower).encode())
     spec = f"{shlex.quote(str(out / training.SPEC))} --out {shlex.quote(str(out))}"
-    sys.stdout.write(f"{tower}, of {saved.tower.depth} levels {tower.depth} are left, written to {out}; go on with\n")
+    before, after = len(saved.tower.levels), len(tower.levels)
+    sys.stdout.write(f"{tower}, of {before} levels {after} are left, written to {out}; go on with\n")
     sys.stdout.write(f"  tower train {spec} --seed {saved.seed} --resume\n")
 
 
@@ -132,53 +126,12 @@ def show(args: argparse.Namespace) -> None:
     sys.stdout.write(dumps(tower) if args.json else describe(tower))
 
 
-def ablate(args: argparse.Namespace) -> None:
-    """``tower ablate``: cut a tower at each depth, give all cuts the same total cost, and compare what they learn."""
-    from recursion.ablation import commands
-
-    commands.ablate(args)
-
-
-def report(args: argparse.Namespace) -> None:
-    """``tower report``: the page of an ablation."""
-    from recursion.ablation import commands
-
-    commands.report(args)
-
-
-def read_tower(text: str) -> Tower:
-    """The tower of a notation, or of a spec file if ``text`` ends in ``.json``."""
-    if not text.endswith(".json"):
-        tower: Tower = parse(text)
-        return tower
-    path = Path(text)
-    with explained("read", path):
-        data = path.read_bytes()
-    try:
-        return loads(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_task(text: str) -> Task:
+def _task(text: str) -> Task:
     """The task of a notation."""
     task = parse(f"{text}: sgd").task
     if not isinstance(task, Task):
         raise ValueError(f"--on takes a task, got '{text}'")
     return task
-
-
-def slug(tower: Tower) -> str:
-    """The notation as the name of a folder; a long one is cut and ends in eight digits of its hash."""
-    return folder_name(str(tower))
-
-
-def folder_name(text: str) -> str:
-    """Notation as the name of a folder, as `slug` has it."""
-    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
-    if len(name) <= LONGEST:
-        return name
-    return f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
@@ -191,27 +144,20 @@ def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
         return saved.tower, saved.state, run if args.out is None else Path(args.out)
     tower, steps = read_tower(args.tower).to(args.device), args.steps or STEPS
     state = tower.init(args.seed)
-    with display(steps, sys.stderr) as shown:
-        for _ in range(steps):
-            state, report = tower.step(state)
+    with Steps(steps, sys.stderr) as shown:
+        for state, report in tower.run(state, steps):  # noqa: B007, B020
             shown(report)
-    return tower, state, RUNS / f"{slug(tower)}-probe" if args.out is None else Path(args.out)
+    return tower, state, RUNS / f"{folder_name(str(tower))}-probe" if args.out is None else Path(args.out)
 
 
 def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
     """The state after training; what interrupts it says how to go on."""
     try:
-        with display(args.steps, sys.stderr) as shown:
+        with Steps(args.steps, sys.stderr) as shown:
             return training.train(
-                tower,
-                steps=args.steps,
-                seed=args.seed,
-                out=out,
-                resume=args.resume,
-                compile=COMPILE[args.compile],
-                on_report=shown,
-                on_notice=_note,
-            )
+                tower, steps=args.steps, seed=args.seed, out=out, resume=args.resume, compile=COMPILE[args.compile],
+                on_report=shown, on_notice=_note,
+            )  # fmt: skip
     except KeyboardInterrupt:
         words = args.words if args.resume else [*args.words, "--resume"]
         raise KeyboardInterrupt(f"stopped; go on with: {shlex.join(['tower', *words])}") from None
@@ -224,23 +170,17 @@ def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
 def _report(
     tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace, on: Task | None = None
 ) -> None:
-    from recursion.evaluate.evaluation import evaluate
-    from recursion.reporting import write
-
-    with Stages(sys.stderr) as stages, capturing():
+    with Stages(sys.stderr) as stages:
         evaluation = evaluate(
-            tower,
-            states,
-            on=on,
-            seed=seed,
-            problems=args.problems,
-            steps=args.eval_steps,
-            windows=args.windows,
-            transfer=args.transfer,
-            progress=stages,
-        )
-    write(evaluation, out, Console(width=None if sys.stdout.isatty() else 120))
+            tower, states, on=on, seed=seed, problems=args.problems, steps=args.eval_steps, windows=args.windows,
+            transfer=args.transfer, progress=stages,
+        )  # fmt: skip
+    write(evaluation, out, _console())
     sys.stdout.write(f"written to {out}: evaluation.json, losses.png\n")
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _use_threads(args: argparse.Namespace) -> None:
