@@ -1,14 +1,10 @@
-"""What the probe found, for people: a table and a sentence a level in the terminal, and a picture of the growth.
-
-Pictures are drawn on a matplotlib ``Figure`` without its global state, so nothing here opens a window or a display.
-"""
+"""The probe's findings for people: a table and a sentence a level in the terminal, and a picture of the growth."""
 
 from __future__ import annotations
 
-import io
 import math
-import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,69 +15,57 @@ from rich.table import Table
 
 from recursion.analysis.advice import LIMIT, short
 from recursion.analysis.probe import LevelGrowth
-from recursion.evaluate.reporting import COLOURS, DPI
-from recursion.evaluate.statistics import Estimate
-from recursion.files import explained, replace_file
+from recursion.evaluate.reporting import COLOURS, finish, interval_text, make_folder
+from recursion.evaluate.reporting import picture as drawn
+from recursion.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NOTE = (
+    "Growth of a perturbation for each update, as a natural logarithm: in the run, and where gradients are data. "
+    "Then by what factor it grows over a window, over the horizon, and over what the level's gradient is "
+    f"backpropagated through; there, factors above {LIMIT:g} swamp it in noise."
+)
+
 
 def table(found: Sequence[LevelGrowth]) -> Table:
     """One row a level; for those below the topmost, growth where gradients are data as well."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("level", "unroll", "growth [95%]", "as data [95%]", "window", "horizon", "gradient", "run is"):
-        made.add_column(escape(heading), justify="left" if heading in ("level", "run is") else "right")
+        rows.add_column(escape(heading), justify="left" if heading in ("level", "run is") else "right")
     for each in found:
+        rates = (each.growth, each.as_data)
         factors = (each.over_window, each.over_horizon, each.in_gradient)
-        made.add_row(
+        rows.add_row(
             escape(f"{each.level} {each.name}"),
             str(each.unroll),
-            escape(_interval(each.growth)),
-            escape("" if each.as_data is None else _interval(each.as_data)),
+            *("" if rate is None else escape(interval_text(rate)) for rate in rates),
             *("" if factor is None else short(factor) for factor in factors),
             each.verdict,
         )
-    return made
+    return rows
 
 
 def write(found: Sequence[LevelGrowth], title: str, directory: Path, console: Console) -> None:
     """Print the table and a sentence a level, and write ``probe.png`` to ``directory``, made if missing.
 
-    Raises OSError, saying which file, if it cannot be written.
+    Raises OSError with the file's name if it cannot be written.
     """
-    with explained("make", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     console.print(table(found))
     for each in found:
         console.print(f"level {each.level}: {each.advice}", markup=False, highlight=False)
-    note = (
-        "Growth of a perturbation for each update, as a natural logarithm: in the run, and where gradients are data. "
-        "Then by what factor it grows over a window, over the horizon, and over what the level's gradient is "
-        f"backpropagated through; there, factors above {LIMIT:g} swamp it in noise."
-    )
-    console.print(note, style="dim", markup=False, highlight=False)
+    console.print(NOTE, style="dim", markup=False, highlight=False)
     replace_file(directory / "probe.png", picture(found, title))
 
 
 def picture(found: Sequence[LevelGrowth], title: str) -> bytes:
     """PNG: size of the perturbation against updates, one panel a level, with the line of the measured rate."""
-    from matplotlib.figure import Figure
-
-    columns = min(len(found), 3)
-    rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 1.0), layout="constrained")
-    for place, each in enumerate(found, 1):
-        _panel(figure.add_subplot(rows, columns, place), each)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns + 1, 4), frameon=False)
-    figure.suptitle(textwrap.fill(title, 48 * columns), fontsize=11)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    return png.getvalue()
+    return drawn((title,), [partial(_panel, each) for each in found], height=3.4, rest=1.0, legend=2)
 
 
-def _panel(axes: Axes, each: LevelGrowth) -> None:
+def _panel(each: LevelGrowth, axes: Axes) -> None:
     axes.plot(_factors(each.path), color="black", linewidth=1.8, label="perturbation of the run")
     line = [each.path[each.aligned] + each.growth.value * t for t in range(len(each.path) - each.aligned)]
     axes.plot(range(each.aligned, len(each.path)), _factors(line), color=COLOURS[5], linestyle="--", linewidth=1.4,
@@ -93,19 +77,10 @@ def _panel(axes: Axes, each: LevelGrowth) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.3), max(high, 3.0))
-    axes.set_title(f"level {each.level}: {each.name}@{each.unroll}, {each.verdict}", fontsize=10)
-    axes.set_xlabel("updates")
-    axes.set_ylabel("size, 1 at the start")
-    axes.grid(alpha=0.25)
-    axes.margins(x=0.01)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    name = f"level {each.level}: {each.name}@{each.unroll}, {each.verdict}"
+    finish(axes, name, "updates", "size, 1 at the start")
 
 
 def _factors(logs: Sequence[float]) -> list[float]:
     """Factors of logs; gaps where a picture cannot hold them."""
     return [math.exp(log) if abs(log) < 600 else math.nan for log in logs]
-
-
-def _interval(rate: Estimate) -> str:
-    return f"{rate.value:.3g} [{rate.low:.3g}, {rate.high:.3g}]"

@@ -66,12 +66,7 @@ class LevelGrowth:
 
 
 def probe(
-    tower: Tower,
-    state: TowerState,
-    *,
-    windows: int | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    tower: Tower, state: TowerState, *, windows: int | None = None, seed: int = 0, progress: Progress | None = None
 ) -> list[LevelGrowth]:
     """Growth at each level, level 1 first, from where ``state`` stands; neither is changed.
 
@@ -108,13 +103,7 @@ def probe(
 
 
 def _named(
-    tower: Tower,
-    number: int,
-    theta: Tensor,
-    carry: Carry,
-    key: Tensor,
-    updates: int,
-    tell: Callable[[float], None],
+    tower: Tower, number: int, theta: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]
 ) -> Logs:
     """`follow`, with an error that names the level."""
     try:

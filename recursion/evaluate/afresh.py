@@ -1,4 +1,4 @@
-"""A tower run as an optimizer: it moves all levels at every step, never restarts, and starts anew on each problem.
+"""A tower run as an optimizer: all levels move at every step, none restarts, and each problem gets fresh levels.
 
 afresh = run_afresh(tower, task, problems=64, steps=100, seed=0, theta=None)
 afresh.losses       # [steps + 1, 1, 64]
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.base import Problem, ProblemTraits, Split
+from levels.base import Problem
 from levels.config import require
 from levels.faults import Skip
-from levels.layout import Layout
 from levels.tree import State
 from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower, TowerState
@@ -26,12 +25,12 @@ class Afresh(NamedTuple):
     """A tower run as an optimizer, once for each of P problems."""
 
     losses: Tensor  # [steps + 1, 1, P]
-    key: Tensor  # int64 [P]; `run` with these keys sees the same problems
+    key: Tensor  # int64 [P]; `recursion.evaluate.deploy.run` with these keys uses the same problems
     base_steps: int
 
 
 def is_optimizer(tower: Tower) -> bool:
-    """Whether the tower itself is the optimizer: it has one level, or none looks beyond 1 update or ever restarts."""
+    """Whether the tower itself is the optimizer: it has one level, or no level looks beyond 1 update or restarts."""
     endless = ((level.lookahead or level.unroll) == 1 and level.episode_length is None for level in tower.levels)
     return len(tower.levels) == 1 or all(endless)
 
@@ -47,11 +46,11 @@ def run_afresh(
     theta: Tensor | None,
     key: Tensor | None = None,
 ) -> Afresh:
-    """The whole tower run on each of ``problems`` problems of ``task`` by itself, for ``steps`` base steps.
+    """Run the whole tower on each of ``problems`` problems of ``task`` separately, for ``steps`` base steps.
 
-    All at once: the topmost level holds one copy for each problem, every level below one copy of what it works on.
-    ``theta`` ``[m]``: of the topmost optimizer, if not its own. ``key`` ``[problems]``: the problems, those that `run`
-    sees with it; None lets ``seed`` draw them. A copy whose loss or gradient is not finite has diverged: its losses are
+    One batch does it: the topmost level holds one copy for each problem, every level below holds one copy.
+    ``theta`` ``[m]``: of the topmost optimizer, None for its own. ``key`` ``[problems]``: the problems, as `run` names
+    them; None draws them from ``seed``. A copy with a loss or gradient that is not finite has diverged: its losses are
     inf from there on. Raises ValueError if the tower is no optimizer (see `is_optimizer`).
     """
     require(is_optimizer(tower), f"{tower}: it has windows or restarts, so it is to be evaluated by what it learned")
@@ -59,7 +58,7 @@ def run_afresh(
     fits = key is None or key.shape == (problems,)
     require(fits, f"key must name {problems} problems, got shape {[] if key is None else list(key.shape)}")
     tally = Tally()
-    recorded = Recorded(Observed(task, tally), problems)
+    recorded = Recorded(task, tally, problems)
     *lower, top = alone(tower).levels
     whole = Tower(recorded, *lower, dataclasses.replace(top, batch=problems))
     state = _started(whole, seed, theta, key)  # start-up makes depth - 1 steps
@@ -71,7 +70,7 @@ def run_afresh(
 
 
 def alone(tower: Tower) -> Tower:
-    """The tower as an optimizer of one problem: one copy at each level, no restarts, what diverges is skipped."""
+    """The tower as an optimizer of one problem: one copy a level, no restarts, copies that diverge are skipped."""
     levels = (dataclasses.replace(level, batch=1, unroll=1, horizon=None, nonfinite=Skip()) for level in tower.levels)
     return Tower(tower.task, *levels)
 
@@ -79,7 +78,7 @@ def alone(tower: Tower) -> Tower:
 def _started(whole: Tower, seed: int, theta: Tensor | None, key: Tensor | None) -> TowerState:
     """The state at the start, in which the copies of the task have the keys ``key`` ``[copies of the topmost level]``.
 
-    A copy hands the second half of its key to the one copy below it, so the keys are traced back up the tower.
+    A copy gives the second half of its key to the one copy below it, so the keys are traced back up the tower.
     """
     if key is None:
         return whole.init(seed, theta=theta)
@@ -90,35 +89,28 @@ def _started(whole: Tower, seed: int, theta: Tensor | None, key: Tensor | None) 
     return TowerState(theta, whole.top.begin(theta, key), torch.zeros((), dtype=torch.int64))
 
 
-class Recorded(Problem):
+class Recorded(Observed):
     """A problem that keeps the losses of ``copies`` copies, asked one update after another.
 
-    A copy that diverges answers value 1 and gradient 0 from then on: it is over, and cannot spoil its neighbours nor
-    ask for a restart. Answers for another number of copies, as a search asks for its members, are not kept.
+    A copy that diverges answers value 1 and gradient 0 from then on, so it neither spoils its neighbours nor asks for a
+    restart. Answers for another number of copies, as a search asks for its members, are not kept.
     """
 
-    def __init__(self, problem: Problem, copies: int) -> None:
-        self.problem, self.copies = problem, copies
+    def __init__(self, problem: Problem, observer: Tally, copies: int) -> None:
+        super().__init__(problem, observer)
+        self.copies = copies
         self.losses: list[Tensor] = []  # [copies] each
-
-    @property
-    def layout(self) -> Layout:
-        return self.problem.layout
-
-    @property
-    def traits(self) -> ProblemTraits:
-        return self.problem.traits
-
-    def init(self, key: Tensor) -> Tensor:
-        return self.problem.init(key)
 
     def init_state(self, params: Tensor, key: Tensor) -> State:
         if self.losses:
             raise ArithmeticError("a level above level 1 met a meta-loss that is not finite; is its objective a log?")
-        return self.problem.init_state(params, key)
+        return super().init_state(params, key)
+
+    def value(self, params: Tensor, state: State) -> tuple[Tensor, State]:
+        return Problem.value(self, params, state)
 
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        value, grad, state = self.problem.value_and_grad(params, state)
+        value, grad, state = super().value_and_grad(params, state)
         if value.numel() != self.copies:
             return value, grad, state
         over = ~torch.isfinite(value) | ~torch.isfinite(grad.square().sum(-1))
@@ -126,15 +118,3 @@ class Recorded(Problem):
             over |= torch.isinf(self.losses[-1]).reshape(over.shape)
         self.losses.append(value.detach().masked_fill(over, torch.inf).flatten())
         return value.masked_fill(over, 1.0), grad.masked_fill(over[..., None], 0.0), state
-
-    def outer_value_and_grad(self, params: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, State]:
-        return self.problem.outer_value_and_grad(params, state, f, g)
-
-    def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
-        return self.problem.evaluate_from_scratch(params, key)
-
-    def on(self, split: Split) -> Problem:  # type: ignore[override]
-        return self.problem.on(split)
-
-    def __repr__(self) -> str:
-        return repr(self.problem)

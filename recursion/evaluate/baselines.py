@@ -1,8 +1,8 @@
-"""Hand-made optimizers with their step size tuned, as a researcher who has no learned one would use them.
+"""Hand-made optimizers with a tuned step size: what a researcher without a learned optimizer would use.
 
-Each step size of a logarithmic grid runs on the same validation problems. The best is chosen for each measure by
-itself, by the mean over problems; a step size with which any problem diverges loses. If the best lies at an edge,
-the grid is extended that way.
+Every step size of a logarithmic grid runs on the same validation problems. Each measure chooses the step size with the
+lowest mean over problems; a step size with which any problem diverges loses. If the best step size lies at an edge, the
+grid grows in that direction.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from levels import keys
 from levels.hyper import HyperparamOptimizer
 from levels.optimizers.adam import Adam
 from levels.optimizers.rmsprop import RMSprop
@@ -39,7 +40,7 @@ def final_loss(losses: Tensor) -> Tensor:
 
 
 def mean_loss(losses: Tensor) -> Tensor:
-    """The mean of the losses after each step, the start left out: the sum over the run, divided by the steps."""
+    """The mean of the losses after each step, without the loss at the start: ``[steps + 1, ...]`` to ``[...]``."""
     return losses[1:].mean(0)
 
 
@@ -47,7 +48,7 @@ MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"final": final_loss, "mean": 
 
 
 class Tuned(NamedTuple):
-    """What tuning found."""
+    """The result of tuning."""
 
     step_sizes: dict[str, float]  # by measure
     params: Tensor  # [measures, m] of the optimizer, in the order of MEASURES
@@ -58,14 +59,13 @@ class Tuned(NamedTuple):
 def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) -> Tuned:
     """The best step sizes for ``steps`` steps on the validation problems named by ``key`` ``[P]``.
 
-    ``optimizer`` has a field ``lr``; everything else about it stays. ``task`` may be of any split: its validation
-    split is what is used. Costs at least 21 * P * (steps + 1) base steps.
+    ``optimizer`` has a field ``lr``; its other fields stay. ``task`` may be of any split: its validation split is used.
+    Costs at least 21 * P * (steps + 1) base steps.
     """
     task = task.on("validation")
     low, high = GRID
     scores: dict[str, dict[int, float]] = {measure: {} for measure in MEASURES}
-    wanted = list(range(low, high + 1))
-    spent = 0
+    wanted, spent = list(range(low, high + 1)), 0
     for _ in range(1 + EXTENSIONS):
         losses = run(optimizer, _params(optimizer, task, wanted), task, key, steps)
         spent += losses.numel()
@@ -85,9 +85,9 @@ def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) ->
 
 def _params(optimizer: HyperparamOptimizer, task: Task, exponents: list[int]) -> Tensor:
     """Parameters ``[S, m]`` of the optimizer with these step sizes."""
-    key = torch.zeros((), dtype=torch.int64, device=task.layout.device)
-    made = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[call-arg]
-    return torch.stack([each.bind(task.layout).init(key) for each in made])
+    key = keys.seed(0, device=task.layout.device)
+    rules = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[call-arg]
+    return torch.stack([rule.bind(task.layout).init(key) for rule in rules])
 
 
 def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:
@@ -100,7 +100,7 @@ def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:
 
 
 def _best(values: dict[int, float]) -> int:
-    """The exponent with the lowest score; of equals, as where all diverge, the smallest step size."""
+    """The exponent with the lowest score; of equal ones, as where all diverge, the smallest step size."""
     return min(sorted(values), key=lambda exponent: values[exponent] if math.isfinite(values[exponent]) else math.inf)
 
 

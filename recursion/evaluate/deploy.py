@@ -2,7 +2,7 @@
 
 A tower of depth 2 trains the optimizer at level 1; its parameters are what the tower learned. A deeper tower trains the
 optimizer under its top, which is a trainer. The trainer becomes the top of a fresh tower below and trains that, and so
-on down to level 1. A tower that moves all levels at every step and never restarts learns nothing that is kept: the
+on down to level 1. A tower that moves all levels at every step and never restarts keeps nothing that it learned: the
 tower itself is the optimizer, and starts anew on each problem.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import STATE, Optimizer, Problem
-from levels.config import require
+from levels.config import Count, described, fits, format_value, require
 from levels.faults import NonFiniteError
 from levels.level import Level
 from levels.tasks.task import Task
@@ -25,8 +25,8 @@ from recursion.evaluate.afresh import is_optimizer, run_afresh
 from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower, TowerState
 
-CHUNK = 2**17  # most task parameters in flight in `run`; a learned optimizer's state is tens of times that
-CHOOSING_PROBLEMS, CHOOSING_STEPS = 8, 100  # by which `learned` chooses among the optimizers of a run
+CHUNK = 2**17  # most task parameters that `run` moves at once; a learned optimizer's state is tens of times that
+CHOOSING_PROBLEMS, CHOOSING_STEPS = 8, 100  # `learned` compares the optimizers of a run on so many problems and steps
 
 
 class Learned(NamedTuple):
@@ -34,28 +34,6 @@ class Learned(NamedTuple):
 
     params: Tensor  # [copies, m] of the optimizer at level 1
     base_steps: int  # task gradients spent to get them out of the tower, each copy counted; 0 at depth 2
-
-
-@torch.no_grad()
-def run(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Tensor:
-    """Losses ``[steps + 1, S, P]``, the one at the start first, of S settings of an optimizer on the same P problems.
-
-    ``params`` ``[S, m]`` stay fixed; ``key`` ``[P]`` names the problems of ``task``. A loss is as it comes, NaN as inf.
-    Raises ValueError if ``params`` do not fit the optimizer over the task.
-    """
-    require(steps >= 1, f"steps must be at least 1, got {steps}")
-    n, optimizer = task.layout.size, optimizer.bind(task)
-    problems = max(1, min(len(key), CHUNK // n))
-    settings = max(1, CHUNK // (n * problems))
-    rows = []
-    for some in torch.split(params, settings):
-        columns = [_run(optimizer, some, task, part, steps) for part in torch.split(key, problems)]
-        rows.append(torch.cat(columns, dim=-1))
-    return torch.cat(rows, dim=1)
-
-
-def _run(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Tensor:
-    return _as_inf(torch.stack([point.f for point in walk(optimizer, params, task, key, steps)]))
 
 
 class Point(NamedTuple):
@@ -67,19 +45,46 @@ class Point(NamedTuple):
     state: State  # the optimizer's
 
 
+def require_counts(who: str, **values: int | None) -> None:
+    """ValueError, in the name of ``who``, unless all values are whole numbers of at least 1, or None."""
+    for name, value in values.items():
+        good = value is None or fits(value, Count)
+        require(good, f"{who}{name} must be {described(Count)}, got {format_value(value)}")
+
+
+@torch.no_grad()
+def run(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Tensor:
+    """Losses ``[steps + 1, S, P]``, the one at the start first, of S settings of an optimizer on the same P problems.
+
+    ``params`` ``[S, m]`` stay fixed; ``key`` ``[P]`` names the problems of ``task``. A NaN counts as inf. Raises
+    ValueError if ``params`` do not fit the optimizer over the task.
+    """
+    require(steps >= 1, f"steps must be at least 1, got {steps}")
+    n, optimizer = task.layout.size, optimizer.bind(task)
+    takes, given = optimizer.layout.size, list(params.shape)
+    require(params.shape[-1] == takes, f"{optimizer} takes {takes} parameters in the last dimension, got shape {given}")
+    problems = max(1, min(len(key), CHUNK // n))
+    settings = max(1, CHUNK // (n * problems))
+    rows = []
+    for some in torch.split(params, settings):
+        points = (walk(optimizer, some, task, part, steps) for part in torch.split(key, problems))
+        rows.append(torch.cat([torch.stack([point.f for point in each]) for each in points], dim=-1))
+    losses = torch.cat(rows, dim=1)
+    return losses.masked_fill(losses.isnan(), torch.inf)
+
+
 def walk(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps: int) -> Iterator[Point]:
-    """The start and what follows it in ``steps`` updates, as `run` has it, of an optimizer bound to the task."""
+    """The start, then the point after each of ``steps`` updates, of an optimizer bound to the task; as in `run`."""
     for_x, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
     x = optimizer.init_x(params, for_x)
     state = optimizer.init_state(params, x, keys.fold_in(key.expand(len(params), -1), STATE))
-    asked = task.init_state(x, for_state)
-    f, g, below = task.value_and_grad(x, asked)
-    yield Point(x, f, asked, state)
-    for _ in range(steps):
-        x, state = optimizer.update(params, x, state, f, g)
+    below = task.init_state(x, for_state)
+    for step in range(steps + 1):
         asked = below
         f, g, below = task.value_and_grad(x, asked)
         yield Point(x, f, asked, state)
+        if step < steps:
+            x, state = optimizer.update(params, x, state, f, g)
 
 
 def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed: int) -> Learned:
@@ -87,27 +92,24 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
 
     Each tower below runs for ``windows`` of its steps (None: as long as an episode of its top level in training, see
     `trained_windows`). A run that diverges ends there. Of the optimizers at level 1 along the run, the one with the
-    lowest mean loss on validation problems is kept, as one would in practice.
+    lowest mean loss on validation problems is kept, as a practitioner would do.
 
     ``seed``: of the fresh towers below; they draw from the task as the tower has it (its training split). Raises
     ValueError for a tower of depth 1, which trains no optimizer; NonFiniteError if a tower below diverges at once.
     """
-    require(
-        tower.depth >= 2, f"{tower}: a tower of depth 1 trains no optimizer; put a level on top, as in '/ adam'"
-    )
+    fix = "put a level on top, as in '/ adam'"
+    require(tower.depth >= 2, f"{tower}: a tower of depth 1 trains no optimizer; {fix}")
     require(windows is None or windows >= 1, f"windows must be at least 1, got {windows}")
     trained = tower.result(state)  # [copies, m] of the optimizer under the top
     if tower.depth == 2:
         return Learned(trained, 0)
     under, tally = tower.under(), Tally()
     counted = Tower(Observed(tower.task, tally), *under.levels)
-    count = windows or trained_windows(tower.levels[-2])
     found, spent = [], 0
     for params in trained:
-        ways = _run_under(counted, params, count, seed)
-        below = (
-            learned(under, ways[-1], windows=windows, seed=seed) if under.depth > 2 else _best(under, ways, seed)
-        )
+        ways = _run_under(counted, params, windows or trained_windows(tower.levels[-2]), seed)
+        deeper = under.depth > 2
+        below = learned(under, ways[-1], windows=windows, seed=seed) if deeper else _best(under, ways, seed)
         found.append(below.params)
         spent += below.base_steps
     return Learned(torch.cat(found), int(tally.gradients) + spent)
@@ -141,13 +143,12 @@ def _best(tower: Tower, states: Sequence[TowerState], seed: int) -> Learned:
     candidates = torch.stack([state.carry.x for state in states])  # [states, copies, m]
     key = keys.split(keys.fold_in(keys.seed(seed, device=candidates.device), 2), CHOOSING_PROBLEMS)
     losses = run(tower.levels[0].optimizer, candidates.flatten(0, 1), task.on("validation"), key, CHOOSING_STEPS)
-    means = losses[1:].mean((0, 2)).reshape(candidates.shape[:2])  # [states, copies]
-    best = means.argmin(0)
+    best = losses[1:].mean((0, 2)).reshape(candidates.shape[:2]).argmin(0)
     return Learned(candidates[best, torch.arange(len(best), device=best.device)], losses.numel())
 
 
 class Subject(NamedTuple):
-    """What there is to evaluate of a tower: parameters learned for level 1, or the tower itself as an optimizer."""
+    """What of a tower is evaluated: parameters learned for level 1, or the tower itself as an optimizer."""
 
     tower: Tower
     itself: bool
@@ -178,13 +179,9 @@ class Subject(NamedTuple):
         return losses, key, losses.numel()
 
     def misfit(self, task: Task) -> str | None:
-        """Why this cannot work on ``task``; None if it can."""
+        """Why the subject cannot work on ``task``; None if it can."""
         if self.itself:
             return None
         optimizer, have = self.tower.levels[0].optimizer, self.params[0].shape[-1]
         needed = optimizer.bind(task).layout.size
         return None if needed == have else f"{optimizer} takes {needed} parameters on {task}, {have} were learned"
-
-
-def _as_inf(losses: Tensor) -> Tensor:
-    return losses.masked_fill(losses.isnan(), torch.inf)

@@ -24,8 +24,8 @@ from levels import keys
 from levels.config import require
 from levels.tasks.task import Task
 from recursion.evaluate.baselines import BASELINES, MEASURES, Tuned, tune
-from recursion.evaluate.deploy import Subject, run
-from recursion.evaluate.statistics import Estimate, difference, estimate
+from recursion.evaluate.deploy import Subject, require_counts, run
+from recursion.evaluate.statistics import Estimate, Values, difference, estimate
 from recursion.tower import Tower, TowerState
 
 OURS = "this tower"
@@ -88,9 +88,9 @@ class Scenario:
 class Evaluation:
     """All numbers of an evaluation.
 
-    ``final`` is the loss after the last step, ``mean`` the mean of the losses after each step: the sum over the run
-    divided by its steps. ``base_steps`` counts task gradients, one for each copy, by what they were for: ``deployment``
-    (getting what was learned out of a deep tower), ``tuning`` (of baselines), ``runs`` (on test problems).
+    ``final`` is the loss after the last step, ``mean`` the mean of the losses after each step. ``base_steps`` counts
+    task gradients, one for each copy, by their purpose: ``deployment`` (getting what was learned out of a deep tower),
+    ``tuning`` (of baselines), ``runs`` (on test problems).
     """
 
     tower: str
@@ -103,6 +103,17 @@ class Evaluation:
     def to_json(self) -> str:
         """JSON text; numbers that are infinite (a run diverged) become null."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
+
+
+def held_out(who: str, tower: Tower, states: Sequence[TowerState], on: Task | None, **counts: int | None) -> Task:
+    """The family of problems to report on: ``on``, or the tower's. Raises ValueError or TypeError in the name of
+    ``who`` if ``counts`` are out of range, ``states`` is empty, or the family has no splits."""
+    require_counts(f"{who}: ", **counts)
+    require(len(states) >= 1, f"{who}: states is empty; give one trained state for each training seed")
+    family = tower.task if on is None else on
+    if not isinstance(family, Task):
+        raise TypeError(f"{who}: a task with held-out splits is needed, got {family!r}")
+    return family
 
 
 def evaluate(
@@ -121,30 +132,23 @@ def evaluate(
     """Compare what the tower learned with tuned baselines on held-out problems.
 
     ``states``: of this tower after training, one for each training seed; copies within a state are averaged.
-    ``on``: another family of problems than the tower's, to see how far what was learned carries.
-    ``problems``: test problems a scenario. ``tuning``: validation problems for each baseline's step size; with too few,
-    step sizes are chosen that diverge on some test problem, which flatters what was learned. ``steps``:
-    base steps a run. ``windows``: steps of each lower tower, see `deploy.learned`. ``transfer``: also the task's
-    variants and runs 10 times as long. ``progress``: called with what is being done and the fraction that is done.
-    Raises ValueError or TypeError for arguments that do not fit; NonFiniteError if a tower below diverges.
+    ``on``: another family of problems than the tower's, to measure transfer. ``problems``: test problems a scenario.
+    ``tuning``: validation problems for each baseline's step size; with too few, the chosen step size diverges on some
+    test problem, which flatters what was learned. ``steps``: base steps a run. ``windows``: steps of each lower tower,
+    see `deploy.learned`. ``transfer``: also the task's variants, and runs 10 times as long. ``progress``: called with
+    the present activity and the fraction that is done. Raises ValueError or TypeError for arguments that do not fit;
+    NonFiniteError if a tower below diverges.
     """
-    for name, value in (("problems", problems), ("tuning", tuning), ("steps", steps), ("windows", windows or 1)):
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        require(good, f"evaluate: {name} must be a whole number of at least 1, got {value}")
-    require(len(states) >= 1, "evaluate: states is empty; give one trained state for each training seed")
-    family = tower.task if on is None else on
-    if not isinstance(family, Task):
-        raise TypeError(f"evaluate: a task with held-out splits is needed, got {family!r}")
+    family = held_out("evaluate", tower, states, on, problems=problems, tuning=tuning, steps=steps, windows=windows)
     tell = progress or (lambda _what, _fraction: None)
     tell("deploying what was learned", 0.0)
     subject = Subject.of(tower, states, windows=windows, seed=seed)
     require(on is None or not subject.misfit(family), f"evaluate: {subject.misfit(family)}")
-    plans, refused = _plans(family, subject, steps, problems, tuning, transfer)
+    plans, refused = _plans(family, subject, _Plan("the task itself", family, steps, problems, tuning), transfer)
     spent = {"deployment": subject.base_steps, "tuning": 0, "runs": 0}
     scenarios, done, total = [], 0.0, sum(plan.cost for plan in plans)
     for plan in plans:
-        tell_plan = _within(tell, done / total, plan.cost / total)
-        scenarios.append(_scenario(subject, plan, seed, spent, tell_plan))
+        scenarios.append(_scenario(subject, plan, seed, spent, _within(tell, done / total, plan.cost / total)))
         done += plan.cost
     tell("done", 1.0)
     return Evaluation(
@@ -169,35 +173,38 @@ class _Plan(NamedTuple):
         return float(self.steps * (self.problems + self.tuning))
 
 
-def _plans(
-    task: Task, subject: Subject, steps: int, problems: int, tuning: int, transfer: bool
-) -> tuple[list[_Plan], dict[str, str]]:
-    plans = [_Plan("the task itself", task, steps, problems, tuning)]
+def _plans(task: Task, subject: Subject, first: _Plan, transfer: bool) -> tuple[list[_Plan], dict[str, str]]:
+    """The scenarios to run, and those that what was learned does not fit, with the reason."""
+    plans = [first]
     if transfer:
-        plans += [_Plan(label, variant, steps, problems, tuning) for label, variant in task.variants().items()]
-        few = max(1, problems // 4), max(1, tuning // 2)
-        plans.append(_Plan(f"{LONG * steps} steps", task, LONG * steps, *few))
+        plans += [first._replace(label=label, task=variant) for label, variant in task.variants().items()]
+        few = max(1, first.problems // 4), max(1, first.tuning // 2)
+        plans.append(_Plan(f"{LONG * first.steps} steps", task, LONG * first.steps, *few))
     refused = {plan.label: why for plan in plans if (why := subject.misfit(plan.task))}
     return [plan for plan in plans if plan.label not in refused], refused
 
 
 def _scenario(subject: Subject, plan: _Plan, seed: int, spent: dict[str, int], tell: Progress) -> Scenario:
-    parts = len(BASELINES) + 1
     tell(f"{plan.label}: {OURS}", 0.0)
-    ours, key, cost = subject.losses(plan.task.on("test"), plan.problems, plan.steps, seed)
+    test = plan.task.on("test")
+    ours, key, cost = subject.losses(test, plan.problems, plan.steps, seed)
     spent["runs"] += cost
     results = [_result(OURS, dict.fromkeys(MEASURES, ours), subject.sizes, None, seed)]
     theirs: dict[str, dict[str, Tensor]] = {}
     validation_key = keys.split(keys.fold_in(keys.seed(seed, device=key.device), 1), plan.tuning)
     for number, (name, optimizer) in enumerate(BASELINES.items(), 1):
-        tell(f"{plan.label}: tuning {name}", number / parts)
+        tell(f"{plan.label}: tuning {name}", number / (len(BASELINES) + 1))
         tuned = tune(optimizer, plan.task, validation_key, plan.steps)
-        losses = run(optimizer, tuned.params, plan.task.on("test"), key, plan.steps)
+        losses = run(optimizer, tuned.params, test, key, plan.steps)
         theirs[name] = {measure: losses[:, i : i + 1] for i, measure in enumerate(MEASURES)}
         results.append(_result(name, theirs[name], [1], tuned, seed))
         spent["tuning"] += tuned.base_steps
         spent["runs"] += losses.numel()
-    comparisons = [_compare(measure, ours, subject.sizes, results[1:], theirs, seed) for measure in MEASURES]
+    comparisons = []
+    for measure in MEASURES:
+        best = min(results[1:], key=lambda result: result.measures[measure].mean.value).name
+        gap = difference(_values(measure, ours, subject.sizes), _values(measure, theirs[best][measure], [1]))
+        comparisons.append(_compared(measure, best, gap, seed))
     return Scenario(
         label=plan.label,
         task=repr(plan.task),
@@ -219,35 +226,26 @@ def _result(name: str, losses: dict[str, Tensor], sizes: list[int], tuned: Tuned
             runs=finite.numel(),
             step_size=None if tuned is None else tuned.step_sizes[measure],
         )
-    quartiles = np.quantile(
-        losses["mean"].double().cpu().numpy(), (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf"
-    )
+    quartiles = np.quantile(_numpy(losses["mean"]), (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf")
     low, median, high = (tuple(float(f"{value:.6g}") for value in row) for row in quartiles)
     return Result(name=name, measures=measures, curve=Curve(low=low, median=median, high=high))
 
 
-def _values(measure: str, losses: Tensor, sizes: list[int]) -> np.ndarray:
+def _values(measure: str, losses: Tensor, sizes: list[int]) -> Values:
     """Losses ``[steps + 1, S, P]`` as ``[seeds, P]``: the mean over the copies of each training seed."""
     values = torch.split(MEASURES[measure](losses).double(), sizes)
-    return torch.stack([copies.mean(0) for copies in values]).cpu().numpy()
+    return _numpy(torch.stack([copies.mean(0) for copies in values]))
 
 
-def _compare(
-    measure: str,
-    ours: Tensor,
-    sizes: list[int],
-    baselines: list[Result],
-    theirs: dict[str, dict[str, Tensor]],
-    seed: int,
-) -> Comparison:
-    best = min(baselines, key=lambda result: result.measures[measure].mean.value).name
-    gap = difference(_values(measure, ours, sizes), _values(measure, theirs[best][measure], [1]))
-    estimated = estimate(gap, seed=seed)
+def _numpy(values: Tensor) -> Values:
+    return np.asarray(values.double().cpu().numpy())
+
+
+def _compared(measure: str, best: str, gap: Values, seed: int) -> Comparison:
+    found = estimate(gap, seed=seed)
     words = {-1: f"lower than {best}", 0: f"no difference from {best} shown", 1: f"higher than {best}"}
-    share = float((gap < 0).mean())
-    return Comparison(
-        measure=measure, baseline=best, difference=estimated, share_lower=share, verdict=words[estimated.sign]
-    )
+    share, verdict = float((gap < 0).mean()), words[found.sign]
+    return Comparison(measure=measure, baseline=best, difference=found, share_lower=share, verdict=verdict)
 
 
 def _within(tell: Progress, start: float, share: float) -> Progress:
@@ -255,7 +253,7 @@ def _within(tell: Progress, start: float, share: float) -> Progress:
 
 
 def _plain(value: Any) -> Any:
-    """Nested data with numbers that JSON has no word for as None."""
+    """Nested data in which numbers that JSON cannot write are None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

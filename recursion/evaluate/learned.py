@@ -21,6 +21,5 @@ def learned_by(
     answer = learned(tower, state, windows=windows, seed=deploy_seed)
     copies = len(answer.params)
     require(1 <= copy <= copies, f"copy must be from 1 to {copies}, the optimizers that the tower trained, got {copy}")
-    source = {"tower": str(tower), "step": int(state.step), "seed": seed, "copy": copy,
-              "base_steps": answer.base_steps}  # fmt: skip
+    source = {"tower": str(tower), "step": int(state.step), "seed": seed, "copy": copy, "base_steps": answer.base_steps}
     return export(tower.levels[0].optimizer, answer.params[copy - 1], layout=tower.task.layout, source=source)

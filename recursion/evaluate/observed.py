@@ -1,4 +1,4 @@
-"""Observed: a problem around a problem that reports each evaluation, and answers what it always did, to the last bit.
+"""Observed: a problem around a problem that reports each evaluation. Its answers are those of the problem, bit for bit.
 
 tally = Tally()
 tower = Tower(Observed(task, tally), *levels)
@@ -23,7 +23,7 @@ class Observer(Protocol):
     """What an observed problem reports to."""
 
     def asked(self, gradients: float) -> AbstractContextManager[object]:
-        """The problem is about to be asked for that many gradients, each copy counted; it answers within."""
+        """The problem is about to compute that many gradients, each copy counted, inside the context returned."""
 
     def began(self, params: Tensor, state: State) -> None:
         """Copies have begun at ``params`` ``[*batch, n]`` with these fresh states."""
@@ -45,7 +45,7 @@ class Tally:
 
 
 class Observed(Problem):
-    """``problem``, with an observer. Its other splits have the same one."""
+    """``problem``, with an observer. Its other splits have the same observer."""
 
     def __init__(self, problem: Problem, observer: Observer) -> None:
         self.problem, self.observer = problem, observer

@@ -9,8 +9,8 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from recursion.evaluate.evaluation import Evaluation, Measured, Scenario
+from recursion.evaluate.statistics import Estimate
 from recursion.files import explained, replace_file
 from recursion.metrics import FILE as METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), "Color universal design"; told apart with any colour vision. Line styles tell them apart too.
+# Okabe and Ito (2008), "Color universal design": distinct with any colour vision. Line styles differ too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 TITLES = {"final": "final loss", "mean": "mean loss"}
@@ -40,10 +40,9 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
     """Print a table a scenario and write ``evaluation.json`` and ``losses.png`` to ``directory``, made if missing.
 
     ``training.png`` too, if the metrics of the training lie there. Each file replaces an older one as a whole. Raises
-    OSError, saying which file, if one cannot be written.
+    OSError with the file's name if one cannot be written.
     """
-    with explained("make", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     for scenario in evaluation.scenarios:
         console.print(table(scenario))
         for sentence in verdicts(scenario):
@@ -56,6 +55,12 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
     metrics = directory / METRICS
     if metrics.exists() and (records := list(_records(metrics))):
         replace_file(directory / "training.png", training_picture(evaluation.tower, records))
+
+
+def make_folder(directory: Path) -> None:
+    """Make ``directory`` unless it is there. Raises OSError with its name if it cannot be made."""
+    with explained("make", directory):
+        directory.mkdir(parents=True, exist_ok=True)
 
 
 def table(scenario: Scenario) -> Table:
@@ -72,7 +77,7 @@ def table(scenario: Scenario) -> Table:
     best = {measure: min(result.measures[measure].mean.value for result in scenario.results) for measure in TITLES}
     for result in scenario.results:
         measures = [result.measures[measure] for measure in TITLES]
-        cells = [_interval(each, bold=each.mean.value == best[name]) for name, each in zip(TITLES, measures)]
+        cells = [_cell(each, bold=each.mean.value == best[name]) for name, each in zip(TITLES, measures)]
         cells.append(" / ".join(f"{each.step_size:.2g}" for each in measures if each.step_size is not None))
         cells += [" / ".join(str(each.diverged) for each in measures)] * diverged
         rows.add_row(escape(result.name), *cells)
@@ -81,12 +86,9 @@ def table(scenario: Scenario) -> Table:
 
 def verdicts(scenario: Scenario) -> Iterator[str]:
     """One sentence a measure."""
-    for comparison in scenario.comparisons:
-        gap = comparison.difference
-        yield (
-            f"{TITLES[comparison.measure]}: {comparison.verdict}; difference {_number(gap.value)} "
-            f"[{_number(gap.low)}, {_number(gap.high)}], lower in {comparison.share_lower:.0%} of runs"
-        )
+    for each in scenario.comparisons:
+        gap, share = interval_text(each.difference), f"lower in {each.share_lower:.0%} of runs"
+        yield f"{TITLES[each.measure]}: {each.verdict}; difference {gap}, {share}"
 
 
 def footnotes(evaluation: Evaluation) -> Iterator[str]:
@@ -106,19 +108,12 @@ def footnotes(evaluation: Evaluation) -> Iterator[str]:
 
 def losses_picture(evaluation: Evaluation) -> bytes:
     """PNG: median loss with quartiles against steps, one panel a scenario."""
-    columns = min(len(evaluation.scenarios), 3)
-    rows = math.ceil(len(evaluation.scenarios) / columns)
-    with _figure(4.6 * columns, 3.5 * rows + 1.0) as (figure, png):
-        for place, scenario in enumerate(evaluation.scenarios, 1):
-            _losses_panel(figure.add_subplot(rows, columns, place), scenario)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3 * columns, len(labels)), frameon=False)
-        note = "median and quartiles over held-out problems, step sizes tuned for the mean loss"
-        figure.suptitle("\n".join(_wrapped(line, columns) for line in (evaluation.tower, note)), fontsize=11)
-    return png.getvalue()
+    panels = [partial(_losses_panel, scenario) for scenario in evaluation.scenarios]
+    note = "median and quartiles over held-out problems, step sizes tuned for the mean loss"
+    return picture((evaluation.tower, note), panels, height=3.5, rest=1.0, legend=3)
 
 
-def _losses_panel(axes: Axes, scenario: Scenario) -> None:
+def _losses_panel(scenario: Scenario, axes: Axes) -> None:
     for number, result in enumerate(scenario.results):
         style: dict[str, Any] = {"color": "black", "linewidth": 2.6, "zorder": 3}
         if number:
@@ -127,7 +122,7 @@ def _losses_panel(axes: Axes, scenario: Scenario) -> None:
         axes.plot(range(len(median)), median, label=result.name, **style)
         axes.fill_between(range(len(median)), low, high, color=style["color"], alpha=0.13, linewidth=0)
     drawn = [value for result in scenario.results for value in result.curve.median if math.isfinite(value)]
-    _finish(axes, f"{scenario.label} ({scenario.problems} problems)", "steps", drawn)
+    finish(axes, f"{scenario.label} ({scenario.problems} problems)", "steps", "loss", drawn)
     start = scenario.results[0].curve.high[0]
     if drawn and max(drawn) > DIVERGING * abs(start):
         axes.set_ylim(top=DIVERGING * abs(start))
@@ -135,38 +130,50 @@ def _losses_panel(axes: Axes, scenario: Scenario) -> None:
 
 def training_picture(title: str, records: list[dict[str, Any]]) -> bytes:
     """PNG: the loss below each level against top steps, one panel a level; ``records`` as in ``metrics.jsonl``."""
-    depth = len(records[0]["losses"])
-    columns = min(depth, 4)
-    rows = math.ceil(depth / columns)
+    panels = [partial(_training_panel, level, records) for level in range(len(records[0]["losses"]))]
+    return picture((title,), panels, height=3.2, rest=0.6, columns=4)
+
+
+def _training_panel(level: int, records: list[dict[str, Any]], axes: Axes) -> None:
     group = math.ceil(len(records) / POINTS)
-    with _figure(4.6 * columns, 3.2 * rows + 0.6) as (figure, png):
-        for level in range(depth):
-            axes = figure.add_subplot(rows, columns, level + 1)
-            losses = [math.inf if record["losses"][level] is None else record["losses"][level] for record in records]
-            chunks = [losses[i : i + group] for i in range(0, len(losses), group)]
-            means = [sum(chunk) / len(chunk) for chunk in chunks]
-            axes.plot([record["step"] for record in records[::group]], _drawable(means), color="black", linewidth=1.4)
-            steps = "top steps" if group == 1 else f"top steps (means of {group})"
-            _finish(axes, f"loss below level {level + 1}", steps, means)
-        figure.suptitle(_wrapped(title, columns), fontsize=11)
+    losses = [math.inf if record["losses"][level] is None else record["losses"][level] for record in records]
+    chunks = [losses[i : i + group] for i in range(0, len(losses), group)]
+    means = [sum(chunk) / len(chunk) for chunk in chunks]
+    axes.plot([record["step"] for record in records[::group]], _drawable(means), color="black", linewidth=1.4)
+    steps = "top steps" if group == 1 else f"top steps (means of {group})"
+    finish(axes, f"loss below level {level + 1}", steps, "loss", means)
+
+
+def picture(
+    title: Sequence[str], panels: Sequence[Callable[[Axes], None]], *, height: float, rest: float, columns: int = 3,
+    legend: int = 0,
+) -> bytes:  # fmt: skip
+    """PNG: one panel of ``height`` for each function in ``panels``, which draws on its axes; ``columns`` at most.
+
+    ``title``: lines above all panels. ``rest``: height beside the panels. ``legend``: its columns for each column of
+    panels, 0 for none; it is that of the first panel.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), columns)
+    rows = math.ceil(len(panels) / columns)
+    figure, png = Figure(figsize=(4.6 * columns, height * rows + rest), layout="constrained"), io.BytesIO()
+    for place, panel in enumerate(panels, 1):
+        panel(figure.add_subplot(rows, columns, place))
+    if legend:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        most = min(legend * columns, len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=most, frameon=False)
+    figure.suptitle("\n".join(textwrap.fill(line, 48 * columns) for line in title), fontsize=11)
+    figure.savefig(png, format="png", dpi=DPI)
     return png.getvalue()
 
 
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
-    """A figure to draw on, and where its PNG is when the block is left."""
-    from matplotlib.figure import Figure
-
-    figure, png = Figure(figsize=(width, height), layout="constrained"), io.BytesIO()
-    yield figure, png
-    figure.savefig(png, format="png", dpi=DPI)
-
-
-def _finish(axes: Axes, title: str, steps: str, values: Sequence[float]) -> None:
-    """Words and lines around a panel; logarithmic where all values are above 0 and they span a decade."""
+def finish(axes: Axes, title: str, across: str, up: str, values: Sequence[float] = ()) -> None:
+    """Words and lines around a panel; logarithmic where all ``values`` are above 0 and they span a decade."""
     axes.set_title(title, fontsize=10)
-    axes.set_xlabel(steps)
-    axes.set_ylabel("loss")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     finite = [value for value in values if math.isfinite(value)]
     if finite and 0 < 10 * min(finite) < max(finite):
         axes.set_yscale("log")
@@ -176,9 +183,18 @@ def _finish(axes: Axes, title: str, steps: str, values: Sequence[float]) -> None
         axes.spines[side].set_visible(False)
 
 
-def _wrapped(title: str, columns: int) -> str:
-    """A long title on as many lines as it takes over ``columns`` panels."""
-    return textwrap.fill(title, 48 * columns)
+def interval_text(found: Estimate) -> str:
+    """``value [low, high]``, three digits each."""
+    value, low, high = (
+        f"{each:.3g}" if math.isfinite(each) else "inf" if each > 0 else "-inf" if each < 0 else "none"
+        for each in (found.value, found.low, found.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _cell(measured: Measured, *, bold: bool) -> str:
+    text = escape(interval_text(measured.mean))
+    return f"[bold]{text}[/bold]" if bold else text
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
@@ -187,20 +203,7 @@ def _drawable(values: Sequence[float]) -> list[float]:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of metrics; a line that a killed process wrote in part is passed over."""
+    """The whole lines of a file of metrics, without a line that a killed process wrote in part."""
     with explained("read", path):
         lines = path.read_bytes().split(b"\n")[:-1]
-    for line in lines:
-        record = json.loads(line)
-        if record["losses"]:
-            yield record
-
-
-def _interval(measured: Measured, *, bold: bool) -> str:
-    mean = measured.mean
-    text = escape(f"{_number(mean.value)} [{_number(mean.low)}, {_number(mean.high)}]")
-    return f"[bold]{text}[/bold]" if bold else text
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "inf" if value > 0 else "-inf" if value < 0 else "none"
+    return (record for record in map(json.loads, lines) if record["losses"])

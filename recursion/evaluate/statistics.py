@@ -1,8 +1,8 @@
 """Means with intervals, by the percentile bootstrap (Efron 1979), over problems and training seeds.
 
 Values are ``[seeds, problems]``. Problems are resampled, and training seeds as well where there are several, each
-independently of the other (Owen 2007, "The pigeonhole bootstrap"): what is said then holds for other seeds and
-other problems. With one seed it holds for that seed only.
+independently of the other (Owen 2007, "The pigeonhole bootstrap"): the interval then holds for other seeds and other
+problems. With one seed it holds for that seed only.
 
 Interquartile means and probabilities of improvement are those of Agarwal et al. 2021 (arXiv 2108.13264), whose runs on
 a task are resampled within that task. `interval` deviates where our runs differ from theirs: one training is used on
@@ -10,7 +10,7 @@ every problem, so seeds are crossed with problems and five of them are five, how
 a sample too, so they are drawn as well, the same for all seeds and for both sides of a difference. Five is few:
 resamples hold one seed and one problem fewer than there are, which makes their variance right (Rao and Wu 1988), and
 the percentiles are stretched about the estimate from the normal to Student's t, by Satterthwaite's degrees of freedom.
-With five seeds the interval then covers the truth in 95% of trials, where the percentiles alone do in 85%.
+With five seeds the interval then covers the truth in 95% of trials; the percentiles alone do in 85%.
 """
 
 from __future__ import annotations
@@ -44,40 +44,10 @@ class Estimate:
         return int(self.low > 0) - int(self.high < 0)
 
 
-def estimate(values: Values, *, seed: int = 0) -> Estimate:
-    """Mean of ``values`` ``[seeds, problems]`` with its 95% interval from 2,000 resamples.
-
-    A resample whose mean is no number (infinite gains and losses in one) widens the interval to both sides.
-    """
+def mean(values: Values) -> Values:
+    """Mean over the last axis."""
     with np.errstate(invalid="ignore"):
-        means = np.concatenate(list(_means(values, np.random.default_rng(seed))))
-        value = float(values.mean())
-    low = np.where(np.isnan(means), -np.inf, means)
-    high = np.where(np.isnan(means), np.inf, means)
-    tail = (1 - LEVEL) / 2
-    return Estimate(
-        value,
-        float(np.quantile(low, tail, method="inverted_cdf")),
-        float(np.quantile(high, 1 - tail, method="inverted_cdf")),
-    )
-
-
-def difference(ours: Values, theirs: Values) -> Values:
-    """``ours`` ``[seeds, problems]`` less ``theirs`` ``[1, problems]``; 0 where both diverged."""
-    both = np.isinf(ours) & np.isinf(theirs)
-    with np.errstate(invalid="ignore"):
-        return np.where(both, 0.0, ours - theirs)
-
-
-def _means(values: Values, generator: np.random.Generator, at_once: int = 100) -> list[Values]:
-    """Means of resamples, some at a time so that memory stays small."""
-    seeds, problems = values.shape
-    means = []
-    for _ in range(RESAMPLES // at_once):
-        rows = generator.integers(seeds, size=(at_once, seeds, 1))
-        columns = generator.integers(problems, size=(at_once, 1, problems))
-        means.append(values[rows, columns].mean((1, 2)))
-    return means
+        return np.asarray(values.mean(-1))
 
 
 def interquartile_mean(values: Values) -> Values:
@@ -88,44 +58,55 @@ def interquartile_mean(values: Values) -> Values:
     """
     runs = values.shape[-1]
     cut = int(TRIMMED * runs)
-    ordered = np.partition(values, [cut, runs - cut - 1], axis=-1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(ordered[..., cut : runs - cut].mean(-1))
+    return mean(np.partition(values, [cut, runs - cut - 1], axis=-1)[..., cut : runs - cut])
 
 
-def mean(values: Values) -> Values:
-    """Mean over the last axis."""
+def estimate(values: Values, *, seed: int = 0) -> Estimate:
+    """Mean of ``values`` ``[seeds, problems]`` with its 95% interval from 2,000 resamples.
+
+    A resample whose mean is NaN (infinite gains and losses in one) widens the interval to both sides.
+    """
+    generator, (seeds, problems), at_once = np.random.default_rng(seed), values.shape, 100
+    means = []
+    for _ in range(RESAMPLES // at_once):  # some at a time, so that memory stays small
+        rows = generator.integers(seeds, size=(at_once, seeds, 1))
+        columns = generator.integers(problems, size=(at_once, 1, problems))
+        with np.errstate(invalid="ignore"):
+            means.append(values[rows, columns].mean((1, 2)))
     with np.errstate(invalid="ignore"):
-        return np.asarray(values.mean(-1))
+        return Estimate(float(values.mean()), *_percentiles(np.concatenate(means)))
+
+
+def difference(ours: Values, theirs: Values) -> Values:
+    """``ours`` ``[seeds, problems]`` less ``theirs`` ``[1, problems]``; 0 where both diverged."""
+    both = np.isinf(ours) & np.isinf(theirs)
+    with np.errstate(invalid="ignore"):
+        return np.where(both, 0.0, ours - theirs)
 
 
 def interval(values: Values, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
     """``statistic`` over all of ``values`` ``[seeds, problems]``, with its 95% interval for other seeds and problems.
 
-    As the module says, by a stratified bootstrap with 2,000 resamples. A resample that is no number widens the interval
+    A stratified bootstrap with 2,000 resamples, see the module. A resample whose statistic is NaN widens the interval
     to both sides. One seed and one problem say nothing about others: the interval is all numbers.
     """
     values = np.where(np.isnan(values), np.inf, values)
     value = float(statistic(values.reshape(-1)))
     if values.size == 1:
         return Estimate(value, -np.inf, np.inf)
-    low, high = _percentiles(_resampled(values, statistic, RESAMPLES, seed))
-    stretch = _student(_freedom(values, statistic, seed)) / NORMAL
-    return Estimate(value, _stretched(value, low, stretch), _stretched(value, high, stretch))
+    return Estimate(value, *_ends(values, statistic, seed, value))
 
 
 def level(losses: Values, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
     """`interval` of losses, which are above 0: stretched as a ratio, so that it stays above 0.
 
-    Not for differences: those of one sign would never be said to include 0. Losses that are not all above 0 have the
-    interval of any numbers.
+    Not for differences: it would never include 0 for differences of one sign. Losses that are not all above 0 get
+    `interval`.
     """
     if not (losses > 0).all() or losses.size == 1:
         return interval(losses, statistic, seed=seed)
     value = float(statistic(losses.reshape(-1)))
-    low, high = _percentiles(_resampled(losses, statistic, RESAMPLES, seed))
-    stretch = _student(_freedom(losses, statistic, seed)) / NORMAL
-    ends = (_stretched(np.log(value), np.log(end), stretch) for end in (low, high))
+    ends = _ends(losses, statistic, seed, np.log(value), np.log)
     return Estimate(value, *(float(np.exp(min(end, 700.0))) if np.isfinite(end) else end for end in ends))
 
 
@@ -144,6 +125,16 @@ def improvement(ours: Values, theirs: Values, *, seed: int = 0) -> Estimate:
     return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
 
 
+def _ends(
+    values: Values, statistic: Statistic, seed: int, about: float, scale: Callable[[float], float] = float
+) -> list[float]:
+    """The percentiles of resamples on a ``scale``, stretched about the estimate; infinite ones stay."""
+    stretch = _student(_freedom(values, statistic, seed)) / NORMAL
+    ends = [scale(end) for end in _percentiles(_resampled(values, statistic, RESAMPLES, seed))]
+    finite = np.isfinite([about, *ends])
+    return [about + stretch * (end - about) if finite[0] and good else end for end, good in zip(ends, finite[1:])]
+
+
 def _resampled(
     values: Values, statistic: Statistic, count: int, seed: int, *, seeds: bool = True, problems: bool = True
 ) -> Values:
@@ -154,25 +145,21 @@ def _resampled(
     for start in range(0, count, at_once):
         size = min(at_once, count - start)
         rows, columns = (
-            _drawn(generator, size, n) if wanted else np.broadcast_to(np.arange(n), (size, n))
+            generator.integers(n, size=(size, max(n - 1, 1))) if wanted else np.broadcast_to(np.arange(n), (size, n))
             for n, wanted in zip(values.shape, (seeds, problems))
         )
         found.append(statistic(values[rows[:, :, None], columns[:, None, :]].reshape(size, -1)))
     return np.concatenate(found)
 
 
-def _drawn(generator: np.random.Generator, size: int, n: int) -> NDArray[np.int64]:
-    return generator.integers(n, size=(size, max(n - 1, 1)))
-
-
 def _percentiles(found: Values) -> tuple[float, float]:
-    low = np.where(np.isnan(found), -np.inf, found)
-    high = np.where(np.isnan(found), np.inf, found)
-    tail = (1 - LEVEL) / 2
-    return (
-        float(np.quantile(low, tail, method="inverted_cdf")),
-        float(np.quantile(high, 1 - tail, method="inverted_cdf")),
+    """The ends of the 95% interval of resamples; NaN counts as -inf below and as inf above."""
+    tail, unknown = (1 - LEVEL) / 2, np.isnan(found)
+    low, high = (
+        np.quantile(np.where(unknown, end, found), share, method="inverted_cdf")
+        for end, share in ((-np.inf, tail), (np.inf, 1 - tail))
     )
+    return float(low), float(high)
 
 
 def _freedom(values: Values, statistic: Statistic, seed: int, count: int = 400) -> float:
@@ -194,7 +181,3 @@ def _student(freedom: float) -> float:
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 
     return float(stdtrit(freedom, (1 + LEVEL) / 2))
-
-
-def _stretched(value: float, end: float, stretch: float) -> float:
-    return value + stretch * (end - value) if np.isfinite(value) and np.isfinite(end) else end
