@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from levels.config import Config, require
+from levels.config import Config
 from levels.layout import Layout
 from levels.tree import State
 
@@ -231,8 +231,9 @@ class Optimizer(Config, ABC):
     @property
     def param_layout(self) -> Layout:
         """Layout of the parameters that this rule updates."""
-        require(self.site is not None, f"{self} is not bound yet; call bind(problem) or bind(layout) first")
-        return self.site.layout if isinstance(self.site, Problem) else self.site  # type: ignore[return-value]
+        if self.site is None:
+            raise ValueError(f"{self} is not bound yet; call bind(problem) or bind(layout) first")
+        return self.site.layout if isinstance(self.site, Problem) else self.site
 
     @property
     def layout(self) -> Layout:

@@ -94,7 +94,8 @@ class Config(ABC):
             if isinstance(given, list) and tuple in (typing.get_origin(kind) or kind for kind in alternatives(hint)):
                 given = tuple(given)
                 object.__setattr__(self, field, given)
-            require(fits(given, hint), f"{who}{word} must be {described(hint)}, got {format_value(given)}")
+            if not fits(given, hint):
+                raise ValueError(f"{who}{word} must be {described(hint)}, got {format_value(given)}")
 
     def __repr__(self) -> str:
         bare = positional(self)

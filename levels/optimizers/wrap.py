@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits, Problem
-from levels.config import require
 from levels.layout import Layout
 from levels.tree import State
 
@@ -91,8 +90,8 @@ class Wrapper(Optimizer):
 
     def bind(self, site: Problem | Layout) -> Self:
         learned = [str(one) for one in self.wrapped.values() if one.traits.learns_init]
-        what = f"{self}: {' and '.join(learned)} have a learned start each; keep one of them"
-        require(len(learned) < 2 or self.several_starts, what)
+        if len(learned) > 1 and not self.several_starts:
+            raise ValueError(f"{self}: {' and '.join(learned)} have a learned start each; keep one of them")
         changes: dict[str, Optimizer | tuple[Optimizer, ...]] = {}
         number = 0
         for field in dataclasses.fields(self):
