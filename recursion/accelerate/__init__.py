@@ -1,11 +1,13 @@
-"""Accelerate: the same tower, faster. No twin stands here yet, so every tower takes the plain way."""
+"""Accelerate: twins of parts and of whole towers, which answer what the plain ones answer, faster.
 
+fast = accelerate(tower)
+state, report = fast.step(state)
+"""
+
+from recursion.accelerate.tower import accelerate
 from recursion.tower import Tower
 
-
-def accelerate(tower: Tower) -> Tower:
-    """A tower with the same states and reports whose steps are faster where there is a twin for them."""
-    return tower
+__all__ = ["accelerate", "repays"]
 
 
 def repays(tower: Tower, steps: int) -> bool:

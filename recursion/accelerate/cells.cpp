@@ -1,4 +1,4 @@
-// LSTM cells of many rows: one step, and the derivative of a window; see levels/optimizers/cells_native.py.
+// LSTM cells of many rows: one step, and the derivative of a window; see recursion/accelerate/cells_native.py.
 //
 // Rows are taken in blocks of two of the machine's vectors, features times rows. What a block needs over a whole window
 // stays in the processor's cache: of each step and layer, in this order,

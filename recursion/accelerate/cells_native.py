@@ -1,7 +1,7 @@
 """LSTM cells in C++ (``cells.cpp``): one step of all rows, and the derivative of a whole window.
 
-They say what `levels.optimizers.cells.Cells` says. A block of rows goes through all steps of a window, there and back,
-before the next one does, so that all that is made of it on the way stays in the processor's cache. The last digits of a
+They compute what `levels.optimizers.cells.Cells.step` computes. A block of rows goes through all steps of a window,
+forward and back, before the next block does, so all intermediates stay in the processor's cache. The last digits of a
 derivative depend on the number of threads, as torch's do, and on nothing else.
 """
 
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levels.native import address, addresses, library
+from levels.optimizers.cells import LSTMState
+from recursion.accelerate.native import address, addresses, library
 
 SOURCE = Path(__file__).with_name("cells.cpp")
 
 
 class Call(ctypes.Structure):
-    """What ``cells.cpp`` calls by this name."""
+    """The struct of this name in ``cells.cpp``."""
 
     _fields_ = [
         *[(name, ctypes.c_int) for name in ("groups", "inputs", "hidden", "layers", "threads", "bounded")],
@@ -30,14 +31,11 @@ class Call(ctypes.Structure):
     ]
 
 
-LSTMState = tuple[tuple[Tensor, Tensor], ...]  # as in `levels.optimizers.cells`
-
-
 def forward(weights: Tensor, inputs: Tensor, state: LSTMState, *, p: float = 0.0) -> tuple[Tensor, LSTMState]:
-    """Outputs ``[*batch, copies, n]`` and the new state, both as `levels.optimizers.cells.Cells.move` has them.
+    """Outputs ``[*batch, copies, n]`` and the next state.
 
-    ``weights``: ``[groups, m]``, all of a `Cells` by its names in turn; ``inputs``: ``[groups, inputs, rows]`` or, if
-    there is a ``p``, the gradients ``[groups, rows]`` that `log_and_sign` makes them of.
+    ``weights``: ``[groups, m]``, all of a `Cells` in the order of its shapes. ``inputs``: ``[groups, inputs, rows]``
+    or, with a ``p``, the gradients ``[groups, rows]`` that `log_and_sign` turns into inputs.
     """
     weights, inputs, old = weights.contiguous(), inputs.contiguous(), _ordered(state)
     shape, strides = old[0].shape, old[0].stride()
@@ -57,9 +55,11 @@ def sweep(
     bounded: bool = False,
     above: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Cotangents of the weights and of the inputs, over a window that begins with ``state``.
+    """Cotangents of ``weights`` ``[groups, m]`` and of ``inputs``, over a window that begins with ``state``.
 
-    All as `levels.optimizers.cells.Cells.sweep` has them; there are no cotangents of gradients.
+    ``inputs``: ``[steps, ...]`` of those of `forward`. ``state``: h and c of each layer in turn, ``[groups, hidden,
+    rows]``. ``dout``: ``[steps, groups, rows]``, cotangents of the outputs or, if ``bounded``, of their tanh. Those of
+    the inputs are None unless ``above``; gradients have none.
     """
     assert not (above and p)
     weights, inputs, dout = weights.contiguous(), inputs.contiguous(), dout.contiguous()

@@ -1,11 +1,9 @@
-"""Native: pieces of the package written in C++, for CPUs, built at first use within `levels.compiled.compiling`.
+"""Native: pieces of the package written in C++, for CPUs, built when a tower is accelerated.
 
-`torch.compile` fuses what stands between two matrix products, but makes a pass over memory for each; where a whole
-window of a small network fits in the processor's cache, a loop written for that is twice as fast and builds in
-seconds. A piece in C++ stands beside the plain one that it equals to rounding, and never alone: the plain one runs
-without the switch, where something is to be differentiated, and on other devices.
+`torch.compile` fuses what stands between two matrix products, but passes over memory for each; where a whole window of
+a small network fits in the processor's cache, a loop written for that is twice as fast and builds in two seconds.
 
-Libraries are kept by what they are made of, if they can be: in ``descent-tower`` under ``XDG_CACHE_HOME``
+Libraries are stored by what they are made of, where that is possible: in ``descent-tower`` under ``XDG_CACHE_HOME``
 (``~/.cache``).
 """
 
@@ -16,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,23 +22,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from levels.compiled import compiler, is_compiling
-from levels.autodiff import differentiated
-
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
 MACHINES: tuple[tuple[str, ...], ...] = ("-march=native",), ("-mcpu=native",), ()  # the first that it knows
 
 
-def serves(tensor: Tensor) -> bool:
-    """Whether work on tensors like this one is for native pieces, here and now."""
-    if not is_compiling() or differentiated() or torch.is_grad_enabled():
-        return False
-    return suits(tensor.device, tensor.dtype)
+def compiler() -> str:
+    """The C++ compiler that there is, where torch looks for one: ``CXX``, then g++, then clang++; or nothing."""
+    return next((name for name in (os.environ.get("CXX", ""), "g++", "clang++") if name and shutil.which(name)), "")
 
 
 def suits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether native pieces are for such tensors at all."""
+    """Whether native pieces serve such tensors."""
     return device.type == "cpu" and dtype in (torch.float32, torch.float64)
+
+
+def is_built(source: Path) -> bool:
+    """Whether the library of one C++ file is there, or could be built now; warns once if the compiler refuses."""
+    if not compiler():
+        return False
+    try:
+        library(source)
+    except (OSError, ValueError) as error:
+        _warn(str(error))
+        return False
+    return True
+
+
+@cache
+def _warn(message: str) -> None:
+    warnings.warn(f"not accelerated: {message}", stacklevel=2)
 
 
 @cache
@@ -52,34 +63,34 @@ def library(source: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as directory:
         fresh = Path(directory) / made.name
         _build(source, fresh)
-        return ctypes.CDLL(str(_kept(fresh, made)))
+        return ctypes.CDLL(str(_stored(fresh, made)))
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
-    """Where the numbers of a tensor in one piece are; whoever passes it on keeps the tensor until the call is over."""
+    """Where the numbers of a contiguous tensor lie; the caller keeps the tensor alive until the call is over."""
     assert tensor.is_contiguous()
     return ctypes.c_void_p(tensor.data_ptr())
 
 
 def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
-    """Those of several, each in one piece in whatever order of its dimensions."""
+    """Those of several tensors, each dense in some order of its dimensions."""
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def _kept(fresh: Path, made: Path) -> Path:
-    """Where to load a library from that is to be ``made``: there, or where it is ``fresh`` if it cannot be kept."""
+def _stored(fresh: Path, made: Path) -> Path:
+    """The path to load a library from: ``made``, where it is copied to, or ``fresh`` if it cannot be stored."""
     beside = made.with_suffix(f".{os.getpid()}")
     try:
         made.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(fresh, beside)
-        beside.replace(made)  # whole or not at all, whoever else builds it
+        beside.replace(made)  # whole or not at all, if other processes build it too
     except OSError:
         return fresh
     return made
 
 
 def _fingerprint(source: Path) -> str:
-    """Of all that a library is made of: the file, the compiler and the processor that it is made for."""
+    """A digest of what a library depends on: the file, the compiler and the processor."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else [platform.processor()]
     processor = sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
@@ -96,4 +107,4 @@ def _build(source: Path, made: Path) -> None:
             return
     said = next((line for line in found.stderr.splitlines() if "error" in line), found.stderr[-200:])
     got = f"{compiler()} cannot build {source.name} ({said.strip()})"
-    raise ValueError(f"{got}; let CXX name a newer g++ or clang++, or leave compiling off")
+    raise ValueError(f"{got}; let CXX name a newer g++ or clang++, or run the plain tower")

@@ -1,0 +1,49 @@
+"""Sweeps: a window of one optimizer, forward and back, without a graph. What a twin of an estimator is made of.
+
+A `Sweep` is an optimizer at known parameters theta. They are read once, not once an update. It says how an update goes
+on, and pulls the cotangents of all x_t of a window back to theta:
+
+    dx    <-  dx + w_t g_t
+    dtheta, dstate, dx  <-  vector-Jacobian product of update t at (dx, dstate),        dtheta summed over t
+
+with ``f`` and ``g`` as data. `SWEEPS` names the sweep of each optimizer by its exact type: a subclass has none, for its
+update may be another one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from levels.base import Optimizer
+from levels.tree import State
+
+
+class Read(NamedTuple):
+    """What one update read."""
+
+    x: Tensor  # [*batch, copies, n]
+    state: State  # None where a sweep needs that of the first update alone
+    f: Tensor  # [*batch, copies]
+    g: Tensor  # [*batch, copies, n]
+
+
+class Sweep(ABC):
+    """An optimizer at parameters theta ``[*batch, m]``; abstract."""
+
+    replays: bool = False
+    """Whether `vjp` needs the state of the first update alone."""
+
+    @abstractmethod
+    def update(self, read: Read) -> tuple[Tensor, State]:
+        """The next ``x`` and the next state, as `Optimizer.update` gives them."""
+
+    @abstractmethod
+    def vjp(self, reads: list[Read], cotangents: Tensor) -> Tensor:
+        """The cotangent ``[*batch, m]`` of theta; ``cotangents`` ``[T, *batch, copies, n]`` are those of each x_t."""
+
+
+SWEEPS: dict[type[Optimizer], type[Sweep]] = {}
+"""Filled by `recursion.accelerate.closed_forms` and `recursion.accelerate.learned`."""

@@ -1,0 +1,54 @@
+"""Windows: the twin of `levels.gradients.FirstOrder`, for an optimizer that has a sweep.
+
+A window runs without a graph. Whether all is finite is asked once, at its end. Where it is not, or where an exact level
+above follows the answer, the plain estimator answers from the same state; it raises, or skips copies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from levels.autodiff import as_data, is_followed
+from levels.base import Carry, LevelLike, LevelState
+from levels.faults import is_finite
+from levels.gradients.first_order import FirstOrder
+from levels.restart import restarted
+from recursion.accelerate.sweeps import SWEEPS, Read
+
+
+@dataclass(frozen=True, repr=False)
+class SweptFirstOrder(FirstOrder):
+    """First-order gradients by the sweep of the level's optimizer."""
+
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        if is_followed(theta) or type(level.optimizer) not in SWEEPS:
+            return super().value_and_grad(level, theta, state)
+        found = _swept(level, theta.detach(), state)
+        return super().value_and_grad(level, theta, state) if found is None else found
+
+
+@torch.no_grad()
+def _swept(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState] | None:
+    """The answer of the window, or None where something is not finite."""
+    start = restarted(level, theta, state.carry)
+    sweep = SWEEPS[type(level.optimizer)](level.optimizer, theta)
+    x, rest, f, g, below = start[:5]
+    reads, losses, slopes = [], [], []
+    for t in range(1, (level.lookahead or level.unroll) + 1):
+        read = Read(x, rest, f, g)
+        reads.append(read._replace(state=None) if sweep.replays and t > 1 else read)
+        x, rest = sweep.update(read)
+        f, g, below, loss, slope = as_data(level.problem, x, below)
+        losses.append(loss)
+        slopes.append(slope)
+        if t == level.unroll:
+            end = Carry(x, rest, f, g, below, start.age + level.unroll, start.key, start.skipped)
+    together = torch.stack(losses)
+    if not is_finite(together, g, end.f):
+        return None
+    weights = level.objective.weights(together) / together.shape[-1]
+    grad = sweep.vjp(reads, weights[..., None] * torch.stack(slopes))
+    return level.objective.value(together).mean(-1), grad, LevelState(end, None)
