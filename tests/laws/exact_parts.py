@@ -1,7 +1,7 @@
 """What the tests of exact gradients are made of: levels, and rules and tasks of every kind."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,12 @@ from levels import (
     DigitsMLP,
     Exact,
     FirstOrder,
-    Level,
     Layout,
     Level,
     LevelState,
     Optimizer,
+    OptimizerTraits,
+    ProblemTraits,
     Quadratic,
     Task,
     keys,
@@ -67,17 +68,21 @@ class Polyak(Optimizer):
 
     name = "polyak"
 
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(reads_loss=True)
+
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"scale": ()}
 
     def init(self, key: Tensor) -> Tensor:
         return torch.full((*key.shape, 1), 0.3, dtype=torch.float64)
 
-    def init_state(self, params: Tensor, x: Tensor) -> None:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> None:
         return None
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
-        return x - params[..., None] * f[..., None] * g / (1 + (g * g).sum(-1, keepdim=True)), None
+    def update(self, theta: Tensor, x: Tensor, state: None, f: Tensor, g: Tensor) -> tuple[Tensor, None]:
+        return x - theta[..., None] * f[..., None] * g / (1 + (g * g).sum(-1, keepdim=True)), None
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,17 +91,21 @@ class Anchored(Polyak):
 
     name = "anchored"
 
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(reads_loss=True, learns_init=True)
+
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"scale": (), "pull": ()}
 
     def init(self, key: Tensor) -> Tensor:
         return torch.tensor([0.3, 0.5], dtype=torch.float64).repeat(*key.shape, 1)
 
-    def init_state(self, params: Tensor, x: Tensor) -> Tensor:
-        return x * params[..., None, 1:]
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor:
+        return x * theta[..., None, 1:]
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        new, _ = super().update(params[..., :1], f, g, None, x)
+    def update(self, theta: Tensor, x: Tensor, state: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        new, _ = super().update(theta[..., :1], x, None, f, g)
         return new + 0.1 * (state - x), 0.9 * state + 0.1 * x
 
 
@@ -104,7 +113,10 @@ class BlackBox(SGD):
     """Says that it cannot be differentiated."""
 
     name = "black-box"
-    differentiable = False
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(differentiable=False)
 
 
 class Numpy(SGD):
@@ -112,8 +124,8 @@ class Numpy(SGD):
 
     name = "numpy"
 
-    def step(self, h: dict[str, Tensor], g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
-        return x - h["lr"] * torch.from_numpy(np.sign(g.numpy())), None
+    def update(self, theta: Tensor, x: Tensor, state: None, f: Tensor, g: Tensor) -> tuple[Tensor, None]:
+        return x - self.read(theta)["lr"] * torch.from_numpy(np.sign(g.numpy())), None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -122,7 +134,7 @@ class Bowl(Quadratic):
 
     name = "bowl"
     dims: int = 3
-    dtype: str = "float64"
+    dtype: Literal["float32", "float64"] = "float64"
 
 
 class Detached(Bowl):
@@ -154,7 +166,9 @@ class Cut(Bowl):
 class Once(Bowl):
     """Says that its gradient cannot be differentiated."""
 
-    differentiable = False
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(differentiable=False)
 
 
 class Counting(Quadratic):

@@ -63,8 +63,8 @@ def _hypers(optimizer: Any, theta: Tensor) -> dict[str, Any]:
             read[name] = hyper.start
             continue
         value = spaces[type(hyper)](stored[name])
-        if hyper.per == "tensor":
-            value = torch.cat([value[i].repeat(size) for i, size in enumerate(optimizer.below.sizes)])
+        if hyper.shared_over == "tensor":
+            value = torch.cat([value[i].repeat(size) for i, size in enumerate(optimizer.param_layout.sizes)])
         read[name] = value
     return read
 
@@ -156,7 +156,7 @@ class NaiveLevel:
 
     def __init__(self, level: Level, below: Any) -> None:
         self.level, self.below = level, below
-        self.optimizer = level.optimizer.over(below.layout)
+        self.optimizer = level.optimizer.bind(below.layout)
         self.layout, self.init = self.optimizer.layout, self.optimizer.init
 
     def start(self, theta: Tensor, key: Tensor) -> list[Copy]:

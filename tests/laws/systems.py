@@ -1,13 +1,12 @@
 """Small systems whose gradients are known in closed form, written as optimizers and tasks."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from levels import Layout, Task, keys
-from levels.base import Optimizer
+from levels import Layout, Optimizer, OptimizerTraits, Task, keys
 
 SIZE, POSITIVE = 23, 10  # influence balancing, as Tallec and Ollivier set it up
 
@@ -15,9 +14,11 @@ SIZE, POSITIVE = 23, 10  # influence balancing, as Tallec and Ollivier set it up
 class Stateless(Optimizer):
     """A rule that remembers nothing and cannot be differentiated unless it says so; abstract."""
 
-    differentiable = False
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits(differentiable=False)
 
-    def init_state(self, params: Tensor, x: Tensor) -> None:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> None:
         return None
 
 
@@ -31,10 +32,10 @@ class Drift(Stateless):
         return {"theta": (below.size,)}
 
     def init(self, key: Tensor) -> Tensor:
-        return 0.1 * keys.normal(key, (self.below.size,), self.below.dtype)
+        return 0.1 * keys.normal(key, (self.param_layout.size,), self.param_layout.dtype)
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
-        return x + params[..., None, :], None
+    def update(self, theta: Tensor, x: Tensor, state: None, f: Tensor, g: Tensor) -> tuple[Tensor, None]:
+        return x + theta[..., None, :], None
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,8 +44,8 @@ class Forget(Drift):
 
     name: ClassVar[str] = "forget"
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
-        return params[..., None, :].expand_as(x), None
+    def update(self, theta: Tensor, x: Tensor, state: None, f: Tensor, g: Tensor) -> tuple[Tensor, None]:
+        return theta[..., None, :].expand_as(x), None
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,17 +57,20 @@ class Balance(Stateless):
     """
 
     name: ClassVar[str] = "balance"
-    differentiable = True
+
+    @property
+    def traits(self) -> OptimizerTraits:
+        return OptimizerTraits()
 
     def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
         return {"theta": (1,)}
 
     def init(self, key: Tensor) -> Tensor:
-        return torch.full((*key.shape, 1), 0.5, dtype=self.below.dtype)
+        return torch.full((*key.shape, 1), 0.5, dtype=self.param_layout.dtype)
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
+    def update(self, theta: Tensor, x: Tensor, state: None, f: Tensor, g: Tensor) -> tuple[Tensor, None]:
         later = torch.nn.functional.pad(x[..., 1:], (0, 1))
-        return (x + later) / 2 + params[..., None, :] * push(x.dtype), None
+        return (x + later) / 2 + theta[..., None, :] * push(x.dtype), None
 
 
 def push(dtype: torch.dtype) -> Tensor:
@@ -87,7 +91,7 @@ class Target(Task):
     """
 
     name: ClassVar[str] = "target"
-    dtype: str = "float64"
+    dtype: Literal["float32", "float64"] = "float64"
 
     @property
     def layout(self) -> Layout:
@@ -109,8 +113,8 @@ class Plane(Task):
     """f(x) = c . x from zeros, with the entries of c given; every key names the same problem."""
 
     name: ClassVar[str] = "plane"
-    dtype: str = "float64"
-    slopes: tuple[float, ...] = field(default=(1.0, -2.0, 0.5, 3.0))
+    dtype: Literal["float32", "float64"] = "float64"
+    slopes: tuple[float, ...] = (1.0, -2.0, 0.5, 3.0)
 
     @property
     def layout(self) -> Layout:

@@ -82,10 +82,10 @@ def compare(case: Case) -> float:
 OPTIMIZERS = {
     "sgd": SGD(lr=0.01),
     "decay": SGD(lr=Linear(0.01), weight_decay=0.1),
-    "momentum": SGD(lr=Log(0.01, per="coordinate"), momentum=0.9),
-    "nesterov": SGD(lr=0.01, momentum=Logit(0.8, per="tensor"), nesterov=True),
+    "momentum": SGD(lr=Log(0.01, shared_over="coordinate"), momentum=0.9),
+    "nesterov": SGD(lr=0.01, momentum=Logit(0.8, shared_over="tensor"), nesterov=True),
     "adam": Adam(lr=0.1),
-    "adam-tensor": Adam(lr=Log(0.1, per="tensor"), beta1=Logit(0.8, per="coordinate"), eps=1e-3),
+    "adam-tensor": Adam(lr=Log(0.1, shared_over="tensor"), beta1=Logit(0.8, shared_over="coordinate"), eps=1e-3),
     "rmsprop": RMSprop(lr=0.02, decay=0.9),
     "lstm": lstm(hidden=4, layers=2),
     "lstm-one-layer": lstm(hidden=2, layers=1),
@@ -113,7 +113,7 @@ TOWERS = {
     ),
     "2 digits": Case(
         digits(),
-        (level(SGD(lr=Log(0.1, per="tensor")), 2, batch=2), level(RMSprop(), 2, horizon=4, objective=MeanLog())),
+        (level(SGD(lr=Log(0.1, shared_over="tensor")), 2, batch=2), level(RMSprop(), 2, horizon=4, objective=MeanLog())),
     ),
     "3 momentum / lstm / adam": Case(
         quadratic(),
@@ -136,7 +136,7 @@ TOWERS = {
         quadratic(),
         (
             level(Adam(lr=0.1), 2, batch=2, horizon=4),
-            level(SGD(lr=Log(0.001, per="coordinate")), 2, horizon=6, objective=Discounted(0.5)),
+            level(SGD(lr=Log(0.001, shared_over="coordinate")), 2, horizon=6, objective=Discounted(0.5)),
             level(lstm(2), 2, batch=2, horizon=4),
             level(RMSprop(lr=0.001), 2, horizon=4),
         ),
