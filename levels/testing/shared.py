@@ -1,19 +1,29 @@
-"""What both suites ask: tensors and states of the right kind, inputs left alone, the same answer twice."""
+"""What all suites ask: tensors and states of the right kind, inputs left alone, the same answer twice, derivatives.
 
+Derivatives are compared with central differences along a random direction that leans towards the claimed gradient:
+
+    <claimed, d>  =  (f(x + h d) - f(x - h d)) / 2h + O(h^2),        h about eps^(1/3)
+
+Three widths h are tried and one must agree, so that a kink next to x (a relu, a maximum) does no harm.
+"""
+
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-import optree
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from levels import keys
+from levels.config import WORD, Config, title
 from levels.layout import Layout
 from levels.tree import State, leaves, map_leaves, named_leaves
 
 BATCHES = ((), (3,), (2, 3))
+T = TypeVar("T")
 
 
 class ConformanceError(AssertionError):
@@ -21,7 +31,7 @@ class ConformanceError(AssertionError):
 
 
 def expect(condition: Any, part: object, got: str, expected: str, fix: str) -> None:
-    """Refuse ``part`` unless ``condition``."""
+    """Raise `ConformanceError` unless ``condition``."""
     if not condition:
         raise ConformanceError(f"{part}: got {got}, expected {expected}; {fix}")
 
@@ -31,12 +41,21 @@ def some_keys(layout: Layout, seed: int, batch: tuple[int, ...]) -> Tensor:
     return keys.split(keys.seed(seed, device=layout.device), math.prod(batch)).reshape(batch)
 
 
+def check_config(part: object) -> None:
+    """A part that writes itself down as its name and its settings, and is the same when it is built from them again."""
+    if isinstance(part, Config):
+        good = WORD.fullmatch(getattr(part, "name", "")) and repr(part).startswith(title(part))
+        fix = "give it a name of one word, and decorate it with @dataclass(frozen=True, repr=False)"
+        expect(good, part, f"the repr {part!r}", "name(field=value, ...), the name first", fix)
+        again = repr(dataclasses.replace(part)) if dataclasses.is_dataclass(part) else repr(part)
+        fix = "leave settings alone in __post_init__ that are in their final form"
+        expect(again == repr(part), part, f"{again} when built from its settings", "itself", fix)
+
+
 def check_layout(part: object, layout: Any, least: int) -> None:
     """A layout of at least so many entries, in a floating dtype."""
-    expect(isinstance(layout, Layout), part, f"a layout of type {type(layout).__name__}", "a Layout", "use Layout.of")
-    fix = "mend its layout"
-    expect(layout.size >= least, part, f"a layout of {layout.size} entries", f"at least {least}", fix)
-    expect(layout.dtype.is_floating_point, part, f"a layout in {layout.dtype}", "a floating dtype", fix)
+    good = isinstance(layout, Layout) and layout.size >= least and layout.dtype.is_floating_point
+    expect(good, part, f"{layout} as layout", f"a Layout of at least {least} entries in a floating dtype", "mend it")
 
 
 def check_tensor(part: object, what: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -45,46 +64,44 @@ def check_tensor(part: object, what: str, tensor: Any, shape: tuple[int, ...], d
     fix = "keep the leading batch dimensions, whatever their number, and the dtype of the layout"
     got = f"{list(tensor.shape)} in {tensor.dtype} as {what}"
     expect(tensor.shape == shape and tensor.dtype == dtype, part, got, f"{list(shape)} in {dtype}", fix)
-    check_plain(part, what, tensor)
+    _check_plain(part, what, tensor)
 
 
-def check_state(part: object, what: str, state: State, lead: tuple[int, ...]) -> None:
-    """Tensors that begin with the dimensions ``lead``, finite, without a graph."""
+def check_state(part: object, what: str, state: State, lead: tuple[int, ...], before: State = None) -> None:
+    """Finite constants that begin with the dimensions ``lead``, of the structure, shapes and dtypes of ``before``."""
     for path, leaf in named_leaves(state).items():
         name = f"{what}.{path}".rstrip(".")
         expect(isinstance(leaf, Tensor), part, f"{type(leaf).__name__} as {name}", "a tensor", "make it a tensor")
         fix = "every copy must own its part of the state"
         expect(leaf.shape[: len(lead)] == lead, part, f"{list(leaf.shape)} as {name}", f"{list(lead)} first", fix)
-        check_plain(part, name, leaf)
+        _check_plain(part, name, leaf)
+    if before is not None:
+        new, old = (map_leaves(lambda leaf: f"{list(leaf.shape)} in {leaf.dtype}", tree) for tree in (state, before))
+        fix = "return the state with the structure, shapes and dtypes that it came with"
+        expect(new == old and type(new) is type(old), part, f"an advanced state {new}", f"{old} as it was", fix)
 
 
-def check_plain(part: object, what: str, tensor: Tensor) -> None:
-    """Finite, without a graph."""
+def _check_plain(part: object, what: str, tensor: Tensor) -> None:
     fix = "start smaller, or guard the division, root or logarithm that it comes from"
     expect(torch.isfinite(tensor).all(), part, f"{what} that is not finite", "finite numbers", fix)
     fix = "detach it, or compute it under torch.no_grad"
     expect(not tensor.requires_grad, part, f"{what} with an autograd graph", "none", fix)
 
 
-def check_advanced(part: object, before: State, after: State) -> None:
-    """An advanced state looks as it did: structure, shapes, dtypes."""
-    fix = "return the state with the structure, shapes and dtypes that it came with"
-    old, new = _structure(before), _structure(after)
-    expect(old == new, part, f"an advanced state {new}", f"its structure {old}", fix)
-    for (path, was), leaf in zip(named_leaves(before).items(), leaves(after), strict=True):
-        got = f"{list(leaf.shape)} in {leaf.dtype} as advanced state {path}"
-        same = leaf.shape == was.shape and leaf.dtype == was.dtype
-        expect(same, part, got, f"{list(was.shape)} in {was.dtype}", fix)
+def check_same(part: object, got: State, wanted: State, what: str, expected: str, fix: str) -> None:
+    """The same state but for rounding; ``what`` follows the name of a tensor that differs."""
+    for (path, leaf), other in zip(named_leaves(got).items(), leaves(wanted), strict=True):
+        expect(close(leaf, other), part, f"another {path} {what}", expected, fix)
 
 
 @contextmanager
 def untouched(part: object, what: str, **inputs: State) -> Iterator[None]:
-    """Inside, neither the inputs nor torch's global generator may change."""
-    frozen, structure = map_leaves(torch.clone, inputs), _structure(inputs)
-    generator = torch.get_rng_state()
-    yield
-    same = _structure(inputs) == structure
-    expect(same, part, f"a state that {what} rebuilt in place", "an unchanged one", "build a new state")
+    """Inside, neither the inputs nor torch's global generator may change. Autograd is on."""
+    frozen, paths, generator = map_leaves(torch.clone, inputs), list(named_leaves(inputs)), torch.get_rng_state()
+    with torch.enable_grad():
+        yield
+    same, fix = list(named_leaves(inputs)) == paths, "build a new state"
+    expect(same, part, f"a state that {what} rebuilt in place", "an unchanged one", fix)
     for (path, was), leaf in zip(named_leaves(frozen).items(), leaves(inputs), strict=True):
         fix = "write x = x + step, never x += step"
         expect(torch.equal(was, leaf), part, f"{path} changed in place by {what}", "unchanged inputs", fix)
@@ -93,17 +110,44 @@ def untouched(part: object, what: str, **inputs: State) -> Iterator[None]:
     expect(not moved, part, f"a draw from torch's global generator in {what}", "none", fix)
 
 
-def check_repeats(part: object, answer: Callable[[], State], said: str = "") -> None:
-    """The same answer twice, whatever the global generator's state; ``said`` stands before what differs."""
-    runs = []
-    for number in (1, 2):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(number)
-            runs.append(answer())
+def check_repeats(part: object, answer: Callable[[], State]) -> None:
+    """The same answer twice, whatever the global generator's state."""
+    first = answer()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        second = answer()
     fix = "let it depend on its inputs and levels.keys alone"
-    for (path, first), second in zip(named_leaves(runs[0]).items(), leaves(runs[1]), strict=True):
-        same = torch.equal(first, second) if first.device.type == "cpu" else close(first, second)
-        expect(same, part, f"another {said}{path} for the same key and inputs", "the same answer twice", fix)
+    check_same(part, second, first, "for the same key and inputs", "the same answer twice", fix)
+
+
+def check_slope(
+    part: object, what: str, terms: Callable[[Tensor], Tensor], x: Tensor, claimed: Tensor, scale: Tensor, fix: str
+) -> None:
+    """Whether ``claimed`` ``[*rows, n]`` is the derivative in ``x`` ``[*rows, n]`` of the sum of ``terms(x)``
+    ``[*rows, k]``, for each row by itself. ``scale``: the size of a direction, for each entry or each row."""
+    eps, tiny = torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
+    random = keys.normal(keys.seed(x.shape[-1], device=x.device), tuple(x.shape), x.dtype)
+    along = scale * (normalize(scale * random, dim=-1, eps=tiny) + normalize(scale * claimed, dim=-1, eps=tiny))
+    expected = (claimed * along).sum(-1)
+    allowed, found = 4 * eps ** (1 / 3) * torch.linalg.vector_norm(claimed * scale, dim=-1), None
+    for width in (eps ** (1 / 3), eps ** (1 / 3) / 16, 4 * eps ** (1 / 3)):
+        up, down = terms(x + width * along), terms(x - width * along)
+        measured = (up - down).sum(-1) / (2 * width)
+        near = (measured - expected).abs() <= allowed + 8 * eps * up.abs().sum(-1) / width
+        found = near if found is None else found | near
+        if found.all():
+            return
+    worst = int((measured - expected).abs().masked_fill(found, -1).flatten().nan_to_num(nan=math.inf).argmax())
+    got = f"a {what} with slope {float(expected.flatten()[worst]):.6g} along a direction"
+    expect(False, part, got, f"{float(measured.flatten()[worst]):.6g} as central differences say", fix)
+
+
+def attempt(part: object, what: str, derivative: Callable[[], T], fix: str) -> T:
+    """What ``derivative`` returns; `ConformanceError` if autograd fails."""
+    try:
+        return derivative()
+    except RuntimeError as error:
+        raise ConformanceError(f"{part}: got a {what} that fails ({error}), expected one by autograd; {fix}") from error
 
 
 def close(got: Tensor, expected: Tensor) -> bool:
@@ -112,7 +156,3 @@ def close(got: Tensor, expected: Tensor) -> bool:
         return torch.equal(got, expected)
     eps = torch.finfo(got.dtype).eps
     return bool(torch.linalg.vector_norm(got - expected) <= eps**0.5 * torch.linalg.vector_norm(expected) + eps)
-
-
-def _structure(state: State) -> optree.PyTreeSpec:
-    return optree.tree_structure(state)
