@@ -121,6 +121,12 @@ def slope(function: Callable[[Tensor], Tensor | None], theta: Tensor) -> Tensor:
     return grad
 
 
+def clipped(grad: Tensor, largest: float) -> Tensor:
+    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer."""
+    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
+    return grad * (largest / norm.clamp_min(largest)).to(grad.dtype)
+
+
 def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
     """The Hessian of a task at ``x`` times ``v``; for any problem, its gradient's Jacobian, transposed, times ``v``."""
     return grad_vjp(lambda at: problem.value_and_grad(at, state)[:2], x, v)

@@ -17,6 +17,7 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import as_data
 from levels.base import LevelLike, ProblemTraits, is_level
+from levels.config import require
 from levels.faults import Skip, is_sound
 from levels.restart import run
 
@@ -39,6 +40,19 @@ def whole_episode(level: Any, theta: Tensor, key: Tensor) -> Tensor:
     total = total if penalty is None else total + penalty
     sound = sound & torch.isfinite(total) & (carry.skipped == 0).all(-1)
     return torch.where(sound, total, torch.inf)
+
+
+def resolved(level: Any) -> tuple[int, int | None]:
+    """Copies and episode length of a level, with ``auto`` resolved. ValueError where settings do not fit the unroll."""
+    unroll, auto = level.unroll, level.unroll > 1
+    horizon = (5 * unroll if auto else None) if level.horizon == "auto" else level.horizon
+    near = max(1, round((horizon or unroll) / unroll)) * unroll
+    what = f"horizon must be a multiple of the unroll {unroll}, got {horizon}; use {near}"
+    require(horizon is None or horizon % unroll == 0, what)
+    what = f"ahead must be at least the unroll {unroll}, or none, got {level.lookahead}"
+    require(level.lookahead is None or level.lookahead >= unroll, what)
+    default = level.problem.traits.copies if level.problem is not None and auto else 1
+    return default if level.batch == "auto" else level.batch, horizon
 
 
 def episode_windows(level: LevelLike) -> int:

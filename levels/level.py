@@ -4,28 +4,25 @@ A level answers "value and gradient at given parameters" by running one window o
 
     for t in 1..T:
         x, s        = optimizer.update(theta, x, s, f, g)
-        f, g, below = problem.value_and_grad(x, below)
+        f, g, state = problem.value_and_grad(x, state)
 
-Its parameters are the optimizer's, theta; its value is the meta-loss of the window; its gradient is what its estimator
-makes of the window. The gradient ``g`` that ends a window starts the next one, and it is also the derivative of the
-meta-loss at that ``x``; so nothing is evaluated twice, at any height. No level knows its height.
+Its parameters are the optimizer's, theta; its value is the meta-loss of the window; its estimator gives the gradient.
+The ``g`` that ends a window starts the next one, and it is also the derivative of the meta-loss at that ``x``. So
+nothing is evaluated twice, at any height. No level knows its height.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from levels import episode, keys
-from levels.autodiff import as_data, slope
-from levels.base import (
-    STATE, Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, ProblemTraits, Split, Step, is_level,
-)  # fmt: skip
+from levels import base, episode, keys
+from levels.autodiff import as_data, clipped, slope
+from levels.base import Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, ProblemTraits, Step
 from levels.config import Config, Count, Positive, changed, format_value, require, setting, unwritten
 from levels.faults import NonFinite, Stop, vetted
 from levels.gradients.first_order import FirstOrder
@@ -44,7 +41,7 @@ class Level(Config, Problem):
     default where ``unroll`` is above 1, else 1. ``stagger``: whether first restarts are spread over the copies.
     ``lookahead``: updates over which the meta-loss is computed, at least ``unroll``; the trajectory then continues from
     update ``unroll``. ``objective``: how losses become a meta-loss. ``gradient``: how it is differentiated. ``clip``:
-    largest norm of that gradient; levels above see the clipped gradient. ``nonfinite``: what happens to copies that fail.
+    largest norm of that gradient; levels above see the clipped one. ``nonfinite``: what happens to copies that fail.
     """
 
     name = ""  # notation writes the optimizer, see `__repr__`
@@ -65,23 +62,16 @@ class Level(Config, Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unroll, auto = self.unroll, self.unroll > 1
-        horizon = (5 * unroll if auto else None) if self.horizon == "auto" else self.horizon
-        near = max(1, round((horizon or unroll) / unroll)) * unroll
-        what = f"horizon must be a multiple of the unroll {unroll}, got {horizon}; use {near}"
-        require(horizon is None or horizon % unroll == 0, what)
-        what = f"ahead must be at least the unroll {unroll}, or none, got {self.lookahead}"
-        require(self.lookahead is None or self.lookahead >= unroll, what)
-        default = self.problem.traits.copies if self.problem is not None and auto else 1
-        object.__setattr__(self, "copies", default if self.batch == "auto" else self.batch)
-        object.__setattr__(self, "episode_length", horizon)
+        copies, length = episode.resolved(self)
+        object.__setattr__(self, "copies", copies)
+        object.__setattr__(self, "episode_length", length)
 
     def over(self, problem: Problem) -> Level:
-        """This level on ``problem``. Raises ValueError if its optimizer does not fit."""
+        """This level on ``problem``. Raises ValueError if a part does not fit."""
         require(problem.layout.size > 0, f"{self} has nothing to optimize; the problem below has no parameters")
-        if is_level(problem) and self.optimizer.traits.reads_grad:
+        if isinstance(problem, Level) and self.optimizer.traits.reads_grad:
             problem.gradient.check(problem)
-        return dataclasses.replace(self, problem=problem, optimizer=self.optimizer.bind(problem))
+        return replace(self, problem=problem, optimizer=self.optimizer.bind(problem))
 
     @property
     def layout(self) -> Layout:
@@ -98,17 +88,15 @@ class Level(Config, Problem):
     def init_state(self, params: Tensor, key: Tensor) -> LevelState:
         return self.gradient.init(self, params, key)
 
-    def window(
-        self, theta: Tensor, carry: Carry, evaluate: Evaluate, was_skipped: Tensor | None = None
-    ) -> Iterator[Step]:
+    def window(self, theta: Tensor, carry: Carry, evaluate: Evaluate, skip: Tensor | None = None) -> Iterator[Step]:
         """THE LOOP: one window from ``carry``, for theta ``[*batch, m]`` and any number of copies, an update at a time.
 
-        ``evaluate`` is how the problem is asked. Copies in ``was_skipped`` stand still at the carry.
+        ``evaluate`` is how the problem is asked. Copies in the mask ``skip`` stand still at the carry.
         """
         x, state, f, g, below, *_ = carry
         for _ in range(self.lookahead or self.unroll):
-            if was_skipped is not None:
-                x, state, f, g = choose(was_skipped, carry[:4], (x, state, f, g))
+            if skip is not None:
+                x, state, f, g = choose(skip, carry[:4], (x, state, f, g))
             x, state = self.optimizer.update(theta, x, state, f, g)
             answer = evaluate(self.problem, x, below)
             f, g, below = answer.f, answer.g, answer.below
@@ -118,7 +106,7 @@ class Level(Config, Problem):
         """Fresh trajectories of age 0 for keys ``[*batch, copies]``: one evaluation of the problem."""
         for_x, for_problem = keys.split(key, 2).unbind(-1)
         x = self.optimizer.init_x(theta, for_x)
-        state = self.optimizer.init_state(theta, x, keys.fold_in(key, STATE))
+        state = self.optimizer.init_state(theta, x, keys.fold_in(key, base.STATE))
         reads_grad = self.optimizer.traits.reads_grad
         answer = as_data(self.problem, x, self.problem.init_state(x, for_problem), outer=False, grad=reads_grad)
         return Carry(x, state, *answer[:3], torch.zeros_like(key), key, torch.zeros_like(key))
@@ -129,10 +117,7 @@ class Level(Config, Problem):
         if penalty is not None:
             value, grad = value + penalty, grad + slope(self.optimizer.penalty, params)
         grad, state = vetted(self, value, grad, state)
-        if self.clip is not None:
-            norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
-            grad = grad * (self.clip / norm.clamp_min(self.clip)).to(grad.dtype)
-        return value, grad, state
+        return value, grad if self.clip is None else clipped(grad, self.clip), state
 
     @torch.no_grad()
     def value(self, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
@@ -143,7 +128,7 @@ class Level(Config, Problem):
     def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
         return episode.whole_episode(self, params, key)
 
-    def on(self, split: Split) -> Level:
+    def on(self, split: base.Split) -> Level:
         return self.over(self.problem.on(split))
 
     def __repr__(self) -> str:
