@@ -16,6 +16,7 @@ import sys
 import types
 import typing
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
@@ -85,7 +86,7 @@ class Config(ABC):
     Raises ValueError when a field's value does not fit its type, with the field, the range and the value.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         who = f"{self.name}: " if self.name else ""
@@ -100,8 +101,8 @@ class Config(ABC):
     def __repr__(self) -> str:
         bare = positional(self)
         named = {key: value for key, value in changed(self).items() if key not in bare}
-        values = [*map(format_value, bare.values()), *(f"{key}={format_value(value)}" for key, value in named.items())]
-        return f"{title(self)}({', '.join(values)})" if values else title(self)
+        values = ", ".join([*map(format_value, bare.values()), *([listed(named)] if named else [])])
+        return f"{title(self)}({values})" if values else title(self)
 
 
 @cache
@@ -164,6 +165,11 @@ def described(hint: Any) -> str:
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
     name = getattr(hint, "__name__", str(hint))
     return words.get(hint) or ("an " if name[0] in "AEIO" else "a ") + name
+
+
+def listed(settings: Mapping[str, Any]) -> str:
+    """Settings in notation: ``lr=0.1, momentum=0.9``."""
+    return ", ".join(f"{word}={format_value(value)}" for word, value in settings.items())
 
 
 def title(part: Config) -> str:

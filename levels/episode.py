@@ -42,6 +42,13 @@ def whole_episode(level: Any, theta: Tensor, key: Tensor) -> Tensor:
     return torch.where(sound, total, torch.inf)
 
 
+def check_problem(level: Any, problem: Any) -> None:
+    """ValueError unless the problem has parameters, and a gradient if the level's optimizer reads one."""
+    require(problem.layout.size > 0, f"{level} has nothing to optimize; the problem below has no parameters")
+    if is_level(problem) and level.optimizer.traits.reads_grad:
+        problem.gradient.check(problem)
+
+
 def resolved(level: Any) -> tuple[int, int | None]:
     """Copies and episode length of a level, with ``auto`` resolved. ValueError where settings do not fit the unroll."""
     unroll, auto = level.unroll, level.unroll > 1

@@ -23,7 +23,7 @@ from torch import Tensor
 from levels import base, episode, keys
 from levels.autodiff import as_data, clipped, slope
 from levels.base import Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, ProblemTraits, Step
-from levels.config import Config, Count, Positive, changed, format_value, require, setting, unwritten
+from levels.config import Config, Count, Positive, changed, listed, setting, unwritten
 from levels.faults import NonFinite, Stop, vetted
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
@@ -44,8 +44,6 @@ class Level(Config, Problem):
     largest norm of that gradient; levels above see the clipped one. ``nonfinite``: what happens to copies that fail.
     """
 
-    name = ""  # notation writes the optimizer, see `__repr__`
-
     optimizer: Optimizer
     unroll: Count = 1
     horizon: Count | Literal["auto"] | None = "auto"
@@ -62,15 +60,12 @@ class Level(Config, Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        copies, length = episode.resolved(self)
-        object.__setattr__(self, "copies", copies)
-        object.__setattr__(self, "episode_length", length)
+        for name, value in zip(("copies", "episode_length"), episode.resolved(self)):
+            object.__setattr__(self, name, value)
 
     def over(self, problem: Problem) -> Level:
         """This level on ``problem``. Raises ValueError if a part does not fit."""
-        require(problem.layout.size > 0, f"{self} has nothing to optimize; the problem below has no parameters")
-        if isinstance(problem, Level) and self.optimizer.traits.reads_grad:
-            problem.gradient.check(problem)
+        episode.check_problem(self, problem)
         return replace(self, problem=problem, optimizer=self.optimizer.bind(problem))
 
     @property
@@ -132,6 +127,5 @@ class Level(Config, Problem):
         return self.over(self.problem.on(split))
 
     def __repr__(self) -> str:
-        settings = {word: value for word, value in changed(self).items() if word not in ("optimizer", "unroll")}
-        brackets = ", ".join(f"{word}={format_value(value)}" for word, value in settings.items())
+        brackets = listed({word: value for word, value in changed(self).items() if word not in ("optimizer", "unroll")})
         return f"{self.optimizer}@{self.unroll}" + (f"[{brackets}]" if brackets else "")
