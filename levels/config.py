@@ -80,7 +80,7 @@ DecayRate = Annotated[float, AtLeast(0, below=1)]
 UnitInterval = Annotated[float, Between(0, 1, closed=True)]
 
 
-class Config(ABC):
+class Config(ABC):  # noqa: B024, its kinds have abstract methods
     """Base of optimizers, tasks, objectives, gradient estimators and the like; ``name`` is the word in notation.
 
     Raises ValueError when a field's value does not fit its type, with the field, the range and the value.
@@ -107,7 +107,7 @@ class Config(ABC):
 
 @cache
 def typed_fields(cls: type) -> list[tuple[str, str, Any]]:
-    """The fields of a part, their words in notation, and their types; hyperparameters and free settings, which check themselves, aside."""
+    """The fields of a part, their words in notation, and their types; but for fields that check themselves."""
     if not dataclasses.is_dataclass(cls):
         return []
     try:
@@ -152,9 +152,8 @@ def described(hint: Any) -> str:
     kinds, origin = alternatives(hint), typing.get_origin(hint)
     if len(kinds) > 1:
         words = [described(kind) for kind in kinds if kind is not type(None)]
-        return ", ".join(words[:-1] + [f"or {words[-1]}"] if len(words) > 1 else words) + (
-            ", or none" if type(None) in kinds else ""
-        )
+        words = [*words[:-1], f"or {words[-1]}"] if len(words) > 1 else words
+        return ", ".join(words) + (", or none" if type(None) in kinds else "")
     if origin is Annotated:
         inner, *ranges = typing.get_args(hint)
         return " ".join([described(inner), *(str(limit) for limit in ranges if isinstance(limit, Range))])
