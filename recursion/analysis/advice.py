@@ -1,16 +1,16 @@
 """What a growth rate means for the gradient of a level: thresholds, a verdict, what to do, and when to warn.
 
 A gradient that is backpropagated through chaos spreads over copies and windows by about the factor by which
-perturbations grow, while what one can use of it, the slope of the loss smoothed a little, stays of order one (Parmas et
+perturbations grow, while the useful part of it, the slope of the loss smoothed a little, stays of order one (Parmas et
 al. 2018, "PIPPS"; Metz et al. 2021, arXiv 2111.05803; Vicol et al. 2021, arXiv 2112.13835). Averaging a factor F away
 takes about F^2 windows. At `LIMIT` = 100 these are 10,000, and the probe warns: a rule of thumb, with no sharp edge.
-Growth is what has its whole interval above 0; evolution reads losses only, and is never warned of.
+A rate counts as growth if its whole interval lies above 0. Evolution reads losses only, so it gets no warning.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from levels.base import Estimator
@@ -24,7 +24,7 @@ from levels.gradients.online import Online
 from levels.level import Level
 from recursion.evaluate.statistics import Estimate
 
-LIMIT = 100.0  # factor that a gradient bears
+LIMIT = 100.0  # largest factor with which a gradient is useful
 ENDLESS = 10**6  # updates that stand for a trajectory without an end
 
 
@@ -42,24 +42,33 @@ class Followed(NamedTuple):
     @property
     def factor(self) -> float:
         """By how much a perturbation grows."""
-        return _exp(self.exponent)
+        return math.inf if self.exponent > 700 else math.exp(self.exponent)
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether noise swamps a gradient that is backpropagated through this."""
+        return self.rate.low > 0 and self.exponent > math.log(LIMIT)
+
+
+def span(level: Level) -> int:
+    """Updates that a window runs."""
+    return level.lookahead or level.unroll
 
 
 def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Estimate) -> Followed | None:
-    """What ``gradient`` is backpropagated through; None if it is not, or not known to be.
+    """What ``gradient`` is backpropagated through; None if nothing is, or if it is not known.
 
-    A mixture leans on the quieter of its two: on what grows less, and on evolution wherever it has that.
+    A mixture weights the quieter of its two estimators more, so the one with less growth counts, and evolution if it
+    has that.
     """
     if isinstance(gradient, Bootstrapped):
-        return followed_by(gradient.through, dataclasses.replace(level, lookahead=None), growth, as_data)
+        return followed_by(gradient.through, replace(level, lookahead=None), growth, as_data)
     if isinstance(gradient, Online):
-        return followed_by(
-            gradient.through, dataclasses.replace(level, lookahead=gradient.candidates[-1]), growth, as_data
-        )
+        return followed_by(gradient.through, replace(level, lookahead=gradient.candidates[-1]), growth, as_data)
     if isinstance(gradient, FirstOrder):
-        return Followed(as_data, _span(level))
+        return Followed(as_data, span(level))
     if isinstance(gradient, Exact):
-        return Followed(growth, _span(level))
+        return Followed(growth, span(level))
     if isinstance(gradient, Forward):
         return Followed(growth, level.episode_length or ENDLESS)
     if isinstance(gradient, Mix):
@@ -69,18 +78,13 @@ def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Es
     return None
 
 
-def _span(level: Level) -> int:
-    """Updates that a window runs."""
-    return level.lookahead or level.unroll
-
-
 def verdict(growth: Estimate, updates: int) -> str:
-    """What the run of a level is, in a word, by its rate and what that comes to over ``updates``."""
+    """The run of a level in a word, by its rate and the growth over ``updates``."""
     if math.isnan(growth.value):
         return "unknown"
     if growth.sign <= 0:
         return "contracting" if growth.sign < 0 else "neutral"
-    return "chaotic" if _too_much(Followed(growth, updates)) else "expanding"
+    return "chaotic" if Followed(growth, updates).is_too_much else "expanding"
 
 
 def longest_bearable(rate: Estimate) -> int | None:
@@ -101,21 +105,20 @@ def advised(level: Level, growth: Estimate, as_data: Estimate | None, followed: 
         kinds = {Antithetic: "bears any growth, for it reads losses only", Mix: "can lean on evolution where it grows"}
         bears = next((text for kind, text in kinds.items() if isinstance(gradient, kind)), "is not known here")
         return f"gradient={gradient} {bears}"
-    if _too_much(followed):
+    if followed.is_too_much:
         return f"use {', or '.join(_fixes(level, as_data, followed))}"
     longest, over = longest_bearable(followed.rate), f"over {followed.updates:,} updates"
     most = "longer is fine" if longest is None else f"at most {longest:,} updates"
     text = f"gradient={gradient} is fine as set: what it follows changes by a factor of {short(followed.factor)} {over}"
-    whole = Followed(growth, _span(level))
-    if followed.rate is as_data and _too_much(whole):
-        left_out = f"It leaves out what grows: gradient=exact would follow a factor of {short(whole.factor)}"
-        return f"{text}; {most}. {left_out}"
+    whole = Followed(growth, span(level))
+    if followed.rate is as_data and whole.is_too_much:
+        most += f". It leaves out what grows: gradient=exact would follow a factor of {short(whole.factor)}"
     return f"{text}; {most}"
 
 
 def warned(level: Level, number: int, followed: Followed | None, advice: str) -> str | None:
-    """A sentence for a level whose gradient is backpropagated through more than it bears; None for others."""
-    if followed is None or not _too_much(followed):
+    """A sentence for a level whose gradient is backpropagated through too much growth; None for others."""
+    if followed is None or not followed.is_too_much:
         return None
     grows = f"what gradient={level.gradient} follows grows by a factor of {short(followed.factor)}"
     over = f"over {followed.updates:,} updates, so that noise swamps it"
@@ -128,27 +131,16 @@ def short(value: float) -> str:
 
 
 def _fixes(level: Level, as_data: Estimate, followed: Followed) -> list[str]:
-    """Levels in notation that get along with what grows."""
-    episode_length, longest = level.episode_length, longest_bearable(followed.rate)
-    evolved = dataclasses.replace(
-        level, gradient=ESSingle(), horizon=level.horizon if episode_length else 5 * level.unroll
-    )
-    fixes = [evolved]
-    if not isinstance(level.gradient, FirstOrder) and not _too_much(Followed(as_data, _span(level))):
-        fixes.append(dataclasses.replace(level, gradient=FirstOrder()))
+    """Levels in notation whose gradients work in spite of the growth."""
+    end, longest = level.episode_length, longest_bearable(followed.rate)
+    fixes = [replace(level, gradient=ESSingle(), horizon=level.horizon if end else 5 * level.unroll)]
+    if not isinstance(level.gradient, FirstOrder) and not Followed(as_data, span(level)).is_too_much:
+        fixes.append(replace(level, gradient=FirstOrder()))
     if longest:
         unroll = min(level.unroll, longest)
-        most = longest if isinstance(level.gradient, Forward) else episode_length
+        most = longest if isinstance(level.gradient, Forward) else end
         horizon = None if most is None else max(1, most // unroll) * unroll
-        looks = level.lookahead if isinstance(level.gradient, Bootstrapped) else max(unroll, min(_span(level), longest))
+        looks = level.lookahead if isinstance(level.gradient, Bootstrapped) else max(unroll, min(span(level), longest))
         lookahead = None if level.lookahead is None else looks
-        fixes.append(dataclasses.replace(level, unroll=unroll, horizon=horizon, lookahead=lookahead))
+        fixes.append(replace(level, unroll=unroll, horizon=horizon, lookahead=lookahead))
     return list(map(str, fixes))
-
-
-def _too_much(followed: Followed) -> bool:
-    return followed.rate.low > 0 and followed.exponent > math.log(LIMIT)
-
-
-def _exp(exponent: float) -> float:
-    return math.inf if exponent > 700 else math.exp(exponent)

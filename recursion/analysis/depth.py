@@ -1,4 +1,4 @@
-"""Learned depth: the gates of a tower read off, and how deep they leave it.
+"""Learned depth: how far the gates of a tower are open, and how deep they leave it.
 
     gates(tower, state)             # how far each gate is open
     learned_depth(tower, state)     # levels under the lowest gate that is closed
@@ -42,16 +42,13 @@ class Gate(NamedTuple):
 
 
 def gates(tower: Tower, state: TowerState) -> list[Gate]:
-    """The gates of a tower as they stand, the lowest first; one on what level 1 takes belongs to level 2, and so on.
+    """The gates of a tower, the lowest first; a gate on what level 1 takes belongs to level 2, and so on.
 
     A level may have several: optimizers that are `Gated`, and those in a `Partition`.
     """
     thetas = [*(carry.x for carry in tower.carries(state)[1:]), state.theta]
-    return [
-        Gate(number, gate)
-        for number, (level, own) in enumerate(zip(tower.bound, thetas), 1)
-        for gate in _gates_of(level.optimizer, own)
-    ]
+    pairs = enumerate(zip(tower.bound, thetas), 1)
+    return [Gate(number, gate) for number, (level, own) in pairs for gate in _gates_of(level.optimizer, own)]
 
 
 def learned_depth(tower: Tower, state: TowerState) -> int:
@@ -76,6 +73,5 @@ def _gates_of(optimizer: Optimizer, theta: Tensor) -> list[Tensor]:
     if isinstance(optimizer, Partition):
         inner = zip(optimizer.optimizers, optimizer.split_theta(theta)[1:])
         return [gate for one, own in inner for gate in _gates_of(one, own)]
-    if isinstance(optimizer, Gated) and not isinstance(optimizer.gate, Fixed):
-        return [optimizer.open(theta)]
-    return []
+    gated = isinstance(optimizer, Gated) and not isinstance(optimizer.gate, Fixed)
+    return [optimizer.open(theta)] if gated else []  # type: ignore[attr-defined]

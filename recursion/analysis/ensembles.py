@@ -33,14 +33,12 @@ from levels.tasks.predicting import Predicting
 from levels.tasks.task import Task
 from recursion.evaluate.baselines import MEASURES
 from recursion.evaluate.deploy import CHUNK, run, walk
-from recursion.evaluate.statistics import Estimate, Values, difference, estimate
+from recursion.evaluate.evaluation import held_out
+from recursion.evaluate.statistics import Estimate, difference, estimate
 from recursion.tower import Tower, TowerState
 
-WORDS = {
-    -1: "lower than the best member",
-    0: "no difference from the best member shown",
-    1: "higher than the best member",
-}
+MEMBER = "best member"
+WORDS = {-1: f"lower than the {MEMBER}", 0: f"no difference from the {MEMBER} shown", 1: f"higher than the {MEMBER}"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +71,10 @@ class Compared:
 
 
 def last_generation(tower: Tower, state: TowerState, *, members: int | None = None) -> list[Tensor]:
-    """Members ``[K, m]`` of each population of the topmost level, as last judged, the lowest loss first.
+    """Members ``[K, m]`` of each population of the topmost level, as last evaluated, the lowest loss first.
 
     Those whose trial was not finite are left out; of the others the best ``members``, or all. Raises ValueError unless
-    the tower is an optimizer under a search that has judged a generation.
+    the tower is an optimizer under a search that has evaluated a generation.
     """
     who = f"{tower}: its last generation"
     require(isinstance(tower.top.optimizer, Search), f"{who} is asked for, and its topmost level has no population")
@@ -93,58 +91,30 @@ def last_generation(tower: Tower, state: TowerState, *, members: int | None = No
 
 
 def compare(
-    tower: Tower,
-    states: Sequence[TowerState],
-    *,
-    on: Task | None = None,
-    seed: int = 0,
-    problems: int = 64,
-    steps: int = 100,
-    members: int | None = None,
-) -> Compared:
+    tower: Tower, states: Sequence[TowerState], *, on: Task | None = None, seed: int = 0, problems: int = 64,
+    steps: int = 100, members: int | None = None,
+) -> Compared:  # fmt: skip
     """The ensembles of the last generation against its best member on held-out problems.
 
     ``states``: of this tower after training, one for each training seed; populations within a state are averaged.
     ``on``: another family than the tower's. ``members``: as in `last_generation`. ValueError for what does not fit.
     """
-    for name, value in (("problems", problems), ("steps", steps)):
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        require(good, f"compare: {name} must be a whole number of at least 1, got {value}")
-    require(len(states) >= 1, "compare: states is empty; give one trained state for each training seed")
-    family = tower.task if on is None else on
-    if not isinstance(family, Task):
-        raise TypeError(f"compare: a task with held-out splits is needed, got {family!r}")
-    task, optimizer = family.on("test"), tower.levels[0].optimizer
+    task = held_out("compare", tower, states, on, problems=problems, steps=steps).on("test")
+    optimizer = tower.levels[0].optimizer
     groups = [last_generation(tower, state, members=members) for state in states]
-    key, refused = keys.split(keys.seed(seed, device=task.layout.device), problems), {}
-    runs = {
-        "best member": best_member,
-        "weights": mean_weights,
-        "updates": mean_updates,
-        "predictions": mean_predictions,
-    }
-    if (why := no_predictions(task)) is not None:
-        refused["predictions"] = why
-        del runs["predictions"]
-    losses = {
-        name: torch.stack(
-            [torch.stack([put(optimizer, own, task, key, steps) for own in group], 1).mean(1) for group in groups], 1
-        )
-        for name, put in runs.items()
-    }  # [steps + 1, seeds, problems] each
-    best, *others = (_ensembled(name, own, losses["best member"], seed) for name, own in losses.items())
+    key = keys.split(keys.seed(seed, device=task.layout.device), problems)
+    runs = {MEMBER: best_member, "weights": mean_weights, "updates": mean_updates, "predictions": mean_predictions}
+    refused = {} if (why := no_predictions(task)) is None else {"predictions": why}
     sizes = [len(own) for group in groups for own in group]
-    each = (steps + 1) * problems
-    spent = sum(each * (size if name == "predictions" else 1) for name in runs for size in sizes)
-    return Compared(
-        tower=repr(tower),
-        task=repr(task),
-        members=tuple(sizes),
-        best=best,
-        ensembles=tuple(others),
-        refused=refused,
-        base_steps=spent,
-    )
+    losses, spent = {}, 0
+    for name, put in runs.items():
+        if name not in refused:
+            each = [torch.stack([put(optimizer, own, task, key, steps) for own in group]).mean(0) for group in groups]
+            losses[name] = torch.stack(each, 1)  # [steps + 1, seeds, problems]
+            spent += each[0].numel() * sum(size if name == "predictions" else 1 for size in sizes)
+    best, *others = (_ensembled(name, own, losses[MEMBER], seed) for name, own in losses.items())
+    return Compared(tower=repr(tower), task=repr(task), members=tuple(sizes), best=best, ensembles=tuple(others),
+                    refused=refused, base_steps=spent)  # fmt: skip
 
 
 def best_member(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
@@ -160,8 +130,7 @@ def mean_weights(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor,
 def mean_updates(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
     """Losses ``[steps + 1, P]`` of one network, moved by the mean of their updates."""
     rule, params = Ensemble(optimizer, len(members)), members.flatten()[None]
-    parts = (run(rule, params, task, part, steps)[:, 0] for part in _parts(key, members, task))
-    return torch.cat(list(parts), -1)
+    return torch.cat([run(rule, params, task, part, steps)[:, 0] for part in _parts(key, members, task)], -1)
 
 
 @torch.no_grad()
@@ -183,9 +152,8 @@ def mean_predictions(optimizer: Optimizer, members: Tensor, task: Task, key: Ten
 
 def no_predictions(task: Task) -> str | None:
     """Why the predictions of networks cannot be averaged on ``task``; None if they can."""
-    if isinstance(task, Predicting):
-        return None
-    return f"{task} makes no predictions that could be averaged; use a task on labelled data, as digits-mlp"
+    fix = "use a task on labelled data, as digits-mlp"
+    return None if isinstance(task, Predicting) else f"{task} makes no predictions that could be averaged; {fix}"
 
 
 def _together(task: Predicting, x: Tensor, below: Any) -> Tensor:
@@ -201,17 +169,12 @@ def _parts(key: Tensor, members: Tensor, task: Task) -> tuple[Tensor, ...]:
 
 
 def _ensembled(name: str, losses: Tensor, best: Tensor, seed: int) -> Ensembled:
-    values = {measure: _values(losses, measure) for measure in MEASURES}
-    gaps = {measure: estimate(difference(own, _values(best, measure)), seed=seed) for measure, own in values.items()}
-    return Ensembled(
-        name=name,
-        means={measure: estimate(own, seed=seed) for measure, own in values.items()},
-        diverged=int((~torch.isfinite(losses).all(0)).sum()),
-        difference=gaps,
-        verdict={measure: WORDS[gap.sign] for measure, gap in gaps.items()},
+    """``losses`` and ``best``: ``[steps + 1, seeds, P]``."""
+    ours, theirs = (
+        {measure: np.asarray(of(each).double().cpu().numpy()) for measure, of in MEASURES.items()}
+        for each in (losses, best)
     )
-
-
-def _values(losses: Tensor, measure: str) -> Values:
-    """Losses ``[steps + 1, seeds, P]`` as ``[seeds, P]``."""
-    return np.asarray(MEASURES[measure](losses).double().cpu().numpy())
+    gaps = {measure: estimate(difference(own, theirs[measure]), seed=seed) for measure, own in ours.items()}
+    means = {measure: estimate(own, seed=seed) for measure, own in ours.items()}
+    verdict, diverged = {measure: WORDS[gap.sign] for measure, gap in gaps.items()}, ~torch.isfinite(losses).all(0)
+    return Ensembled(name=name, means=means, diverged=int(diverged.sum()), difference=gaps, verdict=verdict)

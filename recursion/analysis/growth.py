@@ -1,22 +1,21 @@
-"""Measuring growth: a level is run beside itself, perturbed, and how far the two runs part is read off at every update.
+"""Measuring growth: run a level beside a perturbed copy of itself, and read their distance at every update.
 
 Differences are finite, so they must be small against curvature and large against rounding. They begin at the square
 root of the machine precision, relative to the typical size of each tensor (1.5e-8 in float64, 3.5e-4 in float32: half
-the digits on either side), and are scaled back to that after every update, not only where a window ends; so no length
-of a window and no rate takes them out of that range. x, the optimizer's state, loss and gradient are scaled alike, and
-so is what the problem below carries, but that is never stretched: it is no part of what is kept at one size. A
-perturbation that one update shrinks to rounding counts as shrunk by that square root, and begins anew. Within a window
-of a level *below* nothing is scaled: if that level is chaotic, differences are no longer small when they come up, and
-the rate above it is too low, if anything. Restarts are the level's own, in both runs at once; a copy that restarts is
-perturbed anew, and the update across a restart is not counted. Nothing is differentiated here, so black boxes and all
-estimators can be probed.
+the digits on either side), and are scaled back to that after every update, so neither a long window nor a high rate
+takes them out of that range. x, the optimizer's state, loss and gradient are scaled alike. What the problem below
+carries is scaled too, but never stretched: it is no part of what is kept at one size. A perturbation that one update
+shrinks to rounding counts as shrunk by that square root, and begins anew. Within a window of a level *below* nothing is
+scaled: if that level is chaotic, differences are no longer small when they come up, and the rate above it is too low,
+if anything. Restarts are the level's own, in both runs at once; a copy that restarts is perturbed anew, and the update
+across a restart is not counted. Nothing is differentiated here, so black boxes and all estimators can be probed.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -62,10 +61,10 @@ class Logs(NamedTuple):
 def follow(level: Level, theta: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]) -> Logs:
     """Run a level beside itself, perturbed: once as it is, once with the gradients of the unperturbed run.
 
-    The first update shows with which state the problem below was asked, so that it can be asked again.
+    A first update, which is not counted, shows with which state the problem below was asked.
     """
     length = None if level.episode_length is None else max(level.episode_length, 2)
-    single = dataclasses.replace(level, unroll=1, horizon=length, lookahead=None, nonfinite=Skip()).over(level.problem)
+    single = replace(level, unroll=1, horizon=length, lookahead=None, nonfinite=Skip()).over(level.problem)
     evaluate = partial(as_data, outer=False, grad=single.optimizer.traits.reads_grad)
     base, window = restart.run(single, theta, carry, evaluate)
     ruler = _Ruler(base)
@@ -78,27 +77,23 @@ def follow(level: Level, theta: Tensor, carry: Carry, key: Tensor, updates: int,
         x, state = single.optimizer.update(theta, data.x, data.state, window.start.f, window.start.g)
         data = base._replace(x=x, state=state)
         after = [ruler.distance(base, each) for each in (real, data)]
-        new = window.is_first | (base.skipped > skipped)
-        least = ruler.target(base) * ruler.step
+        new, least = window.is_first | (base.skipped > skipped), ruler.target(base) * ruler.step
         fresh = [new | (b == 0) | ~torch.isfinite(a) for b, a in zip(before, after)]
-        logs.append(
-            [(torch.maximum(a, least) / b).log().masked_fill(f, math.nan) for b, a, f in zip(before, after, fresh)]
-        )
+        factors = [torch.maximum(a, least) / b for b, a in zip(before, after)]
+        logs.append([factor.log().masked_fill(f, math.nan) for factor, f in zip(factors, fresh)])
         due = [again | (gap < least) for again, gap in zip(fresh, after)]
         real, data = (ruler.kept(base, each) for each in (real, data))
         if bool(due[0].any()) or bool(due[1].any()):
             anew = _beside(single, ruler, base, window, keys.fold_in(key, t))
             real, data = (choose(mask, anew, each) for mask, each in zip(due, (real, data)))
         tell(t / updates)
-    real_logs, data_logs = (torch.stack(each).flatten(1) for each in zip(*logs))
-    return Logs(real_logs, data_logs)
+    return Logs(*(torch.stack(each).flatten(1) for each in zip(*logs)))
 
 
 def rate(logs: Tensor, plan: Plan) -> Estimate:
     """The mean rate with its interval, of logs ``[updates, copies]`` without those that align; NaN if none is left."""
     counted = logs[plan.aligning * plan.unroll :]
-    by_window = counted.reshape(plan.counted, -1)
-    for units in (counted.nanmean(0), by_window.nanmean(1), counted.flatten()):
+    for units in (counted.nanmean(0), counted.reshape(plan.counted, -1).nanmean(1), counted.flatten()):
         units = units[~units.isnan()]
         if len(units) > 1:
             break
@@ -107,15 +102,14 @@ def rate(logs: Tensor, plan: Plan) -> Estimate:
 
 def path_of(logs: Tensor) -> tuple[float, ...]:
     """Log growth after each update, from 0 on, mean over copies; updates that are not counted leave it as it is."""
-    steps = logs.nanmean(1).nan_to_num(nan=0.0)
-    return (0.0, *steps.cumsum(0).tolist())
+    return (0.0, *logs.nanmean(1).nan_to_num(nan=0.0).cumsum(0).tolist())
 
 
 class _Ruler:
     """Measures how far two carries of a level lie apart in what the level itself moves: x and the optimizer's state.
 
     Each tensor counts alike, in units of its typical size when the probe began: the median over copies of the root of
-    its mean square, or 1 where that is 0. Units stay as they are; they would hide growth if they grew along.
+    its mean square, or 1 where that is 0. Units stay as they are; units that grow would hide growth.
     """
 
     def __init__(self, carry: Carry) -> None:
@@ -127,14 +121,11 @@ class _Ruler:
 
     def distance(self, one: Carry, other: Carry) -> Tensor:
         """Float64 ``[*batch, copies]``."""
-        gaps = [b.double() - a.double() for a, b in zip(self._floats(one), self._floats(other))]
-        squares = [self._mean_square(gap / size) for gap, size in zip(gaps, self.sizes)]
-        return torch.stack(squares).mean(0).sqrt()
+        return self._norm([b.double() - a.double() for a, b in zip(self._floats(one), self._floats(other))])
 
     def target(self, carry: Carry) -> Tensor:
         """The distance at which perturbations of a carry are kept: `step`, or more of one that has grown itself."""
-        squares = [self._mean_square(leaf / size) for leaf, size in zip(self._floats(carry), self.sizes)]
-        return self.step * torch.stack(squares).mean(0).sqrt().clamp_min(1.0)
+        return self.step * self._norm(self._floats(carry)).clamp_min(1.0)
 
     def kept(self, base: Carry, other: Carry) -> Carry:
         """``other`` brought back to the distance at which it is kept, if rounding has not swallowed the difference."""
@@ -143,11 +134,10 @@ class _Ruler:
 
     def moved(self, carry: Carry, key: Tensor) -> Carry:
         """x and state perturbed at random by about `step`; entries of the state in proportion, so none crosses 0."""
-        old = leaves((carry.x, carry.state))
-        new = list(old)
-        for i in self.smooth:
-            noise = keys.normal(keys.fold_in(key, i), tuple(old[i].shape), old[i].dtype)
-            new[i] = old[i] + self.step * noise * old[i]
+        new = leaves((carry.x, carry.state))
+        for i in self.smooth[1:]:
+            noise = keys.normal(keys.fold_in(key, i), tuple(new[i].shape), new[i].dtype)
+            new[i] = new[i] + self.step * noise * new[i]
         size = self._mean_square(carry.x).sqrt().clamp_min(self.sizes[0])[..., None].to(carry.x.dtype)
         new[0] = carry.x + self.step * size * keys.normal(key, tuple(carry.x.shape), carry.x.dtype)
         x, state = with_leaves((carry.x, carry.state), new)
@@ -156,6 +146,10 @@ class _Ruler:
     def _floats(self, carry: Carry) -> list[Tensor]:
         tensors = leaves((carry.x, carry.state))
         return [tensors[i] for i in self.smooth]
+
+    def _norm(self, tensors: list[Tensor]) -> Tensor:
+        squares = [self._mean_square(tensor / size) for tensor, size in zip(tensors, self.sizes)]
+        return torch.stack(squares).mean(0).sqrt()
 
     def _mean_square(self, leaf: Tensor) -> Tensor:
         entries = leaf.double().reshape(*leaf.shape[: self.dims], -1)
@@ -166,8 +160,7 @@ def _beside(level: Level, ruler: _Ruler, base: Carry, window: Window, key: Tenso
     """``base``, to which ``window`` of one update led, perturbed; the problem is asked there as it was asked before."""
     moved = ruler.moved(base, key)
     f, g, below = level.problem.value_and_grad(moved.x, window.start.below)
-    moved = moved._replace(f=f, g=g, below=below)
-    return ruler.kept(base, moved)
+    return ruler.kept(base, moved._replace(f=f, g=g, below=below))
 
 
 def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
@@ -176,7 +169,7 @@ def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
     What is stretched must stay on its side of 0, for it may be a running mean of squares: such an entry stays as it is.
     """
 
-    def scale(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+    def scale(factor: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if a is b or not a.is_floating_point():
             return a
         moved = a + factor.reshape(factor.shape + (1,) * (a.dim() - factor.dim())).to(a.dtype) * (b - a)
@@ -184,6 +177,5 @@ def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
         crossed = ((moved < 0) & (low >= 0)) | ((moved > 0) & (high <= 0))
         return torch.where(crossed, b, moved)
 
-    scaled: Carry = map_leaves(lambda a, b: scale(a, b, factor), base, other._replace(below=base.below))
-    below = map_leaves(lambda a, b: scale(a, b, factor.clamp_max(1.0)), base.below, other.below)
-    return scaled._replace(below=below)
+    scaled: Carry = map_leaves(partial(scale, factor), base, other._replace(below=base.below))
+    return scaled._replace(below=map_leaves(partial(scale, factor.clamp_max(1.0)), base.below, other.below))

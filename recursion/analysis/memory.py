@@ -1,12 +1,11 @@
-"""Exact, deterministic memory: the bytes of all tensor storages that are alive, whoever holds them.
+"""Exact, deterministic memory: the bytes of all tensor storages that are alive.
 
 Every storage that a torch operation returns (also as a view) is counted from then until it is freed: tensors in
-Python, in autograd graphs, in backward sweeps. Scratch space inside one operation is not seen.
-Numbers do not depend on the machine.
+Python, in autograd graphs, in backward sweeps. Scratch space inside one operation is not counted. Numbers do not depend
+on the machine.
 """
 
 import weakref
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within this context, ``bytes`` and ``count`` of storages met in it and still alive, and their ``peak`` bytes."""
+    """Within this context: ``bytes`` and ``count`` of storages first used in it that are alive, and ``peak`` bytes."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -28,10 +27,8 @@ class LiveBytes(TorchDispatchMode):
                 self._add(tensor.untyped_storage())
         return returned
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for finalizer in list(self._known.values()):
             finalizer.detach()
 

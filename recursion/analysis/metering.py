@@ -1,11 +1,11 @@
-"""Metering: what each level of a tower does in one top step, told apart from what is below it.
+"""Metering: what each level of a tower does in one top step, without what the levels below it do.
 
     operations = Operations()
     (measured,) = measure(tower, Pass(operations, lambda: operations.count))
 
-A reading is any number that grows: operations counted, seconds of the processor. It is read whenever a level or the
-task is asked and when it has answered. The gain in between is booked to the level that was asked, less what was booked
-below. Peaks of living bytes are booked alike: those of a level's window, less those of the largest window below.
+A reading is any number that grows: operations counted, seconds of the processor. The meter reads it before and after
+each call of a level or the task. The gain is booked to the level that was called, less what was booked below. Peaks of
+living bytes are booked alike: those of a level's window, less those of the largest window below.
 """
 
 from __future__ import annotations
@@ -36,68 +36,11 @@ from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ
 ASIDE = -1  # where whole episodes from scratch are booked
-CONSTANTS = {"empty", "zeros", "ones", "full"}
-FREE = {"_unsafe_view", "scalar_tensor", "lift_fresh_copy", "arange"}
-
-
-def base_flops(task: Problem) -> float:
-    """Operations of one gradient of the task for one copy."""
-    key = keys.split(keys.seed(0, device=task.layout.device), COPIES)
-    with torch.no_grad():
-        x = task.init(keys.split(key, 2)[..., 0])
-        _, _, state = task.value_and_grad(x, task.init_state(x, keys.split(key, 2)[..., 1]))
-        with Operations() as operations:
-            task.value_and_grad(x, state)
-    return float(operations.count / COPIES)
-
-
-class Pass(NamedTuple):
-    """One look at a step of a tower."""
-
-    within: AbstractContextManager[object]  # that the step is made in
-    reading: Callable[[], float]  # whose gain is booked
-    live: LiveBytes | None = None  # what counts bytes, if they are wanted
-
-
-class Measured(NamedTuple):
-    """Of the task (place 0) and each level, what is below apart."""
-
-    own: tuple[float, ...]  # what the reading gained in one window of one copy
-    peaks: tuple[int, ...]  # most bytes of tensors alive at once in a window of all copies
-
-    def work(self, tower: Tower) -> tuple[float, ...]:
-        """As `own_work`, if operations were read."""
-        unit = base_flops(tower.task)
-        return tuple(each / unit for each in self.own[1:])
-
-
-def measure(tower: Tower, *passes: Pass) -> list[Measured]:
-    """What each look says of the tower's first top step, at its own shapes.
-
-    Nothing that is counted depends on a seed, or on whether numbers are finite.
-    """
-    meter = Meter()
-    below: Problem = Observed(tower.task, meter)
-    for number, level in enumerate(tower.levels, 1):
-        below = _metered(level, number, meter).over(below)
-    assert isinstance(below, Level)
-    top, depth, found, device = below, len(tower.levels), [], below.layout.device
-    evaluate = partial(as_data, outer=False, grad=top.optimizer.traits.reads_grad)
-    with torch.no_grad():
-        theta = top.init(keys.seed(0, device=device))
-        carry = restart.started(top, theta, keys.seed(1, device=device))
-        top.optimizer.update(theta, carry.x, carry.state, carry.f, carry.g)  # first calls may do more
-        meter.starting = False
-        for look in passes:
-            meter.reset(look)
-            with look.within, meter.at(depth, 1):
-                restart.run(top, theta, carry, evaluate, keep=False)
-            found.append(meter.measured(depth))
-    return found
+FREE = {"empty", "zeros", "ones", "full", "_unsafe_view", "scalar_tensor", "lift_fresh_copy", "arange"}
 
 
 class Operations(TorchDispatchMode):
-    """Within this context, ``count`` operations, as the module says."""
+    """Within this context, ``count`` operations, as `recursion.analysis.work` defines them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -108,42 +51,109 @@ class Operations(TorchDispatchMode):
         packet = function._overloadpacket
         if packet in flop_registry:
             self.count += flop_registry[packet](*args, **(kwargs or {}), out_val=returned)
-        elif not _free(function):
+        elif not function.is_view and _stem(function._schema.name) not in FREE:
             self.count += _written(args[0] if returned is None and args else returned)
         return returned
 
 
+def _stem(name: str) -> str:
+    return name.partition("::")[2].removeprefix("new_").removesuffix("_strided").removesuffix("_like")
+
+
+def _written(returned: Any) -> int:
+    if isinstance(returned, Tensor):
+        return returned.numel()
+    return sum(map(_written, returned)) if isinstance(returned, (tuple, list)) else 0
+
+
+def base_flops(task: Problem) -> float:
+    """Operations of one gradient of the task for one copy."""
+    for_x, for_state = keys.split(keys.split(keys.seed(0, device=task.layout.device), COPIES), 2).unbind(-1)
+    with torch.no_grad():
+        x = task.init(for_x)
+        _, _, state = task.value_and_grad(x, task.init_state(x, for_state))
+        with Operations() as operations:
+            task.value_and_grad(x, state)
+    return float(operations.count / COPIES)
+
+
+class Pass(NamedTuple):
+    """One measurement of a step of a tower."""
+
+    within: AbstractContextManager[object]  # the step runs in this context
+    reading: Callable[[], float]  # whose gain is booked
+    live: LiveBytes | None = None  # counts bytes, if they are wanted
+
+
+class Measured(NamedTuple):
+    """Of the task (place 0) and each level, without what is below."""
+
+    own: tuple[float, ...]  # gain of the reading in one window of one copy
+    peaks: tuple[int, ...]  # most bytes of tensors alive at once in a window of all copies
+
+    def work(self, tower: Tower) -> tuple[float, ...]:
+        """`recursion.analysis.work.own_work`, if operations were read."""
+        unit = base_flops(tower.task)
+        return tuple(each / unit for each in self.own[1:])
+
+
+def measure(tower: Tower, *passes: Pass) -> list[Measured]:
+    """What each pass measures in the tower's first top step, at its own shapes.
+
+    Nothing that is counted depends on a seed, or on whether numbers are finite.
+    """
+    meter = Meter()
+    below: Problem = Observed(tower.task, meter)
+    for number, level in enumerate(tower.levels, 1):
+        given = {field.name: getattr(level, field.name) for field in fields(level) if field.init}
+        below = _Metered(**given | {"nonfinite": Skip()}, number=number, meter=meter).over(below)
+    assert isinstance(below, Level)
+    top, found, device = below, [], below.layout.device
+    evaluate = partial(as_data, outer=False, grad=top.optimizer.traits.reads_grad)
+    with torch.no_grad():
+        theta = top.init(keys.seed(0, device=device))
+        carry = restart.started(top, theta, keys.seed(1, device=device))
+        top.optimizer.update(theta, carry.x, carry.state, carry.f, carry.g)  # first calls may do more
+        meter.starting = False
+        for look in passes:
+            meter.reset(look)
+            with look.within, meter.at(tower.depth, 1):
+                restart.run(top, theta, carry, evaluate, keep=False)
+            found.append(meter.measured(tower.depth))
+    return found
+
+
 class Meter:
-    """Books what a reading gains while a level is asked, less what it gains while the one below is.
+    """Books what a reading gains in a call of a level, less what it gains in calls of the levels below.
 
     It observes the task (place 0); levels report by `at`.
     """
 
     def __init__(self) -> None:
-        self.starting = True  # where levels answer without a window, which would be run for nothing
+        self.starting = True  # while levels answer without running a window
         self.reset(Pass(nullcontext(), lambda: 0.0))
 
     def reset(self, look: Pass) -> None:
-        """Forget everything, and look at this."""
+        """Forget everything, and measure by ``look``."""
         self.reading, self.live = look.reading, look.live
         self.own: defaultdict[int, float] = defaultdict(float)
         self.windows: defaultdict[int, float] = defaultdict(float)
         self.peaks: defaultdict[int, int] = defaultdict(int)
-        self.inside = 0.0  # gained below, since the level that is asked now was asked
+        self.inside = 0.0  # gained below, since the present call began
 
     def measured(self, depth: int) -> Measured:
         """What was booked, the task and ``depth`` levels."""
-        places = range(depth + 1)
-        own = tuple(self.own[place] / max(1.0, self.windows[place]) for place in places)
-        below = (0, *(self.peaks[place] for place in places[:-1]))
-        return Measured(own, tuple(max(0, self.peaks[place] - under) for place, under in zip(places, below)))
+        peaks = [self.peaks[place] for place in range(depth + 1)]
+        own = tuple(self.own[place] / max(1.0, self.windows[place]) for place in range(depth + 1))
+        return Measured(own, tuple(max(0, peak - under) for peak, under in zip(peaks, [0, *peaks])))
 
     @contextmanager
     def at(self, place: int, windows: float) -> Iterator[None]:
-        """The level in this place is asked for so many windows."""
+        """The level in this place is called for so many windows."""
         outer, self.inside = self.inside, 0.0
-        before, alive, most = self.reading(), self._alive(), self._most()
+        before, alive, most = self.reading(), 0, 0
         if self.live is not None:
+            alive, most = self.live.bytes, self.live.peak
             self.live.reset_peak()
         try:
             yield
@@ -151,23 +161,17 @@ class Meter:
             gained = self.reading() - before
             self.own[place] += gained - self.inside
             self.windows[place] += windows
-            self.peaks[place] = max(self.peaks[place], self._most() - alive)
             self.inside = outer + gained
             if self.live is not None:
+                self.peaks[place] = max(self.peaks[place], self.live.peak - alive)
                 self.live.peak = max(most, self.live.peak)
 
     def asked(self, gradients: float) -> AbstractContextManager[object]:
-        """The task is asked."""
+        """The task is called."""
         return self.at(0, gradients)
 
     def began(self, params: Tensor, state: State) -> None:
         """Nothing to book."""
-
-    def _alive(self) -> int:
-        return 0 if self.live is None else self.live.bytes
-
-    def _most(self) -> int:
-        return 0 if self.live is None else self.live.peak
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -190,20 +194,3 @@ class _Metered(Level):
     def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
         with self.meter.at(ASIDE, 1):
             return super().evaluate_from_scratch(params, key)
-
-
-def _metered(level: Level, number: int, meter: Meter) -> _Metered:
-    given = {field.name: getattr(level, field.name) for field in fields(level) if field.init}
-    return _Metered(**given | {"nonfinite": Skip()}, number=number, meter=meter)
-
-
-def _free(function: Any) -> bool:
-    name = function._schema.name.partition("::")[2]
-    stem = name.removeprefix("new_").removesuffix("_strided").removesuffix("_like")
-    return bool(function.is_view) or stem in CONSTANTS or name in FREE
-
-
-def _written(returned: Any) -> int:
-    if isinstance(returned, Tensor):
-        return returned.numel()
-    return sum(map(_written, returned)) if isinstance(returned, (tuple, list)) else 0

@@ -3,8 +3,8 @@
     for level in probe(tower, state):
         print(level.level, level.growth.value, level.over_window, level.advice)
 
-Two runs of a level with the same optimizer parameters, keys and data differ by a perturbation of x and of everything
-that the optimizer remembers. The rate at which they part is the largest Lyapunov exponent (Benettin, Galgani, Giorgilli
+Two runs of a level with the same optimizer parameters, keys and data differ by a perturbation of x and of the
+optimizer's state. Their distance grows at a rate that is the largest Lyapunov exponent (Benettin, Galgani, Giorgilli
 and Strelcyn 1980, Meccanica 15):
 
     growth = mean over updates and copies of  log(|delta after an update| / |delta before it|)
@@ -14,8 +14,8 @@ products of the same Jacobians, d x_T / d params = sum_t J_T ... J_(t+1) d updat
 parameters has this rate too where it is above 0, and no other one is measured.
 
 **Two rates.** What grows in the run need not grow in the gradient. Exact gradients and forward mode follow J whole.
-First order takes the gradients below as data, so what it multiplies is the Jacobian of the update alone. That is
-measured as well: a perturbed run is fed the gradients of the other one. An LSTM that jumps about a minimum is chaotic
+First order takes the gradients below as data, so it multiplies the Jacobian of the update alone. The probe measures
+that too: it gives a perturbed run the gradients of the unperturbed one. An LSTM that jumps about a minimum is chaotic
 while its first-order gradients are tame; a rule that is chaotic by itself swamps both.
 
 `recursion.analysis.growth` measures, `recursion.analysis.advice` says what a factor means, and
@@ -24,20 +24,18 @@ while its first-order gradients are tame; a rule that is chaotic by itself swamp
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from levels import keys
 from levels.base import Carry
-from levels.config import format_value, require
+from levels.config import require
 from levels.faults import NonFiniteError, Skip
 from levels.level import Level
-from recursion.analysis.advice import Followed, advised, followed_by, longest_bearable, verdict, warned
+from recursion.analysis.advice import Followed, advised, followed_by, longest_bearable, span, verdict, warned
 from recursion.analysis.growth import Logs, Plan, follow, path_of, rate
+from recursion.evaluate.deploy import require_counts
 from recursion.evaluate.statistics import Estimate
 from recursion.tower import Tower, TowerState
 
@@ -46,7 +44,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class LevelGrowth:
-    """What the probe found at one level. Rates are natural logarithms for each update, with 95% intervals."""
+    """The probe's finding at one level. Rates are natural logarithms for each update, with 95% intervals."""
 
     level: int  # from 1
     name: str  # of the optimizer
@@ -68,50 +66,43 @@ class LevelGrowth:
 def probe(
     tower: Tower, state: TowerState, *, windows: int | None = None, seed: int = 0, progress: Progress | None = None
 ) -> list[LevelGrowth]:
-    """Growth at each level, level 1 first, from where ``state`` stands; neither is changed.
+    """Growth at each level, level 1 first, from ``state`` on; the tower and the state stay unchanged.
 
     ``windows``: how many of each level are counted, at least 1; None for 20 updates, and at least 4 windows. A quarter
     as many run before, in which a perturbation turns to where growth is largest. ``seed``: of the perturbations, any
     integer of 64 bits. ``progress`` is called with what is probed, and the share that is done. The topmost level runs
-    with ``state.theta``, one below with what the level above carries, without an evolution estimator's perturbations.
+    with ``state.theta``, a level below with what the level above carries, without an evolution estimator's
+    perturbations.
 
     Intervals are bootstraps over the level's copies, with one copy over windows (and with one window over updates).
-    Copies that stop being finite are skipped, at all levels, begin afresh, and are not counted where it is the level's
-    own; where nothing can be counted, rates are NaN. A trajectory of a single update is followed for a second one.
-    Raises ValueError if ``windows`` is out of range or ``state`` is not of this tower; `NonFiniteError`, naming the
-    level, if a problem is not finite where it begins, or a meta-loss is not.
+    Copies that stop being finite are skipped at all levels, begin afresh, and are not counted at their own level; where
+    nothing can be counted, rates are NaN. A trajectory of a single update is followed for a second one. Raises
+    ValueError if ``windows`` is out of range or ``state`` is not of this tower; `NonFiniteError`, naming the level, if
+    a problem is not finite where it begins, or a meta-loss is not.
     """
-    good = windows is None or (isinstance(windows, int) and not isinstance(windows, bool) and windows >= 1)
-    require(good, f"windows must be a whole number of at least 1, got {format_value(windows)}")
+    require_counts("", windows=windows)
     carries = _carries(tower, state)
-    lenient = Tower(tower.task, *(dataclasses.replace(level, nonfinite=Skip()) for level in tower.levels))
+    lenient = Tower(tower.task, *(replace(level, nonfinite=Skip()) for level in tower.levels))
     plans = [Plan.of(level.unroll, windows) for level in tower.levels]
-    costs = [plan.updates * cost for plan, cost in zip(plans, [1, *tower.costs])]
+    costs = [float(plan.updates * cost) for plan, cost in zip(plans, [1, *tower.costs])]
     found: list[LevelGrowth] = []
     for number, (carry, plan) in enumerate(zip(carries, plans), 1):
-        theta = state.theta if number == tower.depth else carries[number].x
-        key = keys.fold_in(keys.seed(seed, device=carry.x.device), number)
 
         def tell(share: float, number: int = number) -> None:
             if progress is not None:
                 done = sum(costs[: number - 1]) + share * costs[number - 1]
                 progress(f"level {number} of {tower.depth}", done / sum(costs))
 
-        logs = _named(lenient, number, theta, carry, key, plan.updates, tell)
+        theta = state.theta if number == tower.depth else carries[number].x
+        key = keys.fold_in(keys.seed(seed, device=carry.x.device), number)
+        try:
+            logs = follow(lenient.bound[number - 1], theta, carry, key, plan.updates, tell)
+        except NonFiniteError as error:
+            what = f"level {error.number} ({tower.levels[error.number - 1]}): {error.what}"
+            error.args = (f"{what} while level {number} was probed; {error.fix}",)
+            raise
         found.append(_judged(tower.levels[number - 1], number, number == tower.depth, plan, logs))
     return found
-
-
-def _named(
-    tower: Tower, number: int, theta: Tensor, carry: Carry, key: Tensor, updates: int, tell: Callable[[float], None]
-) -> Logs:
-    """`follow`, with an error that names the level."""
-    try:
-        return follow(tower.bound[number - 1], theta, carry, key, updates, tell)
-    except NonFiniteError as error:
-        what = f"level {error.number} ({tower.levels[error.number - 1]}): {error.what} while level {number} was probed"
-        error.args = (f"{what}; {error.fix}",)
-        raise
 
 
 def _carries(tower: Tower, state: TowerState) -> list[Carry]:
@@ -127,24 +118,16 @@ def _carries(tower: Tower, state: TowerState) -> list[Carry]:
 def _judged(level: Level, number: int, top: bool, plan: Plan, logs: Logs) -> LevelGrowth:
     """What the numbers of one level mean."""
     growth, as_data = rate(logs.real, plan), None if top else rate(logs.as_data, plan)
-    followed = None if as_data is None else followed_by(level.gradient, level, growth, as_data)
-    if math.isnan(growth.value):
-        followed = None
-    advice = advised(level, growth, as_data, followed)
+    unknown = as_data is None or math.isnan(growth.value)
+    followed = None if unknown else followed_by(level.gradient, level, growth, as_data)  # type: ignore[arg-type]
+    advice, end = advised(level, growth, as_data, followed), level.episode_length
     return LevelGrowth(
-        level=number,
-        name=str(level.optimizer),
-        unroll=level.unroll,
-        growth=growth,
-        over_window=Followed(growth, (level.lookahead or level.unroll)).factor,
-        over_horizon=None if level.episode_length is None else Followed(growth, level.episode_length).factor,
-        as_data=as_data,
+        level=number, name=str(level.optimizer), unroll=level.unroll, growth=growth, as_data=as_data,
+        over_window=Followed(growth, span(level)).factor,
+        over_horizon=None if end is None else Followed(growth, end).factor,
         in_gradient=None if followed is None else followed.factor,
         longest=None if followed is None else longest_bearable(followed.rate),
-        verdict=verdict(growth, (level.lookahead or level.unroll)),
-        advice=advice,
-        warning=warned(level, number, followed, advice),
-        path=path_of(logs.real),
-        path_as_data=None if top else path_of(logs.as_data),
+        verdict=verdict(growth, span(level)), advice=advice, warning=warned(level, number, followed, advice),
+        path=path_of(logs.real), path_as_data=None if top else path_of(logs.as_data),
         aligned=plan.aligning * plan.unroll,
-    )
+    )  # fmt: skip

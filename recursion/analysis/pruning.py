@@ -2,19 +2,18 @@
 
     shallow, state = prune(tower, state)
 
-Above a gate that is exactly closed nothing reaches the levels below, so they go on without it: the lowest such gate is
-where the tower ends. A gate that is exactly open is taken away, and what is in between stays where it is, as
-``gated(sgd, gate=fixed(0.4))``. With the gates go the optimizers that moved them, and levels with
-nothing left to train.
+Above a gate that is exactly closed nothing reaches the levels below, so they run without it: the tower ends at the
+lowest such gate. A gate that is exactly open is removed. A gate in between keeps its value, as
+``gated(sgd, gate=fixed(0.4))``. With the gates go the optimizers that moved them, and levels with nothing to train.
 
-What is left gives the losses that the whole tower gives from there on, as long as its gates stay where they are and
-nothing above the cut restarts. Two things are not carried on: the price, which no longer stands in meta-losses where a
-gate is gone, and the count of steps, which are windows of another level now.
+The pruned tower gives the losses that the whole tower would give, as long as the gates keep their values and nothing
+above the cut restarts. Two things are lost: the price, which leaves the meta-losses where a gate is gone, and the count
+of steps, which are windows of another level now.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -41,19 +40,20 @@ UNPERTURBED = (Backpropagation, Bootstrapped, Forward)  # estimators that run wi
 def prune(
     tower: Tower, state: TowerState, *, rounded: bool = False, copy: int | None = None
 ) -> tuple[Tower, TowerState]:
-    """The tower without its gates, cut above the lowest that is closed, and its state; ``step`` counts from 0 again.
+    """The tower without its gates, cut above the lowest closed one, and its state; ``step`` counts from 0 again.
 
     ``rounded``: gates in between count as open from 0.5 on, else as closed. ``copy``: of the towers that the topmost
-    level holds side by side, from 1; None for all, whose gates must agree. Where levels that are cut away held
-    several copies of what is below, the first is kept.
-
-    Raises ValueError for a tower without gates; where copies disagree; where what is left was run with perturbed
-    parameters, as for PES; and where the mover of a gate cannot be taken from beneath an optimizer, because that one
-    does not treat each of its coordinates by itself.
+    level holds side by side, from 1; None for all, whose gates must agree. Where levels that are cut away held several
+    copies of the levels below, the first is kept. Raises ValueError for a tower without gates; where copies disagree;
+    where an estimator ran what is left with perturbed parameters, as PES does; and where the mover of a gate cannot be
+    removed below an optimizer that is not elementwise.
     """
     require(bool(gates(tower, state)), f"{tower} has no gates; there is nothing to prune")
     if copy is not None:
-        tower, state = _one(tower, state, copy)
+        (*rest, top), count = tower.levels, tower.top.copies
+        require(1 <= copy <= count, f"there are {count} towers side by side, counted from 1; got copy {copy}")
+        tower = Tower(tower.task, *rest, replace(top, batch=1))
+        state = state._replace(carry=map_leaves(lambda leaf: leaf[copy - 1 : copy], state.carry))
     for gate in gates(tower, state):
         closed = float(gate.mean) < 0.5 if rounded else gate.closed
         if closed and whole(tower.levels[gate.level - 1]):
@@ -62,29 +62,20 @@ def prune(
     return _ungated(tower, state, rounded)
 
 
-def _one(tower: Tower, state: TowerState, copy: int) -> tuple[Tower, TowerState]:
-    """One of the towers side by side."""
-    count = tower.top.copies
-    require(1 <= copy <= count, f"there are {count} towers side by side, counted from 1; got copy {copy}")
-    *rest, top = tower.levels
-    alone: TowerState = state._replace(carry=map_leaves(lambda leaf: leaf[copy - 1 : copy], state.carry))
-    return Tower(tower.task, *rest, dataclasses.replace(top, batch=1)), alone
-
-
 def _cut(tower: Tower, state: TowerState, level: int) -> tuple[Tower, TowerState]:
-    """The tower below that level, which moves nothing; of several copies, the first."""
+    """The tower below that level; of several copies, the first."""
     *rest, top = tower.levels[: level - 1]
     what = f"level {level - 1} ({top}) was run with perturbed parameters, which cannot go on"
     fix = "build the shallow tower and begin anew with Tower.init(seed, theta=...)"
     require(isinstance(top.gradient, UNPERTURBED), f"{what}; {fix}")
     carries, first = tower.carries(state), (0,) * (tower.depth - level + 1)
     carry: Carry = map_leaves(lambda leaf: leaf[first], carries[level - 2])
-    shallow = Tower(tower.task, *rest, dataclasses.replace(top, lookahead=None))
+    shallow = Tower(tower.task, *rest, replace(top, lookahead=None))
     return shallow, TowerState(carries[level - 1].x[first], carry, state.step)
 
 
 class _Pruned(NamedTuple):
-    """An optimizer whose gates were taken away or fixed."""
+    """An optimizer whose gates were removed or fixed."""
 
     optimizer: Optimizer
     rows: Tensor  # int64, which of its parameters are left
@@ -92,7 +83,7 @@ class _Pruned(NamedTuple):
 
 
 def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, TowerState]:
-    """Every level with its gates taken away or fixed, from the bottom up; with each goes a parameter of its level."""
+    """Every level with its gates removed or fixed, from the bottom up; with each goes a parameter of its level."""
     carries, levels = tower.carries(state), []
     rows, below = torch.arange(tower.task.layout.size), carries[0].below
     for i, (level, bound, carry) in enumerate(zip(tower.levels, tower.bound, carries)):
@@ -107,7 +98,7 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
         if i + 1 < tower.depth:
             whole = len(pruned.rows) == theta.shape[-1]
             below = LevelState(left, _remembered(level, carries[i + 1].below.memory, whole))
-        levels.append(dataclasses.replace(level, optimizer=pruned.optimizer))
+        levels.append(replace(level, optimizer=pruned.optimizer))
         rows = pruned.rows
     step = torch.zeros_like(state.step)
     return Tower(tower.task, *levels), TowerState(state.theta[..., rows], left, step)
@@ -120,7 +111,8 @@ def _pruned(optimizer: Optimizer, theta: Tensor, state: State, below: Tensor, ro
     if isinstance(optimizer, Partition):
         return _pruned_partition(optimizer, theta, state, below, rounded)
     rows, all_left = torch.arange(theta.shape[-1]), len(below) == optimizer.param_layout.size
-    return _Pruned(_unbound(optimizer), rows, state if all_left else _narrowed(optimizer, state, below))
+    left = state if all_left else _narrowed(optimizer, state, below)
+    return _Pruned(replace(optimizer, site=None), rows, left)
 
 
 def _pruned_gate(gated: Gated, theta: Tensor, state: tuple[Tensor, State], below: Tensor, rounded: bool) -> _Pruned:
@@ -152,12 +144,8 @@ def _pruned_partition(
     return _Pruned(optimizer, torch.cat([one.rows for one in kept]), (None, *(one.state for one in kept)))
 
 
-def _unbound(optimizer: Optimizer) -> Optimizer:
-    return dataclasses.replace(optimizer, site=None)
-
-
 def _common_gate(gate: Tensor, rounded: bool) -> float:
-    """Where the gates of all copies stand."""
+    """The value of the gates of all copies."""
     if rounded:
         return float(gate.mean() >= 0.5)
     low, high = float(gate.min()), float(gate.max())
@@ -169,12 +157,10 @@ def _common_gate(gate: Tensor, rounded: bool) -> float:
 def _narrowed(optimizer: Optimizer, state: State, below: Tensor) -> State:
     """The state of an elementwise optimizer, where only the coordinates ``below`` are left."""
     free = optimizer.traits.locality == "elementwise" and fits_any_layout(optimizer)
-    why = (
-        f"{optimizer} does not treat each coordinate by itself, so what moved the gates cannot be taken from beneath it"
-    )
-    require(free, f"{why}; let them be moved by a rule without parameters, as sgd(lr=fixed(0.1))")
-    layout = optimizer.param_layout
-    size = layout.size
+    why = f"{optimizer} does not treat each coordinate by itself, so what moved the gates cannot be taken"
+    fix = "let them be moved by a rule without parameters, as sgd(lr=fixed(0.1))"
+    require(free, f"{why} from beneath it; {fix}")
+    layout, size = optimizer.param_layout, optimizer.param_layout.size
     old, new = (_state_shapes(optimizer, layout, n) for n in (size, len(below)))
     tensors = []
     for leaf, before, after in zip(leaves(state), old, new):

@@ -6,14 +6,13 @@
 Operations are counted as torch dispatches them, in the plain form in which nothing is compiled. A matrix product, a
 convolution or an attention counts the floating point operations of torch's own formulas (``torch.utils.flop_counter``:
 two for each multiplication with its addition). Every other operation counts the numbers that it writes: one each for
-an addition, a sine, a random draw, a gather or a copy, and as many as remain for a sum. Views, and memory that is
-allocated or filled with a constant, are free. A base step is what one gradient of the task takes for one copy
-(`base_flops`), and work is a number of operations divided by that. Bytes moved and Python cost time, but are no work
-here.
+an addition, a sine, a random draw, a gather or a copy, and as many as remain for a sum. Views are free, and so is
+memory that is allocated or filled with a constant. A base step is what one gradient of the task takes for one copy
+(`base_flops`), and work is a number of operations divided by that. Bytes moved and Python cost time, but no work.
 
-A level's own work is what happens while it is asked, less what happens while the one below it is: its updates, their
-derivatives, its meta-loss, its noise. The topmost level is not asked for a gradient, so it does its updates only.
-What a rule asks of the problem itself (`OptimizerTraits.evals`) counts in gradients, and not as work.
+A level's own work is what happens in a call of the level, without the calls of the level below: its updates, their
+derivatives, its meta-loss, its noise. The topmost level gives no gradient, so it does its updates only. What a rule
+asks of the problem itself (`OptimizerTraits.evals`) counts in gradients, and not as work.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import NamedTuple
 import torch
 
 from levels import keys
-from levels.base import STATE, Optimizer, Problem, ProblemTraits, Split
+from levels.base import STATE, Optimizer, Problem, ProblemTraits
 from levels.level import Level
 from recursion.analysis.metering import COPIES, Meter, Operations, Pass, measure
 from recursion.analysis.metering import base_flops as base_flops
@@ -63,19 +62,19 @@ class Lived(NamedTuple):
 
 
 def use_work(optimizer: Optimizer, task: Problem) -> float:
-    """Work of one update of an optimizer at use on one copy of the task, in base steps; the gradient apart."""
+    """Work of one update of an optimizer on one copy of the task, in base steps, without the gradient."""
     return _update(optimizer, task) / base_flops(task)
 
 
 def work_of(tower: Tower) -> Work:
-    """Work of one top step, start-up and restarts apart."""
+    """Work of one top step, without start-up and restarts."""
     return _worked(windows_of(tower, restarts=False)[1], own_work(tower))
 
 
 def lived_work(tower: Tower, own: tuple[float, ...] | None = None) -> Lived:
     """Work of start-up, and of a top step with the restarts that fall into it on the average.
 
-    ``own``: what `own_work` says of the tower, if that is at hand.
+    ``own``: the tower's `own_work`, if the caller knows it.
     """
     own = own or own_work(tower)
     start, step = windows_of(tower, restarts=True)
@@ -83,7 +82,7 @@ def lived_work(tower: Tower, own: tuple[float, ...] | None = None) -> Lived:
 
 
 def own_work(tower: Tower) -> tuple[float, ...]:
-    """Work of one window of one copy of each level, level 1 first, in base steps; what is below it apart."""
+    """Work of one window of one copy of each level, level 1 first, in base steps, without what is below it."""
     operations = Operations()
     (measured,) = measure(tower, Pass(operations, lambda: operations.count))
     return measured.work(tower)
@@ -97,7 +96,7 @@ def own_work_under(tower: Tower, own: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _update(optimizer: Optimizer, problem: Problem) -> float:
-    """Operations of one update on one copy of the problem; those of a task that it asks apart."""
+    """Operations of one update on one copy of the problem, without those of a task that the rule asks itself."""
     key = keys.split(keys.seed(0, device=problem.layout.device), COPIES)
     operations, meter = Operations(), Meter()
     with torch.no_grad():
@@ -118,8 +117,8 @@ def _worked(windows: list[float], own: tuple[float, ...]) -> Work:
 def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float]]:
     """Gradients of the task (place 0) and windows of each level, for a start and for a window of the topmost level.
 
-    A window of a level with B copies asks the one below for as many windows as its estimator evaluates, for each; one
-    that restarts every L updates has in every L / T windows a start below, and the first window there.
+    A window of a level with B copies runs as many windows below as its estimator evaluates, for each copy. A level that
+    restarts every L updates adds, in every L / T windows, a start below and the first window there.
     """
     start, first, window = [0.0], [1.0], [1.0]
     for level in tower.bound:
@@ -137,8 +136,8 @@ def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float
 def _evaluations(level: Level) -> tuple[float, float]:
     """Evaluations of the problem below in a window, and updates of the optimizer, for each copy.
 
-    The cost that an estimator names is linear in what an evaluation and an outer evaluation cost, one for each update;
-    so prices of 0 and 1 tell them apart.
+    The cost that an estimator names is linear in the costs of an evaluation and of an outer evaluation, one for each
+    update; so costs of 0 and 1 separate them.
     """
     traits = level.problem.traits
     free, asked, counted = (
@@ -150,25 +149,19 @@ def _evaluations(level: Level) -> tuple[float, float]:
 
 
 class _Priced(Observed):
-    """A problem whose evaluations have another price."""
+    """A problem whose evaluations have another cost."""
 
     def __init__(self, problem: Problem, evals: int, outer: int) -> None:
         super().__init__(problem, Tally())
-        self.prices = evals, outer
+        self.costs = evals, outer
 
     @property
     def traits(self) -> ProblemTraits:
-        traits, (evals, outer) = self.problem.traits, self.prices
-        product = evals * traits.product_evals / max(1, traits.evals)
-        return traits._replace(evals=evals, outer_evals=outer, product_evals=product)
-
-    def on(self, split: Split) -> _Priced:
-        return _Priced(self.problem.on(split), *self.prices)
+        return self.problem.traits._replace(evals=self.costs[0], outer_evals=self.costs[1])
 
 
 def _copies_below(level: Level) -> Iterator[int]:
     """Copies of the levels under this one."""
-    problem = level.problem
-    while isinstance(problem, Level):
-        yield problem.copies
-        problem = problem.problem
+    while isinstance(level.problem, Level):
+        level = level.problem
+        yield level.copies

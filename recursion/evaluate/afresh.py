@@ -37,15 +37,9 @@ def is_optimizer(tower: Tower) -> bool:
 
 @torch.no_grad()
 def run_afresh(
-    tower: Tower,
-    task: Problem,
-    problems: int,
-    steps: int,
-    *,
-    seed: int,
-    theta: Tensor | None,
+    tower: Tower, task: Problem, problems: int, steps: int, *, seed: int, theta: Tensor | None,
     key: Tensor | None = None,
-) -> Afresh:
+) -> Afresh:  # fmt: skip
     """Run the whole tower on each of ``problems`` problems of ``task`` separately, for ``steps`` base steps.
 
     One batch does it: the topmost level holds one copy for each problem, every level below holds one copy.

@@ -75,12 +75,9 @@ def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) ->
         if not wanted:
             break
     best = {measure: _best(values) for measure, values in scores.items()}
-    return Tuned(
-        {measure: _step_size(exponent) for measure, exponent in best.items()},
-        _params(optimizer, task, list(best.values())),
-        {measure: {_step_size(e): v for e, v in sorted(values.items())} for measure, values in scores.items()},
-        spent,
-    )
+    sizes = {measure: _step_size(exponent) for measure, exponent in best.items()}
+    tried = {measure: {_step_size(e): v for e, v in sorted(values.items())} for measure, values in scores.items()}
+    return Tuned(sizes, _params(optimizer, task, list(best.values())), tried, spent)
 
 
 def _params(optimizer: HyperparamOptimizer, task: Task, exponents: list[int]) -> Tensor:

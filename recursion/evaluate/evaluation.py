@@ -117,18 +117,10 @@ def held_out(who: str, tower: Tower, states: Sequence[TowerState], on: Task | No
 
 
 def evaluate(
-    tower: Tower,
-    states: Sequence[TowerState],
-    *,
-    on: Task | None = None,
-    seed: int = 0,
-    problems: int = 64,
-    tuning: int = 16,
-    steps: int = 100,
-    windows: int | None = None,
-    transfer: bool = True,
+    tower: Tower, states: Sequence[TowerState], *, on: Task | None = None, seed: int = 0, problems: int = 64,
+    tuning: int = 16, steps: int = 100, windows: int | None = None, transfer: bool = True,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Compare what the tower learned with tuned baselines on held-out problems.
 
     ``states``: of this tower after training, one for each training seed; copies within a state are averaged.
@@ -146,19 +138,14 @@ def evaluate(
     require(on is None or not subject.misfit(family), f"evaluate: {subject.misfit(family)}")
     plans, refused = _plans(family, subject, _Plan("the task itself", family, steps, problems, tuning), transfer)
     spent = {"deployment": subject.base_steps, "tuning": 0, "runs": 0}
-    scenarios, done, total = [], 0.0, sum(plan.cost for plan in plans)
-    for plan in plans:
-        scenarios.append(_scenario(subject, plan, seed, spent, _within(tell, done / total, plan.cost / total)))
-        done += plan.cost
+    costs = [plan.steps * (plan.problems + plan.tuning) for plan in plans]
+    scenarios = []
+    for number, (plan, cost) in enumerate(zip(plans, costs)):
+        within = _within(tell, sum(costs[:number]) / sum(costs), cost / sum(costs))
+        scenarios.append(_scenario(subject, plan, seed, spent, within))
     tell("done", 1.0)
-    return Evaluation(
-        tower=repr(tower),
-        training_seeds=len(subject.sizes),
-        seed=seed,
-        scenarios=tuple(scenarios),
-        refused=refused,
-        base_steps=spent,
-    )
+    return Evaluation(tower=repr(tower), training_seeds=len(subject.sizes), seed=seed,
+                      scenarios=tuple(scenarios), refused=refused, base_steps=spent)  # fmt: skip
 
 
 class _Plan(NamedTuple):
@@ -167,10 +154,6 @@ class _Plan(NamedTuple):
     steps: int
     problems: int
     tuning: int
-
-    @property
-    def cost(self) -> float:
-        return float(self.steps * (self.problems + self.tuning))
 
 
 def _plans(task: Task, subject: Subject, first: _Plan, transfer: bool) -> tuple[list[_Plan], dict[str, str]]:
@@ -204,29 +187,24 @@ def _scenario(subject: Subject, plan: _Plan, seed: int, spent: dict[str, int], t
     for measure in MEASURES:
         best = min(results[1:], key=lambda result: result.measures[measure].mean.value).name
         gap = difference(_values(measure, ours, subject.sizes), _values(measure, theirs[best][measure], [1]))
-        comparisons.append(_compared(measure, best, gap, seed))
-    return Scenario(
-        label=plan.label,
-        task=repr(plan.task),
-        steps=plan.steps,
-        problems=plan.problems,
-        results=tuple(results),
-        comparisons=tuple(comparisons),
-    )
+        found, share = estimate(gap, seed=seed), float((gap < 0).mean())
+        words = {-1: f"lower than {best}", 0: f"no difference from {best} shown", 1: f"higher than {best}"}
+        comparisons.append(Comparison(measure=measure, baseline=best, difference=found, share_lower=share,
+                                      verdict=words[found.sign]))  # fmt: skip
+    return Scenario(label=plan.label, task=repr(plan.task), steps=plan.steps, problems=plan.problems,
+                    results=tuple(results), comparisons=tuple(comparisons))  # fmt: skip
 
 
 def _result(name: str, losses: dict[str, Tensor], sizes: list[int], tuned: Tuned | None, seed: int) -> Result:
     """``losses`` by the measure that they were tuned for; ``sizes``: copies of each training seed."""
     measures = {}
     for measure, run_losses in losses.items():
-        finite = torch.isfinite(run_losses).all(0)
-        measures[measure] = Measured(
-            mean=estimate(_values(measure, run_losses, sizes), seed=seed),
-            diverged=int((~finite).sum()),
-            runs=finite.numel(),
-            step_size=None if tuned is None else tuned.step_sizes[measure],
-        )
-    quartiles = np.quantile(_numpy(losses["mean"]), (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf")
+        finite, step_size = torch.isfinite(run_losses).all(0), None if tuned is None else tuned.step_sizes[measure]
+        found = estimate(_values(measure, run_losses, sizes), seed=seed)
+        diverged, runs = int((~finite).sum()), finite.numel()
+        measures[measure] = Measured(mean=found, diverged=diverged, runs=runs, step_size=step_size)
+    drawn = losses["mean"].double().cpu().numpy()
+    quartiles = np.quantile(drawn, (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf")
     low, median, high = (tuple(float(f"{value:.6g}") for value in row) for row in quartiles)
     return Result(name=name, measures=measures, curve=Curve(low=low, median=median, high=high))
 
@@ -234,18 +212,7 @@ def _result(name: str, losses: dict[str, Tensor], sizes: list[int], tuned: Tuned
 def _values(measure: str, losses: Tensor, sizes: list[int]) -> Values:
     """Losses ``[steps + 1, S, P]`` as ``[seeds, P]``: the mean over the copies of each training seed."""
     values = torch.split(MEASURES[measure](losses).double(), sizes)
-    return _numpy(torch.stack([copies.mean(0) for copies in values]))
-
-
-def _numpy(values: Tensor) -> Values:
-    return np.asarray(values.double().cpu().numpy())
-
-
-def _compared(measure: str, best: str, gap: Values, seed: int) -> Comparison:
-    found = estimate(gap, seed=seed)
-    words = {-1: f"lower than {best}", 0: f"no difference from {best} shown", 1: f"higher than {best}"}
-    share, verdict = float((gap < 0).mean()), words[found.sign]
-    return Comparison(measure=measure, baseline=best, difference=found, share_lower=share, verdict=verdict)
+    return np.asarray(torch.stack([copies.mean(0) for copies in values]).cpu().numpy())
 
 
 def _within(tell: Progress, start: float, share: float) -> Progress:
