@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -71,7 +72,7 @@ class Level(Config, Problem):
     def layout(self) -> Layout:
         return self.optimizer.layout
 
-    @property
+    @cached_property
     def traits(self) -> ProblemTraits:
         return episode.level_traits(self)
 
