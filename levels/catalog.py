@@ -277,7 +277,7 @@ def _is_part(cls: object, module: str) -> bool:
     """Whether it is a concrete part, defined there rather than imported."""
     if not (isinstance(cls, type) and issubclass(cls, Config) and cls.__module__ == module):
         return False
-    return hasattr(cls, "name") and not inspect.isabstract(cls)
+    return bool(getattr(cls, "name", "")) and not inspect.isabstract(cls)
 
 
 def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
