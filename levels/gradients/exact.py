@@ -55,6 +55,7 @@ def require_followed(estimator: Estimator, level: LevelLike) -> None:
     _check_gradient(problem)
 
 
+@torch.enable_grad()
 def _check_update(level: LevelLike) -> None:
     """ValueError unless one update can be differentiated twice."""
     optimizer, key = level.optimizer, keys.seed(0, device=level.layout.device)
