@@ -38,7 +38,7 @@ class Gated(Wrapper):
     """``inner``: the optimizer behind the gate. ``gate``: how far it is open at first, between 0 and 1; ``fixed(0.3)``
     keeps it there, from 0 to 1. ``price``: what a fully open gate adds to the level's meta-loss, at least 0.
 
-    Its own state is how far the gate was open at the last update, ``[*batch, copies]``; only its metrics read that.
+    Its own state is how far the gate was open at the last update, ``[*batch, copies]``; no update reads that.
     """
 
     name = "gated"
@@ -50,7 +50,7 @@ class Gated(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         gate = self.gate
-        good = 0 <= gate.start <= 1 if isinstance(gate, Fixed) else 0 < gate < 1
+        good = 0 <= self._start <= 1 if isinstance(gate, Fixed) else 0 < self._start < 1
         fix = "fixed(0) and fixed(1) are closed and open for good"
         require(good, f"gated: gate must be a number between 0 and 1, got {format_value(gate)}; {fix}")
 
@@ -58,11 +58,11 @@ class Gated(Wrapper):
         return {} if isinstance(self.gate, Fixed) else {"gate": ()}
 
     def own_init(self, key: Tensor) -> Tensor:
-        start = 0.5 if isinstance(self.gate, Fixed) else (self.gate - LOW) / (HIGH - LOW)
+        start = (self._start - LOW) / (HIGH - LOW)
         return super().own_init(key) + (math.log(start) - math.log1p(-start))
 
     def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> Tensor:
-        return self.open(own_theta)[..., None].expand(x.shape[:-1])
+        return x.new_full(key.shape, self._start)
 
     def own_metrics(self, own: Tensor) -> dict[str, Tensor]:
         return {"gate": own}
@@ -86,5 +86,9 @@ class Gated(Wrapper):
     def open(self, theta: Tensor) -> Tensor:
         """How far the gates of parameters ``[*batch, m]`` are open, from 0 to 1: ``[*batch]``."""
         if isinstance(self.gate, Fixed):
-            return theta.new_full(theta.shape[:-1], self.gate.start)
+            return theta.new_full(theta.shape[:-1], self._start)
         return (LOW + (HIGH - LOW) * theta[..., 0].sigmoid()).clamp(0, 1)
+
+    @property
+    def _start(self) -> float:
+        return self.gate.start if isinstance(self.gate, Fixed) else self.gate
