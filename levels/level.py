@@ -6,8 +6,8 @@ A level answers "value and gradient at given parameters" by running one window o
         x, s        = optimizer.update(theta, x, s, f, g)
         f, g, state = problem.value_and_grad(x, state)
 
-Its parameters are the optimizer's, theta; its value is the window's meta-loss; its estimator gives the gradient. A ``g``
-is read by the next update, and is the derivative of the meta-loss at its ``x``: so nothing is evaluated twice.
+Its parameters are the optimizer's, theta; its value is the window's meta-loss; its estimator gives the gradient. A g
+is read by the next update, and is the derivative of the meta-loss at its x: so nothing is evaluated twice.
 """
 
 from __future__ import annotations

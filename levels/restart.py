@@ -1,9 +1,8 @@
-"""Restarts: when trajectories begin again, and what happens to copies that fail. The only place that masks copies.
+"""Restarts: when trajectories begin again, and what happens to copies that fail.
 
-A copy restarts when its age reaches the level's horizon, and after a failure. It fails when a loss, or the square of a
-gradient, is not finite. Then the level's policy decides: `Stop` raises, `Skip` lets the copy stand still. A copy that
-stands still goes back to where its window began, contributes nothing to the meta-gradient, counts its first loss, and
-restarts before its next window.
+A copy restarts when its age reaches the level's horizon, and after a failure: a loss, or the square of a gradient, that
+is not finite. Then the level's policy raises, or skips the copy: it goes back to where its window began, counts its
+first loss, contributes nothing to the meta-gradient, and restarts before its next window.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from levels import keys
 from levels.autodiff import as_data, is_followed, stop_gradient
-from levels.base import RESET, STATE, Answer, Carry, Evaluate, LevelLike, Problem, Step, Window
+from levels.base import RESET, STATE, Answer, Carry, Evaluate, LevelLike, Step, Window
 from levels.faults import NonFiniteError, Stop, is_finite, is_sound
+from levels.replay import replayed
 from levels.tree import choose, keep_named, scatter
 
 RESTART = -1  # folded into a copy's key for its next trajectory
@@ -28,10 +28,9 @@ DRAWS = 8  # failed starts in a row after which a copy is given up
 def run(
     level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate = as_data, *, keep: bool = True
 ) -> tuple[Carry, Window]:
-    """Restart the copies that are due, run one window, and deal with copies that fail.
+    """The carry after one window's ``unroll`` updates, as constants, and the window; copies that are due restart first.
 
-    Returns the carry after ``unroll`` updates, as constants, and the window. Without ``keep``, `Window.steps` is empty
-    and memory does not grow with the unroll.
+    Without ``keep``, `Window.steps` is empty and memory does not grow with the unroll.
     """
     start = restarted(level, theta, carry)
     first = begun(level, theta, start, evaluate)
@@ -148,29 +147,3 @@ def _skip(
     steps = replayed(level, theta, window.start, [step.answer for step in window.steps], evaluate, failed)
     losses = torch.stack([step.answer.loss for step in steps])
     return Window(window.start, steps, losses, failed), steps[level.unroll - 1]
-
-
-def replayed(
-    level: LevelLike,
-    theta: Tensor,
-    first: Carry,
-    answers: list[Answer],
-    evaluate: Evaluate,
-    failed: Tensor | None = None,
-) -> list[Step]:
-    """The steps of a window from ``first`` whose ``answers`` are known: updates are made again, nothing is evaluated.
-
-    Copies in ``failed`` stand still at ``first``. The states in ``answers`` may be None if ``evaluate`` reads none.
-    """
-    x, _, f, g, below = stop_gradient(first[:5])
-    known = [stop_gradient(answer) for answer in answers]
-    if failed is not None:
-        still = Answer(f, g, None if known[0].below is None else below, f, torch.zeros_like(g))
-        known = [keep_named("skipped", choose(failed, still, answer), answer) for answer in known]
-    left = iter(known)
-
-    def replay(problem: Problem, at: Tensor, below: Any) -> Answer:
-        at = at if failed is None else torch.where(failed[..., None], x, at)
-        return evaluate(problem, at, below, next(left))
-
-    return list(level.window(theta, first, replay, failed))

@@ -25,7 +25,8 @@ from levels.autodiff import as_data, is_followed
 from levels.base import Answer, Carry, LevelLike, LevelState, Problem, Window
 from levels.config import Count
 from levels.gradients.first_order import Backpropagation, FirstOrder, window_vjp
-from levels.restart import begun, replayed, run
+from levels.replay import replayed
+from levels.restart import begun, run
 from levels.tree import State, map_leaves
 
 
