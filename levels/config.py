@@ -144,7 +144,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is None:
         return value is None
-    return not isinstance(hint, type) or isinstance(value, hint)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
 def described(hint: Any) -> str:
@@ -161,9 +161,9 @@ def described(hint: Any) -> str:
         return "one of " * (len(typing.get_args(hint)) > 1) + ", ".join(map(str, typing.get_args(hint)))
     if origin is tuple:
         return "a list, each " + described(typing.get_args(hint)[0])
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+    plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
     name = getattr(hint, "__name__", str(hint))
-    return words.get(hint) or ("an " if name[0] in "AEIO" else "a ") + name
+    return plain.get(hint) or ("an " if name[0] in "AEIO" else "a ") + name
 
 
 def listed(settings: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from levels import base, episode, keys
 from levels.autodiff import as_data, clipped, slope
-from levels.base import Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, ProblemTraits, Step
+from levels.base import Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, Step
 from levels.config import Config, Count, Positive, changed, listed, setting, unwritten
 from levels.faults import NonFinite, Stop, vetted
 from levels.gradients.first_order import FirstOrder
@@ -72,9 +72,7 @@ class Level(Config, Problem):
     def layout(self) -> Layout:
         return self.optimizer.layout
 
-    @cached_property
-    def traits(self) -> ProblemTraits:
-        return episode.level_traits(self)
+    traits = cached_property(episode.level_traits)
 
     def init(self, key: Tensor) -> Tensor:
         return self.optimizer.init(key)

@@ -1,8 +1,9 @@
 """Parts are found by name without being listed, and settings are checked against their annotations."""
 
 import dataclasses
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -10,21 +11,21 @@ import pytest
 import levels
 import levels.optimizers
 from levels import catalog
+from levels.config import Config
 from levels.hyper import Hyper, Log
 from levels.level import Level
 from levels.objectives import Objective, Sum
 from levels.optimizers.adam import Adam
 from levels.optimizers.sgd import SGD
-from levels.config import Config
 from levels.tasks.module import ModuleTask
 
 NEW_RULE = '''
 from dataclasses import dataclass
-from levels.hyper import HandMade
+from levels.hyper import HyperparamOptimizer
 from levels.optimizers.sgd import SGD
 
 @dataclass(frozen=True, repr=False)
-class Unfinished(HandMade):
+class Unfinished(HyperparamOptimizer):
     """Has a name, but no step."""
 
     name = "unfinished"
@@ -54,8 +55,8 @@ def folder(tmp_path, monkeypatch) -> Iterator[Any]:
 
 
 def test_every_concrete_part_of_the_package_is_found():
-    exported = [getattr(levels, name) for name in levels.__all__]
-    concrete = {cls for cls in exported if isinstance(cls, type) and issubclass(cls, Config) and hasattr(cls, "name")}
+    exported = [cls for cls in vars(levels).values() if isinstance(cls, type) and issubclass(cls, Config)]
+    concrete = {cls for cls in exported if getattr(cls, "name", "") and not inspect.isabstract(cls)} - {Level}
     found = {cls for kind in catalog.KINDS for cls in catalog.parts(kind).values()}
     assert concrete <= found
     assert all(catalog.name_of(cls) == cls.name for cls in found)
@@ -125,7 +126,6 @@ def test_a_stranger_is_imported_by_its_dotted_name(folder):
 @pytest.mark.parametrize(
     ("name", "kinds", "sentence"),
     [
-        ("adan", ("optimizer",), "unknown optimizer 'adan' (did you mean adam?); known: "),
         ("zzz", ("objective",), "unknown objective 'zzz'; known: discounted, last, mean-log, sum"),
         ("sum", ("task",), "'sum' is an objective, not a task; known: "),
         (
@@ -134,11 +134,18 @@ def test_a_stranger_is_imported_by_its_dotted_name(folder):
             "cannot import 'no.such' (No module named 'no'); install it or put it on PYTH",
         ),
         ("levels.Adm", ("optimizer",), "module 'levels' has no 'Adm' (did you mean Adam?)"),
-        ("levels.Adam", ("task",), "'levels.Adam' is not a task: expected a concrete subclass of Part with a name"),
-        ("levels.HandMade", ("optimizer",), "'levels.HandMade' is not an optimizer: expected a concrete subclass of"),
-        ("math.pi", ("optimizer",), "'math.pi' is not an optimizer: expected a concrete subclass of Part with a name"),
+        ("levels.Adam", ("task",), "'levels.Adam' is not a task: expected a concrete subclass of Config with a name"),
+        (
+            "levels.HyperparamOptimizer",
+            ("optimizer",),
+            "'levels.HyperparamOptimizer' is not an optimizer: expected a concrete subclass of",
+        ),
+        (
+            "math.pi",
+            ("optimizer",),
+            "'math.pi' is not an optimizer: expected a concrete subclass of Config with a name",
+        ),
         ("..Adam", ("optimizer",), "'..Adam' is not the path of a class; write it as mypkg.mymodule.MyClass"),
-        (".Adam", ("task", "optimizer"), "'.Adam' is not the path of a class; write it as mypkg.mymodule.MyClass"),
     ],
 )
 def test_names_that_lead_nowhere(name, kinds, sentence):
@@ -160,9 +167,13 @@ def test_a_class_inside_a_function_has_no_name_to_be_found_by():
 def test_settings_are_the_constructors():
     settings = catalog.settings_of(Adam)
     assert list(settings) == ["lr", "beta1", "beta2", "eps"]
-    assert settings["lr"] == catalog.Setting("lr", Hyper | float, required=False, positional=True)
-    assert catalog.settings_of(Log)["start"] == catalog.Setting("start", float, required=True, positional=True)
+    assert settings["lr"] == catalog.Setting("lr", Hyper | float, required=False, positional=True, field="lr")
+    assert catalog.settings_of(Log)["start"] == catalog.Setting(
+        "start", float, required=True, positional=True, field="start"
+    )
     assert not any(setting.positional for setting in catalog.settings_of(Level).values())
+    assert catalog.settings_of(Level)["ahead"].field == "lookahead"
+    assert "site" not in catalog.settings_of(Adam)
     assert catalog.settings_of(int) == {}
 
 
@@ -184,19 +195,16 @@ def test_annotations_that_cannot_be_resolved_take_anything():
         (None, int | None, None),
         ("auto", int | Literal["auto"], "auto"),
         ((1, 2), tuple[int, ...], (1, 2)),
-        ([1, 2], tuple[int, ...], (1, 2)),
         ((1, 2), list[int], [1, 2]),
         (((1, 2), (3,)), tuple[list[int], ...], ([1, 2], [3])),
-        ((1, 0.5), Sequence[float], (1, 0.5)),
         ((1, "a"), tuple[int, str], (1, "a")),
         ((), tuple[int, ...], ()),
         (20, tuple[int, ...], (20,)),
-        (20, tuple[int, ...] | int, 20),
         (Sum(), Objective, Sum()),
         ("word", Any, "word"),
     ],
 )
-def test_settle(value, hint, expected):
+def test_coerce(value, hint, expected):
     settled = catalog.coerce(value, hint)
     assert settled == expected
     assert type(settled) is type(expected)
@@ -208,17 +216,15 @@ def test_settle(value, hint, expected):
         (True, int, "must be a whole number, got true"),
         (2.5, int | None, "must be a whole number or none, got 2.5"),
         (1, bool, "must be true or false, got 1"),
-        (True, float, "must be a number, got true"),
         (1, Literal["auto", "none so far"], 'must be auto or "none so far", got 1'),
         (3, str, "must be a word, got 3"),
         (Sum(), Hyper | float, "must be a hyperparameter space or a number, got sum"),
         ((1, 2.5), tuple[int, ...], "must be a list (each a whole number), got [1, 2.5]"),
         ((1, 2, 3), tuple[int, int], "must be a list (each a whole number, a whole number), got [1, 2, 3]"),
-        (None, list[int], "must be a list (each a whole number), got none"),
         ("x", tuple[int, ...], "must be a list (each a whole number), got x"),
     ],
 )
-def test_settle_refuses_other_kinds(value, hint, sentence):
+def test_coerce_refuses_other_kinds(value, hint, sentence):
     with pytest.raises(ValueError) as caught:
         catalog.coerce(value, hint)
     assert str(caught.value) == sentence
@@ -237,11 +243,7 @@ PYTHON = (
         (Log, {}, "log is missing its setting start, a number"),
         (Level, {"optimizer": SGD(), "stagger": 3}, "stagger must be true or false, got 3"),
         (SGD, {"nesterov": "yes"}, "sgd: nesterov must be true or false, got yes"),
-        (
-            ModuleTask,
-            {"minibatch": 3},
-            PYTHON,
-        ),
+        (ModuleTask, {"minibatch": 3}, PYTHON),
     ],
 )
 def test_make_refuses(cls, given, sentence):
@@ -269,11 +271,3 @@ def test_types_in_words():
     assert catalog.describe(Hyper | float | None) == "a hyperparameter space, a number or none"
     assert catalog.describe(Config) == ", ".join(map(catalog.article, [*catalog.KINDS][:-1])) + " or a nonfinite policy"
     assert catalog.describe(complex) == "a Python object"
-
-
-def test_a_part_without_fields_need_not_be_a_dataclass():
-    class Bare(Config):
-        name = "bare"
-
-    assert repr(Bare()) == "bare"
-    assert isinstance(catalog.make(Bare, {}), Bare)

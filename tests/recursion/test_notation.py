@@ -26,7 +26,7 @@ from levels import (
     Skip,
     Stop,
     Sum,
-)
+)  # fmt: skip
 from levels.config import format_value
 from recursion.notation import parse
 from recursion.tower import Tower
@@ -53,26 +53,30 @@ class Odd(SGD):
 
 CANONICAL = [
     "quadratic: adam",
-    "quadratic: sgd@1 / sgd",
-    "digits-mlp: adam@1 / sgd@1 / sgd@1 / sgd",
     "digits-mlp: lstm@20 / lstm@5 / adam",
     "digits-mlp(hidden=[20, 20], activation=relu): sgd(lr=linear(0.1), momentum=0.9)@1 / sgd(lr=linear(0.0001))",
     "quadratic(split=test, dtype=float64, dims=3): adam(lr=log(0.01, per=tensor), beta1=fixed(0.8))@7",
-    "quadratic: adam(eps=1e-10)[nonfinite=skip]",
-    "quadratic: lstm(hidden=5, layers=1)@20[horizon=100, batch=64, objective=mean-log, clip=1] / adam",
+    "quadratic: lstm(hidden=5, layers=1)@20[horizon=100, batch=64, ahead=40, objective=mean-log, clip=1] / adam",
     "quadratic: lstm@20[horizon=none, stagger=false] / sgd(momentum=logit(0.9, per=coordinate), nesterov=true)",
-    "quadratic: lstm(p=5)@2[objective=discounted(discount=0.5)] / adam",
-    "quadratic: adam@2[clip=0.125] / rmsprop(lr=1e+20)",
+    "quadratic: lstm(p=5)@2[objective=discounted(discount=0.5)] / adam(eps=1e-10)@2[clip=0.125, nonfinite=skip]",
+    "quadratic: by-name([x], [relay(adam, sgd, after=2)])@4[gradient=mix(first-order, pes(pairs=2))] / adam",
 ]
-
-
-WITH_BRACKETS = (
-    "quadratic(10): lstm(hidden=20, layers=2)@20[batch=64, horizon=100, clip=1, objective=mean-log] / adam(lr=3e-3)"
-)
 SPACED = (
     "\n quadratic ( 3 ,dtype = float64 )  :sgd(.5,momentum=none)@ 2 [ objective=discounted ( 0.9 ),"
     "\tgradient=first-order, horizon = auto,stagger=true ]/sgd(lr=linear(-2,per=coordinate)) [] "
 )
+GIVEN = {
+    "digits-mlp: lstm@20 / adam(lr=1e-3)":
+        Tower(DigitsMLP(), Level(optimizer=LSTM(), unroll=20), Level(optimizer=Adam(lr=0.001))),
+    SPACED:
+        Tower(Quadratic(dims=3, dtype="float64"), Level(optimizer=SGD(lr=0.5), unroll=2, objective=Discounted(0.9)),
+              Level(optimizer=SGD(lr=Linear(-2, "coordinate")))),
+    'digits-mlp(40, "tanh", 7): adam()[ahead=1, objective=last, nonfinite=stop, horizon=none, clip=+1.5E1] / sgd':
+        Tower(DigitsMLP(hidden=(40,), activation="tanh", minibatch=7),
+              Level(optimizer=Adam(), lookahead=1, objective=Last(), nonfinite=Stop(), horizon=None, clip=15.0),
+              Level(optimizer=SGD())),
+    "quadratic: levels.optimizers.adam.Adam(1e-2)": Tower(Quadratic(), Level(optimizer=Adam(lr=0.01))),
+}  # fmt: skip
 
 
 def same(one: Tower, other: Tower) -> bool:
@@ -94,52 +98,7 @@ def test_canonical_text_is_what_the_tower_prints(text):
     assert same(parse(repr(tower)), tower)
 
 
-@pytest.mark.parametrize(
-    ("text", "tower"),
-    [
-        (
-            "digits-mlp: lstm@20 / lstm@5 / adam(lr=1e-3)",
-            Tower(
-                DigitsMLP(),
-                Level(optimizer=LSTM(), unroll=20),
-                Level(optimizer=LSTM(), unroll=5),
-                Level(optimizer=Adam()),
-            ),
-        ),
-        (
-            WITH_BRACKETS,
-            Tower(
-                Quadratic(),
-                Level(optimizer=LSTM(), unroll=20, batch=64, horizon=100, clip=1, objective=MeanLog()),
-                Level(optimizer=Adam(lr=0.003)),
-            ),
-        ),
-        (
-            "digits-mlp(hidden=[20, 20], activation=relu): sgd(lr=linear(0.1), momentum=0.9)@1 / sgd(lr=linear(1e-4))",
-            Tower(
-                DigitsMLP(hidden=(20, 20), activation="relu"),
-                Level(optimizer=SGD(lr=Linear(0.1), momentum=0.9)),
-                Level(optimizer=SGD(lr=Linear(1e-4))),
-            ),
-        ),
-        (
-            SPACED,
-            Tower(
-                Quadratic(dims=3, dtype="float64"),
-                Level(optimizer=SGD(lr=0.5), unroll=2, objective=Discounted(0.9)),
-                Level(optimizer=SGD(lr=Linear(-2, "coordinate"))),
-            ),
-        ),
-        (
-            'digits-mlp(40, "tanh", 7): adam()[objective=last, nonfinite=stop, horizon=none, clip=+1.5E1]',
-            Tower(
-                DigitsMLP(hidden=(40,), activation="tanh", minibatch=7),
-                Level(optimizer=Adam(), objective=Last(), nonfinite=Stop(), horizon=None, clip=15.0),
-            ),
-        ),
-        ("quadratic: levels.optimizers.adam.Adam(1e-2)", Tower(Quadratic(), Level(optimizer=Adam(lr=0.01)))),
-    ],
-)
+@pytest.mark.parametrize(("text", "tower"), GIVEN.items())
 def test_reads_what_is_meant(text, tower):
     assert same(parse(text), tower)
     assert same(parse(repr(parse(text))), tower)
@@ -189,19 +148,19 @@ def task(rng: random.Random):
 def test_round_trip_over_a_family():
     rng = random.Random(0)
     texts = set()
-    for _ in range(200):
+    for _ in range(50):
         tower = Tower(task(rng), *(level(rng) for _ in range(rng.randint(1, 4))))
         again = parse(repr(tower))
         assert same(again, tower), repr(tower)
         assert repr(again) == repr(tower)
         texts.add(repr(tower))
-    assert len(texts) == 200
+    assert len(texts) == 50
 
 
 def test_fifty_levels():
     text = "quadratic: " + " / ".join(["sgd@1", "lstm(hidden=2, layers=1)@3"] * 25)
     tower = parse(text)
-    assert tower.depth == 50
+    assert len(tower.levels) == 50
     assert repr(tower) == text
 
 
@@ -224,9 +183,7 @@ def test_a_strangers_part(stranger):
     assert same(parse(repr(tower)), tower)
 
 
-@pytest.mark.parametrize(
-    "text", ["word", "two words", "", "true", "none", "inf", "3", "-x", "a.b-c_d", 'q"\\', "ä", "a/b:c", "line\nbreak"]
-)
+@pytest.mark.parametrize("text", ["two words", "", "true", "inf", "3", "a.b-c_d", 'q"\\', "ä/b:c", "line\nbreak"])
 def test_any_string_survives(stranger, text):
     odd = parse("quadratic: strangers_notation.Odd(needed=x)").levels[0].optimizer
     tower = Tower(Quadratic(), Level(optimizer=type(odd)(path=text, needed=text)))
@@ -248,72 +205,56 @@ LEVELS = "a level is written 'lstm(hidden=20)@20[batch=64]'"
 END = "the end of the text"
 OF_LEVEL = "it has horizon, batch, stagger, ahead, objective, gradient, clip, nonfinite"
 
-WRONG = {
-    # the shape of a tower
-    "": f"task: expected a task, got {END}; {TASKS}",
+SHAPES = {
     "quadratic": f"task (quadratic): expected ':' behind the task, got {END}; {TASKS}",
-    "quadratic adam": f"task (quadratic adam): expected ':' behind the task, got 'adam'; {TASKS}",
+    "": f"task: expected a task, got {END}; {TASKS}",
     "quadratic:": f"level 1: expected an optimizer, got {END}; {TASKS}",
-    "quadratic: adam /": f"level 2: expected an optimizer, got {END}; {TASKS}",
-    "quadratic: / adam": f"level 1: expected an optimizer, got '/'; {TASKS}",
     "quadratic: adam: sgd": f"level 1 (adam): expected '/' or the end behind a level, got ':'; {LEVELS}",
-    "quadratic: adam; sgd": f"level 1 (adam; sgd): expected '/' or the end behind a level, got ';'; {LEVELS}",
-    "quadratic: lstm[]@20": f"level 1 (lstm[]@20): expected '/' or the end behind a level, got '@'; {LEVELS}",
-    "quadratic: lstm@x": f"level 1 (lstm@x): expected the unroll, a whole number, behind '@', got 'x'; {LEVELS}",
-    # names
     "adam: sgd": "task (adam): 'adam' is an optimizer, not a task; known: *",
-    "quadratics: sgd": "task (quadratics): unknown task 'quadratics' (did you mean quadratic?); known: *",
-    "quadratic: lstm@2 / adan": "level 2 (adan): unknown optimizer 'adan' (did you mean adam?); known: *",
-    "quadratic: sgd[objective=lst]": "level 1 (sgd[objective=lst]): unknown objective 'lst' (did you mean last?); *",
-    "quadratic: sgd[nonfinite=sum]": "level 1 (sgd[nonfinite=sum]): 'sum' is an objective, not a nonfinite policy; *",
-    "quadratic: sgd(lr=fast)": "level 1 (sgd(lr=fast)): unknown hyperparameter space 'fast'; known: fixed, linear, *",
-    "quadratic: no.such.Rule@3": "level 1 (no.such.Rule@3): cannot import 'no.such' (No module named 'no'); install *",
-    # settings: unknown, too many, twice, missing
-    "quadratic: adam(lrr=1)": "level 1 (adam(lrr=1)): adam has no setting 'lrr' (did you mean lr?); "
-    "it has lr, beta1, beta2, eps",
-    "quadratic: adam[horzon=30]": "level 1 (adam[horzon=30]): a level has no setting 'horzon' (did you mean "
-    f"horizon?); {OF_LEVEL}",
-    "quadratic: adam[unroll=30]": f"level 1 (adam[unroll=30]): a level has no setting 'unroll'; {OF_LEVEL}; "
-    "unroll: it is written @20, before the brackets",
-    "quadratic: adam[4]": f"level 1 (adam[4]): a level takes only named values, got one more, '4'; {OF_LEVEL}",
-    "quadratic(3, 4): adam": "task (quadratic(3, 4)): quadratic takes only dims without a name, "
-    "got one more, '4'; it has split, dtype, dims",
-    "quadratic: sgd[objective=sum(3)]": "level 1 (sgd[objective=sum(3)]): sum has no settings, got '3'",
-    "quadratic: adam(1, lr=2)": "level 1 (adam(1, lr=2)): adam is given lr twice; leave one out",
-    "quadratic: adam(lr=1, 2)": "level 1 (adam(lr=1, 2)): expected name=value in adam, got '2'; "
-    "values without a name come first",
-    "quadratic: sgd(lr=log)": "level 1 (sgd(lr=log)): log is missing its setting start, a number",
-    "quadratic: sgd(lr=log(per=tensor))": "level 1 (sgd(lr=log(per=tensor))): log is missing its setting start, *",
-    # brackets and commas
-    "quadratic: sgd(lr=0.1": f"level 1 (sgd(lr=0.1): expected ',' or ')' behind lr, got {END}; settings are *",
-    "quadratic: sgd(lr=0.1 / adam": "level 1 (sgd(lr=0.1): expected ',' or ')' behind lr, got '/'; settings are *",
-    "quadratic: sgd[batch=2)": "level 1 (sgd[batch=2)): expected ',' or ']' behind batch, got ')'; settings are *",
-    "quadratic: sgd(lr=0.1,)": "level 1 (sgd(lr=0.1,)): expected a setting of sgd, got ')'; it has lr, momentum, *",
-    "quadratic: sgd(lr=)": "level 1 (sgd(lr=)): expected a value for lr, got ')'; lr is a hyperparameter space or *",
-    "quadratic: sgd(lr=20x)": "level 1 (sgd(lr=20x)): expected a value for lr, got '20x'; lr is a hyperparameter *",
-    "digits-mlp(hidden=[1 2]): sgd": "task (digits-mlp(hidden=[1 2])): expected ',' or ']' in the list of hidden, "
-    "got '2'; a list is written [20, 20]",
-    'digits-mlp(activation="\\q"): sgd': 'task (digits-mlp(activation="\\q")): \'"\\q"\' is not a text as JSON *',
-    'digits-mlp(activation="re\nlu"): sgd': 'task (digits-mlp(activation="re lu")): \'"re lu"\' is not a text *',
-    'quadratic: sgd(lr="\n")': 'level 1 (sgd(lr=" ")): \'" "\' is not a text as JSON writes it: *',
-    'digits-mlp(activation="relu): sgd': 'task (digits-mlp(activation="relu)): expected a value for activation, *',
-    # kinds of values
-    "quadratic: sgd(lr=[1])": "level 1 (sgd(lr=[1])): lr must be a hyperparameter space or a number, got a list",
-    "quadratic: sgd(lr=none)": "level 1 (sgd(lr=none)): sgd: lr must be a hyperparameter space or a number, got none",
-    "quadratic: sgd(nesterov=3)": "level 1 (sgd(nesterov=3)): sgd: nesterov must be true or false, got 3",
-    "quadratic: sgd(nesterov=log(1))": "level 1 (sgd(nesterov=log(1))): expected true or false for nesterov, "
-    "got 'log'; it takes no part",
-    "digits-mlp([a]): sgd": "task (digits-mlp([a])): digits-mlp: hidden must be a list (each a whole number), got [a]",
-    "quadratic(big): sgd": "task (quadratic(big)): quadratic: dims must be a whole number, got big",
-    "quadratic: lstm@2.5": "level 1 (lstm@2.5): unroll must be a whole number, got 2.5",
-    "quadratic: lstm[horizon=ever]": "level 1 (lstm[horizon=ever]): horizon must be a whole number, none or auto, *",
-    # values that the parts refuse
     "quadratic: lstm@5 / lstm@0 / adam": "level 2 (lstm@0): unroll must be a whole number of at least 1, got 0",
-    "quadratic: lstm@20[horizon=30]": "level 1 (lstm@20[horizon=30]): horizon must be a multiple of the unroll 20, *",
     "quadratic:\n lstm(\n hidden=0)": "level 1 (lstm( hidden=0)): lstm: hidden must be a whole number of at least *",
-    "quadratic: sgd(lr=log(-1))": "level 1 (sgd(lr=log(-1))): log(-1) is outside (0.0, inf), where it has no raw value",
-    "quadratic(0): sgd": "task (quadratic(0)): quadratic: dims must be a whole number of at least 1, got 0",
-}
+}  # fmt: skip
+PIECES = {  # without the place, which is the whole piece
+    "quadratic: lstm[]@20": f"expected '/' or the end behind a level, got '@'; {LEVELS}",
+    "quadratic: lstm@x": f"expected the unroll, a whole number, behind '@', got 'x'; {LEVELS}",
+    "quadratics: sgd": "unknown task 'quadratics' (did you mean quadratic?); known: *",
+    "quadratic: sgd[objective=lst]": "unknown objective 'lst' (did you mean last?); *",
+    "quadratic: no.such.Rule@3": "cannot import 'no.such' (No module named 'no'); install *",
+    "quadratic: adam(lrr=1)": "adam has no setting 'lrr' (did you mean lr?); it has lr, beta1, beta2, eps",
+    "quadratic: adam[horzon=30]": f"a level has no setting 'horzon' (did you mean horizon?); {OF_LEVEL}",
+    "quadratic: adam[unroll=30]":
+        f"a level has no setting 'unroll'; {OF_LEVEL}; unroll: it is written @20, before the brackets",
+    "quadratic: adam[4]": f"a level takes only named values, got one more, '4'; {OF_LEVEL}",
+    "quadratic(3, 4): adam": "quadratic takes only dims without a name, got one more, '4'; it has split, dtype, dims",
+    "quadratic: sgd[objective=sum(3)]": "sum has no settings, got '3'",
+    "quadratic: adam(1, lr=2)": "adam is given lr twice; leave one out",
+    "quadratic: adam(lr=1, 2)": "expected name=value in adam, got '2'; values without a name come first",
+    "quadratic: sgd(lr=log)": "log is missing its setting start, a number",
+    "quadratic: sgd(lr=0.1": f"expected ',' or ')' behind lr, got {END}; settings are *",
+    "quadratic: sgd[batch=2)": "expected ',' or ']' behind batch, got ')'; settings are *",
+    "quadratic: sgd(lr=0.1,)": "expected a setting of sgd, got ')'; it has lr, momentum, *",
+    "quadratic: sgd(lr=)": "expected a value for lr, got ')'; lr is a hyperparameter space or *",
+    "digits-mlp(hidden=[1 2]): sgd": "expected ',' or ']' in the list of hidden, got '2'; a list is written [20, 20]",
+    'digits-mlp(activation="\\q"): sgd': "'\"\\q\"' is not a text as JSON *",
+    'digits-mlp(activation="relu): sgd': "expected a value for activation, *",
+    "quadratic: sgd(lr=[1])": "lr must be a hyperparameter space or a number, got a list",
+    "quadratic: sgd(nesterov=3)": "sgd: nesterov must be true or false, got 3",
+    "quadratic: sgd(nesterov=log(1))": "expected true or false for nesterov, got 'log'; it takes no part",
+    "digits-mlp([a]): sgd": "digits-mlp: hidden must be a list (each a whole number), got [a]",
+    "quadratic(big): sgd": "quadratic: dims must be a whole number, got big",
+    "quadratic: lstm[horizon=ever]": "horizon must be a whole number, auto or none, *",
+    "quadratic: lstm@20[horizon=30]": "horizon must be a multiple of the unroll 20, *",
+    "quadratic: sgd(lr=log(-1))": "log(-1) is outside (0.0, inf), where it has no stored value",
+}  # fmt: skip
+
+
+def place(text: str) -> str:
+    """Level 1, or the task where the mistake is there, and the piece as typed."""
+    task, _, level = (" ".join(part.split()) for part in text.partition(": "))
+    return f"level 1 ({level}): " if "(" not in task and level != "sgd" else f"task ({task}): "
+
+
+WRONG = SHAPES | {text: place(text) + sentence for text, sentence in PIECES.items()}
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -348,18 +289,16 @@ def attempt(text: str) -> tuple[Tower | None, str]:
 def test_random_cuts_and_swaps_are_read_or_refused_in_one_line():
     rng = random.Random(0)
     refused = 0
-    for _ in range(1500):
+    for _ in range(500):
         text = list(rng.choice(CANONICAL))
         for _ in range(rng.randint(1, 3)):
             place = rng.randrange(len(text))
-            text[place : place + rng.randint(0, 2)] = rng.choice(
-                ["", ":", "/", "(", ")", "[", "]", ",", "=", '"', "x", "0", " "]
-            )
+            text[place : place + rng.randint(0, 2)] = rng.choice([*':/()[],="x0 ', ""])
         tower, sentence = attempt("".join(text))
         refused += tower is None
         assert "\n" not in sentence
         assert sentence.startswith(("task", "level ")) if tower is None else same(parse(repr(tower)), tower)
-    assert 500 < refused < 1500
+    assert 150 < refused < 500
 
 
 def test_nesting_without_end_is_refused(stranger):

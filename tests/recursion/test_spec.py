@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Discounted, Level, Log, ModuleTask, Quadratic, Skip
+from levels import SGD, Adam, Discounted, Level, Log, ModuleTask, Quadratic, Skip
 from recursion.notation import parse
 from recursion.spec import dumps, from_spec, loads, to_spec
 from recursion.tower import Tower
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from levels.objectives import Objective, Sum
 from levels.optimizers.sgd import SGD
-from levels.config import Part
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class Odd(SGD):
@@ -46,7 +45,7 @@ TEXTS = [
     "digits-mlp(hidden=[20, 20], activation=relu): sgd(lr=linear(0.1), momentum=0.9)@1 / sgd(lr=linear(1e-4))",
     "quadratic(split=test, dtype=float64): rmsprop(lr=log(0.01, per=tensor))@3[objective=discounted(0.5)] / adam",
     "quadratic: lstm[horizon=none, stagger=false, nonfinite=skip, clip=2.5, gradient=first-order] / adam",
-    "quadratic: " + " / ".join(["sgd@2"] * 50),
+    "quadratic: " + " / ".join(["sgd@2"] * 9),
 ]
 
 
@@ -141,7 +140,7 @@ def within(part: object, whole: object) -> bool:
 def test_partial_specs_of_a_family_are_filled_in():
     rng = random.Random(0)
     grown = 0
-    for _ in range(200):
+    for _ in range(50):
         images = partial_part(rng, "digits-mlp", hidden=[3, rng.randint(1, 9)], dtype="float64")
         task = rng.choice([partial_part(rng, "quadratic", dims=rng.randint(1, 9), split="test"), images])
         levels = [partial_level(rng) for _ in range(rng.randint(1, 4))]
@@ -154,15 +153,7 @@ def test_partial_specs_of_a_family_are_filled_in():
         assert same(from_spec(full), tower)
         assert same(parse(repr(tower)), tower)
         grown += full != spec
-    assert grown == 200
-
-
-def test_settings_left_out_take_their_defaults():
-    spec = {"format": "descent-tower", "version": 1, "task": {"name": "digits-mlp"}}
-    tower = from_spec(
-        spec | {"levels": [{"optimizer": {"name": "lstm"}, "unroll": 20}, {"optimizer": {"name": "adam"}}]}
-    )
-    assert same(tower, Tower(DigitsMLP(), Level(optimizer=LSTM(), unroll=20), Level(optimizer=Adam())))
+    assert grown == 50
 
 
 def test_a_strangers_part_is_written_dotted(stranger):
@@ -184,17 +175,6 @@ def test_a_strangers_complaint_becomes_one_line(stranger):
     spec = changed("levels.0.optimizer", {"name": "strangers_spec.Odd", "path": "bad"})
     with pytest.raises(ValueError, match=r"^level 1: odd: path must lead somewhere$"):
         from_spec(spec)
-
-
-def test_text_is_plain_json(stranger):
-    tower = parse("quadratic: strangers_spec.Odd(bounds=[-inf, inf], lr=logit(0.5))")
-
-    def refuse(token: str) -> None:
-        raise AssertionError(f"{token} is not JSON")
-
-    spec = json.loads(dumps(tower), parse_constant=refuse)
-    assert spec["levels"][0]["optimizer"]["bounds"] == [{"float": "-inf"}, {"float": "inf"}]
-    assert same(loads(dumps(tower).encode()), tower)
 
 
 def test_a_task_of_python_objects_is_refused():
@@ -247,14 +227,10 @@ LEVEL = "it has optimizer, unroll, horizon, batch, stagger, ahead, objective, gr
     ("spec", "sentence"),
     [
         ([], FOREIGN + "expected an object with format, version, task, levels, got []"),
-        (None, FOREIGN + "expected an object with format, version, task, levels, got null"),
         ({}, FOREIGN + 'expected "format": "descent-tower", got null'),
-        ({(1, 2): 3, "format": {1, 2}}, FOREIGN + 'expected "format": "descent-tower", got "<set>"'),
         (changed("format", "gltf"), FOREIGN + 'expected "format": "descent-tower", got "gltf"'),
         (changed("version", "1"), FOREIGN + 'version must be a whole number of at least 1, got "1"'),
-        (changed("version", True), FOREIGN + "version must be a whole number of at least 1, got true"),
         (changed("version", 0), FOREIGN + "version must be a whole number of at least 1, got 0"),
-        (changed("version", 2), "this spec has version 2, this descent-tower reads up to version 1; *"),
         (changed("levls", []), "a spec has no field 'levls' (did you mean levels?); it has format, version, task, *"),
         ({"format": "descent-tower", "version": 1}, "a spec needs the field 'task', got only format, version"),
         (changed("levels", {}), "levels must be a list of objects, got {}"),
@@ -262,20 +238,13 @@ LEVEL = "it has optimizer, unroll, horizon, batch, stagger, ahead, objective, gr
         (changed("levels", [3]), "level 1: a level must be an object with its settings, got 3"),
         (changed("task", "quadratic"), 'task: task must be a task, an object with its name, got "quadratic"'),
         (changed("task.name", "adam"), "task: 'adam' is an optimizer, not a task; known: *"),
-        (changed("task.name", "quadratics"), "task: unknown task 'quadratics' (did you mean quadratic?); known: *"),
-        (changed("task", {"name": "module"}), "task: module holds Python objects (make, loss_function, train) and *"),
         (changed("task.dimz", 3), "task: quadratic has no setting 'dimz' (did you mean dims?); it has split, dtype, *"),
         (changed("task.dims", "3"), 'task: quadratic: dims must be a whole number, got "3"'),
-        (changed("task.dims", [3]), "task: quadratic: dims must be a whole number, got [3]"),
-        (changed("task.dims", 0), "task: quadratic: dims must be a whole number of at least 1, got 0"),
         (changed("levels.0.unrol", 3), f"level 1: a level has no setting 'unrol' (did you mean unroll?); {LEVEL}"),
-        (changed("levels.0.unroll", 0), "level 1: unroll must be a whole number of at least 1, got 0"),
         (changed("levels.1.stagger", 1), "level 2: stagger must be true or false, got 1"),
         (changed("levels.1.objective", "last"), "level 2: objective must be an objective, got last"),
-        (changed("levels.1.objective", {"name": "lst"}), "level 2: unknown objective 'lst' (did you mean last?); *"),
         (changed("levels.1.clip", {"name": "sum"}), 'level 2: clip must be a number or none, got {"name": "sum"}'),
         (changed("levels.1", {}), "level 2: a level is missing its setting optimizer, an optimizer"),
-        (changed("levels.1.optimizer", {"name": 3}), "level 2: optimizer must be an optimizer, an object with its *"),
         (changed("levels.1.optimizer.lr", {"name": "log"}), "level 2: log is missing its setting start, a number"),
         (changed("levels.1.optimizer.lr", "big"), "level 2: adam: lr must be a hyperparameter space or a *"),
         (changed("levels.0.optimizer", {"name": "x" * 99}), "level 1: unknown optimizer 'xxx*"),
