@@ -27,7 +27,7 @@ class Weighted(Objective):
         return (self.weights(losses) * losses).sum(0)
 
     def weights(self, losses: Tensor) -> Tensor:
-        weights = losses.new_tensor(self.numbers(len(losses)))
+        weights = torch.tensor(self.numbers(len(losses)), dtype=losses.dtype, device=losses.device)
         return weights.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
 
 
