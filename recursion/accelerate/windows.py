@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from levels.autodiff import as_data, is_followed
+from levels.autodiff import is_followed
 from levels.base import Carry, LevelLike, LevelState
 from levels.faults import is_finite
 from levels.gradients.first_order import FirstOrder
@@ -41,7 +41,8 @@ def _swept(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, 
         read = Read(x, rest, f, g)
         reads.append(read._replace(state=None) if sweep.replays and t > 1 else read)
         x, rest = sweep.update(read)
-        f, g, below, loss, slope = as_data(level.problem, x, below)
+        f, g, below = level.problem.value_and_grad(x, below)
+        loss, slope, below = level.problem.outer_value_and_grad(x, below, f, g)
         losses.append(loss)
         slopes.append(slope)
         if t == level.unroll:
