@@ -27,7 +27,8 @@ class Display:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
+        if self.terminal:
+            self.progress.stop()
 
 
 class Steps(Display):

@@ -1,7 +1,6 @@
 import json
 import os
 import resource
-import shutil
 import struct
 import subprocess
 import sys
@@ -72,22 +71,22 @@ def test_the_file_is_safetensors_by_dotted_path_and_json(saved: Path) -> None:
     with safe_open(saved, framework="pt") as file:
         metadata = file.metadata()
     content = json.loads(metadata["content"])
-    assert (metadata["format"], metadata["version"]) == ("descent-tower checkpoint", "1")
+    assert (metadata["format"], metadata["version"]) == ("descent-tower checkpoint", "2")
     assert (content["notation"], content["step"], content["seed"]) == (repr(small()), 3, 0)
     assert content["spec"]["task"]["dims"] == 3
 
 
 def test_settled_states_are_laid_out_as_loaded_ones() -> None:
     odd = torch.arange(12.0).reshape(3, 4)
-    state = trained(small())._replace(params=odd[1:, 1:])
+    state = trained(small())._replace(theta=odd[1:, 1:])
     calm = checkpoint.settled(state)
-    assert torch.equal(calm.params, odd[1:, 1:])
+    assert torch.equal(calm.theta, odd[1:, 1:])
     for leaf in named_leaves(calm).values():
         assert leaf.is_contiguous()
         assert leaf.storage_offset() == 0
 
 
-@pytest.mark.parametrize("share", [0, 0.0005, 0.01, 0.2, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9999])
 def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(share * len(whole))])
@@ -95,7 +94,7 @@ def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
         checkpoint.load(saved)
 
 
-@pytest.mark.parametrize("back", [1, 5, 200, 1000])
+@pytest.mark.parametrize("back", [1, 1000])
 def test_a_flipped_bit_in_the_numbers_is_refused(saved: Path, back: int) -> None:
     data = bytearray(saved.read_bytes())
     data[-back] ^= 4
@@ -111,10 +110,12 @@ def test_garbage_is_refused(saved: Path) -> None:
             checkpoint.load(saved)
 
 
-def test_somebody_elses_safetensors_is_refused(tmp_path: Path) -> None:
+def test_another_safetensors_file_is_refused(tmp_path: Path) -> None:
     for metadata in (None, {"format": "pt"}):
         save_file({"weight": torch.zeros(3)}, tmp_path / "model", metadata)
-        with pytest.raises(ValueError, match="of something else, not a checkpoint of a tower"):
+        with pytest.raises(
+            ValueError, match="is not a checkpoint of a tower, it is a safetensors file of something else"
+        ):
             checkpoint.load(tmp_path / "model")
 
 
@@ -125,9 +126,12 @@ def rewrite(path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tenso
     save_file(load_file(path) if tensors is None else tensors, path, {**old, **metadata})
 
 
-def test_a_newer_version_is_refused(saved: Path) -> None:
-    rewrite(saved, {"version": "2"})
-    with pytest.raises(ValueError, match=r"version 2, this program reads up to 1; update descent-tower"):
+def test_another_version_is_refused(saved: Path) -> None:
+    rewrite(saved, {"version": "3"})
+    with pytest.raises(ValueError, match=r"version 3, this program reads up to 2; update descent-tower"):
+        checkpoint.load(saved)
+    rewrite(saved, {"version": "1"})
+    with pytest.raises(ValueError, match=r"version 1, this program reads 2; go on with the older program"):
         checkpoint.load(saved)
     rewrite(saved, {"version": "new"})
     with pytest.raises(ValueError, match="metadata is incomplete"):
@@ -152,13 +156,13 @@ def test_another_nonfinite_policy_is_the_same_tower(saved: Path) -> None:
 def test_tensors_that_do_not_fit_are_refused(tmp_path: Path, change: str) -> None:
     state = trained(small())
     wrong = {
-        "shape": state._replace(params=torch.zeros(5)),
-        "dtype": state._replace(params=state.params.double()),
-        "missing": state._replace(params=()),
-        "extra": state._replace(params=(state.params, state.params)),
+        "shape": state._replace(theta=torch.zeros(5)),
+        "dtype": state._replace(theta=state.theta.double()),
+        "missing": state._replace(theta=()),
+        "extra": state._replace(theta=(state.theta, state.theta)),
     }
     checkpoint.save(tmp_path / "c", small(), wrong[change], seed=0)
-    with pytest.raises(ValueError, match=r"does not fit its tower: params\S* is .* in the file, the tower needs"):
+    with pytest.raises(ValueError, match=r"does not fit its tower: theta\S* is .* in the file, the tower needs"):
         checkpoint.load(tmp_path / "c")
 
 
@@ -198,11 +202,6 @@ def test_a_path_that_is_a_folder_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_proc_cannot_be_written() -> None:
-    with pytest.raises(OSError, match=r"cannot write /proc/checkpoint: "):
-        replace_file(Path("/proc/checkpoint"), b"data")
-
-
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -221,31 +220,6 @@ def test_a_file_too_large_keeps_the_old_one(tmp_path: Path) -> None:
     assert done.stderr.strip().splitlines()[-1] == f"OSError: cannot write {path}: File too large"
     assert path.read_bytes() == b"old" * 2000
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path):
-    """A file system of 16 KiB, or a skip with the reason."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root and mount")
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)], capture_output=True, text=True
-    )
-    if made.returncode:
-        pytest.skip(f"cannot mount a small file system: {made.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_full_disk_keeps_the_old_file(tiny_disk: Path) -> None:
-    path = tiny_disk / "kept"
-    replace_file(path, b"old" * 1000)
-    with pytest.raises(OSError, match=r"cannot write .*kept: No space left on device"):
-        replace_file(path, b"new" * 5000)
-    assert path.read_bytes() == b"old" * 1000
-    assert [path.name for path in tiny_disk.iterdir()] == ["kept"]
 
 
 def test_an_interrupt_while_writing_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from levels.tree import named_leaves
-from recursion import checkpoint, cli, progress
+from recursion import checkpoint, cli
 from recursion.notation import parse
 from recursion.spec import dumps
-from recursion.tower import Report
 
 SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
 QUICK = ["--problems", "4", "--eval-steps", "5"]
@@ -220,7 +219,10 @@ def test_help_and_version_do_not_import_torch() -> None:
 
 def test_ctrl_c_says_how_to_go_on() -> None:
     words = ["train", SMALL, "--steps", "100000", "--out", "a run"]
-    process = subprocess.Popen([sys.executable, "-m", "recursion.cli", *words], stderr=subprocess.PIPE, text=True)
+    # Where SIGINT is ignored, as under nohup, a child inherits that: it sets Python's handler itself.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from recursion import cli; sys.exit(cli.main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
     lines = Path("a run/metrics.jsonl")
     while not (lines.exists() and lines.stat().st_size > 500):
         assert process.poll() is None
@@ -231,36 +233,3 @@ def test_ctrl_c_says_how_to_go_on() -> None:
     said = f"tower: stopped; go on with: tower train {shlex.quote(SMALL)} --steps 100000 --out 'a run' --resume"
     assert last == said
     assert steps_in("a run") in (len(lines.read_text().splitlines()), len(lines.read_text().splitlines()) - 1)
-
-
-class Stream:
-    """A text stream that says it is a terminal."""
-
-    encoding = "utf-8"
-
-    def __init__(self, terminal: bool) -> None:
-        self.terminal, self.text = terminal, ""
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        return None
-
-
-def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
-    shown = {}
-    for terminal in (True, False):
-        stream = Stream(terminal)
-        with progress.display(200, stream) as report:  # type: ignore[arg-type]
-            for step in range(101, 201):
-                report(Report(step, [0.5, 7.25], [0, 3]))
-        shown[terminal] = stream.text
-    assert "200/200" in shown[True]
-    lines = shown[False].splitlines()
-    assert [line.split()[1] for line in lines] == ["120", "140", "160", "180", "200"]
-    assert lines[-1] == "step 200 of 200, 0 s left, losses 0.5 7.25, skipped 0 3"

@@ -9,7 +9,7 @@ from rich.console import Console
 from test_deploy import Bowl
 from test_evaluation import small, trained
 
-from recursion.reporting import losses_picture, training_picture, write
+from recursion.evaluate.reporting import losses_picture, training_picture, write
 
 
 @pytest.fixture(scope="module")

@@ -121,8 +121,12 @@ def test_killed_at_twenty_random_moments_and_resumed_equals_an_uninterrupted_run
     assert_kills_change_nothing(tmp_path, 4000, [random.uniform(0, 0.4) for _ in range(20)])
 
 
+INTERRUPTED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + KILLED
+# Where SIGINT is ignored, as under nohup, a child inherits that: it sets Python's handler itself.
+
+
 def test_an_interrupt_signal_in_a_real_process_keeps_the_last_state(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), "100000"], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(tmp_path), "100000"], stderr=subprocess.PIPE)
     while not (tmp_path / "metrics.jsonl").exists() or os.stat(tmp_path / "metrics.jsonl").st_size < 500:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
