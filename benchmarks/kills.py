@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from recursion.ablation.store import Status, Store
+from recursion.study.store import Status, Store
 from recursion.training import CHECKPOINT
 
 TOWER = "quadratic: lstm(hidden=4)@5 / adam"

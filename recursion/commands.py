@@ -134,14 +134,14 @@ def show(args: argparse.Namespace) -> None:
 
 def ablate(args: argparse.Namespace) -> None:
     """``tower ablate``: cut a tower at each depth, give all cuts the same total cost, and compare what they learn."""
-    from recursion.ablation import commands
+    from recursion.study import commands
 
     commands.ablate(args)
 
 
 def report(args: argparse.Namespace) -> None:
     """``tower report``: the page of an ablation."""
-    from recursion.ablation import commands
+    from recursion.study import commands
 
     commands.report(args)
 
