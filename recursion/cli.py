@@ -19,6 +19,7 @@ examples:
   tower ablate "digits-mlp: lstm@20 / lstm@5 / adam" --depths 1-3 --seeds 5 --budget 2e6 --out runs/depths
 """
 NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
+ALIASES = {"ablate": ("study",)}  # other names of commands
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
@@ -118,7 +119,7 @@ def build_parser() -> Parser:
             "say whether another level pays: cut a tower at each depth, at the same total cost",
             _ablate_options,
         ),
-        ("report", "write the page of an ablation, as far as it is", _report_options),
+        ("report", "write the page of a study, as far as it is", _report_options),
         (
             "probe",
             "say how fast perturbations grow at each level, and whether its gradient can bear it",
@@ -130,7 +131,7 @@ def build_parser() -> Parser:
     ):
         made = commands.add_parser(
             name, help=does, description=does[0].upper() + does[1:] + ".", epilog=EPILOG, formatter_class=style,
-            allow_abbrev=False,
+            allow_abbrev=False, aliases=ALIASES.get(name, ()),
         )  # fmt: skip
         fill(made)
     return parser
@@ -223,7 +224,7 @@ def _ablate_options(parser: Parser) -> None:
     parser.add_argument("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
     cluster = "on the Ray cluster at ADDRESS, or one that is there, or started here; an extra (ray); default processes"
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
-    there = "folder of the ablation; default runs/ and the notation; in one that is begun, it goes on"
+    there = "folder of the study; default runs/ and the notation; in one that is begun, it goes on"
     parser.add_argument("--out", metavar="DIR", help=there)
     parser.add_argument("--retry", action="store_true", help="try failed runs again; default they stay failed")
     parser.add_argument("--no-report", action="store_true", help="run only; default run and write the report")

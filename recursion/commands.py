@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -134,16 +135,26 @@ def show(args: argparse.Namespace) -> None:
 
 def ablate(args: argparse.Namespace) -> None:
     """``tower ablate``: cut a tower at each depth, give all cuts the same total cost, and compare what they learn."""
-    from recursion.study import commands
+    _study().ablate(args)
 
-    commands.ablate(args)
+
+study = ablate  # the command's other name
 
 
 def report(args: argparse.Namespace) -> None:
-    """``tower report``: the page of an ablation."""
-    from recursion.study import commands
+    """``tower report``: the page of a study."""
+    _study().report(args)
 
-    commands.report(args)
+
+def _study() -> ModuleType:
+    """`recursion.study.commands`. ValueError, in one line, if a package of the extra is missing."""
+    try:
+        from recursion.study import commands
+    except ModuleNotFoundError as error:
+        if error.name not in ("jinja2", "pandas"):
+            raise
+        raise ValueError(f"a study needs {error.name}, an extra: pip install 'descent-tower[study]'") from error
+    return commands
 
 
 def read_tower(text: str) -> Tower:

@@ -1,16 +1,17 @@
-"""Ablation: does another level pay? A tower is cut at each depth, and all cuts are given the same total cost.
+"""The study: does another level pay? A tower is cut at each depth, and all cuts get the same total cost.
 
     request = Request(tower="digits-mlp: lstm@20 / lstm@5 / adam", depths=(1, 2, 3))
-    with ablate(request, "runs/depths", pool=Local(workers=2)) as store:
-        store.rows(stage="chosen", split="report", measure="mean loss")
+    ablate(request, "runs/depths", pool=Local(workers=2))
+    results.load("runs/depths").rows        # a pandas table, one row a measurement
 
-A `Request` (`request`, `cuts`) comes to runs; a pool (`pool`, `worker`) carries each out (`job`); what they find is
-kept in one store (`store`) and reported (`findings`, `report`). ``tower ablate`` and ``tower report`` do the same.
+A `Request` (`request`, `cuts`) comes to runs; a pool (`pool`, `worker`) carries each out (`job`) and leaves one file
+a run (`records`), which are read (`results`) and reported (`findings`, `report`). ``tower ablate`` and ``tower report``
+do the same.
 """
 
 from recursion.study.ablate import ablate
-from recursion.study.pool import Local, Ray
+from recursion.study.cluster import Ray
+from recursion.study.pool import Local
 from recursion.study.request import Budget, Request, Run
-from recursion.study.store import Store
 
-__all__ = ["Budget", "Local", "Ray", "Request", "Run", "Store", "ablate"]
+__all__ = ["Budget", "Local", "Ray", "Request", "Run", "ablate"]

@@ -1,16 +1,16 @@
-"""Bench: the three splits of problems of an ablation, and what it costs to use an optimizer on them.
+"""The problems of a study, and what it costs to use an optimizer on them.
 
 All runs of a request use the very same problems with the same minibatches, whatever their seed: differences pair by
-problem. Snapshots are compared on problems to select by, what is chosen is reported once, and problems to train on are
-looked at to see the gap between them. What was run is kept, and what it cost goes into the ledger.
+problem. Snapshots are compared on problems to select by, the chosen one is reported once, and problems to train on show
+the gap between them. Each use is made once and kept, and its cost goes into the ledger.
 """
 
-from __future__ import annotations
-
+import math
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,41 +19,37 @@ from levels.optimizer import Optimizer
 from levels.optimizers.adam import Adam
 from levels.optimizers.safe import Safe
 from levels.task import Split, Task
-from recursion.baselines import mean_loss
+from recursion.baselines import final_loss, mean_loss
 from recursion.deploy import CHUNK, run, run_afresh, walk
 from recursion.observed import Observed, Tally
 from recursion.study.kept import Kept
-from recursion.study.ledger import Ledger
-from recursion.study.request import Request
+from recursion.study.ledger import Ledger, Row, row
+from recursion.study.problems import known, problems
+from recursion.study.request import Terms
 from recursion.tower import Tower
 from recursion.work import Work, use_work
 
 SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
 FOLDS = {"select": 1, "train": 3}  # of the seed's key; the report has the key itself, 2 is what deployment chooses by
-SEED = 0  # of all problems of all ablations
+SEED = 0  # of all problems of all studies
 STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # of the fallback
 BUDGETED = ("search", "training", "selection", "deployment")  # stages that the budget pays
+QUARTILES = {"lower quartile": 0.25, "median loss": 0.5, "upper quartile": 0.75}
 LEARNING = 0.75  # share of a run that this is, about
 PIECES = 16  # that are kept of a run, about
 TIMED = 10  # updates that the seconds of one are measured on
 
-
-class Guarded(NamedTuple):
-    """How a guarded optimizer did."""
-
-    rule: Safe
-    losses: Tensor  # [steps + 1, S, P]
-    rescued: Tensor  # [P], 1 where the run ends as the fallback's
+Tell = Callable[[str, float], None]
 
 
 class Bench:
-    """``task`` and its problems, as ``request`` wants them; ``tell`` hears what is being done."""
+    """``task`` and its problems on ``terms``; ``tell`` hears of each step."""
 
-    def __init__(self, task: Task, request: Request, kept: Kept, tell: Callable[[str, float], None]) -> None:
-        self.task, self.request, self.kept, self.told = task, request, kept, tell
+    def __init__(self, task: Task, terms: Terms, kept: Kept, tell: Tell) -> None:
+        self.task, self.terms, self.kept, self.told = task, terms, kept, tell
         self.ledger, self.done = Ledger(), 0.0
         self._works: dict[str, float] = {}
-        self._names: set[str] = set()  # of what was charged
+        self._charged: set[str] = set()  # names
 
     def tell(self, what: str, fraction: float) -> None:
         """Say what is being done, and how much of the run is."""
@@ -62,14 +58,9 @@ class Bench:
 
     def key(self, split: str) -> Tensor:
         """Names of the problems of ``train``, ``select`` or ``report``: int64 ``[P]``."""
-        seed = keys.seed(SEED, device=self.task.layout.device)
-        count = {"report": self.request.problems, "select": self.request.select}.get(split, self.few)
+        terms, seed = self.terms, keys.seed(SEED, device=self.task.layout.device)
+        count = {"report": terms.problems, "select": terms.select, "train": max(1, terms.select // 2)}[split]
         return keys.split(keys.fold(seed, FOLDS[split]) if split in FOLDS else seed, count)
-
-    @property
-    def few(self) -> int:
-        """Problems of the training split that are looked at: half of those to select by."""
-        return max(1, self.request.select // 2)
 
     def work(self, optimizer: Optimizer) -> float:
         """Of an update, in base steps."""
@@ -77,24 +68,24 @@ class Bench:
             self._works[repr(optimizer)] = use_work(optimizer, self.task)
         return self._works[repr(optimizer)]
 
-    def cost(self, optimizer: Optimizer, split: str) -> Work:
-        """Of using one setting of an optimizer on all problems of a split."""
-        problems, steps = len(self.key(split)), self.request.steps
-        return Work(float(problems * (steps + 1)), (problems * steps * self.work(optimizer),))
+    def cost(self, optimizer: Optimizer, split: str) -> float:
+        """Base steps of using one setting of an optimizer on all problems of a split."""
+        steps = self.terms.steps
+        return len(self.key(split)) * (steps + 1 + steps * self.work(optimizer))
 
     def use(self, name: str, stage: str, split: str, optimizer: Optimizer, params: Tensor) -> Tensor:
         """Losses ``[steps + 1, S, P]`` of an optimizer with parameters ``[S, m]``."""
-        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.request.steps
+        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
 
         def make(tally: Tally) -> dict[str, Tensor]:
             return {"losses": run(optimizer, params, Observed(task, tally), key, steps)}
 
-        updates = len(params) * len(key) * steps
-        return self.charged(f"{name} on {split}", stage, self._worked(updates, optimizer), make)["losses"]
+        work = Work(0.0, (len(params) * len(key) * steps * self.work(optimizer),))
+        return self.charged(f"{name} on {split}", stage, work, make)["losses"]
 
     def afresh(self, tower: Tower, split: str, seed: int, work: Work) -> Tensor:
         """Losses ``[steps + 1, 1, P]`` of a tower that is an optimizer itself; ``work``: of its run on one problem."""
-        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.request.steps
+        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
 
         def make(tally: Tally) -> dict[str, Tensor]:
             observed = Observed(task, tally)
@@ -102,37 +93,63 @@ class Bench:
 
         return self.charged(f"afresh on {split}", "reporting", work.plus(work, len(key) - 1), make)["losses"]
 
-    def guarded(self, optimizer: Optimizer, params: Tensor) -> Guarded:
-        """An optimizer on the reported problems, guarded by Adam with the step size that is best to select by."""
-        rule = Safe(optimizer, fallback=Adam(lr=self._step_size()))
-        task, key, steps = self.task.on("test"), self.key("report"), self.request.steps
+    def reported(self, stage: str, name: str, optimizer: Optimizer, params: Tensor) -> Iterator[Row]:
+        """Rows of an optimizer on all three splits, with the curve of the chosen one."""
+        for split in SPLITS:
+            losses = self.use(name, "reporting", split, optimizer, params)
+            yield from loss_rows(stage, split, losses)
+        if stage == "chosen":
+            yield from curve_rows(losses)
+
+    def guarded(self, optimizer: Optimizer, params: Tensor) -> tuple[Safe, list[Row]]:
+        """The optimizer guarded by Adam with the step size that is best to select by, and its rows."""
+        adams = [Adam(lr=lr) for lr in STEP_SIZES]
+        settings = torch.cat([parameters(adam, self.task) for adam in adams])
+        tried = mean_loss(self.use("fallback", "reporting", "select", Adam(), settings)).mean(-1)
+        guard = Safe(optimizer, fallback=adams[int(tried.argmin())])
+        task, key, steps = self.task.on("test"), self.key("report"), self.terms.steps
         some = max(1, CHUNK // (task.layout.size * len(params)))
 
         def make(tally: Tally) -> dict[str, Tensor]:
-            parts = [_guarded(rule, params, Observed(task, tally), part, steps) for part in torch.split(key, some)]
+            parts = [_guarded(guard, params, Observed(task, tally), part, steps) for part in torch.split(key, some)]
             losses, shown = (torch.cat(part, -1) for part in zip(*parts))
             return {"losses": losses, "shown": shown}
 
-        updates = len(params) * len(key) * steps
-        found = self.charged("guarded on report", "reporting", self._worked(updates, rule), make)
-        return Guarded(rule, found["losses"], (~found["shown"]).any(0).double())
+        work = Work(0.0, (len(params) * len(key) * steps * self.work(guard),))
+        found = self.charged("guarded on report", "reporting", work, make)
+        rescued = (~found["shown"]).any(0).double().tolist()  # 1 where a use ends as the fallback's
+        rows = [row("guarded", "rescued", value, split="report", problem=i) for i, value in enumerate(rescued)]
+        return guard, [*loss_rows("guarded", "report", found["losses"]), *rows]
 
-    def _worked(self, updates: int, optimizer: Optimizer) -> Work:
-        return Work(0.0, (updates * self.work(optimizer),))
+    def use_rows(self, work: float, make: Callable[[int], object]) -> list[Row]:
+        """What a step of use costs: its ``work``, and the seconds of one that ``make(steps)`` makes."""
 
-    def _step_size(self) -> float:
-        rules = [Adam(lr=lr).over(self.task.layout) for lr in STEP_SIZES]
-        params = torch.stack([rule.init_params(keys.seed(0, device=self.task.layout.device)) for rule in rules])
-        losses = self.use("fallback", "reporting", "select", Adam(), params)
-        return STEP_SIZES[int(mean_loss(losses).mean(-1).argmin())]
+        def measured() -> float:
+            make(1)  # first calls do more
+            times = []
+            for steps in (1, 1 + TIMED) * 3:
+                began = time.process_time()
+                make(steps)
+                times.append(time.process_time() - began)
+            return max(0.0, min(times[1::2]) - min(times[::2])) / TIMED
+
+        seconds = self.kept.numbers("seconds of a step", measured)
+        return [row("use", "work of a step", work), row("use", "seconds of a step", seconds)]
+
+    def optimizer_rows(self, optimizer: Optimizer, params: Tensor) -> list[Row]:
+        """What a step of an optimizer costs at use."""
+        task, one = self.task.on("test"), self.key("report")[:1]
+        return self.use_rows(self.work(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps))
+
+    def known_row(self, met: set[bytes]) -> Row:
+        """How many reported problems were trained or selected on."""
+        met = met | set(problems(self.task.on("validation"), self.key("select")))
+        return row("reporting", "problems trained on", known(self.task, self.key("report"), met), split="report")
 
     def charged(
         self, name: str, stage: str, work: Work, make: Callable[[Tally], dict[str, Tensor]], tally: Tally | None = None
     ) -> dict[str, Tensor]:
-        """What is made, and kept with the gradients and seconds that it took; a stage is charged, once.
-
-        ``work``: what else it costs. ``tally``: who counts the gradients that ``make`` asks for.
-        """
+        """The tensors that ``make`` finds, kept; a stage is charged once for its gradients, seconds and ``work``."""
         counts = tally or Tally()
 
         def made() -> dict[str, Tensor]:
@@ -144,37 +161,47 @@ class Bench:
 
         found = self.kept.tensors(name, made)
         gradients, seconds = found.pop("spent").tolist()
-        if name not in self._names:
-            self._names.add(name)
+        if name not in self._charged:
+            self._charged.add(name)
             self.ledger.add(stage, work._replace(gradients=gradients), seconds)
         return found
 
     def _so_far(self) -> float:
         """The share of a run that is done: what of the budget is spent, and then how many pieces are reported."""
+        budget = self.terms.budget
         if "reporting" in self.ledger.work:
-            return LEARNING + (1 - LEARNING) * min(1.0, len(self._names) / PIECES)
-        known = self.request.budget.unit == "base steps"
-        return LEARNING * self.ledger.spent(*BUDGETED) / self.request.budget.amount if known else LEARNING
+            return LEARNING + (1 - LEARNING) * min(1.0, len(self._charged) / PIECES)
+        return LEARNING * (self.ledger.spent(*BUDGETED) / budget.amount if budget.unit == "base steps" else 1.0)
 
-    def seconds_of_step(self, make: Callable[[int], Any]) -> float:
-        """Processor seconds of a step of use on one problem, the gradient with it; ``make(steps)`` makes so many."""
 
-        def measured() -> float:
-            make(1)  # first calls do more
-            times = []
-            for steps in (1, 1 + TIMED, 1, 1 + TIMED, 1, 1 + TIMED):
-                began = time.process_time()
-                make(steps)
-                times.append(time.process_time() - began)
-            return max(0.0, min(times[1::2]) - min(times[::2])) / TIMED
+def parameters(optimizer: Optimizer, task: Task) -> Tensor:
+    """Parameters ``[1, m]`` of a hand-made optimizer: as it is set."""
+    return optimizer.over(task.layout).init_params(keys.seed(0, device=task.layout.device))[None]
 
-        return float(self.kept.numbers("seconds of a step", measured))
+
+def loss_rows(stage: str, split: str, losses: Tensor) -> Iterator[Row]:
+    """Mean and final loss of each problem, from losses ``[steps + 1, S, P]``: means over the S settings."""
+    for name, reduce in (("mean loss", mean_loss), ("final loss", final_loss)):
+        values = reduce(losses).double().mean(0).tolist()
+        yield from (row(stage, name, finite(value), split=split, problem=i) for i, value in enumerate(values))
+
+
+def curve_rows(losses: Tensor) -> Iterator[Row]:
+    """Median and quartiles over problems (and settings) at each step of the chosen one on reported problems."""
+    found: Any = np.quantile(losses.double().numpy(), [*QUARTILES.values()], axis=(1, 2), method="inverted_cdf")
+    for name, values in zip(QUARTILES, found):
+        yield from (row("chosen", name, value, split="report", step=step) for step, value in enumerate(values.tolist()))
+
+
+def finite(value: float) -> float:
+    """A loss that can be compared: inf for one that is no number."""
+    return value if math.isfinite(value) else math.inf
 
 
 @torch.no_grad()
-def _guarded(rule: Safe, params: Tensor, task: Observed, key: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Losses ``[steps + 1, S, P]``, and ``[S, P]`` whether a run ends as the rule's, not the fallback's."""
-    laid = rule.bound(task).over(task.layout)
+def _guarded(guard: Safe, params: Tensor, task: Observed, key: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Losses ``[steps + 1, S, P]``, and ``[S, P]`` whether a use ends as the learned optimizer's."""
+    laid = guard.bound(task).over(task.layout)
     found = []
     for point in walk(laid, laid.joined(params), task, key, steps):
         found.append(point.f)

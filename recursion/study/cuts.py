@@ -1,14 +1,13 @@
 """Cuts: a tower at each depth, with each value of a grid.
 
-Cut at depth d, a tower has the first d - 1 levels as they are written, and the last written one, which is hand-made,
-on top. ``...`` in front of the last level repeats the one before it as often as a depth needs:
-``mnist-mlp: sgd@1 / ... / sgd``.
+Depth d keeps levels 1 to d - 1 and always ends with the last optimizer: depth 2 of ``a / b / c`` is ``a / c``. ``...``
+in front of the last level repeats the one before it as often as a depth needs: ``sgd@1 / ... / sgd``.
 
-An entry of the grid is a setting and its values: ``1.unroll=5,20``. In front of the dot stands which level of each
-cut it is about, from 1, or ``top``; without one it is about all levels. ``unroll``, ``gradient`` and whatever else
-belongs to the level itself concern the levels below the top, unless ``top`` says otherwise; ``lr``, ``hidden`` and the
-like belong to a level's optimizer, or to one inside it. ``lr*=1e-3,1,1e3`` multiplies what is written or default.
-A hyperparameter keeps the space it is written in. A cut that has no such setting stands once, without the entry.
+An entry of the grid is a setting and its values: ``1.unroll=5,20``. In front of the dot stands the level of each cut
+that it changes, from 1, or ``top``; without one it changes all levels. ``unroll``, ``gradient`` and the like are
+settings of the levels below the top, unless ``top`` says otherwise; ``lr`` or ``hidden`` belong to a level's optimizer,
+or to one inside it. ``lr*=1e-3,1,1e3`` multiplies the value there. A hyperparameter keeps the space it is written in. A
+cut without such a setting stands once, without the entry.
 """
 
 import math
@@ -43,34 +42,10 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Written:
-    """A tower as it was written. ``repeats``: whether the level below the last one stands for many."""
-
-    tower: Tower
-    repeats: bool
-
-    @classmethod
-    def read(cls, text: str) -> "Written":
-        """From notation that may hold ``...``. ValueError, in one line, for every mistake in it."""
-        parts = REPEAT.split(text) if isinstance(text, str) else [text]
-        tower = parse("".join(parts)) if len(parts) <= 2 and "..." not in "".join(parts) else _fail(REPEATS)
-        if len(parts) == 2 and parse(parts[0]).depth != tower.depth - 1:
-            _fail(REPEATS)
-        return cls(tower, len(parts) == 2)
-
-    def cut(self, depth: int) -> Tower:
-        """The tower at this depth, from 1. ValueError if it is not written that deep."""
-        *below, top = self.tower.levels
-        missing = depth - 1 - len(below)
-        if missing > 0 and not self.repeats:
-            _fail(f"the tower has {self.tower.depth} levels; write more, or '...' for one that is repeated")
-        return Tower(self.tower.task, *below[: depth - 1], *below[-1:] * missing, top)
-
-
-@dataclass(frozen=True)
 class Entry:
     """A setting that the grid changes. ``where``: level from 1, ``top``, or None for all; ``times``: it multiplies."""
 
+    text: str
     where: str | None
     name: str
     times: bool
@@ -79,7 +54,7 @@ class Entry:
     def read(cls, text: str) -> "Entry":
         """From its name in the grid."""
         found = NAME.fullmatch(text) or _fail(f"grid {text}: {ENTRIES}")
-        return cls(found["where"], found["name"], bool(found["times"]))
+        return cls(text, found["where"], found["name"], bool(found["times"]))
 
     @property
     def label(self) -> str:
@@ -89,23 +64,18 @@ class Entry:
 
     def apply(self, levels: Sequence[Level], text: str) -> list[Level] | None:
         """The levels with the setting at a value; None if it concerns none of them. ValueError, naming the level."""
-        changed = {place: self._at(levels, place, text) for place in self._places(levels)}
+        changed = {place: self._at(levels, place, text) for place in self.places(levels)}
         if all(level is None for level in changed.values()):
             return None
         return [changed.get(place) or level for place, level in enumerate(levels)]
 
-    def known(self, levels: Sequence[Level]) -> list[str]:
-        """Settings that there are where it looks."""
-        rules = (rule for place in self._places(levels) for rule in _rules(levels[place].optimizer))
-        return sorted({*OWN, *(name for rule in rules for name in settings(rule))})
-
-    def _places(self, levels: Sequence[Level]) -> range:
+    def places(self, levels: Sequence[Level]) -> range:
+        """Indices of the levels that it looks at."""
+        inside = len(levels) - (self.name in OWN)
         if self.where is None:
-            return range(len(levels) - (self.name in OWN))
-        if self.where == "top":
-            return range(len(levels) - 1, len(levels))
-        number = int(self.where)
-        return range(max(number - 1, 0), min(number, len(levels) - (self.name in OWN)))
+            return range(inside)
+        place = len(levels) - 1 if self.where == "top" else int(self.where) - 1
+        return range(max(place, 0), min(place + 1, len(levels) if self.where == "top" else inside))
 
     def _at(self, levels: Sequence[Level], place: int, text: str) -> Level | None:
         level = levels[place]
@@ -114,65 +84,61 @@ class Entry:
                 own = {name: getattr(level, name) for name in OWN}
                 made: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
                 return made
-            rule = self._within(level.optimizer, text)
+            optimizer = self._within(level.optimizer, text)
         except ValueError as error:
             raise ValueError(f"level {place + 1} ({level}): {one_line(error)}") from error
-        return None if rule is None else replace(level, optimizer=rule)
+        return None if optimizer is None else replace(level, optimizer=optimizer)
 
-    def _within(self, rule: Optimizer, text: str) -> Optimizer | None:
-        """The rule with the setting changed, in itself or else in the rules inside it; None if none has it."""
-        own = settings(rule)
+    def _within(self, optimizer: Optimizer, text: str) -> Optimizer | None:
+        """The optimizer with the setting changed, in itself or else in those inside it; None if none has it."""
+        own = settings(optimizer)
         if self.name in own and not (self.times and own[self.name] is None):
-            new = {self.name: self._value(type(rule), own, text)}
+            new = {self.name: self._value(type(optimizer), own, text)}
         else:
             new = {name: self._inside(value, text) for name, value in own.items()}
             new = {name: value for name, value in new.items() if value is not None}
-        made: Optimizer | None = catalog.make(type(rule), own | new) if new else None
+        made: Optimizer | None = catalog.make(type(optimizer), own | new) if new else None
         return made
 
     def _inside(self, value: Any, text: str) -> Any:
-        """A setting's value with the rules in it changed; None if there are none to change."""
+        """A setting's value with the optimizers in it changed; None if there are none to change."""
         if isinstance(value, Optimizer):
             return self._within(value, text)
-        if not isinstance(value, (tuple, list)):
-            return None
-        items = [self._inside(item, text) for item in value]
-        return None if all(item is None for item in items) else tuple(new or old for new, old in zip(items, value))
+        items = [self._inside(item, text) for item in value] if isinstance(value, (tuple, list)) else []
+        return tuple(new or old for new, old in zip(items, value)) if any(items) else None
 
     def _value(self, cls: type, own: Mapping[str, Any], text: str) -> Any:
-        """What the setting becomes: the value that ``text`` says, in the space of the one that is there."""
+        """The setting's new value, in the space of the one that is there."""
         before = own[self.name]
         number = before.start if isinstance(before, Hyper) else before
         if self.times:
             value: Any = _product(self.name, number, read_value(text, Setting(self.name, float, False, False)))
         else:
             value = read_value(text, catalog.setting_of(cls, self.name) or Setting(self.name, Any, False, False))
-        plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return replace(before, start=value) if isinstance(before, Hyper) and plain else value
+        return replace(before, start=value) if isinstance(before, Hyper) and _is_number(value) else value
 
 
 def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
     """Each cut with each combination of values, all built. ValueError, in one line, for what cannot be."""
-    written = Written.read(text)
-    _check_depths(depths)
-    entries = [(Entry.read(name), name, values) for name, values in grid]
-    _check_grid(grid)
-    cuts = [(depth, _built(f"depth {depth}", lambda depth=depth: written.cut(depth))) for depth in depths]  # type: ignore[misc]
+    written, repeats = _read(text)
+    _check(depths, grid)
+    entries = [(Entry.read(name), values) for name, values in grid]
+    cuts = [(depth, _built(f"depth {depth}", lambda at=depth: _cut(written, repeats, at))) for depth in depths]  # type: ignore[misc]
     found = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
-    for entry, name, _ in entries:
-        if not any(name in cell.factors for cell in found):
-            _refuse(entry, name, max((cut for _, cut in cuts), key=lambda cut: cut.depth))
+    for entry, _ in entries:
+        if not any(entry.text in cell.factors for cell in found):
+            _refuse(entry, max((cut for _, cut in cuts), key=lambda cut: cut.depth))
     return found
 
 
 def task_of(text: str) -> str:
     """The task of notation that may hold ``...``."""
-    return str(Written.read(text).tower.task)
+    return str(_read(text)[0].task)
 
 
 def every_depth(text: str) -> tuple[int, ...]:
     """The depths of notation as far as it is written out; ``...`` adds none."""
-    return tuple(range(1, Written.read(text).tower.depth + 1))
+    return tuple(range(1, _read(text)[0].depth + 1))
 
 
 def parse_grid(words: Sequence[str]) -> Grid:
@@ -182,7 +148,7 @@ def parse_grid(words: Sequence[str]) -> Grid:
         name, equals, values = word.partition("=")
         if not equals:
             _fail(f"grid {word}: it has no '='; {ENTRIES}")
-        entries.append((name.strip(), tuple(one for text in _split(values) for one in _decades(word, text))))
+        entries.append((name.strip(), tuple(one for text in _split(values) for one in _decades(word, one_line(text)))))
     return tuple(entries)
 
 
@@ -190,9 +156,9 @@ def parse_depths(text: str) -> tuple[int, ...]:
     """Depths as a command line has them: ``1-6,10,25,50``. ValueError, in one line."""
     found: list[int] = []
     for piece in text.split(","):
-        ends = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", piece) or _fail(
-            f"depths are written 1-4 or 1-6,10,25, got '{text}'"
-        )
+        ends = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", piece)
+        if ends is None:
+            _fail(f"depths are written 1-4 or 1-6,10,25, got '{text}'")
         low, high = int(ends[1]), int(ends[2] or ends[1])
         if high < low:
             _fail(f"depths {low}-{high} are none; write {high}-{low}")
@@ -200,18 +166,38 @@ def parse_depths(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, str, tuple[str, ...]]]) -> Iterator[Cell]:
+def _read(text: str) -> tuple[Tower, bool]:
+    """The tower of notation that may hold ``...``, and whether it does."""
+    parts = REPEAT.split(text)
+    if len(parts) > 2 or "..." in "".join(parts):
+        _fail(REPEATS)
+    tower = parse("".join(parts))
+    if len(parts) == 2 and parse(parts[0]).depth != tower.depth - 1:
+        _fail(REPEATS)
+    return tower, len(parts) == 2
+
+
+def _cut(tower: Tower, repeats: bool, depth: int) -> Tower:
+    *below, top = tower.levels
+    missing = depth - 1 - len(below)
+    if missing > 0 and not repeats:
+        _fail(f"the tower has {tower.depth} levels; write more, or '...' for one that is repeated")
+    return Tower(tower.task, *below[: depth - 1], *below[-1:] * missing, top)
+
+
+def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, ...]]]) -> Iterator[Cell]:
     """A cut with each combination of the values of the entries that concern it."""
     found: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
-    for entry, name, values in entries:
+    for entry, values in entries:
         grown = []
         for levels, factors, said in found:
             for value in values:
-                changed = _built(f"grid {name}={value} at depth {depth}", lambda: entry.apply(levels, value))  # noqa: B023
+                where = f"grid {entry.text}={value} at depth {depth}"
+                changed = _built(where, lambda: entry.apply(levels, value))  # noqa: B023
                 if changed is None:
                     grown.append((levels, factors, said))
                     break
-                grown.append((changed, factors | {name: value}, [*said, f"{entry.label} {value}"]))
+                grown.append((changed, factors | {entry.text: value}, [*said, f"{entry.label} {value}"]))
         found = grown
     for levels, factors, said in found:
         where = " ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])
@@ -227,46 +213,42 @@ def _written_down(tower: Tower) -> Tower:
 
 
 def _built(where: str, build: Callable[[], Any]) -> Any:
-    """What ``build`` returns; what it refuses in one line, with the place in front."""
+    """What ``build`` returns; an error gets the place in front."""
     try:
         return build()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {one_line(error)}") from error
 
 
-def _refuse(entry: Entry, name: str, deepest: Tower) -> NoReturn:
+def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
     """An entry that concerns no cut: say why."""
-    if entry.where not in (None, "top") and not 1 <= int(str(entry.where)) <= deepest.depth:
-        _fail(f"grid {name}: there is no level {entry.where}; the deepest cut has {deepest.depth}")
-    if entry.name in OWN:
-        _fail(f"grid {name}: no cut has such a level below its top; name the topmost as top.{entry.name}")
-    known = entry.known(deepest.levels)
-    place = "no level" if entry.where is None else "the top" if entry.where == "top" else f"level {entry.where}"
-    verb = "has a" if entry.where is None else "has no"
-    if entry.name in known:
-        _fail(f"grid {name}: {place} {verb} number {entry.name} to multiply; write it in the tower")
-    near = catalog.closest(entry.name, known)
-    _fail(f"grid {name}: {place} {verb} setting '{entry.name}'{near}; there are {', '.join(known)}")
+    grid, name, where = f"grid {entry.text}:", entry.name, entry.where
+    if where not in (None, "top") and not 1 <= int(str(where)) <= deepest.depth:
+        _fail(f"{grid} there is no level {where}; the deepest cut has {deepest.depth}")
+    if name in OWN:
+        _fail(f"{grid} no cut has such a level below its top; name the topmost as top.{name}")
+    inside = (one for at in entry.places(deepest.levels) for one in _optimizers(deepest.levels[at].optimizer))
+    known = sorted({*OWN, *(setting for optimizer in inside for setting in settings(optimizer))})
+    has = {None: "no level has a", "top": "the top has no"}.get(where, f"level {where} has no")
+    if name in known:
+        _fail(f"{grid} {has} number {name} to multiply; write it in the tower")
+    _fail(f"{grid} {has} setting '{name}'{catalog.closest(name, known)}; there are {', '.join(known)}")
 
 
-def _check_depths(depths: Sequence[int]) -> None:
+def _check(depths: Sequence[int], grid: Grid) -> None:
     if not depths:
-        _fail("an ablation needs a depth, got none; as --depths 1-4")
+        _fail("a study needs a depth, got none; as --depths 1-4")
     for depth in depths:
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
             _fail(f"a depth must be a whole number of at least 1, got {depth!r}")
         if list(depths).count(depth) > 1:
             _fail(f"depth {depth} is given twice; leave one out")
-
-
-def _check_grid(grid: Grid) -> None:
-    names = [name for name, _ in grid]
     for name, values in grid:
-        if names.count(name) > 1:
+        if [other for other, _ in grid].count(name) > 1:
             _fail(f"grid {name} is given twice; put all its values into one")
         if not values or not all(value.strip() for value in values):
             _fail(f"grid {name}: a value is missing; {ENTRIES}")
-        same = [value for value in values if [_canonical(one) for one in values].count(_canonical(value)) > 1]
+        same = [value for value in values if list(map(_canonical, values)).count(_canonical(value)) > 1]
         if same:
             _fail(f"grid {name}: {' and '.join(same)} are the same; leave one out")
 
@@ -281,9 +263,9 @@ def _canonical(text: str) -> str | float:
 
 def _product(name: str, number: Any, factor: Any) -> int | float:
     """A setting times a factor, without the noise of binary fractions."""
-    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
+    if not _is_number(factor):
         _fail(f"{name} is multiplied by a number, got {notate(factor)}")
-    if not isinstance(number, (int, float)) or isinstance(number, bool):
+    if not _is_number(number):
         _fail(f"{name} is {notate(number)}, which cannot be multiplied; write a number in the tower")
     product = float(f"{number * factor:.12g}")
     if isinstance(number, int) and product != int(product):
@@ -291,16 +273,17 @@ def _product(name: str, number: Any, factor: Any) -> int | float:
     return int(product) if isinstance(number, int) else product
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _split(values: str) -> list[str]:
     """Values between the commas that stand in no bracket."""
     found, inside = [""], 0
     for sign in values:
         inside += (sign in "([") - (sign in ")]")
-        if sign == "," and inside == 0:
-            found.append("")
-        else:
-            found[-1] += sign
-    return [one_line(value) for value in found]
+        found = [*found, ""] if sign == "," and inside == 0 else [*found[:-1], found[-1] + sign]
+    return found
 
 
 def _decades(word: str, text: str) -> list[str]:
@@ -311,20 +294,21 @@ def _decades(word: str, text: str) -> list[str]:
     try:
         first, last = float(low), float(high)
         count = round(math.log10(last / first))
+        good = count >= 0 and math.isclose(first * 10.0**count, last, rel_tol=1e-9)
     except (ValueError, ZeroDivisionError, OverflowError):
-        _fail(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
-    if count < 0 or not math.isclose(first * 10.0**count, last, rel_tol=1e-9):
+        good = False
+    if not good:
         _fail(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
     return [f"{first * 10.0**place:.12g}" for place in range(count + 1)]
 
 
-def _rules(rule: Optimizer) -> Iterator[Optimizer]:
-    """A rule and those inside it."""
-    yield rule
-    for value in settings(rule).values():
+def _optimizers(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """An optimizer and those inside it."""
+    yield optimizer
+    for value in settings(optimizer).values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(one, Optimizer):
-                yield from _rules(one)
+                yield from _optimizers(one)
 
 
 def _fail(message: str) -> NoReturn:

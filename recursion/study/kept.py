@@ -1,13 +1,8 @@
-"""Kept: what a run has found so far, in files, so that whoever is killed goes on from there.
-
-    kept = Kept(folder)
-    losses = kept.tensors("start on report", lambda: {"losses": run(...)})["losses"]
+"""What a run has found so far, in files: a run that is killed goes on from there.
 
 Each piece of a run is a function of what the run is and of pieces before it, and is made once: it is written whole or
-not at all, and read back ever after. What is made is read back too, so nothing depends on who made it.
+not at all, and read ever after. A piece just made is read back too, so nothing depends on which process made it.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -23,7 +18,7 @@ from recursion.files import explained, replace_file
 
 
 class Kept:
-    """Pieces in ``folder``, made if need be, by name."""
+    """Pieces in ``folder``, by name; a missing one is made."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,31 +27,25 @@ class Kept:
 
     def numbers(self, name: str, make: Callable[[], Any]) -> Any:
         """A piece of plain data: what JSON holds, and numbers that are not finite."""
-        path = self._path(name, "json")
-        found = self._read(path)
-        if found is None:
-            found = json.dumps(make()).encode()
-            replace_file(path, found)
-        try:
-            return json.loads(found)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a whole file ({error}); delete it and run again") from error
+        return self._once(f"{name}.json", lambda: json.dumps(make()).encode(), json.loads)
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A piece that is tensors, by name."""
-        path = self._path(name, "safetensors")
-        found = self._read(path)
-        if found is None:
-            found = save({key: tensor.detach().cpu().contiguous() for key, tensor in make().items()})
-            replace_file(path, found)
-        try:
-            return load(found)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole file ({error}); delete it and run again") from error
 
-    def _path(self, name: str, kind: str) -> Path:
-        return self.folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.{kind}"
+        def made() -> bytes:
+            found: bytes = save({key: tensor.detach().cpu().contiguous() for key, tensor in make().items()})
+            return found
 
-    def _read(self, path: Path) -> bytes | None:
+        tensors: dict[str, Tensor] = self._once(f"{name}.safetensors", made, load)
+        return tensors
+
+    def _once(self, name: str, make: Callable[[], bytes], read: Callable[[bytes], Any]) -> Any:
+        path = self.folder / re.sub("[^a-z0-9.]+", "-", name.lower())
+        if not path.exists():
+            replace_file(path, make())
         with explained("read", path):
-            return path.read_bytes() if path.exists() else None
+            data = path.read_bytes()
+        try:
+            return read(data)
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a whole file ({error}); delete it and run again") from error

@@ -1,11 +1,9 @@
-"""Ledger: what each stage of a run cost, and what of it was each level's.
+"""What each stage of a run costs, and what of it is each level's.
 
-Gradients of the task are counted as they are asked (`recursion.observed`), optimizer work is what `recursion.work` says
-of so many windows and updates, both in base steps. Seconds are the processor's. A level's share of the seconds of a
-training, and the bytes that it holds in a window beside what the window below it holds, are measured on one top step.
+`recursion.observed` counts the gradients of the task, `recursion.work` says what so many windows and updates of an
+optimizer cost; both in base steps. Seconds are the processor's. A level's share of the seconds of a training, and the
+bytes that it holds in a window beside those of the window below it, are measured on one top step.
 """
-
-from __future__ import annotations
 
 import resource
 import statistics
@@ -25,15 +23,9 @@ ENOUGH = 200  # base steps in all of these, where fewer looks do
 
 
 def row(
-    stage: str,
-    measure: str,
-    value: float,
-    *,
-    split: str | None = None,
-    level: int | None = None,
-    problem: int | None = None,
-    step: int | None = None,
-) -> Row:
+    stage: str, measure: str, value: float, *, split: str | None = None, level: int | None = None,
+    problem: int | None = None, step: int | None = None,
+) -> Row:  # fmt: skip
     """A measurement as it is stored."""
     return [stage, split, level, problem, step, measure, float(value)]
 
@@ -54,21 +46,19 @@ class Ledger:
         """Base steps of these stages, gradients and work."""
         return sum(self.work.get(stage, NOTHING).total for stage in stages)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> Iterator[Row]:
         """The task gradients, the work of each level and the seconds of each stage."""
-        found = []
         for stage, work in self.work.items():
-            found.append(row(stage, "task gradients", work.gradients, level=0))
-            found += [row(stage, "optimizer work", own, level=i) for i, own in enumerate(work.optimizer, 1)]
-            found.append(row(stage, "seconds", self.seconds[stage]))
-        return found
+            yield row(stage, "task gradients", work.gradients, level=0)
+            yield from (row(stage, "optimizer work", own, level=i) for i, own in enumerate(work.optimizer, 1))
+            yield row(stage, "seconds", self.seconds[stage])
 
 
 def profile(tower: Tower) -> dict[str, list[float]]:
     """What one top step shows, as plain data.
 
     ``work``: `recursion.work.own_work`. ``shares``: of the seconds of a training, the task's first and then each
-    level's. ``bytes``: of each level's tensors in a window, what the window below holds apart.
+    level's. ``bytes``: of each level's tensors in a window, without those of the window below.
     """
     operations, live = Operations(), LiveBytes()
     looks = min(LOOKS, max(1, round(ENOUGH / tower.base_steps)))
@@ -80,12 +70,12 @@ def profile(tower: Tower) -> dict[str, list[float]]:
     return {"work": list(first.work(tower)), "shares": shares, "bytes": [float(peak) for peak in first.peaks[1:]]}
 
 
+def process_peak() -> float:
+    """Most bytes that this process ever had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
 @contextmanager
 def _both(live: LiveBytes, operations: Operations) -> Iterator[None]:
     with live, operations:
         yield
-
-
-def process_peak() -> float:
-    """Most bytes that this process ever had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0

@@ -1,76 +1,119 @@
-"""Pools: who carries out the runs. `Local` has processes on this machine, `Ray` those of a cluster.
+"""Pools: where the runs are carried out. `Local` starts processes on this machine, `recursion.study.cluster.Ray` on the
+nodes of a cluster.
 
-    for event in Local(workers=2).events(runs, job):
+    for event in events(Local(workers=2), runs, job):
         ...
 
-A pool yields what happens and ends when all runs have. A run that raises, or whose process dies, is `Failed` and says
-why; the others go on. Whoever stops listening, by Ctrl-C or by closing the iterator, stops the processes: each is
-interrupted once, keeps its state as any training does, and ends.
+Each run has a process of its own, so one that dies ends no other. A thread for each run under way listens to its
+process. A caller that closes the iterator, or leaves it by Ctrl-C, stops the processes: each keeps its state, as any
+training does, and ends.
 """
 
 import contextlib
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections import deque
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import wait
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple, Protocol
 
-from recursion.study.request import Run
-from recursion.study.worker import ENDED, THREADS, Job, Outcome, carry_out
+from recursion.files import explained
+from recursion.study.records import run_folder
+from recursion.study.request import Run, Terms, plain
+from recursion.study.worker import PERFORM, main, on_disk
 
-PATIENCE = 30.0  # seconds that an interrupted worker has to keep its state
-POLL = 0.5  # seconds between two looks at a cluster
-
-
-class Started(NamedTuple):
-    """A worker has begun, or gone on with, a run."""
-
-    run: Run
+LOG = "output.log"
 
 
-class Progress(NamedTuple):
-    """What a run is at, and the fraction of it that is done."""
+class Job(NamedTuple):
+    """What all runs share: their terms, the study's folder, and the dotted name of the function that performs one."""
 
-    run: Run
-    what: str
-    fraction: float
+    terms: Terms
+    folder: Path
+    perform: str = PERFORM
 
 
-class Finished(NamedTuple):
-    """A run has ended well; its result is in its folder."""
+class Event(NamedTuple):
+    """What happens to a run: it starts, does something (``what``, ``fraction`` of it done), ends well, or fails.
+
+    ``what`` is why it failed then, and ``everywhere`` whether all others would too, as on a full disk.
+    """
 
     run: Run
+    kind: Literal["started", "at", "done", "failed"]
+    what: str = ""
+    fraction: float = 0.0
+    everywhere: bool = False
 
 
-class Failed(NamedTuple):
-    """A run has ended badly. ``everywhere``: whether all others would too, as on a full disk."""
+class Task(Protocol):
+    """A run under way: its messages, each of them an `Event` without the run, and a way to end it."""
 
-    run: Run
-    why: str
-    everywhere: bool
+    def __iter__(self) -> Iterator[Sequence[Any]]: ...
 
-
-Event = Started | Progress | Finished | Failed
+    def stop(self, at_once: bool = False) -> None: ...
 
 
 class Pool(Protocol):
-    """Carries out runs, several at a time."""
-
-    def events(self, runs: Sequence[Run], job: Job) -> Iterator[Event]:
-        """What happens, until all runs have ended."""
-        ...
+    """Where runs are carried out. ``size``: how many at a time, as far as is known before it is ``connected``."""
 
     @property
-    def size(self) -> int:
-        """Runs at a time, as far as is known."""
-        ...
+    def size(self) -> int: ...
+
+    def connected(self) -> contextlib.AbstractContextManager[int]: ...
+
+    def start(self, run: Run, job: Job) -> Task: ...
+
+
+def events(pool: Pool, runs: Sequence[Run], job: Job) -> Iterator[Event]:
+    """What happens, until all runs have ended."""
+    told: SimpleQueue[Event] = SimpleQueue()
+    tasks: list[Task] = []
+    stopping = threading.Event()
+
+    def carry_out(run: Run) -> None:
+        told.put(Event(run, "started"))
+        try:
+            task = pool.start(run, job)
+            tasks.append(task)
+            if stopping.is_set():
+                task.stop()
+            for message in task:
+                told.put(Event(run, *message))
+        except Exception as error:
+            told.put(Event(run, "failed", str(error) or type(error).__name__, everywhere=on_disk(error)))
+
+    with pool.connected() as size, ThreadPoolExecutor(size) as threads:
+        for run in runs:
+            threads.submit(carry_out, run)
+        try:
+            left = len(runs)
+            while left:
+                event = told.get()
+                left -= event.kind in ("done", "failed")
+                yield event
+        finally:
+            stopping.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            try:
+                for task in tasks:
+                    task.stop()
+                threads.shutdown()
+            finally:  # a second Ctrl-C
+                for task in tasks:
+                    task.stop(at_once=True)
+
+
+def environment() -> dict[str, str]:
+    """One thread, and the modules that this process finds."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**threads, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
 
 
 def processors() -> int:
@@ -88,222 +131,55 @@ class Local:
     def size(self) -> int:
         return self.workers or processors()
 
-    def events(self, runs: Sequence[Run], job: Job) -> Iterator[Event]:
-        waiting = deque(runs)
-        workers: list[_Worker] = []
-        try:
-            while waiting and len(workers) < self.size:
-                workers.append(_Worker(job))
-                yield workers[-1].begin(waiting.popleft())
-            while workers:
-                for connection in wait([worker.connection for worker in workers]):
-                    worker = next(one for one in workers if one.connection is connection)
-                    event = worker.event()
-                    yield event
-                    if isinstance(event, Progress):
-                        continue
-                    if worker.dead or not waiting:
-                        worker.stop()
-                        workers.remove(worker)
-                    if waiting:
-                        if worker.dead:
-                            worker = _Worker(job)
-                            workers.append(worker)
-                        yield worker.begin(waiting.popleft())
-        finally:
-            _stop(workers)
+    def connected(self) -> contextlib.AbstractContextManager[int]:
+        return contextlib.nullcontext(self.size)
+
+    def start(self, run: Run, job: Job) -> "Process":
+        return Process(run, job)
 
 
-class _Worker:
-    """A process and the pipe to it."""
+class Process:
+    """A run in a process on this machine."""
 
-    def __init__(self, job: Job) -> None:
-        self.connection, theirs = Pipe()
-        read, self.life = os.pipe()
-        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "recursion.study.worker", str(theirs.fileno()), str(read)],
-            env={**os.environ, **THREADS, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), read),
-            process_group=0,  # Ctrl-C reaches it once, through `stop`
-        )
-        theirs.close()
-        os.close(read)
-        self.dead = False
-        self._send(tuple(job))
+    def __init__(self, run: Run, job: Job) -> None:
+        place = run_folder(job.folder, run)
+        given = {"run": plain(run), "terms": plain(job.terms), "folder": str(job.folder), "perform": job.perform}
+        with explained("make the run folder", place):
+            place.mkdir(parents=True, exist_ok=True)
+        with (place / LOG).open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from {main.__module__} import main; main()", json.dumps(given)],
+                env={**os.environ, **environment()},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                process_group=0,  # Ctrl-C is for this process, which stops it
+            )
 
-    def begin(self, run: Run) -> Started:
-        """Give it a run."""
-        self.run = run
-        self._send(run.to_json())
-        return Started(run)
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        message: Sequence[Any] = ("started",)
+        with self.process as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                message = json.loads(line)
+                yield message
+            code = process.wait()
+        if message[0] not in ("done", "failed"):
+            yield "failed", _death(code)
 
-    def event(self) -> Event:
-        """What it says; or that it died."""
-        try:
-            about, *said = self.connection.recv()
-        except (EOFError, OSError):
-            self.dead = True
-            return Failed(self.run, _death(self.process.wait()), everywhere=False)
-        return _event(self.run, Outcome(*said)) if about == ENDED else Progress(self.run, *said)
-
-    def interrupt(self) -> None:
-        """Ask it to keep its state and end."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGINT)
-
-    def stop(self) -> None:
-        """Close the pipes, on which an idle worker ends."""
-        self.connection.close()
-        os.close(self.life)
-        self.process.wait()
-
-    def _send(self, message: object) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died; `event` will say so
-            self.connection.send(message)
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    """Interrupt workers, and kill those that do not end; a second Ctrl-C kills them at once."""
-    try:
-        for worker in workers:
-            worker.interrupt()
-        end = time.monotonic() + PATIENCE
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, end - time.monotonic()))
-    finally:
-        for worker in workers:
-            worker.process.kill()
-            worker.stop()
-
-
-def _event(run: Run, outcome: Outcome) -> Finished | Failed:
-    return Finished(run) if outcome.why is None else Failed(run, outcome.why, outcome.everywhere)
+    def stop(self, at_once: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        if at_once:
+            self.process.kill()
 
 
 def _death(code: int) -> str:
     """Why a process is gone, by its exit code."""
     if code >= 0:
-        return f"its process ended with exit code {code}; see output.log in its folder"
+        return f"its process ended with exit code {code}; see {LOG} in its folder"
     name = signal.Signals(-code).name if -code in {one.value for one in signal.Signals} else f"signal {-code}"
-    hint = ", as the system does when memory runs out; try fewer --workers" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint or '; see output.log in its folder'}"
-
-
-@dataclass(frozen=True)
-class Ray:
-    """Workers of a Ray cluster, of one thread each; needs the extra ``ray``.
-
-    ``address``: of a running cluster; None for the one that Ray finds, or else one started on this machine, and
-    ``local`` for one that is always started. ``workers``: runs at a time; None for one a processor of the cluster.
-    The ablation's folder must be on a filesystem that all its nodes share.
-    """
-
-    address: str | None = None
-    workers: int | None = None
-
-    @property
-    def size(self) -> int:
-        return self.workers or processors()
-
-    def events(self, runs: Sequence[Run], job: Job) -> Iterator[Event]:
-        ray = _imported_ray()
-        ours = not ray.is_initialized()
-        if ours:
-            self._connect(ray)
-        try:
-            yield from _on_cluster(ray, runs, job, self.workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
-        finally:
-            if ours:
-                ray.shutdown()
-
-    def _connect(self, ray: Any) -> None:
-        path = os.pathsep.join(place or os.getcwd() for place in sys.path)
-        given = {"num_cpus": self.workers} if self.address == "local" and self.workers else {}
-        try:
-            _knock(self.address or "")
-            ray.init(
-                address=self.address,
-                include_dashboard=None if self.address else False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                runtime_env={"env_vars": {**THREADS, "PYTHONPATH": path}},
-                **given,
-            )
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            what = (str(error) or type(error).__name__).splitlines()[0]
-            raise OSError(f"cannot reach the Ray cluster {self.address or ''}: {what}") from error
-
-
-def _knock(address: str) -> None:
-    """OSError if nobody is at an address ``host:port``; Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
-def _on_cluster(ray: Any, runs: Sequence[Run], job: Job, size: int) -> Iterator[Event]:
-    """As `Pool.events`, on the cluster that Ray is connected to."""
-    board = ray.remote(num_cpus=0)(Board).remote()
-    remote = ray.remote(num_cpus=1, max_retries=0)(_carry_out_remotely)
-    waiting = deque(runs)
-    going: dict[Any, Run] = {}
-    try:
-        while waiting or going:
-            while waiting and len(going) < size:
-                run = waiting.popleft()
-                going[remote.remote(run.to_json(), tuple(job), board)] = run
-                yield Started(run)
-            ended, _ = ray.wait(list(going), timeout=POLL)
-            told = ray.get(board.take.remote())
-            yield from (Progress(run, *told[run.id]) for run in going.values() if run.id in told)
-            for task in ended:
-                yield _ended(ray, going.pop(task), task)
-    finally:
-        for task in going:
-            ray.cancel(task)  # raises KeyboardInterrupt in it
-        if going:
-            ray.wait(list(going), num_returns=len(going), timeout=PATIENCE)
-
-
-def _ended(ray: Any, run: Run, task: Any) -> Finished | Failed:
-    try:
-        return _event(run, Outcome(*ray.get(task)))
-    except ray.exceptions.RayError as error:
-        return Failed(run, f"its Ray worker died: {' '.join(str(error).split())[:200]}", everywhere=False)
-
-
-class Board:
-    """Where Ray workers put up how far they are; an actor."""
-
-    def __init__(self) -> None:
-        self.told: dict[str, tuple[str, float]] = {}
-
-    def put(self, run: str, what: str, fraction: float) -> None:
-        """Put up the last word of a run."""
-        self.told[run] = (what, fraction)
-
-    def take(self) -> dict[str, tuple[str, float]]:
-        """What is new."""
-        told, self.told = self.told, {}
-        return told
-
-
-def _carry_out_remotely(text: str, job: tuple[str, str, str], board: Any) -> tuple[str | None, bool]:
-    """`carry_out` in a Ray worker."""
-    run = Run.from_json(text)
-    outcome = carry_out(text, Job(*job), lambda what, fraction: board.put.remote(run.id, what, fraction))
-    return outcome.why, outcome.everywhere
-
-
-def _imported_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ValueError("Ray is not installed; pip install 'descent-tower[ray]', or leave --ray out") from error
-    return ray
+    memory = ", as the system does when memory runs out; try fewer --workers"
+    return f"its process was ended by {name}{memory if name == 'SIGKILL' else f'; see {LOG} in its folder'}"

@@ -1,19 +1,14 @@
-"""Problems: was any problem that is reported on ever trained on?
+"""Was any problem that is reported on ever trained on?
 
-While a tower trains, each trajectory that begins is written down as a fingerprint: a hash of all that its task knows of
-it, or of where it starts if the task remembers nothing. A reported problem is known if its fingerprint is among them.
-On a task with data, what a split hands out are examples: there a reported problem is known too if more than a quarter
-of the examples of its split are among those of the splits that were trained and selected on. Fewer are what the data
-itself has twice (a digit that two people wrote alike, a phrase that comes again); they are counted apart.
-
-Nothing is drawn or rounded for a fingerprint, so writing them down changes no number.
+While a tower trains, a fingerprint of each trajectory that begins is written down: a hash of all that its task knows of
+it, or of where it starts if the task has no state. A reported problem is known if its fingerprint is among them.
+On a task with data, what a split hands out are examples: there every reported problem is known if more than a quarter
+of the examples of its split are among those that were trained and selected on. Fewer are what the data itself has twice
+(a phrase that comes again). Fingerprints draw and round nothing, so they change no number.
 """
-
-from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -27,62 +22,53 @@ from recursion.files import explained
 from recursion.observed import Tally
 
 MANY = 0.25  # share of a split's examples above which they are no coincidence
+SIZE = 8  # bytes of a fingerprint
 
 
 class Met(Tally):
-    """An observer that counts gradients and writes down which problems begin."""
+    """An observer that counts gradients and keeps the fingerprints of the problems that begin."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.prints: list[bytes] = []  # 8 bytes each, in the order in which they began
+        self.prints: list[bytes] = []  # in the order in which they began
 
     def began(self, params: Tensor, state: State) -> None:
-        """Write them down; but what begins within a derivative began before it, plainly, from the same key."""
+        """Keep them; but a trajectory that begins within a derivative began before it, from the same key."""
         if not differentiated():
             self.prints += fingerprints(params, state)
 
+    def reset(self, gradients: float = 0.0) -> None:
+        """Forget what was asked while a tower was built."""
+        self.gradients, self.prints = gradients, []
+
 
 class Diary:
-    """Fingerprints in a file, 8 bytes each; only ever appended to."""
+    """Fingerprints in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def cut(self, count: int) -> None:
-        """Forget all but the first ``count``: what comes after the state that a run goes on from."""
+    def append(self, prints: list[bytes], after: int | None = None) -> None:
+        """Write more down, behind the first ``after`` (None: behind all)."""
         with explained("write", self.path), self.path.open("ab") as file:
-            file.truncate(8 * count)
-
-    def append(self, prints: list[bytes]) -> None:
-        """Write more down."""
-        with explained("write", self.path), self.path.open("ab") as file:
+            if after is not None:
+                file.truncate(SIZE * after)
             file.write(b"".join(prints))
 
     def read(self) -> set[bytes]:
         """All of them."""
         with explained("read", self.path):
             whole = self.path.read_bytes() if self.path.exists() else b""
-        return {whole[start : start + 8] for start in range(0, len(whole), 8)}
+        return {whole[start : start + SIZE] for start in range(0, len(whole), SIZE)}
 
 
-class Known(NamedTuple):
-    """What of a report was known before."""
-
-    problems: int  # reported problems that were trained or selected on
-    examples: int | None  # of the reported split, those that the other splits have too; None if there is no data
-    of: int | None  # examples that the reported split has
-
-
-def known(task: Task, key: Tensor, met: set[bytes]) -> Known:
+def known(task: Task, key: Tensor, met: set[bytes]) -> int:
     """How many of the problems of the test split that ``key`` ``[P]`` names were met before, see above."""
-    reported = problems(task.on("test"), key)
-    count = sum(each in met for each in reported)
     own = examples(task.on("test"))
-    if own is None:
-        return Known(count, None, None)
-    others = set(examples(task.on("train")) or ()) | set(examples(task.on("validation")) or ())
-    common = sum(each in others for each in own)
-    return Known(len(reported) if common > MANY * len(own) else count, common, len(own))
+    others = set(examples(task.on("train"))) | set(examples(task.on("validation"))) if own else set()
+    if sum(each in others for each in own) > MANY * len(own):
+        return len(key)
+    return sum(each in met for each in problems(task.on("test"), key))
 
 
 def problems(task: Problem, key: Tensor) -> list[bytes]:
@@ -93,31 +79,22 @@ def problems(task: Problem, key: Tensor) -> list[bytes]:
 
 
 def fingerprints(params: Tensor, state: State) -> list[bytes]:
-    """One for each copy of ``params`` ``[*batch, n]`` and its state: 8 bytes."""
-    copies = params.shape[:-1].numel()
-    parts = [_rows(leaf, copies) for leaf in leaves(state) or [params]]
-    return [_hash(*(part[copy] for part in parts)) for copy in range(copies)]
+    """One for each copy of ``params`` ``[*batch, n]`` and its state."""
+    return _hashes(leaves(state) or [params], params.shape[:-1].numel())
 
 
-def examples(task: Task) -> list[bytes] | None:
-    """Fingerprints of the examples of the task's split; None if it has none, or does not say."""
-    groups = task.hands_out()
-    if not groups:
-        return None
-    found: list[bytes] = []
-    for group in groups:
-        parts = [_rows(column, len(group[0])) for column in group]
-        found += [_hash(*(part[row] for part in parts)) for row in range(len(group[0]))]
+def examples(task: Task) -> list[bytes]:
+    """Fingerprints of the examples of the task's split; none if it has none, or does not say."""
+    return [each for group in task.hands_out() or () for each in _hashes(group, len(group[0]))]
+
+
+def _hashes(parts: "list[Tensor] | tuple[Tensor, ...]", copies: int) -> list[bytes]:
+    """A hash of each row of tensors whose leading dimensions are ``copies``."""
+    rows = [part.detach().cpu().reshape(copies, -1).contiguous().numpy().view(np.uint8) for part in parts]
+    found = []
+    for copy in range(copies):
+        summed = hashlib.blake2b(digest_size=SIZE)
+        for part in rows:
+            summed.update(part[copy].data)
+        found.append(summed.digest())
     return found
-
-
-def _rows(leaf: Tensor, copies: int) -> np.ndarray:
-    """The bytes of a tensor whose leading dimensions are ``copies``, one row each."""
-    return leaf.detach().cpu().reshape(copies, -1).contiguous().numpy().view(np.uint8)
-
-
-def _hash(*parts: np.ndarray) -> bytes:
-    summed = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        summed.update(part.data)
-    return summed.digest()

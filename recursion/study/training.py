@@ -1,11 +1,9 @@
-"""Training within a budget: step a tower until another step would not fit, keep snapshots on the way.
+"""Training within a budget: step a tower until another step would not fit, and keep snapshots on the way.
 
 What is spent is known after every step: the gradients that were counted and the work of so many steps, or processor
-seconds. Snapshots come where it passes equal parts of the budget. The state is saved by the clock, at the end, and
-when something ends the training early; who is killed goes on from there and comes to the same.
+seconds. A snapshot is taken where it passes equal parts of the budget. The state is saved every few seconds, at the
+end, and when an error ends the training early; a killed training goes on from there and finds the same.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -17,20 +15,13 @@ from levels.nonfinite import NonFiniteError
 from recursion import checkpoint
 from recursion.observed import Observed
 from recursion.study.problems import Diary, Met
+from recursion.study.request import Budget
 from recursion.tower import Report, Tower, TowerState
 from recursion.work import Lived, Work
 
-DIARY = "problems.bin"
+DIARY, CHECKPOINT = "problems.bin", "checkpoint.safetensors"
 POINTS = 200  # most losses that are kept of a level
-Tell = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What a training may spend, in base steps or in seconds of the processor."""
-
-    amount: float
-    in_seconds: bool
+EVERY = 10.0  # seconds between two saves
 
 
 @dataclass
@@ -48,42 +39,46 @@ class Trained:
     done: bool = False
 
     def work(self, lived: Lived) -> Work:
-        """What it came to."""
+        """Its gradients and work."""
         return Work(self.gradients, lived.start.plus(lived.step, self.steps).optimizer)
 
 
 def snapshot(tower: Tower, seed: int, folder: Path, step: int) -> TowerState:
     """The state that a training in ``folder`` kept of a step; 0 is the start."""
-    return tower.init(seed) if step == 0 else checkpoint.load(_kept(folder, step), tower).state
+    return tower.init(seed) if step == 0 else checkpoint.load(_path(folder, step), tower).state
 
 
-def _kept(folder: Path, step: int) -> Path:
+def _path(folder: Path, step: int) -> Path:
     return folder / f"snapshot-{step}.safetensors"
 
 
 class Training:
-    """The training of a tower in ``folder``, from where it was left."""
+    """The training of a tower in ``folder``, from where it was left; ``count`` snapshots within ``allowance``."""
 
-    def __init__(self, tower: Tower, seed: int, folder: Path, allowance: Allowance, lived: Lived, count: int) -> None:
+    def __init__(self, tower: Tower, seed: int, folder: Path, allowance: Budget, lived: Lived, count: int) -> None:
         self.tower, self.seed, self.folder, self.lived = tower, seed, folder, lived
-        self.allowance, self.count = allowance, count
-        self.met, self.diary = Met(), Diary(folder / DIARY)
+        self.allowance, self.in_seconds, self.count = allowance.amount, allowance.unit == "seconds", count
+        self.met, self.diary, self.path = Met(), Diary(folder / DIARY), folder / CHECKPOINT
         self.observed = Tower(Observed(tower.task, self.met), *tower.levels)
-        self.path = folder / "checkpoint.safetensors"
-        self.state, self.so_far = self._begin()
-        self.diary.cut(self.so_far.prints)
+        self.met.reset()
+        if self.path.exists():
+            saved = checkpoint.load(self.path, tower)
+            self.state, self.so_far = saved.state, Trained(**saved.extra)
+            self.met.reset(self.so_far.gradients)
+        else:
+            self.state, self.so_far = checkpoint.settled(self.observed.init(seed)), Trained()
         self.began = time.process_time() - self.so_far.seconds
 
-    def go(self, tell: Tell, *, every: float = 10.0) -> Trained:
-        """Train to the end; saves every ``every`` seconds. NonFiniteError if nothing came of it."""
+    def go(self, tell: Callable[[float], None]) -> Trained:
+        """Train to the end; ``tell`` gets the part that is done. NonFiniteError if it ends before any snapshot."""
         so_far, saved = self.so_far, time.monotonic()
         if so_far.done:
             return so_far
         try:
             while not so_far.done:
                 self._advance()
-                tell("training", min(1.0, self.spent / self.allowance.amount))
-                if time.monotonic() - saved >= every:
+                tell(min(1.0, self.spent / self.allowance))
+                if time.monotonic() - saved >= EVERY:
                     self._save()
                     saved = time.monotonic()
         finally:
@@ -93,21 +88,11 @@ class Training:
     @property
     def spent(self) -> float:
         """Of the allowance."""
-        if self.allowance.in_seconds:
-            return self.so_far.seconds
-        return self.so_far.work(self.lived)._replace(gradients=self.met.gradients).total
-
-    def _begin(self) -> tuple[TowerState, Trained]:
-        self.met.gradients, self.met.prints = 0.0, []  # laying levels over a task may have asked it
-        if not self.path.exists():
-            return checkpoint.settled(self.observed.init(self.seed)), Trained()
-        saved = checkpoint.load(self.path, self.tower)
-        so_far = Trained(**saved.extra)
-        self.met.gradients = so_far.gradients
-        return saved.state, so_far
+        work = self.so_far.work(self.lived)._replace(gradients=self.met.gradients)
+        return self.so_far.seconds if self.in_seconds else work.total
 
     def _advance(self) -> None:
-        """One step, and what follows from it."""
+        """One step, and a snapshot if it is time for one."""
         so_far, before = self.so_far, self.met.gradients
         try:
             state, report = self.observed.step(self.state)
@@ -120,16 +105,12 @@ class Training:
         self.state, so_far.steps = checkpoint.settled(state), report.step
         so_far.seconds = time.process_time() - self.began
         self._note(report)
-        so_far.done = self.spent + self._each > self.allowance.amount
+        each = so_far.seconds / so_far.steps if self.in_seconds else self.lived.step.total
+        so_far.done = self.spent + each > self.allowance
         part = (len(so_far.snapshots) + 1) / self.count
-        if so_far.done or (part < 1 and self.spent + self._each / 2 >= part * self.allowance.amount):
-            checkpoint.save(_kept(self.folder, so_far.steps), self.tower, self.state, seed=self.seed)
+        if so_far.done or (part < 1 and self.spent + each / 2 >= part * self.allowance):
+            checkpoint.save(_path(self.folder, so_far.steps), self.tower, self.state, seed=self.seed)
             so_far.snapshots.append(so_far.steps)
-
-    @property
-    def _each(self) -> float:
-        """What a step costs."""
-        return self.so_far.seconds / self.so_far.steps if self.allowance.in_seconds else self.lived.step.total
 
     def _note(self, report: Report) -> None:
         """Keep a point, and fewer of them where there are too many."""
@@ -141,10 +122,10 @@ class Training:
             so_far.points = [point for point in so_far.points if point[0] % so_far.stride == 0]
 
     def _save(self) -> None:
-        """What was met first: a fingerprint without its state is cut off, a state without its fingerprints is not."""
-        self.diary.append(self.met.prints)
-        self.so_far.prints += len(self.met.prints)
-        self.met.prints = []
-        self.so_far.gradients = self.met.gradients
-        self.so_far.seconds = time.process_time() - self.began
-        checkpoint.save(self.path, self.tower, self.state, seed=self.seed, extra=asdict(self.so_far))
+        """Fingerprints first: those without their state are cut off later, a state without its fingerprints is not."""
+        so_far = self.so_far
+        self.diary.append(self.met.prints, after=so_far.prints)
+        so_far.prints += len(self.met.prints)
+        so_far.gradients, so_far.seconds = self.met.gradients, time.process_time() - self.began
+        self.met.reset(self.met.gradients)
+        checkpoint.save(self.path, self.tower, self.state, seed=self.seed, extra=asdict(so_far))

@@ -1,4 +1,4 @@
-"""Tiny runs of an ablation for the tests: quadratics of four numbers, LSTMs of four units."""
+"""Tiny runs of a study for the tests: quadratics of four numbers, LSTMs of four units."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def tiny(tower: str = LEARNED, depths: tuple[int, ...] = (2,), budget: str = "4e
 def done(request: Request, folder: Path, number: int = 0, tell: Any = None) -> tuple[Run, dict[str, Any]]:
     """A run of the request, performed."""
     run = request.runs()[number]
-    return run, perform(run, request, folder / run.id, tell or (lambda what, fraction: None))
+    return run, perform(run, request.terms, folder / run.id, tell or (lambda what, fraction: None))
 
 
 def repeated(found: dict[str, Any]) -> list[list[Any]]:
