@@ -10,9 +10,10 @@ or to one inside it. ``lr*=1e-3,1,1e3`` multiplies the value there. A hyperparam
 cut without such a setting stands once, without the entry.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -50,12 +51,6 @@ class Entry:
     name: str
     times: bool
 
-    @classmethod
-    def read(cls, text: str) -> "Entry":
-        """From its name in the grid."""
-        found = NAME.fullmatch(text) or _fail(f"grid {text}: {ENTRIES}")
-        return cls(text, found["where"], found["name"], bool(found["times"]))
-
     @property
     def label(self) -> str:
         """In words, in front of its value: ``level 1 unroll``."""
@@ -64,48 +59,43 @@ class Entry:
 
     def apply(self, levels: Sequence[Level], text: str) -> list[Level] | None:
         """The levels with the setting at a value; None if it concerns none of them. ValueError, naming the level."""
-        changed = {place: self._at(levels, place, text) for place in self.places(levels)}
-        if all(level is None for level in changed.values()):
-            return None
-        return [changed.get(place) or level for place, level in enumerate(levels)]
+        changed = {}
+        for place in self.places(levels):
+            with _named(f"level {place + 1} ({levels[place]})"):
+                changed[place] = self._changed(levels[place], text)
+        found = [changed.get(place) or level for place, level in enumerate(levels)]
+        return found if any(level is not None for level in changed.values()) else None
 
     def places(self, levels: Sequence[Level]) -> range:
         """Indices of the levels that it looks at."""
-        inside = len(levels) - (self.name in OWN)
+        inside = len(levels) - (self.name in OWN and self.where != "top")
         if self.where is None:
             return range(inside)
         place = len(levels) - 1 if self.where == "top" else int(self.where) - 1
-        return range(max(place, 0), min(place + 1, len(levels) if self.where == "top" else inside))
+        return range(max(place, 0), min(place + 1, inside))
 
-    def _at(self, levels: Sequence[Level], place: int, text: str) -> Level | None:
-        level = levels[place]
-        try:
-            if self.name in OWN:
-                own = {name: getattr(level, name) for name in OWN}
-                made: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
-                return made
-            optimizer = self._within(level.optimizer, text)
-        except ValueError as error:
-            raise ValueError(f"level {place + 1} ({level}): {one_line(error)}") from error
+    def _changed(self, level: Level, text: str) -> Level | None:
+        if self.name in OWN:
+            own = {name: getattr(level, name) for name in OWN}
+            made: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
+            return made
+        optimizer = self._inside(level.optimizer, text)
         return None if optimizer is None else replace(level, optimizer=optimizer)
 
-    def _within(self, optimizer: Optimizer, text: str) -> Optimizer | None:
-        """The optimizer with the setting changed, in itself or else in those inside it; None if none has it."""
-        own = settings(optimizer)
-        if self.name in own and not (self.times and own[self.name] is None):
-            new = {self.name: self._value(type(optimizer), own, text)}
-        else:
-            new = {name: self._inside(value, text) for name, value in own.items()}
-            new = {name: value for name, value in new.items() if value is not None}
-        made: Optimizer | None = catalog.make(type(optimizer), own | new) if new else None
-        return made
-
     def _inside(self, value: Any, text: str) -> Any:
-        """A setting's value with the optimizers in it changed; None if there are none to change."""
-        if isinstance(value, Optimizer):
-            return self._within(value, text)
-        items = [self._inside(item, text) for item in value] if isinstance(value, (tuple, list)) else []
-        return tuple(new or old for new, old in zip(items, value)) if any(items) else None
+        """An optimizer, or several, with the setting changed, else in those inside; None if there is none to change."""
+        if isinstance(value, (tuple, list)):
+            items = [self._inside(item, text) for item in value]
+            return tuple(new or old for new, old in zip(items, value)) if any(items) else None
+        if not isinstance(value, Optimizer):
+            return None
+        own = settings(value)
+        if self.name in own and not (self.times and own[self.name] is None):
+            new = {self.name: self._value(type(value), own, text)}
+        else:
+            inner = {name: self._inside(each, text) for name, each in own.items()}
+            new = {name: each for name, each in inner.items() if each is not None}
+        return catalog.make(type(value), own | new) if new else None
 
     def _value(self, cls: type, own: Mapping[str, Any], text: str) -> Any:
         """The setting's new value, in the space of the one that is there."""
@@ -122,13 +112,19 @@ def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
     """Each cut with each combination of values, all built. ValueError, in one line, for what cannot be."""
     written, repeats = _read(text)
     _check(depths, grid)
-    entries = [(Entry.read(name), values) for name, values in grid]
-    cuts = [(depth, _built(f"depth {depth}", lambda at=depth: _cut(written, repeats, at))) for depth in depths]  # type: ignore[misc]
-    found = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
+    entries = []
+    for name, values in grid:
+        found = NAME.fullmatch(name) or _fail(f"grid {name}: {ENTRIES}")
+        entries.append((Entry(name, found["where"], found["name"], bool(found["times"])), values))
+    cuts = []
+    for depth in depths:
+        with _named(f"depth {depth}"):
+            cuts.append((depth, _cut(written, repeats, depth)))
+    made = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
     for entry, _ in entries:
-        if not any(entry.text in cell.factors for cell in found):
+        if not any(entry.text in cell.factors for cell in made):
             _refuse(entry, max((cut for _, cut in cuts), key=lambda cut: cut.depth))
-    return found
+    return made
 
 
 def task_of(text: str) -> str:
@@ -148,7 +144,11 @@ def parse_grid(words: Sequence[str]) -> Grid:
         name, equals, values = word.partition("=")
         if not equals:
             _fail(f"grid {word}: it has no '='; {ENTRIES}")
-        entries.append((name.strip(), tuple(one for text in _split(values) for one in _decades(word, one_line(text)))))
+        pieces, inside = [""], 0
+        for sign in values:  # split at commas that stand in no bracket
+            inside += (sign in "([") - (sign in ")]")
+            pieces = [*pieces, ""] if sign == "," and inside == 0 else [*pieces[:-1], pieces[-1] + sign]
+        entries.append((name.strip(), tuple(one for text in pieces for one in _decades(word, one_line(text)))))
     return tuple(entries)
 
 
@@ -192,32 +192,19 @@ def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, 
         grown = []
         for levels, factors, said in found:
             for value in values:
-                where = f"grid {entry.text}={value} at depth {depth}"
-                changed = _built(where, lambda: entry.apply(levels, value))  # noqa: B023
+                with _named(f"grid {entry.text}={value} at depth {depth}"):
+                    changed = entry.apply(levels, value)
                 if changed is None:
                     grown.append((levels, factors, said))
                     break
                 grown.append((changed, factors | {entry.text: value}, [*said, f"{entry.label} {value}"]))
         found = grown
     for levels, factors, said in found:
-        where = " ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])
-        tower = _built(where, lambda: _written_down(Tower(cut.task, *levels)))  # noqa: B023
+        with _named(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
+            tower = Tower(cut.task, *levels)
+            if str(parse(str(tower))) != str(tower):
+                _fail(f"{tower} cannot be written down in full; runs are made from notation")
         yield Cell(", ".join(said), {"depth": str(depth)} | factors, tower)
-
-
-def _written_down(tower: Tower) -> Tower:
-    """The tower, if its notation reads back as itself."""
-    if str(parse(str(tower))) != str(tower):
-        _fail(f"{tower} cannot be written down in full; runs are made from notation")
-    return tower
-
-
-def _built(where: str, build: Callable[[], Any]) -> Any:
-    """What ``build`` returns; an error gets the place in front."""
-    try:
-        return build()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {one_line(error)}") from error
 
 
 def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
@@ -277,38 +264,35 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _split(values: str) -> list[str]:
-    """Values between the commas that stand in no bracket."""
-    found, inside = [""], 0
-    for sign in values:
-        inside += (sign in "([") - (sign in ")]")
-        found = [*found, ""] if sign == "," and inside == 0 else [*found[:-1], found[-1] + sign]
-    return found
-
-
 def _decades(word: str, text: str) -> list[str]:
     """``1e-1..1e1`` as each decade from the one to the other; anything else as it is."""
     low, dots, high = text.partition("..")
     if not dots:
         return [text]
-    try:
+    with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
         first, last = float(low), float(high)
         count = round(math.log10(last / first))
-        good = count >= 0 and math.isclose(first * 10.0**count, last, rel_tol=1e-9)
-    except (ValueError, ZeroDivisionError, OverflowError):
-        good = False
-    if not good:
-        _fail(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
-    return [f"{first * 10.0**place:.12g}" for place in range(count + 1)]
+        if count >= 0 and math.isclose(first * 10.0**count, last, rel_tol=1e-9):
+            return [f"{first * 10.0**place:.12g}" for place in range(count + 1)]
+    raise ValueError(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
 
 
-def _optimizers(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """An optimizer and those inside it."""
-    yield optimizer
-    for value in settings(optimizer).values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(one, Optimizer):
-                yield from _optimizers(one)
+def _optimizers(value: Any) -> Iterator[Optimizer]:
+    """The optimizers in a setting's value: itself, and those inside it."""
+    if isinstance(value, Optimizer):
+        yield value
+        value = tuple(settings(value).values())
+    for each in value if isinstance(value, (tuple, list)) else ():
+        yield from _optimizers(each)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """An error inside gets the place in front, in one line."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from error
 
 
 def _fail(message: str) -> NoReturn:

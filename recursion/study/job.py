@@ -20,7 +20,6 @@ from levels.optimizer import Optimizer
 from levels.task import Task
 from recursion import deploy
 from recursion.notation import parse
-from recursion.spec import to_spec
 from recursion.study.bench import BUDGETED, LEARNING, SPLITS, Bench, Tell, curve_rows, loss_rows, parameters
 from recursion.study.kept import Kept
 from recursion.study.learning import Learning
@@ -32,7 +31,7 @@ from recursion.work import Work, lived_work
 
 
 def perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
-    """One run from where its folder left off: ``rows``, ``facts`` and ``spec``; plain JSON.
+    """One run from where its folder left off: ``rows`` and ``facts``; plain JSON.
 
     ``tell(what, fraction)`` hears of each step. Killed at any moment and called again, it ends with the same rows,
     seconds and bytes apart. Raises ValueError for a budget that is too small and for a folder of another run;
@@ -64,7 +63,7 @@ def _perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]
         rows, facts = Learning(run, tower, bench, folder).perform()
     rows += [*bench.ledger.rows(), row("training", "peak bytes", process_peak())]
     tell("done", 1.0)
-    return {"rows": rows, "facts": facts | {"spent": bench.ledger.spent(*BUDGETED)}, "spec": to_spec(tower)}
+    return {"rows": rows, "facts": facts | {"spent": bench.ledger.spent(*BUDGETED)}}
 
 
 def _tuned(run: Run, bench: Bench) -> tuple[list[Row], dict[str, Any]]:

@@ -25,7 +25,7 @@ class Results:
     """``runs``: one row a run, in the request's order. ``rows``: one row a measurement of the runs that are done.
 
     ``runs`` has the columns run, cell, kind, depth, factors, tower, seed, status (waiting, running, done, failed), why,
-    facts, spec, and the surroundings. ``rows`` has run, cell, seed, stage, split, level, problem, step, measure, value;
+    facts, and the surroundings. ``rows`` has run, cell, seed, stage, split, level, problem, step, measure, value;
     -1 or "" where one of them does not apply, and inf for a value that is no number.
     """
 
@@ -54,9 +54,8 @@ def load(folder: str | Path) -> Results:
         result = found or {"status": begun, "why": "", "facts": {}, "about": {}, "rows": []}
         data = {name: getattr(run, name) for name in ("cell", "kind", "depth", "factors", "tower", "seed")}
         told = {name: result[name] for name in ("status", "why", "facts")}
-        spec = json.dumps(result["spec"]) if "spec" in result else ""
         about = {name: result["about"].get(name) for name in ABOUT}
-        runs.append({"run": run.id} | data | told | {"spec": spec} | about)
+        runs.append({"run": run.id} | data | told | about)
         rows += [(run.id, run.cell, run.seed, *row) for row in result["rows"]]
     measured = pd.DataFrame(rows, columns=["run", "cell", "seed", *MEASUREMENT]).fillna(ABSENT).astype(PLACES)
     return Results(request, study["argv"], study["when"], pd.DataFrame(runs).astype({"depth": "Int64"}), measured)

@@ -1,4 +1,4 @@
-"""A job that counts, or goes wrong as the file ``plan.json`` in the study's folder says; and a pool without processes."""
+"""A job that counts, or goes wrong as ``plan.json`` in the study's folder says; and a pool without processes."""
 
 import contextlib
 import errno
@@ -44,7 +44,7 @@ def perform(run: Run, terms: Terms, folder: Path, tell: Callable[[str, float], N
         raise
     value = float(len(run.id) * 1000 + run.seed) if run.seed else float("inf")
     rows = [["chosen", "report", None, problem, None, "mean loss", value + problem] for problem in range(3)]
-    return {"rows": rows, "facts": {"steps": step, "budget": repr(terms.budget)}, "spec": {}}
+    return {"rows": rows, "facts": {"steps": step, "budget": repr(terms.budget)}}
 
 
 def _go_wrong(does: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ def test_charges_add_up_by_stage_and_level():
     ledger.add("training", Work(1.0, (4.0,)), 0.25)
     ledger.add("selection", Work(3.0, ()), 1.0)
     assert ledger.spent("training", "selection", "nothing") == 21.0
-    assert ledger.rows() == [
+    assert list(ledger.rows()) == [
         ["training", None, 0, None, None, "task gradients", 11.0],
         ["training", None, 1, None, None, "optimizer work", 5.0],
         ["training", None, 2, None, None, "optimizer work", 2.0],

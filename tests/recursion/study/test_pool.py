@@ -18,7 +18,8 @@ from recursion.study.request import Request, Run
 
 Make = Callable[..., Request]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is an extra")
-POOLS = [Local(2), pytest.param(Ray("local", workers=2), marks=[needs_ray, pytest.mark.slow])]
+SLOW = pytest.mark.slow
+POOLS = [Local(2), pytest.param(Ray("local", workers=2), marks=[needs_ray, SLOW])]
 WRONG = {
     "kill": "its process was ended by SIGKILL, as the system does when memory runs out; .*",
     "segfault": "its process was ended by SIGSEGV; see output.log in its folder",

@@ -67,7 +67,7 @@ def task_of(text: str) -> Task:
 def met_in_training(task: Task, *levels: str, steps: int = 2) -> set[bytes]:
     met, tower = Met(), parse(f"quadratic: {' / '.join(levels)}")
     observed = Tower(Observed(task, met), *tower.levels)
-    met.prints = []  # exact gradients try the task when the tower is built
+    met.reset()  # exact gradients try the task when the tower is built
     list(observed.run(observed.init(0), steps))
     return set(met.prints)
 
@@ -78,20 +78,19 @@ def test_no_built_in_task_reports_what_it_trains_on(text: str):
     met = met_in_training(task, "sgd(lr=1e-6)@2[batch=4, horizon=2]", "sgd")
     found = known(task, keys.split(keys.seed(0), 16), met)
     assert len(met) > 0
-    assert found.problems == 0
-    assert text.startswith("char") or not found.examples
+    assert found == 0
 
 
 def test_text_comes_again_in_places_and_that_is_counted_apart():
-    found = known(task_of("char-gru"), keys.split(keys.seed(0), 4), set())
-    assert found.problems == 0
-    assert found.examples is not None
-    assert 0 < found.examples < 0.25 * found.of
+    task = task_of("char-gru")
+    assert known(task, keys.split(keys.seed(0), 4), set()) == 0
+    ours, others = examples(task.on("test")), set(examples(task))
+    assert 0 < sum(each in others for each in ours) < 0.25 * len(ours)
 
 
 def test_a_task_whose_test_images_are_its_training_images_is_caught():
     found = known(Leaky(), keys.split(keys.seed(0), 8), set())
-    assert found == (8, 1078, 1078)
+    assert found == 8
 
 
 def test_problems_that_training_met_are_counted_one_by_one():
@@ -99,10 +98,10 @@ def test_problems_that_training_met_are_counted_one_by_one():
     met = met_in_training(task, "sgd(lr=1e-6)@2[batch=1, horizon=none]", "sgd")
     assert len(met) == 1
     drawn = [each for each in problems(task.on("test"), key) if each in met]
-    assert known(task, key, met).problems == len(drawn)
+    assert known(task, key, met) == len(drawn)
     assert 0 < len(drawn) < 12
     everything = met_in_training(task, "sgd(lr=1e-6)@2[batch=16, horizon=2]", "sgd")
-    assert known(task, key, everything).problems == 12
+    assert known(task, key, everything) == 12
 
 
 def test_a_leak_reaches_the_rows_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -142,14 +141,13 @@ def test_a_diary_is_cut_where_the_state_is(tmp_path: Path):
     diary.append([b"a" * 8, b"b" * 8])
     diary.append([b"c" * 8])
     assert diary.read() == {b"a" * 8, b"b" * 8, b"c" * 8}
-    diary.cut(1)
-    assert diary.read() == {b"a" * 8}
+    diary.append([b"d" * 8], after=1)
+    assert diary.read() == {b"a" * 8, b"d" * 8}
 
 
 def test_examples_know_their_labels():
     task = DigitsMLP()
     ours = examples(task)
-    assert ours is not None
     assert len(ours) == len(task.data().labels)
     assert examples(dataclasses.replace(task, hidden=(3,))) == ours
-    assert examples(Quadratic()) is None
+    assert examples(Quadratic()) == []

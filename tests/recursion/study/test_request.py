@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from recursion.study.request import BASELINE, Budget, Request, Run
+from recursion.study.request import BASELINE, Budget, Request, Run, Terms, plain
 
 Make = Callable[..., Request]
 
@@ -75,8 +75,9 @@ def test_ids_are_names_of_folders_and_differ(request_of: Make) -> None:
 
 def test_requests_and_runs_go_to_json_and_back(request_of: Make) -> None:
     request = request_of(grid=(("1.unroll", ("5", "10")), ("lr*", ("1e-1", "1"))), windows=3, baseline=False)
-    assert Request.from_json(request.to_json()) == request
-    assert all(Run.from_json(run.to_json()) == run for run in request.runs())
+    assert Request.from_json(json.loads(json.dumps(plain(request)))) == request
+    assert Terms.from_json(plain(request.terms)) == request.terms
+    assert all(Run.from_json(plain(run)) == run for run in request.runs())
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,6 @@ def test_requests_and_runs_go_to_json_and_back(request_of: Make) -> None:
         ({"problems": 2.5}, "problems must be a whole number of at least 1, got 2.5"),
         ({"windows": True}, "windows must be a whole number of at least 1, got True"),
         ({"search": "random"}, "search must be grid or optuna, got 'random'"),
-        ({"baseline": 1}, "baseline must be true or false, got 1"),
-        ({"depths": [1, 2]}, r"depths must be a tuple, got \[1, 2\]"),
         ({"depths": (3,)}, "depth 3: the tower has 2 levels; write more, or '...' for one that is repeated"),
         ({"tower": "quadratic: adamm"}, r"level 1 \(adamm\): unknown optimizer 'adamm' \(did you mean adam\?\).*"),
     ],
@@ -98,10 +97,7 @@ def test_a_bad_request_is_refused_when_built(settings: dict[str, object], line: 
 
 
 def test_json_of_something_else_is_refused_in_a_line(request_of: Make) -> None:
-    good = json.loads(request_of().to_json())
-    for bad in ("[1]", "{", json.dumps(good | {"more": 1}), json.dumps({**good, "grid": 3})):
-        with pytest.raises(ValueError, match=r"^this is not a request of an ablation: [^\n]*$"):
+    good = plain(request_of())
+    for bad in ({}, good | {"more": 1}, good | {"grid": 3}, {"budget": "2e6"}):
+        with pytest.raises(ValueError, match=r"^this is not the request of a study: [^\n]*$"):
             Request.from_json(bad)
-    del good["steps"]
-    with pytest.raises(ValueError, match="got 'steps' less"):
-        Request.from_json(json.dumps(good))
