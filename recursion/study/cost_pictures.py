@@ -1,129 +1,84 @@
-"""Pictures of what was spent: against what it brought, and on what."""
+"""Pictures of what was spent: against the loss that it brought, and on which stage."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from recursion.study.comparing import PRIMARY
-from recursion.study.drawing import (
-    INK,
-    Picture,
-    Style,
-    draw,
-    drawable,
-    finish,
-    in_thousands,
-    logarithmic,
-    reach,
-    styles,
-    whisker,
-)
+from recursion.study.costs import Ledger
+from recursion.study.drawing import INK, Looks, Picture, drawable, drawn, logarithmic, looks_of, reach, whisker
 from recursion.study.findings import Line
-from recursion.study.results import SPENT, Results
+from recursion.study.measurements import PRIMARY, SPENT, UNITS, Measurements
+from recursion.study.request import Budget
 from recursion.study.words import number
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 LEVELS = 4  # whose work has a part of its own
+PARTS = 6  # that have a colour of their own; the next are hatched
 
 
-def benefit(results: Results, lines: Sequence[Line], looks: dict[str, Style]) -> Iterator[Picture]:
+def draw_benefit(pictures: list[Picture], data: Measurements, lines: list[Line], looks: Looks) -> None:
     """Loss of the snapshots against what had been spent by then; at the end the reported loss."""
-    drawn = [line for line in lines if line.ledger is not None and line.ledger.spent > 0]
-    if not drawn:
+    costs = {line.cell.label: line.ledger.spent for line in lines if line.ledger is not None and line.ledger.spent > 0}
+    paying = {line.cell.label: line for line in lines if line.cell.label in costs}
+    ends = [f"{label} {number(each.losses[PRIMARY].value)} at {number(costs[label])}" for label, each in paying.items()]
+    if not paying:
         return
-
-    def panel(axes: "Axes") -> None:
-        for line in drawn:
-            assert line.ledger is not None
-            style = looks[line.cell.label]
-            costs, losses = _snapshots(results, line)
-            axes.plot(costs, drawable(losses), color=style.colour, linestyle=style.dash, linewidth=1.3, alpha=0.8)
-            whisker(axes, line.ledger.spent, line.losses[PRIMARY], style, label=line.cell.label)
-        logarithmic(axes, reach(line.losses[PRIMARY] for line in drawn))
+    alt = f"Mean loss against total cost in base steps: {'; '.join(ends)}."
+    with drawn(pictures, "cost-benefit", "Cost against benefit", alt) as axes:
+        for label, line in paying.items():
+            points = _snapshots(data, line)
+            axes.plot(points.cost, drawable(points.value), linewidth=1.3, alpha=0.8, **looks[label].line)
+            whisker(axes, costs[label], line.losses[PRIMARY], looks[label], label)
+        logarithmic(axes, reach(line.losses[PRIMARY] for line in paying.values()))
         axes.set_xlim(left=0)
-        in_thousands(axes)
-        finish(axes, "total cost (base steps, optimizer work counted)", "mean loss")
-
-    said = [f"{e.cell.label} {number(e.losses[PRIMARY].value)} at {number(e.ledger.spent)}" for e in drawn if e.ledger]
-    yield draw(
-        "cost-benefit",
-        "Cost against benefit",
-        "Lines: mean loss of the snapshots on select problems, when that much had been spent on training. Points: mean "
-        "loss on report problems against all that was spent, with 95% intervals.",
-        f"Mean loss against total cost in base steps: {'; '.join(said)}.",
-        panel,
-    )
+        _in_thousands(axes)
+        axes.set(xlabel="total cost (base steps, optimizer work counted)", ylabel="mean loss")
 
 
-def _snapshots(results: Results, line: Line) -> tuple[list[float], list[float]]:
-    """Mean cost and loss over seeds, snapshot by snapshot."""
-    points: list[list[tuple[float, float]]] = []
-    for run in line.cell.done:
-        rows = results.rows(run, "snapshot", "select", PRIMARY)
-        steps = float(run.facts.get("steps") or max((row[2] for row in rows), default=1) or 1)
-        cost = results.total(run, ("training",), "task gradients", 0) + results.total(
-            run, ("training",), "optimizer work"
-        )
-        points.append([(row[2] / steps * cost, row[3]) for row in rows])
-    count = min(map(len, points), default=0)
-    means = [np.mean([each[i] for each in points], 0) for i in range(count)]
-    return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]
+def _snapshots(data: Measurements, line: Line) -> pd.DataFrame:
+    """Mean cost and loss over seeds, snapshot by snapshot, as far as all seeds have it."""
+    rows = data.part(line.cell, "snapshot", "select", PRIMARY).sort_values("step")
+    steps = line.cell.done.set_index("seed").facts.map(lambda facts: facts.get("steps") or 1)
+    cost = data.paid(line.cell, ("training",))[UNITS[0]]
+    rows = rows.assign(cost=rows.step * rows.seed.map(cost / steps), place=rows.groupby("seed").cumcount())
+    points = rows.groupby("place")[["cost", "value"]]
+    return points.mean()[points.size() == len(steps)]
 
 
-def ledger(results: Results, lines: Sequence[Line]) -> Iterator[Picture]:
+def draw_ledger(pictures: list[Picture], budget: Budget, lines: list[Line]) -> None:
     """Stacked bars: task gradients and optimizer work of training, then all else; the budget as a line."""
-    drawn = [line for line in lines if line.ledger is not None and line.ledger.spent > 0]
-    if not drawn:
+    ledgers = [line.ledger for line in lines if line.ledger is not None and line.ledger.spent > 0]
+    if not ledgers:
         return
-    parts = {line.cell.label: _parts(line) for line in drawn}
-    found = {name for each in parts.values() for name in each}
-    names = sorted(
-        found,
-        key=lambda name: (name in SPENT, SPENT.index(name) if name in SPENT else 0, name != "task gradients", name),
-    )
-    looks = dict(zip(names, [*styles(6), *styles(6)]))
-    budget = results.request.budget
-
-    def panel(axes: "Axes") -> None:
-        labels = list(parts)[::-1]
-        left = np.zeros(len(labels))
-        for index, name in enumerate(names):
-            widths = np.array([parts[label].get(name, 0.0) for label in labels])
-            hatch = "///" if index >= 6 else None
-            axes.barh(labels, widths, left=left, color=looks[name].colour, label=name, height=0.62, hatch=hatch)
-            left += widths
+    parts = pd.DataFrame({ledger.cell.label: _parts(ledger) for ledger in ledgers})
+    parts = parts[(parts > 0).any(axis=1)]
+    totals = [f"{label} {number(total)}" for label, total in parts.sum().items()]
+    alt = f"Total cost in base steps: {'; '.join(totals)}."
+    height = 1.9 + 0.34 * len(ledgers) + 0.2 * math.ceil(len(parts) / 2)
+    looks = list(looks_of(range(PARTS)).values())
+    with drawn(pictures, "ledger", "Where the cost went", alt, height=height) as axes:
+        bars = parts.loc[:, ::-1].T
+        before = bars.cumsum(axis=1) - bars
+        for place, name in enumerate(bars):
+            colour, hatch = looks[place % PARTS].colour, "///" if place >= PARTS else None
+            axes.barh(bars.index, bars[name], 0.62, before[name], color=colour, hatch=hatch, label=name)
         if budget.unit == "base steps":
             axes.axvline(budget.amount, color=INK, linestyle=":", linewidth=1.4, label="budget")
-        finish(axes, "base steps", "")
-        in_thousands(axes)
+        axes.set(xlabel="base steps")
+        _in_thousands(axes)
         axes.grid(visible=False, axis="y")
 
-    said = [f"{label} {number(sum(each.values()))}" for label, each in parts.items()]
-    yield draw(
-        "ledger",
-        "Where the cost went",
-        "Base steps of a run, mean over seeds: gradients of the task, and the work of each level's optimizer in the "
-        "same unit; what tunes a hand-made rule is search.",
-        f"Total cost in base steps: {'; '.join(said)}.",
-        panel,
-        height=1.9 + 0.34 * len(parts) + 0.2 * math.ceil(len(names) / 2),
-    )
+
+def _parts(ledger: Ledger) -> dict[str, float]:
+    work = [*ledger.work("training"), *[0.0] * LEVELS]
+    levels = {f"optimizer of level {level}": work[level - 1] for level in range(1, LEVELS + 1)}
+    rest = {f"optimizers above level {LEVELS}": sum(work[LEVELS:])}
+    stages = {stage: ledger.total(stage) for stage in SPENT if stage != "training"}
+    return {"task gradients": ledger.gradients("training")} | levels | rest | stages
 
 
-def _parts(line: Line) -> dict[str, float]:
-    assert line.ledger is not None
-    parts: dict[str, float] = {}
-    for stage in line.ledger.stages:
-        if stage.name == "training":
-            parts["task gradients"] = stage.gradients
-            for level, work in enumerate(stage.work, 1):
-                name = f"optimizer of level {level}" if level <= LEVELS else f"optimizers above level {LEVELS}"
-                parts[name] = parts.get(name, 0.0) + work
-        elif stage.name in SPENT:
-            parts[stage.name] = stage.total
-    return {name: value for name, value in parts.items() if value > 0}
+def _in_thousands(axes: Axes) -> None:
+    """Large numbers along the horizontal axis as 500k and 1.5M."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

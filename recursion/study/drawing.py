@@ -1,35 +1,36 @@
 """A picture twice: a PNG for anywhere, and an SVG that goes into a page and follows its colours and fonts.
 
-Pictures are drawn on a matplotlib ``Figure`` without its global state. In the SVG each colour is a CSS variable, so one
-drawing is right in light and in dark; text stays text, in the page's font. Pictures are narrow, one panel each, so that
-a narrow window shows them at a size that can be read.
+Pictures are drawn on a matplotlib ``Figure`` without its global state, in the style of ``pictures.mplstyle``. In the
+SVG each colour is a CSS variable, which ``page.css`` sets in dark; text stays text, in the page's font. Pictures are
+narrow, one panel each, so that a narrow window shows them at a size that can be read.
 """
 
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import Any
 
-from recursion.reporting import COLOURS, DASHES, DPI
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from recursion.reporting import COLOURS, DASHES
 from recursion.statistics import Estimate
 from recursion.study.words import number
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+STYLE = str(files("recursion.study").joinpath("pictures.mplstyle"))
 WIDTH, HEIGHT = 4.7, 3.5  # inches
-INK, SOFT, PAPER = "#1b1f24", "#8b929a", "#fefefe"
+INK, SOFT = "#1b1f24", "#8b929a"
 MARKS = ("o", "s", "^", "D", "v", "P")
-# Light and dark: ink, what is less important, paper, and the colours of Okabe and Ito as they are and lighter.
-DARK = {
-    INK: "#e8e6e1", SOFT: "#7f8892", PAPER: "#171a1e",
-    "#0072b2": "#5aaee6", "#e69f00": "#f2b73d", "#009e73": "#3cc79b",
-    "#cc79a7": "#e59cc5", "#56b4e9": "#a5dcff", "#d55e00": "#ff8a4c",
-}  # fmt: skip
 SHADES = 24  # of the sequence of colours for what is ordered
+XML = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,6 @@ class Picture:
     """``name``: of its file, without ending. ``alt``: what it shows, for those who do not see it."""
 
     name: str
-    title: str
-    caption: str
     alt: str
     png: bytes
     svg: str
@@ -52,67 +51,52 @@ class Style:
     dash: Any
     mark: str
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Settings of a line."""
+        return {"color": self.colour, "linestyle": self.dash}
 
-def draw(
-    name: str, title: str, caption: str, alt: str, panel: Callable[["Axes"], None], *, height: float = HEIGHT
-) -> Picture:
-    """A picture of one panel; its lines' labels become a legend below it."""
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "text.color": INK, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
-        "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": SOFT,
-        "axes.titlesize": 11, "font.size": 10, "legend.fontsize": 9,
-    }  # fmt: skip
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+Looks = dict[Any, Style]  # by name
+BASE = Style(INK, (0, (4, 2)), "X")
+
+
+@contextmanager
+def drawn(pictures: list[Picture], name: str, title: str, alt: str, *, height: float = HEIGHT) -> Iterator[Axes]:
+    """Axes to draw on, which become a picture at the end; labels of lines become a legend below."""
+    with matplotlib.rc_context({"svg.hashsalt": name}, fname=STYLE):
+        figure = Figure(figsize=(WIDTH, height))
         axes = figure.add_subplot()
-        panel(axes)
-        axes.set_title(title, loc="left", fontweight="bold")
-        _legend(figure, axes)
+        yield axes
+        axes.set_title(title)
+        handles, labels = axes.get_legend_handles_labels()
+        longest = max(map(len, labels), default=0)
+        columns = min(1 if longest > 34 else 2 if longest > 16 else 3, len(labels))
+        if len(labels) > 1:
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         png, svg = io.BytesIO(), io.StringIO()
-        figure.savefig(png, format="png", dpi=DPI, facecolor="white")
+        figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Picture(
-        name=name, title=title, caption=caption, alt=alt, png=png.getvalue(), svg=_inline(svg.getvalue(), name)
-    )
+    pictures.append(Picture(name=name, alt=alt, png=png.getvalue(), svg=_inline(svg.getvalue(), name)))
 
 
-def styles(count: int) -> list[Style]:
-    """One for each of ``count`` cells: colours that all can tell apart; beyond those, a sequence from dark to light."""
-    if count <= len(COLOURS):
-        return [Style(COLOURS[i].lower(), DASHES[i], MARKS[i]) for i in range(count)]
-    return [Style(colour, "-", MARKS[i % len(MARKS)]) for i, colour in enumerate(sequence(count))]
+def looks_of(names: Sequence[Any]) -> Looks:
+    """Colours that all can tell apart; beyond those, a sequence from dark to light. Any other name looks as `BASE`."""
+    if len(names) <= len(COLOURS):
+        styles = [Style(colour.lower(), dash, mark) for colour, dash, mark in zip(COLOURS, DASHES, MARKS)]
+    else:
+        styles = [Style(colour, "-", MARKS[i % len(MARKS)]) for i, colour in enumerate(sequence(len(names)))]
+    return defaultdict(lambda: BASE, zip(names, styles))
 
 
 def sequence(count: int) -> list[str]:
     """Colours for what is ordered."""
-    return [_shade(round(i * (SHADES - 1) / max(count - 1, 1)), 0.0, 0.88) for i in range(count)]
+    steps = (round(place * (SHADES - 1) / max(count - 1, 1)) for place in range(count))
+    return [str(to_hex(matplotlib.colormaps["viridis"](0.88 * step / (SHADES - 1)))) for step in steps]
 
 
-BASE = Style(INK, (0, (4, 2)), "X")
-
-
-def colours() -> dict[str, str]:
-    """Every colour of light and its colour in dark."""
-    return DARK | {_shade(i, 0.0, 0.88): _shade(i, 0.32, 1.0) for i in range(SHADES)}
-
-
-def finish(axes: "Axes", x: str, y: str) -> None:
-    """Labels, a quiet grid, no box."""
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def logarithmic(axes: "Axes", values: Sequence[float], *, span: float = 10.0) -> None:
+def logarithmic(axes: Axes, values: Iterable[float], *, span: float = 10.0) -> None:
     """Logarithmic where all values are above 0 and span a decade (or ``span``)."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     finite = [value for value in values if math.isfinite(value)]
     if not finite or not 0 < span * min(finite) < max(finite):
         return
@@ -123,31 +107,29 @@ def logarithmic(axes: "Axes", values: Sequence[float], *, span: float = 10.0) ->
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def reach(found: Iterable[Estimate]) -> list[float]:
+def reach(estimates: Iterable[Estimate]) -> list[float]:
     """Values and the ends of their intervals: all that must fit."""
-    return [end for each in found for end in (each.value, each.low, each.high)]
+    return [end for each in estimates for end in (each.value, each.low, each.high)]
 
 
-def in_thousands(axes: "Axes") -> None:
-    """Large numbers along the horizontal axis as 500k and 1.5M."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+def levels_along(axes: Axes, levels: Sequence[int]) -> None:
+    """Numbers of levels along the horizontal axis, logarithmic where they go far."""
+    if max(levels) > 12:
+        axes.set_xscale("log")
+    axes.set_xticks(levels, [str(level) for level in levels])
+    axes.minorticks_off()
 
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
-
-def whisker(axes: "Axes", x: float, found: Estimate, style: Style, *, label: str | None = None) -> None:
-    """A point with its interval; an interval that has no end reaches out of the picture's upper or lower side."""
-    if not math.isfinite(found.value):
+def whisker(axes: Axes, x: float, estimate: Estimate, style: Style, label: str | None) -> None:
+    """A point with its interval; an end that is infinite is a sign above or below the point."""
+    if not math.isfinite(estimate.value):
         return
-    low, high = (end if math.isfinite(end) else found.value for end in (found.low, found.high))
+    low, high = (end if math.isfinite(end) else estimate.value for end in (estimate.low, estimate.high))
     axes.vlines([x], [low], [high], color=style.colour, linewidth=1.6)
-    axes.plot([x], [found.value], style.mark, color=style.colour, markersize=7, label=label, linestyle="none")
-    for end, mark in ((found.low, "v"), (found.high, "^")):
+    axes.plot([x], [estimate.value], style.mark, color=style.colour, markersize=7, label=label, linestyle="none")
+    for end, offset in ((estimate.low, -15), (estimate.high, 9)):
         if not math.isfinite(end):
-            axes.annotate(
-                "∞", (x, found.value), (0, 9 if mark == "^" else -15), textcoords="offset points", ha="center"
-            )
+            axes.annotate("∞", (x, estimate.value), (0, offset), textcoords="offset points", ha="center")
 
 
 def drawable(values: Iterable[float]) -> list[float]:
@@ -155,44 +137,20 @@ def drawable(values: Iterable[float]) -> list[float]:
     return [float(value) if math.isfinite(value) else math.nan for value in values]
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        columns = 1 if max(map(len, labels)) > 34 else 2 if max(map(len, labels)) > 16 else 3
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False)
-
-
-def _shade(index: int, low: float, high: float) -> str:
-    """Of viridis."""
-    import matplotlib
-    from matplotlib.colors import to_hex
-
-    return str(to_hex(matplotlib.colormaps["viridis"](low + (high - low) * index / (SHADES - 1))))
-
-
 def _inline(svg: str, name: str) -> str:
     """An SVG document as an element of a page: ids of its own, colours as variables, the page's font, no fixed size."""
-    found = re.search(r"<svg .*</svg>", svg, re.DOTALL)
-    assert found is not None
-    text = re.sub(r"<metadata>.*?</metadata>", "", found[0], flags=re.DOTALL)
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
-    text = re.sub(r"font-family:[^;\"]*", "font-family: inherit", text)
-    text = re.sub(r"font:\s*(?:(bold|700) )?([\d.]+)px [^;\"]*", _font, text)
-    text = re.sub(r"#[0-9a-fA-F]{6}\b", lambda match: f"var(--c{match[0][1:].lower()}, {match[0]})", text)
-    text = re.sub(r"<svg ([^>]*?)>", _opening, text, count=1)
-    return re.sub(r">\s+<", "><", text)
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = "font-weight: bold; " if match[1] else ""
-    return f"{weight}font-size: {match[2]}px; font-family: inherit"
-
-
-def _opening(match: re.Match[str]) -> str:
-    kept = re.search(r'viewBox="[^"]*"', match[1])
-    assert kept is not None
-    names = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg"'
-    return f'<svg {kept[0]} {names} stroke-linejoin="round" aria-hidden="true" focusable="false">'
+    text = svg[svg.index("<svg ") :]
+    box = re.findall(r'viewBox="[^"]*"', text)[0]
+    for pattern, new in (
+        (r"<svg width[^>]*>", f'<svg {box} {XML} stroke-linejoin="round" aria-hidden="true" focusable="false">'),
+        (r"(?s)<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", ""),
+        (r'\bid="', f'id="{name}-'),
+        (r'(href="#|url\(#)', rf"\1{name}-"),
+        (r"font-family:[^;\"]*", "font-family: inherit"),
+        (r"font:\s*(?:bold|700) ([\d.]+)px [^;\"]*", r"font-weight: bold; font-size: \1px; font-family: inherit"),
+        (r"font:\s*([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit"),
+        (r"#([0-9a-fA-F]{6})\b", lambda match: f"var(--c{match[1].lower()}, {match[0]})"),
+        (r">\s+<", "><"),
+    ):
+        text = re.sub(pattern, new, text)
+    return text.strip()

@@ -1,110 +1,65 @@
 """Pictures of sensitivity against height, after Fig. 3 of Chandra et al. 2022."""
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import numpy as np
 
-from recursion.study.comparing import PRIMARY
-from recursion.study.drawing import (
-    SOFT,
-    Picture,
-    draw,
-    drawable,
-    finish,
-    logarithmic,
-    sequence,
-    styles,
-)
+from recursion.reporting import COLOURS
+from recursion.study.drawing import SOFT, Picture, drawable, drawn, levels_along, logarithmic, looks_of, sequence
 from recursion.study.sensitivity import WITHIN, Sensitivity
-from recursion.study.words import listed
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
-def height_pictures(found: Sensitivity) -> Iterator[Picture]:
+def draw_heights(pictures: list[Picture], sensitivity: Sensitivity) -> None:
     """Loss against step size, robust range and time against height."""
-    colours = sequence(len(found.heights))
-    tail = "-".join([found.factor.replace("*", "x"), *(f"{k}-{v}" for k, v in found.others.items())]).replace(".", "-")
-    known = [height.losses[PRIMARY] for height in found.heights]
-    highest = max((e.value for row in known for e in row if math.isfinite(e.value)), default=1.0)
+    _losses(pictures, sensitivity)
+    _robust(pictures, sensitivity)
+    if all(height.seconds for height in sensitivity.heights) and len(sensitivity.heights) > 1:
+        _time(pictures, sensitivity)
 
-    def losses(axes: "Axes") -> None:
-        for place, (height, colour) in enumerate(zip(found.heights, colours)):
-            values = [each.value for each in height.losses[PRIMARY]]
-            label = f"height {height.height}"
-            axes.plot(
-                height.values, drawable(values), color=colour, marker="o", markersize=3.5, linewidth=1.6, label=label
-            )
-            gone = [x for x, value in zip(height.values, values) if not math.isfinite(value)]
-            axes.plot(gone, [1.15 ** (1 + place) * highest] * len(gone), "x", color=colour, markersize=5)
+
+def _losses(pictures: list[Picture], sensitivity: Sensitivity) -> None:
+    heights = sensitivity.heights
+    values = np.concatenate([height.losses for height in heights])
+    highest = max(values[np.isfinite(values)], default=1.0)
+    names = " and ".join(", ".join(str(each.height) for each in heights).rsplit(", ", 1))
+    alt = f"Mean loss against {sensitivity.factor} for heights {names}."
+    with drawn(pictures, f"sensitivity-{sensitivity.slug}", "Sensitivity against height", alt, height=4.2) as axes:
+        for place, (height, colour) in enumerate(zip(heights, sequence(len(heights))), 1):
+            losses, label = height.losses, f"height {height.height}"
+            axes.plot(losses.index, drawable(losses), "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
+            gone = losses.index[np.isinf(losses)]
+            axes.plot(gone, [1.15**place * highest] * len(gone), "x", color=colour, markersize=5)
         for within in WITHIN:
-            axes.axhline(within * found.best, color=SOFT, linestyle=":", linewidth=1.2)
+            axes.axhline(within * sensitivity.best, color=SOFT, linestyle=":", linewidth=1.2)
         axes.set_xscale("log")
-        logarithmic(axes, [e.value for row in known for e in row], span=5.0)
-        finish(axes, f"{found.factor} at the start", "mean loss on report problems")
-
-    shared = "".join(f"; {name} {value}" for name, value in found.others.items())
-    yield draw(
-        f"sensitivity-{tail}",
-        "Sensitivity against height",
-        f"Mean loss against the step size that all levels begin with ({found.factor}{shared}), a line for each height; "
-        f"crosses are divergence, dotted lines {listed([f'{within:g}' for within in WITHIN])} times the best loss.",
-        f"Mean loss against {found.factor} for heights {listed([str(h.height) for h in found.heights])}.",
-        losses,
-        height=4.2,
-    )
-    yield _robust(found, tail)
-    if all(height.seconds for height in found.heights) and len(found.heights) > 1:
-        yield _time(found, tail)
+        logarithmic(axes, values, span=5.0)
+        axes.set(xlabel=f"{sensitivity.factor} at the start", ylabel="mean loss on report problems")
 
 
-def _robust(found: Sensitivity, tail: str) -> Picture:
-    heights = [height.height for height in found.heights]
-
-    def panel(axes: "Axes") -> None:
-        for index, (within, style) in enumerate(zip(WITHIN, styles(len(WITHIN)))):
-            ranges = [height.ranges[index] for height in found.heights]
-            decades = [0.0 if math.isnan(each.decades) else each.decades for each in ranges]
+def _robust(pictures: list[Picture], sensitivity: Sensitivity) -> None:
+    heights = [height.height for height in sensitivity.heights]
+    widths = [f"{each.ranges[-1].text} at height {each.height}" for each in sensitivity.heights]
+    alt = f"Robust range in decades, within {WITHIN[-1]:g} times the best: {'; '.join(widths)}."
+    with drawn(pictures, f"robust-{sensitivity.slug}", "Robust range against height", alt) as axes:
+        for index, (within, look) in enumerate(looks_of(WITHIN).items()):
+            ranges = [height.ranges[index] for height in sensitivity.heights]
+            ends = np.nan_to_num([[each.decades, each.low, each.high] for each in ranges]).T
             label = f"within {within:g} times the best"
-            axes.plot(heights, decades, color=style.colour, linestyle=style.dash, linewidth=1.6, label=label)
-            for height, value, each in zip(heights, decades, ranges):
-                axes.plot([height], [value], "^" if each.open else "o", color=style.colour, markersize=6)
-                low, high = (0.0 if math.isnan(end) else end for end in each.spread)
-                axes.vlines([height], [low], [high], color=style.colour, alpha=0.5, linewidth=1.4)
-        _heights(axes, heights)
+            axes.plot(heights, ends[0], linewidth=1.6, label=label, **look.line)
+            axes.vlines(heights, ends[1], ends[2], color=look.colour, alpha=0.5, linewidth=1.4)
+            for height, decades, each in zip(heights, ends[0], ranges):
+                axes.plot([height], [decades], "^" if each.open else "o", color=look.colour, markersize=6)
+        levels_along(axes, heights)
         axes.set_ylim(bottom=-0.2)
-        finish(axes, "height (levels)", "decades of step sizes")
-
-    said = [f"{height.ranges[-1].text} at height {height.height}" for height in found.heights]
-    return draw(
-        f"robust-{tail}",
-        "Robust range against height",
-        "Width of the longest run of step sizes on the grid whose mean loss is within the tolerance of the best; bars "
-        "are the range over seeds, and triangles reach the end of the grid: at least that wide.",
-        f"Robust range in decades, within {WITHIN[-1]:g} times the best: {'; '.join(said)}.",
-        panel,
-    )
+        axes.set(xlabel="height (levels)", ylabel="decades of step sizes")
 
 
-def _time(found: Sensitivity, tail: str) -> Picture:
-    heights = [height.height for height in found.heights]
-    times = [height.seconds for height in found.heights if height.seconds]
-
-    def panel(axes: "Axes") -> None:
-        axes.plot(heights, [1e3 * each.value for each in times], color=styles(1)[0].colour, marker="o", linewidth=1.6)
+def _time(pictures: list[Picture], sensitivity: Sensitivity) -> None:
+    heights = [height.height for height in sensitivity.heights]
+    times = [height.seconds for height in sensitivity.heights if height.seconds]
+    middles = [1e3 * each.value for each in times]
+    alt = "; ".join(f"{middle:.3g} ms at height {height}" for height, middle in zip(heights, middles))
+    with drawn(pictures, f"time-{sensitivity.slug}", "Time against height", f"Time of a step: {alt}.") as axes:
+        axes.plot(heights, middles, color=COLOURS[0].lower(), marker="o", linewidth=1.6)
         axes.vlines(heights, [1e3 * e.low for e in times], [1e3 * e.high for e in times], color=SOFT, linewidth=1.2)
-        _heights(axes, heights)
+        levels_along(axes, heights)
         axes.set_ylim(bottom=0)
-        finish(axes, "height (levels)", "milliseconds of a step")
-
-    said = [f"{1e3 * each.value:.3g} ms at height {height}" for height, each in zip(heights, times)]
-    caption = "Wall time of one base step at use: median over runs, bars from the fastest to the slowest."
-    return draw(f"time-{tail}", "Time against height", caption, f"Time of a step: {'; '.join(said)}.", panel)
-
-
-def _heights(axes: "Axes", heights: Sequence[int]) -> None:
-    if max(heights) > 12:
-        axes.set_xscale("log")
-    axes.set_xticks(heights, [str(height) for height in heights])
-    axes.minorticks_off()
+        axes.set(xlabel="height (levels)", ylabel="milliseconds of a step")

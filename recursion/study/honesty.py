@@ -1,24 +1,23 @@
-"""What keeps an ablation honest: the gap between three splits of problems, alarms, and the guard at use.
+"""What keeps a study honest: the gap between three splits of problems, alarms, and the guard at use.
 
 The gain on a split is by how much the chosen snapshot is below the start of training, as the logarithm of the ratio of
-their losses, paired by problem. Train problems train, select problems choose the snapshot, report problems are looked
-at once. An optimizer that gains where it was trained or chosen, and not where it is reported, has learned the problems
-and not the family: that sets off the alarm. A gain of which report problems show at least half, if only within their
-noise, does not.
+their losses, paired by problem. Train problems train, select problems choose the snapshot, report problems are used
+once. An optimizer that gains where it was trained or chosen, and not where it is reported, has learned the problems
+and not the family: that is an alarm. A gain of which report problems show at least half, if only within their noise,
+is none.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from recursion.statistics import Estimate, Values, difference, interquartile_mean, level
 from recursion.statistics import interval as estimated
-from recursion.study.comparing import PRIMARY, Comparison, contrast
-from recursion.study.results import Cell, Results
-from recursion.study.words import interval, number, plural
-
-SPLITS = ("train", "select", "report")
+from recursion.study.comparing import Comparison, contrast
+from recursion.study.measurements import PRIMARY, SPLITS, Cell, Measurements
+from recursion.study.templates import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +35,11 @@ class Gap:
             return max(others) - self.gains["report"].value
 
     @property
-    def alarm(self) -> str | None:
-        """A sentence, if train or select problems show a gain, and report problems neither a gain nor half of that."""
+    def alarming(self) -> list[str]:
+        """Splits that show a gain of which report problems show less than half; none if these show a gain too."""
         report = self.gains["report"]
-        shown = [split for split in SPLITS[:2] if split in self.gains and self.gains[split].sign > 0]
-        shown = [split for split in shown if not report.value > self.gains[split].value / 2]
-        if report.sign > 0 or not shown:
-            return None
-        where = " and ".join(f"{split} problems (gain {interval(self.gains[split])})" for split in shown)
-        return (
-            f"{self.cell.label} improves on {where} but not on report problems (gain {interval(report)}): what it "
-            "learned is about the problems that it was trained or chosen on"
-        )
+        gained = [split for split in SPLITS[:2] if split in self.gains and self.gains[split].sign > 0]
+        return [split for split in gained if report.sign <= 0 and not report.value > self.gains[split].value / 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,103 +52,59 @@ class Guard:
     guarded: Estimate
     bare: Estimate
 
-    @property
-    def sentence(self) -> str:
-        """How often, and what it comes to."""
-        return (
-            f"{self.cell.label}: {self.rescued} of {plural(self.uses, 'use')} rescued; "
-            f"mean loss guarded {interval(self.guarded)}, bare {interval(self.bare)}"
-        )
 
-
-def gap(results: Results, cell: Cell) -> Gap | None:
+def gap(data: Measurements, cell: Cell) -> Gap | None:
     """None where nothing was trained, or nothing is done."""
     gains = {}
     for split in SPLITS:
-        start, chosen = (results.losses(cell, stage, split, PRIMARY) for stage in ("start", "chosen"))
-        if start is None or chosen is None:
-            continue
-        seeds = sorted(set(start.seeds) & set(chosen.seeds))
-        a, b = start.of(seeds), chosen.of(seeds)
-        if seeds and a.shape == b.shape:
-            gains[split] = _gain(a, b)
+        start, chosen = (data.losses(cell, stage, split) for stage in ("start", "chosen"))
+        start, chosen = start.align(chosen, join="inner")
+        if not start.empty:
+            gains[split] = _gain(start.to_numpy(), chosen.to_numpy())
     return Gap(cell=cell, gains=gains) if "report" in gains and len(gains) > 1 else None
 
 
-def guard(results: Results, cell: Cell) -> Guard | None:
+def guard(data: Measurements, cell: Cell) -> Guard | None:
     """None if no use was guarded. A training that diverged left nothing to use, so it is not in these numbers."""
     places = ("guarded", "rescued"), ("guarded", PRIMARY), ("chosen", PRIMARY)
-    found = [results.losses(cell, stage, "report", measure) for stage, measure in places]
-    seeds = {run.seed for run in cell.done}
-    rows = [losses.of(seed for seed in losses.seeds if seed in seeds) for losses in found if losses is not None]
-    if len(rows) < len(found) or not all(values.size for values in rows):
+    frames = [data.losses(cell, stage, "report", measure) for stage, measure in places]
+    rescued, guarded, bare = (frame[frame.index.isin(cell.done.seed)].to_numpy() for frame in frames)
+    if not (rescued.size and guarded.size and bare.size):
         return None
-    rescued, guarded, bare = rows
-    return Guard(
-        cell=cell,
-        rescued=int(rescued.sum()),
-        uses=rescued.size,
-        guarded=level(guarded),
-        bare=level(bare),
-    )
+    return Guard(cell=cell, rescued=int(rescued.sum()), uses=rescued.size, guarded=level(guarded), bare=level(bare))
 
 
-def alarms(results: Results, gaps: Sequence[Gap], compared: Sequence[Comparison]) -> Iterator[str]:
-    """Every alarm, a sentence each."""
-    yield from (each.alarm for each in gaps if each.alarm)
-    yield from _of_selection(results, compared)
-    for cell in results.cells:
-        count = int(sum(values.sum() for values in _trained_on(results, [cell])))
-        if count:
-            yield f"{cell.label} was trained on {plural(count, 'problem')} of those that are reported"
-
-
-def checks(results: Results) -> tuple[int, int]:
-    """Runs of which it was checked that no reported problem was trained on, and how many such problems there were."""
-    found = [values for values in _trained_on(results, results.cells) if values.size]
-    return len(found), int(sum(values.sum() for values in found))
-
-
-def _trained_on(results: Results, cells: Sequence[Cell]) -> Iterator[Values]:
-    for cell in cells:
-        yield from (results.values(run, "reporting", "report", "problems trained on") for run in cell.done)
-
-
-def _of_selection(results: Results, compared: Sequence[Comparison]) -> Iterator[str]:
-    """The cell that select problems prefer, where report problems show less than half of its lead on a neighbour."""
-    best = preferred(results, [cell for each in compared for cell in (each.ours, each.theirs)])
+def alarms(data: Measurements, gaps: Sequence[Gap], compared: Sequence[Comparison]) -> Iterator[str]:
+    """Every alarm, a sentence each. ``compared``: cells with cells."""
+    yield from (say("overfitted", each) for each in gaps if each.alarming)
+    best = preferred(data, [cell for each in compared for cell in (each.ours, each.theirs)])
     for each in compared:
-        if best is None or best.label not in (each.ours.label, each.theirs.label):
-            continue
-        other = each.theirs if best.label == each.ours.label else each.ours
-        found = [contrast(results, best, other, split, PRIMARY) for split in ("select", "report")]
-        if None in found:
-            continue
-        claimed, shown = (each[0].difference for each in found if each is not None)
-        if claimed.sign < 0 <= shown.sign and not shown.value < claimed.value / 2:
-            yield (
-                f"select problems prefer {best.label} to {other.label} (difference {interval(claimed)}), report "
-                f"problems do not (difference {interval(shown)}): choosing among cells found what does not hold"
-            )
+        if best is not None and best in (each.ours, each.theirs):
+            yield from _of_selection(data, best, each.theirs if best is each.ours else each.ours)
+    for cell in data.cells:
+        count = int(trained_on(data, cell).sum())
+        if count:
+            yield say("trained_on", cell, count)
 
 
-def preferred(results: Results, cells: Sequence[Cell]) -> Cell | None:
+def trained_on(data: Measurements, cell: Cell) -> pd.Series:
+    """Of each run that was checked, how many reported problems it was trained on."""
+    return data.part(cell, "reporting", "report", "problems trained on").value
+
+
+def preferred(data: Measurements, cells: Sequence[Cell]) -> Cell | None:
     """The cell with the lowest interquartile mean loss on select problems; the first of equals."""
-    found = [(selected(results, cell), index) for index, cell in enumerate(cells)]
-    known = [(value, index) for value, index in found if value is not None]
-    return cells[min(known)[1]] if known else None
+    losses = [data.losses(cell, "chosen", "select").to_numpy() for cell in cells]
+    means = [float(interquartile_mean(each.reshape(-1))) if each.size else np.nan for each in losses]
+    return None if np.isnan(means).all() else cells[int(np.nanargmin(means))]
 
 
-def selected(results: Results, cell: Cell) -> float | None:
-    """Interquartile mean loss on select problems."""
-    losses = results.losses(cell, "chosen", "select", PRIMARY)
-    return None if losses is None else float(interquartile_mean(losses.values.reshape(-1)))
-
-
-def gap_in_words(each: Gap) -> str:
-    """Gains by split, and the gap."""
-    gains = ", ".join(f"{split} {interval(gain)}" for split, gain in each.gains.items())
-    return f"{each.cell.label}: gain {gains}; gap {number(each.gap)}"
+def _of_selection(data: Measurements, best: Cell, other: Cell) -> Iterator[str]:
+    """An alarm if report problems show less than half of the lead that select problems claim."""
+    contrasts = [contrast(data, best, other, split) for split in ("select", "report")]
+    claimed, seen = (None if each is None else each.difference for each in contrasts)
+    if claimed and seen and claimed.sign < 0 <= seen.sign and not seen.value < claimed.value / 2:
+        yield say("misled", best, other, claimed, seen)
 
 
 def _gain(start: Values, chosen: Values) -> Estimate:
@@ -168,7 +116,6 @@ def _gain(start: Values, chosen: Values) -> Estimate:
             part = 2 * (start - chosen) / (np.abs(start) + np.abs(chosen))
             one = 2.0 * (np.isinf(start) * 1.0 - np.isinf(chosen))
             gains = np.where(np.isinf(start) | np.isinf(chosen), one, np.where(start == chosen, 0.0, part))
-    found = estimated(gains)
-    if gains.size == 1:  # one problem and one training: this gain is all that there is to know
-        return Estimate(found.value, found.value, found.value)
-    return found
+    gain = estimated(gains)
+    # of one problem and one training, this gain is all that there is to know
+    return gain if gains.size > 1 else Estimate(gain.value, gain.value, gain.value)

@@ -1,16 +1,14 @@
 """Numbers, intervals, times and sizes as people read them."""
 
 import math
-from collections.abc import Sequence
 
 from recursion.statistics import Estimate
 
-MEASURES = {"mean loss": "mean loss", "final loss": "final loss"}
-ORDINALS = ("", "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+__all__ = ["bounds", "capital", "interval", "number", "plural", "seconds", "share", "size", "uses"]
 
 
 def number(value: float) -> str:
-    """Three digits; thousands grouped; ``diverged`` runs are ``inf``."""
+    """Three digits, thousands grouped; ``inf`` for runs that diverged, ``none`` for NaN."""
     if not math.isfinite(value):
         return "inf" if value > 0 else "-inf" if value < 0 else "none"
     if abs(value) >= 1e6:
@@ -18,16 +16,21 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def interval(found: Estimate) -> str:
-    """``0.12 [0.1, 0.14]``, or without an interval where it would be all numbers."""
-    if found.low == -math.inf and found.high == math.inf and math.isfinite(found.value):
-        return f"{number(found.value)} [no interval]"
-    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+def bounds(estimate: Estimate) -> str:
+    """``[0.1, 0.14]``, or words where the interval would be all numbers."""
+    nothing = math.isfinite(estimate.value) and estimate.low == -math.inf and estimate.high == math.inf
+    return "no interval" if nothing else f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def share(found: Estimate) -> str:
+def interval(estimate: Estimate) -> str:
+    """``0.12 [0.1, 0.14]``."""
+    text = bounds(estimate)
+    return f"{number(estimate.value)} {text if text.startswith('[') else f'[{text}]'}"
+
+
+def share(estimate: Estimate) -> str:
     """A probability with its interval, in percent."""
-    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+    return f"{estimate.value:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
 
 
 def seconds(value: float) -> str:
@@ -39,11 +42,18 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes in the unit that suits them; nothing for NaN."""
+    if math.isnan(value):
+        return ""
     for limit, unit, name in ((2**20, 2**10, "KiB"), (2**30, 2**20, "MiB")):
         if value < limit:
             return f"{value / unit:.3g} {name}"
     return f"{value / 2**30:.3g} GiB"
+
+
+def uses(value: float) -> str:
+    """How many uses, at least one."""
+    return "never" if math.isinf(value) else number(max(1, math.ceil(value)))
 
 
 def plural(count: int, noun: str) -> str:
@@ -51,16 +61,6 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listed(words: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
-
-
 def capital(sentence: str) -> str:
-    """With a capital letter in front."""
+    """The sentence with a capital letter in front."""
     return sentence[:1].upper() + sentence[1:]
-
-
-def ordinal(count: int) -> str:
-    """``third``, ``25th``."""
-    return ORDINALS[count] if 0 < count < len(ORDINALS) else f"{count}th"
