@@ -1,4 +1,4 @@
-"""Stores with known answers: what `tower ablate` would have written, had its trainings come out as told."""
+"""Studies with known answers: what `tower ablate` would have written, had its trainings come out as told."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from recursion.study.request import Request, Run
-from recursion.study.store import NAME, Store
+from recursion.study import records
 
 START = 2.0  # mean loss at the start of training
 
@@ -39,19 +39,19 @@ ABOUT = {
 }  # fmt: skip
 
 
-def write_store(
+def write_study(
     folder: Path, request: Request, tell: Callable[[Run], Told], *, argv: Iterable[str] = ("tower", "ablate", "...")
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with Store.create(folder / NAME, request, list(argv)) as store:
-        for run in request.runs():
-            told = tell(run)
-            if told.status == "done":
-                facts = {"steps": 320, "chosen": 256, "setting": run.tower, "budget": repr(request.budget)}
-                rows = list(_rows(run, request, told))
-                store.finish(run.id, {"rows": rows, "facts": facts, "about": ABOUT})
-            else:
-                store.set_status(run.id, told.status, told.why or None)
+    records.begin(folder, request, list(argv))
+    for run in request.runs():
+        told = tell(run)
+        if told.status == "done":
+            facts = {"steps": 320, "chosen": 256, "setting": run.tower, "budget": repr(request.budget)}
+            rows = [list(row) for row in _rows(run, request, told)]
+            records.finish(folder, run, request, {"rows": rows, "facts": facts, "about": ABOUT})
+        elif told.status == "failed":
+            records.fail(folder, run, request, told.why)
     return folder
 
 

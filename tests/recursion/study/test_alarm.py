@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 from jobs import tiny
 
-from recursion.study.findings import Findings, find
+from recursion.study import records
+from recursion.study.findings import Findings
 from recursion.study.job import perform
 from recursion.study.request import Request
-from recursion.study.results import read
-from recursion.study.store import ABOUT, NAME, Store
+from recursion.study.results import ABOUT, load
 
 MAML = "start(sgd(lr=fixed(0.01)))@10[horizon=10, objective=last, batch=4] / adam(lr=0.05)"
 
 
 def found(request: Request, folder: Path) -> Findings:
-    with Store.create(folder / NAME, request) as store:
-        for run in request.runs():
-            result = perform(run, request, folder / run.id, lambda what, fraction: None)
-            store.finish(run.id, result | {"about": dict.fromkeys(ABOUT, 0)})
-    return find(read(folder))
+    records.begin(folder, request)
+    for run in request.runs():
+        result = perform(run, request.terms, folder / run.id, lambda what, fraction: None)
+        records.finish(folder, run, request, result | {"about": dict.fromkeys(ABOUT, 0)})
+    return Findings(load(folder))
 
 
 def test_a_start_that_knows_one_problem_sets_it_off(tmp_path: Path) -> None:
@@ -39,5 +39,5 @@ def test_a_step_size_that_was_learned_does_not(task: str, tmp_path: Path) -> Non
         select=16,
     )
     findings = found(request, tmp_path)
-    assert findings.alarms == ()
+    assert findings.alarms == []
     assert findings.gaps[0].gains["report"].sign > 0

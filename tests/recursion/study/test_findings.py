@@ -1,4 +1,4 @@
-"""Findings of stores whose answers are known."""
+"""Findings of studies whose answers are known."""
 
 import dataclasses
 import math
@@ -6,13 +6,15 @@ import re
 
 import numpy as np
 import pytest
-from synthetic import Told, write_store
+from synthetic import Told, write_study
 
 from recursion.statistics import interquartile_mean
-from recursion.study import costs, honesty
-from recursion.study.findings import find
+from recursion.study import honesty
+from recursion.study.findings import Findings
+from recursion.study.measurements import STAGES
 from recursion.study.request import Budget, Request
-from recursion.study.results import read
+from recursion.study.results import load
+from recursion.study.templates import say
 
 TOWER = "quadratic: lstm(hidden=4)@5 / lstm(hidden=4)@2 / adam"
 SMALL = Request(tower=TOWER, depths=(1, 2, 3), seeds=4, problems=16, select=12, steps=20, budget=Budget(amount=2e6))
@@ -26,8 +28,8 @@ def by_depth(**changed):
 
 
 def found_in(folder, request, tell):
-    results = read(write_store(folder, request, tell))
-    return results, find(results)
+    findings = Findings(load(write_study(folder, request, tell)))
+    return findings.data, findings
 
 
 def cell(results, label):
@@ -44,19 +46,19 @@ def test_the_table_holds_interquartile_means_of_report_problems(sound):
     assert [line.cell.label for line in findings.lines] == ["depth 1", "depth 2", "depth 3", "tuned baseline"]
     line = findings.lines[1]
     losses = results.losses(line.cell, "chosen", "report", "mean loss")
-    assert losses.values.shape == (4, 16)
-    assert line.losses["mean loss"].value == interquartile_mean(losses.values.reshape(-1))
+    assert losses.shape == (4, 16)
+    assert line.losses["mean loss"].value == interquartile_mean(losses.to_numpy().reshape(-1))
     assert line.losses["mean loss"].low < 0.4 < line.losses["mean loss"].high
     assert line.losses["final loss"].value == pytest.approx(line.losses["mean loss"].value / 5)
 
 
 def test_a_level_that_pays_and_one_that_does_not(sound):
     pairs = {(each.ours.depth, each.factor): each for each in sound[1].comparisons}
-    assert pairs[2, "depth"].verdict == "another level pays"
+    assert say("verdict", pairs[2, "depth"]) == "another level pays"
     assert pairs[2, "depth"].contrasts["mean loss"].difference.value == pytest.approx(-0.1, abs=0.02)
     assert pairs[2, "depth"].contrasts["mean loss"].improvement.value == 1.0
-    assert pairs[3, "depth"].verdict == "not shown that another level pays"
-    assert [pairs[d, "tuned baseline"].verdict for d in (1, 2, 3)] == ["worse", "better", "better"]
+    assert say("verdict", pairs[3, "depth"]) == "not shown that another level pays"
+    assert [say("verdict", pairs[d, "tuned baseline"]) for d in (1, 2, 3)] == ["worse", "better", "better"]
     first, second, third = sound[1].answer
     assert re.search(r"going from depth 1 to 2 lowers the mean loss by (19|20)\.\d% \[1\d\.\d%, 2\d\.\d%\]", first)
     assert "going from depth 2 to 3 shows no difference" in first
@@ -83,19 +85,19 @@ def test_a_diverged_run_counts_as_the_worst_and_another_failure_is_left_out(tmp_
 
     results, findings = found_in(tmp_path, SMALL, tell)
     two, three = (results.losses(cell(results, f"depth {depth}"), "chosen", "report", "mean loss") for depth in (2, 3))
-    assert two.seeds == (0, 2, 3)
-    assert three.seeds == (0, 1, 2, 3)
-    assert np.isinf(three.values[2]).all()
+    assert list(two.index) == [0, 2, 3]
+    assert list(three.index) == [0, 1, 2, 3]
+    assert np.isinf(three.loc[2]).all()
     assert np.isfinite(findings.lines[2].losses["mean loss"].value)
     assert findings.lines[2].losses["mean loss"].high == math.inf
-    assert {each.run: each.diverged for each in findings.failures} == {"depth-3-seed-2": True, "depth-2-seed-1": False}
+    assert dict(zip(findings.failed.run, findings.failed.diverged)) == {"depth-3-seed-2": True, "depth-2-seed-1": False}
     pair = next(each for each in findings.comparisons if each.ours.depth == 3 and each.factor == "depth")
-    assert (pair.seeds, pair.lacking) == (3, 1)
+    assert (pair.main.seeds, pair.lacking) == ((0, 2, 3), 1)
     assert pair.contrasts["mean loss"].improvement.value < 0.8
 
 
 def test_the_alarm_fires_on_an_overfitted_optimizer_and_not_on_a_sound_one(tmp_path, sound):
-    assert sound[1].alarms == ()
+    assert sound[1].alarms == []
     assert all(abs(gap.gap) < 0.1 for gap in sound[1].gaps)
 
     def tell(run):
@@ -125,7 +127,7 @@ def test_no_alarm_where_report_problems_show_most_of_a_gain_and_only_the_noise_h
     gap = next(gap for gap in findings.gaps if gap.cell.depth == 2)
     assert gap.gains["select"].sign > 0 >= gap.gains["report"].sign
     assert gap.gains["report"].value > gap.gains["select"].value / 2
-    assert gap.alarm is None
+    assert gap.alarming == []
 
 
 def test_choosing_a_cell_that_only_select_problems_prefer_is_an_alarm(tmp_path):
@@ -174,33 +176,30 @@ def test_uses_to_break_even_have_a_closed_form(tmp_path):
     results, findings = found_in(tmp_path, TWO, tell)
     (even,) = findings.break_even
     assert (even.target, even.reached, even.steps) == (0.15, 9.0, 20)
-    run, base = results.cells[0].runs[1], results.baseline.runs[1]
-    whole = {
-        each.id: sum(results.total(each, costs.SPENT, what) for what in ("task gradients", "optimizer work"))
-        for each in (run, base)
-    }
+    paid, tuning = (results.paid(each).loc[1] for each in (results.cells[0], results.baseline))
     saving = 20 * 1.5 - 9 * 2.0
-    found = even.uses["base steps"]
+    found = even.units.loc["base steps"]
     assert found.saving == saving
-    assert found.in_full == pytest.approx(whole[run.id] / saving)
-    assert found.uses == pytest.approx((whole[run.id] - whole[base.id]) / saving)
-    assert found.full_range == pytest.approx((whole[run.id] / (saving + 2), whole[run.id] / (saving - 2)))
-    assert even.uses["task gradients"].saving == 20 - 9
-    assert even.uses["task gradients"].in_full == pytest.approx(results.total(run, costs.SPENT, "task gradients") / 11)
-    assert even.uses["seconds"].saving == pytest.approx(11 * 1e-3)
+    assert found.full == pytest.approx(paid["base steps"] / saving)
+    assert found.uses == pytest.approx((paid["base steps"] - tuning["base steps"]) / saving)
+    ends = paid["base steps"] / (saving + 2), paid["base steps"] / (saving - 2)
+    assert (found.full_low, found.full_high) == pytest.approx(ends)
+    assert even.units.saving["task gradients"] == 20 - 9
+    assert even.units.full["task gradients"] == pytest.approx(paid["task gradients"] / 11)
+    assert even.units.saving["seconds"] == pytest.approx(11 * 1e-3)
 
 
 def test_never_for_two_reasons(tmp_path):
     unreached = lambda run: Told(exact_curve=curve(20, 0.1) if run.kind == "search" else curve(5, 0.12))  # noqa: E731
     (even,) = found_in(tmp_path / "unreached", TWO, unreached)[1].break_even
-    assert even.uses["base steps"].uses == math.inf
-    assert "does not reach the loss" in even.sentence
+    assert even.units.uses["base steps"] == math.inf
+    assert "does not reach the loss" in say("break_even", even)
     dear = lambda run: Told(work=0.0 if run.kind == "search" else 5.0, exact_curve=curve(10))  # noqa: E731
     (even,) = found_in(tmp_path / "dear", TWO, dear)[1].break_even
-    assert even.uses["base steps"].uses == math.inf
-    assert "a use costs as much as the baseline's, or more" in even.sentence
-    assert even.uses["task gradients"].saving == 0  # the baseline is there at the same step, and then only goes on
-    assert even.uses["base steps"].never == 3
+    assert even.units.uses["base steps"] == math.inf
+    assert "a use costs as much as the baseline's, or more" in say("break_even", even)
+    assert even.units.saving["task gradients"] == 0  # the baseline is there at the same step, and then only goes on
+    assert even.never == 3
 
 
 VALUES = ("1e-3", "1e-2", "1e-1", "1", "1e1", "1e2", "1e3")
@@ -227,11 +226,11 @@ def test_the_robust_range_by_construction(tmp_path):
     for height in found.heights:
         for each in height.ranges:
             assert each.decades == pytest.approx(2 * height.height)
-            assert each.spread == pytest.approx((2 * height.height,) * 2)
+            assert (each.low, each.high) == pytest.approx((2 * height.height,) * 2)
             assert each.open == (height.height == 3)
         assert height.seconds.value == pytest.approx(1e-3 * height.height)
     assert found.heights[2].ranges[0].text == "at least 6"
-    assert any("1 ms for each level more" in sentence for sentence in found.sentences)
+    assert "1 ms for each level more" in say("slower", found)
     assert not findings.comparisons  # pairs of depths at one step size are not what such a grid is about
 
 
@@ -257,7 +256,7 @@ def test_a_mixed_grid_has_a_row_a_cell_and_compares_one_factor_at_a_time(tmp_pat
     assert ("1.unroll", {"depth": "2", "1.unroll": "20"}, {"depth": "2", "1.unroll": "5"}) in pairs
     assert ("depth", {"depth": "2", "1.unroll": "20"}, {"depth": "1"}) in pairs
     unroll = next(each for each in findings.comparisons if each.factor == "1.unroll")
-    assert unroll.verdict == "lower"
+    assert say("verdict", unroll) == "lower"
     assert "another level" in findings.answer[0]
 
 
@@ -270,13 +269,13 @@ def test_an_unfinished_ablation_says_nothing_of_what_is_not_there(tmp_path):
 
 
 def test_the_ledger_adds_up(sound):
-    results, findings = sound
+    data, findings = sound
     ledger = findings.lines[1].ledger
-    run = results.cells[1].runs[0]
-    stages = {stage.name: stage for stage in ledger.stages}
-    assert ledger.spent == pytest.approx(sum(stages[name].total for name in ("training", "selection")))
-    assert stages["training"].gradients == pytest.approx(results.total(run, ("training",), "task gradients", 0))
-    assert len(stages["training"].work) == 2
-    assert ledger.levels[0] == pytest.approx((25.0, 3e7))
-    assert ledger.peak == pytest.approx(4.1e8)
-    assert "reporting" in stages
+    assert ledger.spent == pytest.approx(ledger.total("training") + ledger.total("selection"))
+    rows = data.costs(ledger.cell, STAGES)
+    rows = rows[(rows.stage == "training") & (rows.measure == "task gradients")]
+    assert ledger.gradients("training") == pytest.approx(rows.value.mean())
+    assert len(ledger.work("training")) == 2
+    assert (ledger.cost("training", "seconds", 1), ledger.peak(1)) == pytest.approx((25.0, 3e7))
+    assert ledger.peak() == pytest.approx(4.1e8)
+    assert "reporting" in ledger.stages

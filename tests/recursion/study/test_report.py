@@ -5,18 +5,20 @@ import io
 import json
 import math
 import re
-import sqlite3
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
-from synthetic import Told, write_store
+from synthetic import Told, write_study
 from test_findings import DIVERGED, SMALL, VALUES, by_depth
 
-from recursion.study.report import write
+from recursion.study.findings import Findings
+from recursion.study.page import page
+from recursion.study.report import show, write
 from recursion.study.request import Request
+from recursion.study.results import load
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -43,7 +45,7 @@ def mixed(run):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = write_store(tmp_path_factory.mktemp("report"), SMALL, mixed, argv=ARGV)
+    made = write_study(tmp_path_factory.mktemp("report"), SMALL, mixed, argv=ARGV)
     reported(made)
     return made
 
@@ -59,7 +61,7 @@ def heights(tmp_path_factory):
         off = math.log10(float(run.factors.get("lr*", 1)))
         return Told(loss=math.inf if off > (run.depth or 9) else 0.2 + 0.3 * (off < -(run.depth or 9)))
 
-    made = write_store(tmp_path_factory.mktemp("heights"), request, tell)
+    made = write_study(tmp_path_factory.mktemp("heights"), request, tell)
     reported(made)
     return made
 
@@ -92,34 +94,37 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def outline(page):
+def outline(html):
     found = Outline()
-    found.feed(page)
+    found.feed(html)
     assert found.open == []
     return found
 
 
 def test_the_page_is_whole_and_loads_nothing(folder, heights):
     for made in (folder, heights):
-        page = (made / "report.html").read_text()
-        found = outline(page)
+        html = (made / "report.html").read_text()
+        found = outline(html)
         assert set(found.loads) == {"data:,"}
         assert len(found.ids) == len(set(found.ids))
         assert "script" not in found.tags
-        assert "@import" not in page
-        assert not re.search(r"url\((?!#)", page)
+        assert "@import" not in html
+        assert not re.search(r"url\((?!#)", html)
+        style = html[html.index("<style>") : html.index("</style>")]
+        for variable, colour in set(re.findall(r"var\((--c\w+), (#\w+)\)", html)):
+            assert f"{variable}: #" in style, colour  # every colour of a picture has another in dark
 
 
 def test_what_comes_from_a_store_is_escaped(folder):
-    page = (folder / "report.html").read_text()
-    assert "<script>" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; a full disk" in page
-    assert "&lt;b&gt;" in page
+    html = (folder / "report.html").read_text()
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; a full disk" in html
+    assert "&lt;b&gt;" in html
 
 
 def test_the_page_says_it_all(folder):
-    page = (folder / "report.html").read_text()
-    text = re.sub(r"<[^>]+>", " ", page)
+    html = (folder / "report.html").read_text()
+    text = re.sub(r"<[^>]+>", " ", html)
     for words in (
         "In three sentences", "another level pays", "1 run diverged (infinite loss) and 1 run failed",
         "gradient is not finite at top step 41", "tuned baseline ends with", "No alarm.", "6 of 48 uses rescued",
@@ -127,9 +132,9 @@ def test_the_page_says_it_all(folder):
         "peak memory", "is never dropped",
     ):  # fmt: skip
         assert words in " ".join(text.split()), words
-    assert page.index("In three sentences") < page.index("<nav")
-    assert page.count("<figure>") == page.count('role="img"') == page.count("<figcaption>")
-    assert page.count("<details>") >= 4
+    assert html.index("In three sentences") < html.index("<nav")
+    assert html.count("<figure>") == html.count('role="img"') == html.count("<figcaption>")
+    assert html.count("<details>") >= 4
 
 
 def test_pictures_lie_beside_the_page(folder, heights):
@@ -188,14 +193,21 @@ CASES = {
 }
 
 
+def without_pictures(folder, request, tell):
+    """The page's words; the terminal's are written too."""
+    results = load(write_study(folder, request, tell))
+    findings = Findings(results)
+    show(findings, Console(file=io.StringIO()))
+    return page(folder, results, findings, [])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_ablation_has_a_page(name, tmp_path):
     request, tell, words = CASES[name]
-    paths, _ = reported(write_store(tmp_path, request, tell))
-    page = paths[0].read_text()
-    outline(page)
-    assert words in page
-    assert "nan" not in re.sub(r"<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL).lower().split()
+    html = without_pictures(tmp_path, request, tell)
+    outline(html)
+    assert words in html
+    assert not {"nan", "none,", "undefined"} & set(re.sub(r"<style.*?</style>|<[^>]+>", " ", html, flags=re.S).lower().split())
 
 
 def test_a_grid_with_a_cell_that_is_missing_has_a_page(tmp_path):
@@ -209,25 +221,18 @@ def test_a_grid_with_a_cell_that_is_missing_has_a_page(tmp_path):
         steps=20,
     )
     tell = lambda run: Told(status="failed", why="MemoryError") if run.depth == 1 else Told()  # noqa: E731
-    paths, _ = reported(write_store(tmp_path, request, tell))
-    assert "height 2" in paths[0].read_text()
+    assert "height 2" in without_pictures(tmp_path, request, tell)
 
 
 @pytest.mark.parametrize("kind", ["none", "empty", "foreign", "garbled"])
-def test_a_folder_without_a_store_is_one_clear_line(kind, tmp_path):
-    path = tmp_path / "ablation.db"
-    if kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "garbled":
-        path.write_bytes(b"not a database" * 100)
-    elif kind == "foreign":
-        with sqlite3.connect(path) as store:
-            store.execute("create table other(x)")
-        store.close()
+def test_a_folder_without_a_study_is_one_clear_line(kind, tmp_path):
+    texts = {"empty": "", "garbled": "not JSON", "foreign": '{"format": "other"}'}
+    if kind in texts:
+        (tmp_path / "study.json").write_text(texts[kind])
     with pytest.raises((ValueError, OSError)) as caught:
         reported(tmp_path)
     assert "\n" not in str(caught.value)
-    assert "ablation.db" in str(caught.value)
+    assert "study.json" in str(caught.value)
 
 
 def test_a_place_that_cannot_be_written_is_named(folder, tmp_path):
