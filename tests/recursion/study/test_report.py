@@ -45,9 +45,13 @@ def mixed(run):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = write_study(tmp_path_factory.mktemp("report"), SMALL, mixed, argv=ARGV)
-    reported(made)
-    return made
+    return write_study(tmp_path_factory.mktemp("report"), SMALL, mixed, argv=ARGV)
+
+
+@pytest.fixture(scope="module")
+def written(folder):
+    """The paths, and what the terminal shows."""
+    return reported(folder)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,7 @@ def outline(html):
     return found
 
 
-def test_the_page_is_whole_and_loads_nothing(folder, heights):
+def test_the_page_is_whole_and_loads_nothing(folder, written, heights):
     for made in (folder, heights):
         html = (made / "report.html").read_text()
         found = outline(html)
@@ -115,14 +119,14 @@ def test_the_page_is_whole_and_loads_nothing(folder, heights):
             assert f"{variable}: #" in style, colour  # every colour of a picture has another in dark
 
 
-def test_what_comes_from_a_store_is_escaped(folder):
+def test_what_comes_from_a_study_is_escaped(folder, written):
     html = (folder / "report.html").read_text()
     assert "<script>" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; a full disk" in html
     assert "&lt;b&gt;" in html
 
 
-def test_the_page_says_it_all(folder):
+def test_the_page_says_it_all(folder, written):
     html = (folder / "report.html").read_text()
     text = re.sub(r"<[^>]+>", " ", html)
     for words in (
@@ -137,8 +141,8 @@ def test_the_page_says_it_all(folder):
     assert html.count("<details>") >= 4
 
 
-def test_pictures_lie_beside_the_page(folder, heights):
-    paths, _ = reported(folder)
+def test_pictures_lie_beside_the_page(written, heights):
+    paths, _ = written
     names = [path.name for path in paths]
     for name in ("report", "mean-loss-by-depth", "curves", "cost-benefit", "ledger", "training-1", "gaps"):
         assert any(each.startswith(name) for each in names)
@@ -148,8 +152,8 @@ def test_pictures_lie_beside_the_page(folder, heights):
     assert "Robust range" in (heights / "report.html").read_text()
 
 
-def test_the_terminal_has_the_table_and_the_sentences(folder):
-    _, text = reported(folder)
+def test_the_terminal_has_the_table_and_the_sentences(written):
+    _, text = written
     row = next(line for line in text.splitlines() if line.strip().startswith("depth 2"))
     assert re.search(r"0\.4\d* \[0\.\d+, 0\.\d+\]", row)
     assert "3/4" in row
@@ -157,11 +161,10 @@ def test_the_terminal_has_the_table_and_the_sentences(folder):
         assert words in text
 
 
-def test_another_place_and_the_same_bytes_again(folder, tmp_path):
-    first = write(folder, Console(file=io.StringIO()), out=tmp_path / "new" / "page.html")
-    kept = [path.read_bytes() for path in first]
-    assert first[0] == tmp_path / "new" / "page.html"
-    assert [path.read_bytes() for path in write(folder, Console(file=io.StringIO()), out=first[0])] == kept
+def test_another_place_and_the_same_bytes_again(folder, written, tmp_path):
+    again = write(folder, Console(file=io.StringIO()), out=tmp_path / "new" / "report.html")
+    assert again[0] == tmp_path / "new" / "report.html"
+    assert {path.name: path.read_bytes() for path in again} == {path.name: path.read_bytes() for path in written[0]}
 
 
 ONE = dataclasses.replace(SMALL, seeds=1)
@@ -285,7 +288,7 @@ def colour(browser, selector, name):
 
 
 @pytest.mark.slow
-def test_it_renders_without_an_error_or_a_request(browser, folder, heights):
+def test_it_renders_without_an_error_or_a_request(browser, folder, written, heights):
     for made in (folder, heights):
         look_at(browser, made / "report.html")
         assert browser.execute_script("return document.querySelectorAll('figure svg').length") >= 3
@@ -302,7 +305,7 @@ def test_it_renders_without_an_error_or_a_request(browser, folder, heights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 320])
-def test_a_narrow_window_does_not_scroll_sideways(browser, folder, heights, width):
+def test_a_narrow_window_does_not_scroll_sideways(browser, folder, written, heights, width):
     for made in (folder, heights):
         look_at(browser, made / "report.html", width=width)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -313,7 +316,7 @@ def test_a_narrow_window_does_not_scroll_sideways(browser, folder, heights, widt
 
 
 @pytest.mark.slow
-def test_light_and_dark_can_both_be_read(browser, folder):
+def test_light_and_dark_can_both_be_read(browser, folder, written):
     seen = {}
     for scheme in ("light", "dark"):
         look_at(browser, folder / "report.html", scheme=scheme)
