@@ -10,8 +10,7 @@ study, and loses nothing.
 """
 
 import contextlib
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,38 +22,32 @@ from recursion.study.worker import PERFORM
 
 
 def ablate(
-    request: Request,
-    out: str | Path,
-    *,
-    pool: Pool | None = None,
-    retry: bool = False,
-    perform: str = PERFORM,
-    argv: Sequence[str] = (),
-    on_begin: Callable[[dict[str, str]], object] = lambda _: None,
+    request: Request, out: str | Path, *, pool: Pool | None = None, retry: bool = False, perform: str = PERFORM,
+    argv: Sequence[str] = (), on_begin: Callable[[dict[str, str]], object] = lambda _: None,
     on_event: Callable[[Event], object] = lambda _: None,
-) -> None:
+) -> None:  # fmt: skip
     """Carry out what is left of a study.
 
     ``out``: its folder, made if need be. ``pool``: where runs are carried out; None for `Local()`. ``retry``: whether
     failed runs are tried again. ``perform``: the dotted name of what carries out a run, see `recursion.study.job`.
     ``argv``: words to keep as those of the command. ``on_begin`` gets the status of each run by its id.
 
-    Raises ValueError if the folder is of another request or in use; OSError if something cannot be written: what was
-    found before stays, and calling it again goes on.
+    Raises ValueError if the folder is of another request; OSError if it is in use or something cannot be written: what
+    was found before stays, and calling it again goes on.
     """
     if request.search == "optuna" and find_spec("optuna") is None:
         raise ValueError("optuna is not installed; pip install 'descent-tower[tune]', or search=grid")
     folder = Path(out).absolute()
     with explained("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with records.locked(folder, 0.0, f"another study is at work in {folder}; wait for it, or stop it"):
         records.begin(folder, request, argv)
-        runs, again = request.runs(), ("waiting", "failed") if retry else ("waiting",)
-        status = {run.id: records.status_of(folder, run, request) for run in runs}
-        left = [run for run in runs if status[run.id] in again]
+        ended = {"done"} if retry else {"done", "failed"}
+        status = {run: records.result_of(folder, run, request)["status"] for run in request.runs()}
+        left = [run for run in status if status[run] not in ended]
         for run in left:
-            records.forget(folder, run)
-        on_begin(status | {run.id: "waiting" for run in left})
+            (records.run_folder(folder, run) / records.RESULT).unlink(missing_ok=True)
+        on_begin({run.id: "waiting" if run in left else status[run] for run in status})
         with contextlib.closing(events(pool or Local(), left, Job(request.terms, folder, perform))) as happening:  # type: ignore[type-var]
             for event in happening:
                 _record(folder, request, event)
@@ -63,23 +56,10 @@ def ablate(
 
 def _record(folder: Path, request: Request, event: Event) -> None:
     """Write down why a run failed; a worker writes its own result."""
-    if event.kind == "done" and records.status_of(folder, event.run, request) != "done":
-        raise OSError(f"{records.run_folder(folder, event.run)} lost its result; run this again")
+    run = event.run
     if event.kind == "failed" and event.everywhere:
-        raise OSError(f"{event.run.id}: {event.what}; what was found stays, make room and run this again")
+        raise OSError(f"{run.id}: {event.what}; what was found stays, make room and run this again")
     if event.kind == "failed":
-        records.fail(folder, event.run, request, event.what)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which goes with the process, however it ends."""
-    path = folder / ".lock"
-    with explained("write", path):
-        file = path.open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another study is at work in {folder}; wait for it, or stop it") from None
-        yield
+        records.fail(folder, run, request, event.what)
+    if event.kind == "done" and records.result_of(folder, run, request)["status"] != "done":
+        raise OSError(f"{records.run_folder(folder, run)} lost its result; run this again")

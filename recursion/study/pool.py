@@ -53,7 +53,7 @@ class Event(NamedTuple):
 
 
 class Task(Protocol):
-    """A run under way: its messages, each of them an `Event` without the run, and a way to end it."""
+    """A run under way: its messages, each an `Event` without the run, and a way to end it."""
 
     def __iter__(self) -> Iterator[Sequence[Any]]: ...
 

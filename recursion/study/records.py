@@ -5,8 +5,11 @@ not at all, and nothing else says how a study stands: a run without a result is 
 waiting. So a study that is killed at any moment goes on from its files.
 """
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,15 @@ AGAIN = "delete it and run tower ablate again: finished runs stay"
 
 def begin(folder: Path, request: Request, argv: Sequence[str] = ()) -> None:
     """Write what is asked for, or check that the study in ``folder`` was asked for the same. ValueError if not."""
-    path, ours = folder / STUDY, plain(request)
-    if not path.exists():
+    ours = plain(request)
+    if not (folder / STUDY).exists():
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        _write(path, {"request": ours, "when": when, "argv": list(argv)})
-        return
+        return _write(folder / STUDY, request=ours, when=when, argv=list(argv))
     theirs = read(folder)["request"]
-    differ = [name for name in ours if theirs.get(name) != ours[name]]
-    if differ:
-        field = f"its {differ[0]} is {theirs.get(differ[0])!r}, got {ours[differ[0]]!r}"
+    for name in (name for name in ours if theirs.get(name) != ours[name]):
+        field = f"its {name} is {theirs.get(name)!r}, got {ours[name]!r}"
         raise ValueError(f"{folder} is of another study: {field}; choose another folder")
+    return None
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -45,8 +47,8 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"{path} is JSON of something else, not of a study; choose another folder")
     if found.get("version") != VERSION:
-        ours = f"this program reads version {VERSION}"
-        raise ValueError(f"{path} has study version {found.get('version')}, {ours}; update descent-tower")
+        theirs, ours = found.get("version"), f"this program reads version {VERSION}"
+        raise ValueError(f"{path} has study version {theirs}, {ours}; update descent-tower")
     if not {"request", "when", "argv"} <= found.keys():
         raise ValueError(f"{path} is garbled; {AGAIN}")
     return found
@@ -59,46 +61,48 @@ def run_folder(folder: Path, run: Run) -> Path:
 
 def finish(folder: Path, run: Run, terms: Terms, result: dict[str, Any]) -> None:
     """Write the ``rows``, ``facts`` and ``about`` of a run that ended well."""
-    _write_result(folder, run, terms, {"status": "done", "why": ""} | result)
+    place = run_folder(folder, run)
+    with explained("make the run folder", place):
+        place.mkdir(parents=True, exist_ok=True)
+    _write(place / RESULT, run=plain(run), terms=plain(terms.terms), **{"status": "done", "why": ""} | result)
 
 
 def fail(folder: Path, run: Run, terms: Terms, why: str) -> None:
     """Write why a run failed, in one line."""
-    _write_result(folder, run, terms, {"status": "failed", "why": why, "rows": [], "facts": {}, "about": {}})
+    finish(folder, run, terms, {"status": "failed", "why": why, "rows": [], "facts": {}, "about": {}})
 
 
-def forget(folder: Path, run: Run) -> None:
-    """Remove the result of a run that is tried again."""
-    (run_folder(folder, run) / RESULT).unlink(missing_ok=True)
-
-
-def result_of(folder: Path, run: Run, terms: Terms) -> dict[str, Any] | None:
-    """The result of this very run on these very terms; None if there is none."""
-    try:
-        found = json.loads((run_folder(folder, run) / RESULT).read_bytes())
-        ours = [FORMAT, VERSION, plain(run), _terms(terms)]
-        same = [found[name] for name in ("format", "version", "run", "terms")] == ours
-        return found if same and {"status", "why", "rows", "facts", "about"} <= found.keys() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def status_of(folder: Path, run: Run, terms: Terms) -> str:
-    """``done`` or ``failed``; ``waiting`` if the run has not ended."""
-    result = result_of(folder, run, terms)
-    return "waiting" if result is None else str(result["status"])
-
-
-def _write_result(folder: Path, run: Run, terms: Terms, result: dict[str, Any]) -> None:
+def result_of(folder: Path, run: Run, terms: Terms) -> dict[str, Any]:
+    """The result of this very run on these very terms; if there is none, only the run's ``status``."""
     place = run_folder(folder, run)
-    with explained("make the run folder", place):
-        place.mkdir(parents=True, exist_ok=True)
-    _write(place / RESULT, {"run": plain(run), "terms": _terms(terms)} | result)
+    status = "running" if place.exists() else "waiting"
+    empty: dict[str, Any] = {"status": status, "why": "", "rows": [], "facts": {}, "about": {}}
+    try:
+        found = json.loads((place / RESULT).read_bytes())
+        ours = [FORMAT, VERSION, plain(run), plain(terms.terms)]
+        same = [found[name] for name in ("format", "version", "run", "terms")] == ours
+        return found if same and empty.keys() <= found.keys() else empty
+    except (OSError, ValueError, KeyError, TypeError):
+        return empty
 
 
-def _terms(terms: Terms) -> dict[str, Any]:
-    return plain(terms.terms if isinstance(terms, Request) else terms)
+@contextlib.contextmanager
+def locked(folder: Path, patience: float, problem: str) -> Iterator[None]:
+    """Hold the folder's lock, which goes with the process; OSError after ``patience`` seconds if another holds it."""
+    path, end = folder / ".lock", time.monotonic() + patience
+    with explained("write", path):
+        file = path.open("a")
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise OSError(problem) from None
+                time.sleep(0.05)
+        yield
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
+def _write(path: Path, **data: Any) -> None:
     replace_file(path, json.dumps({"format": FORMAT, "version": VERSION} | data).encode())

@@ -16,7 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, Self, get_args
 
@@ -74,7 +74,7 @@ class Run:
     kind: Literal["tower", "search"]
     cell: str
     depth: int | None
-    factors: dict[str, str]
+    factors: dict[str, str] = field(hash=False)
     tower: str
     rules: tuple[str, ...]
     seed: int = 0
@@ -108,6 +108,11 @@ class Terms:
         if self.search not in get_args(Search):
             raise ValueError(f"search must be {' or '.join(get_args(Search))}, got {self.search!r}")
 
+    @property
+    def terms(self) -> "Terms":
+        """These alone, without the rest of a request."""
+        return Terms(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Terms)})
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What `plain` wrote. ValueError, in one line, if it is something else."""
@@ -140,11 +145,6 @@ class Request(Terms):
         super().__post_init__()
         check_count("seeds", self.seeds)
         self.cells()
-
-    @property
-    def terms(self) -> Terms:
-        """The part that a run needs."""
-        return Terms(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Terms)})
 
     def cells(self) -> tuple[Cell, ...]:
         """The cells, all built; the baseline is none of them."""

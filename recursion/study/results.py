@@ -49,9 +49,7 @@ def load(folder: str | Path) -> Results:
     request = Request.from_json(study["request"])
     runs, rows = [], []
     for run in request.runs():
-        found = records.result_of(Path(folder), run, request)
-        begun = "running" if records.run_folder(Path(folder), run).exists() else "waiting"
-        result = found or {"status": begun, "why": "", "facts": {}, "about": {}, "rows": []}
+        result = records.result_of(Path(folder), run, request)
         data = {name: getattr(run, name) for name in ("cell", "kind", "depth", "factors", "tower", "seed")}
         told = {name: result[name] for name in ("status", "why", "facts")}
         about = {name: result["about"].get(name) for name in ABOUT}

@@ -10,7 +10,6 @@ import _thread
 import contextlib
 import errno
 import faulthandler
-import fcntl
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
@@ -63,7 +62,9 @@ def main() -> None:
 def carry_out(run: Run, terms: Terms, folder: Path, perform: str, tell: Tell) -> tuple[object, ...]:
     """Carry out a run from where it was left, write its result if it ends well, and return the last message."""
     try:
-        with _locked(records.run_folder(folder, run)) as place:
+        place = records.run_folder(folder, run)
+        problem = f"another process is at work in {place}; stop it, then run this again"
+        with records.locked(place, 2 * PATIENCE, problem):  # a process that was stopped a moment ago may hold it
             torch.set_num_threads(1)
             home, _, name = perform.rpartition(".")
             started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
@@ -117,22 +118,6 @@ def _seldom(say: Callable[..., None]) -> Tell:
             say("at", what, fraction)
 
     return tell
-
-
-@contextlib.contextmanager
-def _locked(place: Path) -> Iterator[Path]:
-    """Hold the folder's lock; a process that was stopped a moment ago may still hold it."""
-    with (place / ".lock").open("w") as file:
-        end = time.monotonic() + 2 * PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise OSError(f"another process is at work in {place}; stop it, then run this again") from None
-                time.sleep(0.05)
-        yield place
 
 
 def _end_with_input() -> None:

@@ -141,7 +141,7 @@ def test_a_driver_that_ends_takes_its_processes_with_it(
     process = drive(request, folder)
     wait_for(lambda: len(list(folder.glob("runs/*/step"))) == 2)
     assert len(alive(folder)) == 2
-    with pytest.raises(ValueError, match=f"^another study is at work in {folder}; wait for it, or stop it$"):
+    with pytest.raises(OSError, match=f"^another study is at work in {folder}; wait for it, or stop it$"):
         run(request, folder)
     process.send_signal(sent)
     assert process.wait(20) == (130 if sent == signal.SIGINT else -signal.SIGKILL)

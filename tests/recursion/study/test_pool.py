@@ -60,7 +60,6 @@ def test_what_goes_wrong_stays_with_its_run(does: str, pool: Pool, request_of: M
     ((process, threads),) = sessions(folder, run)
     assert (process == os.getpid(), threads) == (False, 1)
     result = records.result_of(folder, run, request)
-    assert result is not None
     assert result["about"]["threads"] == 1
     assert (records.run_folder(folder, run) / "output.log").read_text() == f"{run.id} begins\n"
 

@@ -46,13 +46,13 @@ def test_a_result_counts_only_for_its_own_run_and_terms(request_of: Make, tmp_pa
     request = request_of()
     run, other, *_ = request.runs()
     records.finish(tmp_path, run, request, RESULT)
-    assert (records.result_of(tmp_path, run, request.terms) or {})["facts"] == RESULT["facts"]
-    assert records.result_of(tmp_path, other, request) is None
-    assert records.result_of(tmp_path, run, request_of(steps=21)) is None
+    assert records.result_of(tmp_path, run, request.terms)["facts"] == RESULT["facts"]
+    assert records.result_of(tmp_path, other, request)["status"] == "waiting"
+    assert records.result_of(tmp_path, run, request_of(steps=21))["status"] == "running"
     path = records.run_folder(tmp_path, run) / records.RESULT
     for data in (b"", b"[]", b"{}", path.read_bytes()[:-5]):
         path.write_bytes(data)
-        assert records.result_of(tmp_path, run, request) is None
+        assert records.result_of(tmp_path, run, request)["status"] == "running"
 
 
 @pytest.mark.parametrize(
