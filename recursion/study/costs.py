@@ -23,9 +23,6 @@ import pandas as pd
 
 from recursion.study.measurements import SPENT, STAGES, UNITS, Cell, Measurements
 
-UNREACHED = "the loss is not reached"
-TOO_DEAR = "a use costs as much as the baseline's, or more"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
@@ -74,7 +71,7 @@ class BreakEven:
     """Of a cell against the tuned baseline. ``target``: loss; ``reached``: at which step; medians over seeds.
 
     ``units``: a row a unit of cost and the columns uses, low, high (over seeds), full, full_low, full_high (if tuning
-    counts as free) and saving (of a use); infinite: never. ``never``: in how many of ``seeds``, and ``why``.
+    counts as free) and saving (of a use); infinite: never. ``never``: in how many of ``seeds``; ``unreached``: in most.
     """
 
     cell: Cell
@@ -84,7 +81,7 @@ class BreakEven:
     units: pd.DataFrame
     never: int
     seeds: int
-    why: str
+    unreached: bool
 
 
 def ledger(data: Measurements, cell: Cell) -> Ledger | None:
@@ -113,14 +110,13 @@ def break_even(data: Measurements, cell: Cell, baseline: Cell) -> BreakEven | No
     saving = _costs(data, baseline, _first(theirs, target)) - _costs(data, cell, reached.replace(np.inf, 0.0))
     saving[np.isinf(reached)] = -np.inf
     made, tuning = (data.paid(each).reindex(seeds, fill_value=0.0) for each in (cell, baseline))
-    after, full = (_uses(cost, saving) for cost in (made - tuning, made))
-    never = int(np.isinf(after[UNITS[0]]).sum())
-    why = UNREACHED if 2 * np.isinf(reached).sum() > len(seeds) else TOO_DEAR
+    after, full = ((cost / saving).clip(lower=0.0).where(saving > 0, np.inf) for cost in (made - tuning, made))
     columns = {"uses": _median(after), "low": after.min(), "high": after.max(), "saving": _median(saving)}
     columns |= {"full": _median(full), "full_low": full.min(), "full_high": full.max()}
     return BreakEven(
         cell=cell, target=float(target.median()), reached=statistics.median_high(reached), steps=theirs.shape[1] - 1,
-        units=pd.DataFrame(columns).loc[list(UNITS)], never=never, seeds=len(seeds), why=why if never else "",
+        units=pd.DataFrame(columns).loc[list(UNITS)], never=int(np.isinf(after[UNITS[0]]).sum()),
+        seeds=len(seeds), unreached=bool(np.isinf(reached).mean() > 0.5),
     )  # fmt: skip
 
 
@@ -134,10 +130,6 @@ def _costs(data: Measurements, cell: Cell, steps: pd.Series) -> pd.DataFrame:
     """What so many steps of a use cost, a row a seed and a column a unit."""
     work, time = data.single(cell, "work of a step"), data.single(cell, "seconds of a step")
     return pd.DataFrame({UNITS[0]: (1 + work) * steps, UNITS[1]: steps, UNITS[2]: time * steps}).reindex(steps.index)
-
-
-def _uses(cost: pd.DataFrame, saving: pd.DataFrame) -> pd.DataFrame:
-    return (cost / saving).clip(lower=0.0).where(saving > 0, np.inf)
 
 
 def _median(values: pd.DataFrame) -> pd.Series:

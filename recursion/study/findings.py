@@ -67,11 +67,6 @@ class Findings:
         self.sensitivities = list(sensitivities(data))
 
     @property
-    def finished(self) -> bool:
-        """Whether no run is still to be done."""
-        return len(self.done) + len(self.failed) == len(self.runs)
-
-    @property
     def answer(self) -> list[str]:
         """Does another level pay? In three sentences."""
         return [say(name, self) for name in ("depths", "baseline", "trust")]

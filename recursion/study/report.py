@@ -18,11 +18,9 @@ from recursion.study.results import load
 from recursion.study.sensitivity import WITHIN
 from recursion.study.words import interval, number, seconds, share
 
-PAGE = "report.html"
 FACTORS = ("cell", "mean loss [95%]", "final loss [95%]", "< one less", "< baseline", "cost", "runs")
 RANGES = [f"decades within {within:g} times the best" for within in WITHIN]
 ROBUST = ("tower", *RANGES, "its best mean loss", "time of a step")
-FAILED = ("run", "why", "counts as")
 
 
 def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]:
@@ -35,7 +33,7 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     results = load(folder)
     findings = Findings(results)
     show(findings, console)
-    target = folder / PAGE if out is None else out
+    target = folder / "report.html" if out is None else out
     with explained("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     pictures = draw(findings)
@@ -54,7 +52,7 @@ def show(findings: Findings, console: Console) -> None:
     for title, heads, rows in (
         ("on report problems", FACTORS, cells),
         ("Robust range of step sizes, with the range over seeds", ROBUST, _robust(findings)),
-        ("Failed runs, and how they count", FAILED, failed),
+        ("Failed runs, and how they count", ("run", "why", "counts as"), failed),
     ):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for head in heads:

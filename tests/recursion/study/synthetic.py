@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recursion.study.request import Request, Run
 from recursion.study import records
+from recursion.study.request import Request, Run
 
 START = 2.0  # mean loss at the start of training
 

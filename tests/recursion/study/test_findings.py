@@ -262,7 +262,7 @@ def test_a_mixed_grid_has_a_row_a_cell_and_compares_one_factor_at_a_time(tmp_pat
 
 def test_an_unfinished_ablation_says_nothing_of_what_is_not_there(tmp_path):
     _, findings = found_in(tmp_path, SMALL, lambda run: Told(status="waiting"))
-    assert not findings.finished
+    assert findings.caveats[0].startswith("This ablation is not finished: 0 of 16 runs done.")
     assert not findings.comparisons
     assert findings.best is None
     assert findings.answer[0] == "No two depths can be compared yet."
