@@ -38,13 +38,13 @@ ENOUGH = 0.998  # a number that helps makes the loss at least so much smaller
 
 
 class Searched(NamedTuple):
-    """What a search found, and what it cost."""
+    """The best setting in notation, all with their mean losses in the order tried, what they cost, and why it ended."""
 
-    setting: str  # notation of the chosen rule
-    scores: list[tuple[str, float]]  # each setting tried, in order, and its mean loss on the problems
-    gradients: int  # task gradients spent, each copy counted
-    work: float  # optimizer work spent, in base steps
-    ended: str  # why it went no further
+    setting: str
+    scores: list[tuple[str, float]]
+    gradients: int  # of the task, each copy counted
+    work: float  # of the optimizers, in base steps
+    ended: str
 
 
 def search(
@@ -106,10 +106,8 @@ class Trials:
 
     def _work(self, optimizer: Optimizer) -> float:
         """Base steps of one update, which its step size does not change."""
-        if isinstance(optimizer, Scheduled):
-            kind = repr(dataclasses.replace(optimizer, rule=set_to(optimizer.rule, "lr", 1.0)))
-        else:
-            kind = repr(set_to(optimizer, "lr", 1.0))
+        rule = set_to(optimizer.rule if isinstance(optimizer, Scheduled) else optimizer, "lr", 1.0)
+        kind = repr(dataclasses.replace(optimizer, rule=rule) if isinstance(optimizer, Scheduled) else rule)
         if kind not in self.works:
             self.works[kind] = self.work_of(optimizer)
         return self.works[kind]
@@ -147,9 +145,7 @@ class Line:
         """Try further decades where the best lies at an edge."""
         for _ in range(EXTENSIONS):
             edges = {min(self.scores): -FINE, max(self.scores): FINE}
-            if self.best not in edges:
-                return True
-            if not self.run([self.best + edges[self.best]]):
+            if self.best in edges and not self.run([self.best + edges[self.best]]):
                 return False
         return True
 
@@ -170,9 +166,8 @@ def _grid(trials: Trials, rules: Sequence[HandMade]) -> bool:
     middle = sum(DECADES) / len(DECADES)
     first = sorted(DECADES, key=lambda decade: abs(decade - middle))
     pairs = [Line(trials, rule, schedule) for schedule in schedules(trials.steps) for rule in rules]
-    if not all(pair.run(FINE * decade for decade in first) for pair in pairs):
-        return False
-    if not (all(pair.extend() for pair in pairs) and _refine(pairs, FINE // 2)):
+    coarse = all(pair.run(FINE * decade for decade in first) for pair in pairs)
+    if not (coarse and all(pair.extend() for pair in pairs) and _refine(pairs, FINE // 2)):
         return False
     best: dict[int, Line] = {}
     for pair in _sorted(pairs):
@@ -251,12 +246,12 @@ def rates(rule: HandMade) -> list[str]:
 def moves(pair: Line) -> list[tuple[HandMade, Schedule]]:
     """A pair with another momentum or decay rate, or a warm-up of another length."""
     rules = [moved(pair.rule, name, factor) for name in rates(pair.rule) for factor in (FACTOR, 1 / FACTOR)]
-    found: list[tuple[HandMade, Schedule]] = [(rule, pair.schedule) for rule in rules]
+    others: list[Schedule] = []
     if isinstance(pair.schedule, Warmup):
         lengths = 2 * pair.schedule.warm, max(1, pair.schedule.warm // 2)
-        others = [dataclasses.replace(pair.schedule, warm=warm) for warm in lengths]
-        found += [(pair.rule, schedule) for schedule in others if schedule.least <= pair.trials.steps]
-    return found
+        others += [dataclasses.replace(pair.schedule, warm=warm) for warm in lengths]
+    fitting = [(pair.rule, schedule) for schedule in others if schedule.least <= pair.trials.steps]
+    return [*((rule, pair.schedule) for rule in rules), *fitting]
 
 
 def moved(rule: HandMade, name: str, factor: float) -> HandMade:
