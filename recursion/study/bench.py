@@ -76,12 +76,11 @@ class Bench:
     def use(self, name: str, stage: str, split: str, optimizer: Optimizer, params: Tensor) -> Tensor:
         """Losses ``[steps + 1, S, P]`` of an optimizer with parameters ``[S, m]``."""
         task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
-
-        def make(tally: Tally) -> dict[str, Tensor]:
-            return {"losses": run(optimizer, params, Observed(task, tally), key, steps)}
-
         work = Work(0.0, (len(params) * len(key) * steps * self.work(optimizer),))
-        return self.charged(f"{name} on {split}", stage, work, make)["losses"]
+        return self.charged(
+            f"{name} on {split}", stage, work,
+            lambda tally: {"losses": run(optimizer, params, Observed(task, tally), key, steps)},
+        )["losses"]  # fmt: skip
 
     def afresh(self, tower: Tower, split: str, seed: int, work: Work) -> Tensor:
         """Losses ``[steps + 1, 1, P]`` of a tower that is an optimizer itself; ``work``: of its run on one problem."""

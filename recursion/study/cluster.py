@@ -29,12 +29,11 @@ class Ray:
     @contextlib.contextmanager
     def connected(self) -> Iterator[int]:
         ray = imported_ray()
-        if ray.is_initialized():
-            yield self.workers or int(ray.cluster_resources().get("CPU", 1))
-            return
         given = {"num_cpus": self.workers} if self.address == "local" and self.workers else {}
         try:
-            _knock(self.address or "")
+            host, _, port = (self.address or "").removeprefix("ray://").rpartition(":")
+            if port.isdecimal():  # where nothing answers, Ray itself would wait for minutes
+                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
             ray.init(
                 address=self.address, include_dashboard=None if self.address else False, log_to_driver=False,
                 logging_level="ERROR", runtime_env={"env_vars": environment()}, **given,
@@ -77,13 +76,6 @@ def _messages(run: Run, job: Job) -> Iterator[Sequence[Any]]:
     finally:
         process.stop()
         process.process.wait()
-
-
-def _knock(address: str) -> None:
-    """OSError if nothing answers at ``host:port``; Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def imported_ray() -> Any:

@@ -33,11 +33,9 @@ class Kept:
         """A piece that is tensors, by name."""
 
         def made() -> bytes:
-            found: bytes = save({key: tensor.detach().cpu().contiguous() for key, tensor in make().items()})
-            return found
+            return bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}))
 
-        tensors: dict[str, Tensor] = self._once(f"{name}.safetensors", made, load)
-        return tensors
+        return dict(self._once(f"{name}.safetensors", made, load))
 
     def _once(self, name: str, make: Callable[[], bytes], read: Callable[[bytes], Any]) -> Any:
         path = self.folder / re.sub("[^a-z0-9.]+", "-", name.lower())

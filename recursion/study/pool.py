@@ -150,12 +150,9 @@ class Process:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", f"from {main.__module__} import main; main()", json.dumps(given)],
                 env={**os.environ, **environment()},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 process_group=0,  # Ctrl-C is for this process, which stops it
-            )
+            )  # fmt: skip
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
         message: Sequence[Any] = ("started",)
@@ -178,8 +175,8 @@ class Process:
 
 def _death(code: int) -> str:
     """Why a process is gone, by its exit code."""
-    if code >= 0:
-        return f"its process ended with exit code {code}; see {LOG} in its folder"
-    name = signal.Signals(-code).name if -code in {one.value for one in signal.Signals} else f"signal {-code}"
-    memory = ", as the system does when memory runs out; try fewer --workers"
-    return f"its process was ended by {name}{memory if name == 'SIGKILL' else f'; see {LOG} in its folder'}"
+    if code == -signal.SIGKILL:
+        return "its process was ended by SIGKILL, as the system does when memory runs out; try fewer --workers"
+    with contextlib.suppress(ValueError):
+        return f"its process was ended by {signal.Signals(-code).name}; see {LOG} in its folder"
+    return f"its process ended with exit code {code}; see {LOG} in its folder"

@@ -53,25 +53,25 @@ class Board:
     @property
     def ended(self) -> float:
         """Runs that have ended, and the done parts of those under way."""
-        going = [self._fraction(run) for run, status in self.status.items() if status == "running"]
-        return len(self.status) - self._left() + sum(going)
+        return len(self.status) - self._left() + sum(self._going())
 
     def counts(self) -> str:
         """``12 of 25 runs done, 1 failed, 2 under way (40%, 7%)``."""
         counts = Counter(self.status.values())
-        going = ", ".join(f"{100 * self._fraction(run):.0f}%" for run in self.status if self.status[run] == "running")
+        going = ", ".join(f"{100 * fraction:.0f}%" for fraction in self._going())
         parts = [f"{counts['done']} of {len(self.status)} runs done"]
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-        parts += [f"{counts['running']} under way ({going})"] if going else []
-        return ", ".join(parts)
+        return ", ".join(parts + ([f"{counts['running']} under way ({going})"] if going else []))
 
     def said(self) -> str:
         """The counts, and the time left if there is an estimate."""
         left = next(task.time_remaining for task in self.bars.tasks if task.id == self.all)
         return self.counts() + (f", about {duration(left)} left" if left else "")
 
-    def _fraction(self, run: str) -> float:
-        return next(task.completed for task in self.bars.tasks if task.id == self.under_way[run])
+    def _going(self) -> list[float]:
+        """How far each run under way is."""
+        fraction = {task.id: task.completed for task in self.bars.tasks}
+        return [fraction[self.under_way[run]] for run, status in self.status.items() if status == "running"]
 
     def _left(self) -> int:
         return sum(status in ("waiting", "running") for status in self.status.values())

@@ -54,7 +54,7 @@ def main() -> None:
 
     run, terms = Run.from_json(job["run"]), Terms.from_json(job["terms"])
     with contextlib.suppress(KeyboardInterrupt):
-        message = carry_out(run, terms, Path(job["folder"]), job["perform"], _seldom(say))
+        message = carry_out(run, terms, Path(job["folder"]), job["perform"], _Seldom(say))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         say(*message)
 
@@ -107,17 +107,16 @@ def _reason(error: Exception) -> str:
     return said if cli.is_users(error) or said == kind else f"{kind}: {said}"
 
 
-def _seldom(say: Callable[..., None]) -> Tell:
+class _Seldom:
     """Says how far a run is, at most every `OFTEN` seconds for one thing."""
-    last: list[Any] = ["", 0.0]
 
-    def tell(what: str, fraction: float) -> None:
-        now = time.monotonic()
-        if what != last[0] or now - last[1] >= OFTEN:
-            last[:] = what, now
-            say("at", what, fraction)
+    def __init__(self, say: Callable[..., None]) -> None:
+        self.say, self.last, self.since = say, "", 0.0
 
-    return tell
+    def __call__(self, what: str, fraction: float) -> None:
+        if what != self.last or time.monotonic() - self.since >= OFTEN:
+            self.last, self.since = what, time.monotonic()
+            self.say("at", what, fraction)
 
 
 def _end_with_input() -> None:
