@@ -82,12 +82,6 @@ def test_settings_of_optimizers_concern_all_that_have_them_and_keep_their_space(
     assert halved.startswith("quadratic: sgd(lr=linear(0.5), momentum=0.45)@1")
 
 
-def test_a_whole_optimizer_is_a_setting_too() -> None:
-    assert list(towers(SMALL, "2", "top.optimizer=sgd(lr=0.1, momentum=0.9),rmsprop").values()) == [
-        "quadratic: lstm@5 / sgd(lr=0.1, momentum=0.9)", "quadratic: lstm@5 / rmsprop",
-    ]  # fmt: skip
-
-
 def test_every_cell_reads_back() -> None:
     for cell in cells(DEEP, (1, 2, 3, 4), parse_grid(["lr*=1e-2,1,1e2", "1.horizon=none,100", "hidden=2,3"])):
         assert str(parse(str(cell.tower))) == str(cell.tower)

@@ -1,6 +1,5 @@
 """Was any reported problem trained on? Counted where a task leaks, 0 where it does not."""
 
-import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,11 +142,3 @@ def test_a_diary_is_cut_where_the_state_is(tmp_path: Path):
     assert diary.read() == {b"a" * 8, b"b" * 8, b"c" * 8}
     diary.append([b"d" * 8], after=1)
     assert diary.read() == {b"a" * 8, b"d" * 8}
-
-
-def test_examples_know_their_labels():
-    task = DigitsMLP()
-    ours = examples(task)
-    assert len(ours) == len(task.data().labels)
-    assert examples(dataclasses.replace(task, hidden=(3,))) == ours
-    assert examples(Quadratic()) == []

@@ -11,7 +11,6 @@ from levels import (
     Adam,
     Augmented,
     Constant,
-    Cosine,
     DigitsMLP,
     Fixed,
     Log,
@@ -19,14 +18,12 @@ from levels import (
     RMSprop,
     Scheduled,
     TorchOptim,
-    Warmup,
     keys,
 )
-from levels.schedules import Schedule
 from recursion.baselines import mean_loss, tune
 from recursion.deploy import run
 from recursion.notation import parse
-from recursion.study.search import Line, Trials, made_of, moved, rates, schedules, search, set_to
+from recursion.study.search import Line, Trials, moved, rates, schedules, search, set_to
 
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is an extra")
 KEY = keys.split(keys.seed(7), 6)
@@ -63,18 +60,6 @@ def test_no_worse_than_a_tuned_step_size(rule):
     found = searched((rule,))
     assert dict(found.scores)[found.setting] <= 1.001 * min(tuned.scores["mean"].values())
     assert found.ended == "the grid is so fine that more brings nothing"
-
-
-def test_the_best_step_size_on_a_valley_is_found():
-    """One coordinate: f = (w x - y)^2 for w of all signs and sizes; the grid's best is the best of a fine scan."""
-    task = Quadratic(dims=1)
-    found = searched((SGD(),), task, steps=5)
-    scan = torch.logspace(-4, 1, 5 * 64 + 1).log()[:, None]
-    losses = run(SGD(), scan, task.on("validation"), KEY, 5)
-    best = float(mean_loss(losses).mean(-1).min())
-    plain = min(score for setting, score in found.scores if not setting.startswith("scheduled"))
-    assert plain <= 1.02 * best
-    assert dict(found.scores)[found.setting] <= plain
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
@@ -195,14 +180,6 @@ def test_spaces_and_torchs_rules_keep_what_they_are():
     assert moved(SGD(momentum=0.9), "momentum", 0.25) == SGD(momentum=0.6)
     found = searched((TorchOptim(TorchSGD, momentum=0.9),), budget=20 * SIX)
     assert found.setting.startswith(("torch(sgd", "scheduled(torch(sgd"))
-
-
-def test_schedules_fit_the_run():
-    assert made_of(SGD(), Constant(), 30) == SGD()
-    assert made_of(SGD(), Cosine(), 30) == Scheduled(SGD(), Cosine(), 30)
-    assert schedules(1) == [s for s in schedules(30) if not isinstance(s, Warmup)]
-    assert Warmup(Cosine(), 3) in schedules(30)
-    assert all(isinstance(s, Schedule) for s in schedules(2))
 
 
 def test_of_equals_the_smallest_step_size():
