@@ -129,7 +129,7 @@ def test_a_tower_that_is_an_optimizer_is_run_on_the_very_same_problems(tmp_path:
     ours, found = done(request, tmp_path)
     tower = parse(ours.tower)
     optimizer = tower.levels[0].optimizer
-    params = optimizer.over(tower.task.layout).init(keys.seed(0))[None]
+    params = optimizer.bind(tower.task.layout).init(keys.seed(0))[None]
     expected = direct(optimizer, params, tower.task, request.problems)
     assert ours.kind == "tower"
     assert found["facts"]["steps"] == 0
@@ -148,7 +148,7 @@ def test_a_search_costs_its_budget_at_most_and_beats_the_default(tmp_path: Path)
     assert sum(values(found, "search", "task gradients")) > 0
     start, chosen = (values(found, stage, "mean loss", "report") for stage in ("start", "chosen"))
     assert sum(chosen) < sum(start)
-    params = Adam().over(parse(ours.tower).task.layout).init(keys.seed(0))[None]
+    params = Adam().bind(parse(ours.tower).task.layout).init(keys.seed(0))[None]
     expected = direct(Adam(), params, parse(ours.tower).task, request.problems)
     assert start == pytest.approx(expected.tolist(), rel=1e-6)
 

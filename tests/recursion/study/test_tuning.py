@@ -42,7 +42,7 @@ def searched(rules=PLAIN, task=TASK, **settings):
 def mean_of(notation, task=TASK, steps=30):
     """The mean loss of what a notation describes, on its own, on the validation problems."""
     optimizer = parse(f"{task!r}: {notation}").levels[0].optimizer
-    params = optimizer.over(task.layout).init(keys.seed(0))[None]
+    params = optimizer.bind(task.layout).init(keys.seed(0))[None]
     return float(mean_loss(run(optimizer, params, task.on("validation"), KEY, steps)).mean())
 
 
