@@ -1,4 +1,4 @@
-"""An ablation that is killed again and again, against one that is not; and one on a Ray cluster, against processes.
+"""A study that is killed again and again, against one that is not; and one on a Ray cluster, against processes.
 
     python -m benchmarks.kills [--kills 10] [--seed 0] [--ray] [--out DIR]
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from recursion.ablation.store import Status, Store
+from recursion.study.results import load
 from recursion.training import CHECKPOINT
 
 TOWER = "quadratic: lstm(hidden=4)@5 / adam"
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="times; default 10")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments; default 0")
     parser.add_argument("--ray", action="store_true", help="also two Ray workers against two processes")
-    parser.add_argument("--out", type=Path, help="folder to keep the ablations in; default one that is removed")
+    parser.add_argument("--out", type=Path, help="folder to keep the studies in; default one that is removed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         out = args.out or Path(scratch)
@@ -63,10 +63,9 @@ def killed(folder: Path, kills: int, moments: random.Random) -> int:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         waited = gone(folder)
-        with Store.open(folder, readonly=True) as store:
-            states: tuple[Status, ...] = ("done", "running", "waiting", "failed")
-            counts = ", ".join(f"{len(store.runs(state))} {state}" for state in states)
-            kept = sum((folder / "runs" / one.run.id / CHECKPOINT).exists() for one in store.runs("running"))
+        runs = load(folder).runs
+        counts = ", ".join(f"{sum(runs.status == state)} {state}" for state in ("done", "running", "waiting", "failed"))
+        kept = sum((folder / "runs" / run / CHECKPOINT).exists() for run in runs.run[runs.status == "running"])
         print(f"kill {done + 1}: {counts}, {kept} in mid-training; all processes were gone {waited:.1f} s later")
     return kills
 
@@ -80,7 +79,7 @@ def start(folder: Path, *words: str) -> "subprocess.Popen[bytes]":
 
 
 def log_of(folder: Path) -> Path:
-    """What the commands of an ablation print."""
+    """What the commands of a study print."""
     return folder.with_suffix(".log")
 
 
@@ -103,11 +102,11 @@ def at_work(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
 
 
 def gone(folder: Path) -> float:
-    """Seconds until no process has a file of the ablation open."""
+    """Seconds until no process has a file of the study open."""
     began = time.monotonic()
     while using(folder.absolute()):
         if time.monotonic() - began > STARTING:
-            raise SystemExit(f"processes {using(folder.absolute())} outlive the ablation that began them")
+            raise SystemExit(f"processes {using(folder.absolute())} outlive the study that began them")
         time.sleep(0.05)
     return time.monotonic() - began
 
@@ -125,19 +124,15 @@ def using(folder: Path) -> list[int]:
 
 
 def described(folder: Path) -> str:
-    """How much an ablation found."""
-    with Store.open(folder, readonly=True) as store:
-        done, failed, rows = len(store.runs("done")), len(store.runs("failed")), len(store.rows())
-    return f"{done} runs done, {failed} failed, {rows} rows"
+    """How much a study found."""
+    found = load(folder)
+    done, failed = (sum(found.runs.status == state) for state in ("done", "failed"))
+    return f"{done} runs done, {failed} failed, {len(found.rows)} rows"
 
 
 def same(one: Path, other: Path, what: str) -> bool:
-    """Whether two ablations found the same; says what was compared, and what differs."""
-    tables = []
-    for folder in (one, other):
-        with Store.open(folder, readonly=True) as store:
-            tables.append([*map(repr, store.repeatable()), *reported(folder)])
-    ours, theirs = tables
+    """Whether two studies found the same; says what was compared, and what differs."""
+    ours, theirs = ([*map(repr, load(folder).repeatable()), *reported(folder)] for folder in (one, other))
     differ = [pair for pair in zip(ours, theirs) if pair[0] != pair[1]]
     good = not differ and len(ours) == len(theirs)
     print(f"{what}: {described(other)}; {len(theirs)} runs, rows and lines of the report compared: ", end="")

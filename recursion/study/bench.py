@@ -1,0 +1,208 @@
+"""The problems of a study, and what it costs to use an optimizer on them.
+
+All runs of a request use the very same problems with the same minibatches, whatever their seed: differences pair by
+problem. Snapshots are compared on problems to select by, the chosen one is reported once, and problems to train on show
+the gap between them. Each use is made once and kept, and its cost goes into the ledger.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from levels import keys
+from levels.base import Optimizer, Split
+from levels.optimizers.adam import Adam
+from levels.optimizers.safeguarded import Safeguarded
+from levels.tasks.task import Task
+from recursion.analysis.work import Work, use_work
+from recursion.evaluate.afresh import run_afresh
+from recursion.evaluate.baselines import final_loss, mean_loss
+from recursion.evaluate.deploy import CHUNK, run, walk
+from recursion.evaluate.observed import Observed, Tally
+from recursion.study.kept import Kept
+from recursion.study.ledger import Ledger, Row, row
+from recursion.study.problems import known, problems
+from recursion.study.request import Terms
+from recursion.tower import Tower
+
+SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
+FOLDS = {"select": 1, "train": 3}  # of the seed's key; the report has the key itself, 2 is what deployment chooses by
+SEED = 0  # of all problems of all studies
+STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # of the fallback
+BUDGETED = ("search", "training", "selection", "deployment")  # stages that the budget pays
+QUARTILES = {"lower quartile": 0.25, "median loss": 0.5, "upper quartile": 0.75}
+LEARNING = 0.75  # share of a run that this is, about
+PIECES = 16  # that are kept of a run, about
+TIMED = 10  # updates that the seconds of one are measured on
+
+Tell = Callable[[str, float], None]
+
+
+class Bench:
+    """``task`` and its problems on ``terms``; ``tell`` hears of each step."""
+
+    def __init__(self, task: Task, terms: Terms, kept: Kept, tell: Tell) -> None:
+        self.task, self.terms, self.kept, self.told = task, terms, kept, tell
+        self.ledger, self.done = Ledger(), 0.0
+        self._works: dict[str, float] = {}
+        self._charged: set[str] = set()  # names
+
+    def tell(self, what: str, fraction: float) -> None:
+        """Say what is being done, and how much of the run is."""
+        self.done = max(self.done, min(fraction, 1.0))
+        self.told(what, self.done)
+
+    def key(self, split: str) -> Tensor:
+        """Names of the problems of ``train``, ``select`` or ``report``: int64 ``[P]``."""
+        terms, seed = self.terms, keys.seed(SEED, device=self.task.layout.device)
+        count = {"report": terms.problems, "select": terms.select, "train": max(1, terms.select // 2)}[split]
+        return keys.split(keys.fold_in(seed, FOLDS[split]) if split in FOLDS else seed, count)
+
+    def work(self, optimizer: Optimizer) -> float:
+        """Of an update, in base steps."""
+        if repr(optimizer) not in self._works:
+            self._works[repr(optimizer)] = use_work(optimizer, self.task)
+        return self._works[repr(optimizer)]
+
+    def cost(self, optimizer: Optimizer, split: str) -> float:
+        """Base steps of using one setting of an optimizer on all problems of a split."""
+        steps = self.terms.steps
+        return len(self.key(split)) * (steps + 1 + steps * self.work(optimizer))
+
+    def use(self, name: str, stage: str, split: str, optimizer: Optimizer, params: Tensor) -> Tensor:
+        """Losses ``[steps + 1, S, P]`` of an optimizer with parameters ``[S, m]``."""
+        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
+        work = Work(0.0, (len(params) * len(key) * steps * self.work(optimizer),))
+        return self.charged(
+            f"{name} on {split}", stage, work,
+            lambda tally: {"losses": run(optimizer, params, Observed(task, tally), key, steps)},
+        )["losses"]  # fmt: skip
+
+    def afresh(self, tower: Tower, split: str, seed: int, work: Work) -> Tensor:
+        """Losses ``[steps + 1, 1, P]`` of a tower that is an optimizer itself; ``work``: of its run on one problem."""
+        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
+
+        def make(tally: Tally) -> dict[str, Tensor]:
+            observed = Observed(task, tally)
+            return {"losses": run_afresh(tower, observed, len(key), steps, seed=seed, theta=None, key=key).losses}
+
+        return self.charged(f"afresh on {split}", "reporting", work.plus(work, len(key) - 1), make)["losses"]
+
+    def reported(self, stage: str, name: str, optimizer: Optimizer, params: Tensor) -> Iterator[Row]:
+        """Rows of an optimizer on all three splits, with the curve of the chosen one."""
+        for split in SPLITS:
+            losses = self.use(name, "reporting", split, optimizer, params)
+            yield from loss_rows(stage, split, losses)
+        if stage == "chosen":
+            yield from curve_rows(losses)
+
+    def guarded(self, optimizer: Optimizer, params: Tensor) -> tuple[Safeguarded, list[Row]]:
+        """The optimizer guarded by Adam with the step size that is best to select by, and its rows."""
+        adams = [Adam(lr=lr) for lr in STEP_SIZES]
+        settings = torch.cat([parameters(adam, self.task) for adam in adams])
+        tried = mean_loss(self.use("fallback", "reporting", "select", Adam(), settings)).mean(-1)
+        guard = Safeguarded(optimizer, fallback=adams[int(tried.argmin())])
+        task, key, steps = self.task.on("test"), self.key("report"), self.terms.steps
+        some = max(1, CHUNK // (task.layout.size * len(params)))
+
+        def make(tally: Tally) -> dict[str, Tensor]:
+            parts = [_guarded(guard, params, Observed(task, tally), part, steps) for part in torch.split(key, some)]
+            losses, shown = (torch.cat(part, -1) for part in zip(*parts))
+            return {"losses": losses, "shown": shown}
+
+        work = Work(0.0, (len(params) * len(key) * steps * self.work(guard),))
+        found = self.charged("guarded on report", "reporting", work, make)
+        rescued = (~found["shown"]).any(0).double().tolist()  # 1 where a use ends as the fallback's
+        rows = [row("guarded", "rescued", value, split="report", problem=i) for i, value in enumerate(rescued)]
+        return guard, [*loss_rows("guarded", "report", found["losses"]), *rows]
+
+    def use_rows(self, work: float, make: Callable[[int], object]) -> list[Row]:
+        """What a step of use costs: its ``work``, and the seconds of one that ``make(steps)`` makes."""
+
+        def measured() -> float:
+            make(1)  # first calls do more
+            times = []
+            for steps in (1, 1 + TIMED) * 3:
+                began = time.process_time()
+                make(steps)
+                times.append(time.process_time() - began)
+            return max(0.0, min(times[1::2]) - min(times[::2])) / TIMED
+
+        seconds = self.kept.numbers("seconds of a step", measured)
+        return [row("use", "work of a step", work), row("use", "seconds of a step", seconds)]
+
+    def optimizer_rows(self, optimizer: Optimizer, params: Tensor) -> list[Row]:
+        """What a step of an optimizer costs at use."""
+        task, one = self.task.on("test"), self.key("report")[:1]
+        return self.use_rows(self.work(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps))
+
+    def known_row(self, met: set[bytes]) -> Row:
+        """How many reported problems were trained or selected on."""
+        met = met | set(problems(self.task.on("validation"), self.key("select")))
+        return row("reporting", "problems trained on", known(self.task, self.key("report"), met), split="report")
+
+    def charged(
+        self, name: str, stage: str, work: Work, make: Callable[[Tally], dict[str, Tensor]], tally: Tally | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors that ``make`` finds, kept; a stage is charged once for its gradients, seconds and ``work``."""
+        counts = tally or Tally()
+
+        def made() -> dict[str, Tensor]:
+            self.tell(f"{stage}: {name}", self._so_far())
+            began = time.process_time()
+            found = make(counts)
+            spent = [counts.gradients, time.process_time() - began]
+            return found | {"spent": torch.tensor(spent, dtype=torch.float64)}
+
+        found = self.kept.tensors(name, made)
+        gradients, seconds = found.pop("spent").tolist()
+        if name not in self._charged:
+            self._charged.add(name)
+            self.ledger.add(stage, work._replace(gradients=gradients), seconds)
+        return found
+
+    def _so_far(self) -> float:
+        """The share of a run that is done: what of the budget is spent, and then how many pieces are reported."""
+        budget = self.terms.budget
+        if "reporting" in self.ledger.work:
+            return LEARNING + (1 - LEARNING) * min(1.0, len(self._charged) / PIECES)
+        return LEARNING * (self.ledger.spent(*BUDGETED) / budget.amount if budget.unit == "base steps" else 1.0)
+
+
+def parameters(optimizer: Optimizer, task: Task) -> Tensor:
+    """Parameters ``[1, m]`` of a hand-made optimizer: as it is set."""
+    return optimizer.bind(task.layout).init(keys.seed(0, device=task.layout.device))[None]
+
+
+def loss_rows(stage: str, split: str, losses: Tensor) -> Iterator[Row]:
+    """Mean and final loss of each problem, from losses ``[steps + 1, S, P]``: means over the S settings."""
+    for name, reduce in (("mean loss", mean_loss), ("final loss", final_loss)):
+        values = reduce(losses).double().mean(0).tolist()
+        yield from (row(stage, name, finite(value), split=split, problem=i) for i, value in enumerate(values))
+
+
+def curve_rows(losses: Tensor) -> Iterator[Row]:
+    """Median and quartiles over problems (and settings) at each step of the chosen one on reported problems."""
+    found: Any = np.quantile(losses.double().numpy(), [*QUARTILES.values()], axis=(1, 2), method="inverted_cdf")
+    for name, values in zip(QUARTILES, found):
+        yield from (row("chosen", name, value, split="report", step=step) for step, value in enumerate(values.tolist()))
+
+
+def finite(value: float) -> float:
+    """A loss that can be compared: inf for one that is no number."""
+    return value if math.isfinite(value) else math.inf
+
+
+@torch.no_grad()
+def _guarded(guard: Safeguarded, params: Tensor, task: Observed, key: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Losses ``[steps + 1, S, P]``, and ``[S, P]`` whether a use ends as the learned optimizer's."""
+    bound, found = guard.bind(task), []
+    for point in walk(bound, bound.joined(params), task, key, steps):
+        found.append(point.f)
+    losses = torch.stack(found)
+    return losses.masked_fill(losses.isnan(), torch.inf), point.state[0].shown

@@ -1,0 +1,96 @@
+"""The commands ``tower ablate`` (or ``tower study``) and ``tower report``."""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from recursion.files import RUNS, folder_name
+from recursion.spec import read_tower
+from recursion.study.ablate import ablate as carry_out
+from recursion.study.cluster import Ray
+from recursion.study.cuts import every_depth, parse_depths, parse_grid
+from recursion.study.pool import Event, Local, Pool
+from recursion.study.progress import Board, duration
+from recursion.study.report import write
+from recursion.study.request import BASELINE, Budget, Request
+from recursion.study.results import load
+
+SHOWN = 20  # cells that are named before a study begins
+SAME = ("seeds", "steps", "problems", "select", "snapshots", "search", "baseline", "windows")  # options as they are
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """``tower ablate``: carry out what is left of a study, then write its report."""
+    tower = str(read_tower(args.tower)) if args.tower.endswith(".json") else " ".join(args.tower.split())
+    request = Request(
+        tower=tower,
+        depths=every_depth(tower) if args.depths is None else parse_depths(args.depths),
+        grid=parse_grid(args.grid),
+        budget=Budget.parse(args.budget),
+        **{name: getattr(args, name) for name in SAME},
+    )
+    out = RUNS / f"{folder_name(tower)}-ablation" if args.out is None else Path(args.out)
+    pool: Pool = Ray(args.ray or None, args.workers) if args.ray is not None else Local(args.workers)
+    for line in planned(request, pool.size, out):
+        sys.stderr.write(f"tower: {line}\n")
+    _carry_out(request, out, pool, args)
+    failed = load(out).runs.query("status == 'failed'")
+    if len(failed):
+        again = shlex.join(["tower", *(word for word in args.words if word != "--retry"), "--retry"])
+        some = f"{len(failed)} of {len(request.runs())} runs failed, as {failed.iloc[0].run}: {failed.iloc[0].why}"
+        sys.stderr.write(f"tower: {some}; mend that, then try them again with: {again}\n")
+    if not args.no_report:
+        _report(out, None)
+
+
+def report(args: argparse.Namespace) -> None:
+    """``tower report``: the page of a study, as far as it is."""
+    _report(Path(args.run), None if args.out is None else Path(args.out))
+
+
+def planned(request: Request, size: int, out: Path) -> list[str]:
+    """What is about to be done, and what it costs, in lines."""
+    labels = {run.cell: run.tower for run in request.runs()}
+    count, budget = len(labels) * request.seeds, request.budget
+    if budget.unit == "seconds":
+        whole = duration(budget.amount * math.ceil(count / size))
+        cost = f"{budget.amount:g} s each, about {whole} {size} at a time"
+        cost += "; a run in seconds is not repeatable, one in base steps is"
+    else:
+        cost = f"{budget} base steps each, {budget.amount * count:.3g} in all, {size} at a time"
+    seeds = f"{request.seeds} seeds" if request.seeds > 1 else "1 seed"
+    lines = [f"{count} runs in {out}, of {len(labels)} cells and {seeds}: {cost}"]
+    for label, tower in list(labels.items())[:SHOWN]:
+        lines.append(f"  {label}: {'the best of the hand-made rules' if label == BASELINE else tower}")
+    return lines + ([f"  and {len(labels) - SHOWN} more"] if len(labels) > SHOWN else [])
+
+
+def _carry_out(request: Request, out: Path, pool: Pool, args: argparse.Namespace) -> None:
+    """Carry out all runs, and show how far they are."""
+    words, boards = ["tower", *args.words], list[Board]()
+
+    def begin(status: Mapping[str, str]) -> None:
+        done = sum(each == "done" for each in status.values())
+        if done:
+            sys.stderr.write(f"tower: going on, {done} of {len(status)} runs are done\n")
+        boards.append(stack.enter_context(Board(status, sys.stderr)))
+
+    def tell(event: Event) -> None:
+        boards[0](event)
+
+    with ExitStack() as stack:
+        try:
+            carry_out(request, out, pool=pool, retry=args.retry, argv=words, on_begin=begin, on_event=tell)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; go on with the same command: {shlex.join(words)}") from None
+
+
+def _report(folder: Path, out: Path | None) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    sys.stdout.write(f"written: {', '.join(map(str, write(folder, console, out)))}\n")

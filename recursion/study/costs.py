@@ -1,0 +1,137 @@
+"""What a cell spent, and after how many uses that is paid back.
+
+Everything is in base steps, which are gradients of the task for one copy; optimizer work is counted in them too. A use
+is one run of ``steps`` on a new problem.
+
+**Uses to break even.** The target is the loss that the tuned baseline ends a use with: the last of its curve, the
+median over report problems. A learned optimizer reaches it at step s* of its own curve, so a use saves
+
+    b* (1 + work of the baseline's step)  -  s* (1 + work of the learned step)
+
+where b* is the step at which the baseline itself first reaches that loss: the last, unless it had stopped to fall.
+Meta-training is paid back after (its cost - the baseline's tuning) / saving uses; after its cost / saving, if that
+tuning counts as free; never, if the target is not reached or a use saves nothing. It is computed seed by seed. The
+report gives the median and the range over seeds, which for five seeds holds the true median with probability 94%.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from recursion.study.measurements import SPENT, STAGES, UNITS, Cell, Measurements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """What a run of a cell cost, mean over its runs. ``stages``: those that cost anything, in order.
+
+    ``costs``: by stage, measure and level; in base steps, seconds and bytes.
+    """
+
+    cell: Cell
+    costs: pd.Series
+    levels: int
+    stages: tuple[str, ...]
+
+    def cost(self, stage: str, measure: str, level: int = -1) -> float:
+        """One cost; 0 where it was not measured."""
+        return float(self.costs.get((stage, measure, level), 0.0))
+
+    def gradients(self, stage: str) -> float:
+        return self.cost(stage, "task gradients", 0)
+
+    def work(self, stage: str) -> list[float]:
+        """Base steps of each level's optimizer, from level 1."""
+        return [self.cost(stage, "optimizer work", level) for level in range(1, self.levels + 1)]
+
+    def total(self, stage: str) -> float:
+        """Base steps of a stage."""
+        return self.gradients(stage) + sum(self.work(stage))
+
+    def peak(self, level: int = -1) -> float:
+        """Most bytes in memory, of a level or of the process; NaN where it was not measured."""
+        return float(self.costs.get(("training", "peak bytes", level), math.nan))
+
+    @property
+    def spent(self) -> float:
+        """Base steps that the budget paid: all but reporting."""
+        return sum(self.total(stage) for stage in self.stages if stage in SPENT)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the same."""
+        return sum(self.cost(stage, "seconds") for stage in self.stages if stage in SPENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreakEven:
+    """Of a cell against the tuned baseline. ``target``: loss; ``reached``: at which step; medians over seeds.
+
+    ``units``: a row a unit of cost and the columns uses, low, high (over seeds), full, full_low, full_high (if tuning
+    counts as free) and saving (of a use); infinite: never. ``never``: in how many of ``seeds``; ``unreached``: in most.
+    """
+
+    cell: Cell
+    target: float
+    reached: float
+    steps: int
+    units: pd.DataFrame
+    never: int
+    seeds: int
+    unreached: bool
+
+
+def ledger(data: Measurements, cell: Cell) -> Ledger | None:
+    """None if no run of the cell is done."""
+    if cell.done.empty:
+        return None
+    rows = data.costs(cell, STAGES)
+    counted = set(rows[(rows.value > 0) & (rows.measure != "peak bytes")].stage)
+    return Ledger(
+        cell=cell,
+        costs=rows.groupby(["stage", "measure", "level"]).value.sum() / len(cell.done),
+        levels=max(rows[rows.measure == "optimizer work"].level, default=0),
+        stages=tuple(stage for stage in STAGES if stage in counted),
+    )
+
+
+def break_even(data: Measurements, cell: Cell, baseline: Cell) -> BreakEven | None:
+    """None if the two have no seed in common that was measured."""
+    ours, theirs = (data.curves(each, "median loss") for each in (cell, baseline))
+    seeds = ours.index.intersection(theirs.index)
+    if seeds.empty:
+        return None
+    ours, theirs = ours.loc[seeds], theirs.loc[seeds]
+    target = theirs.iloc[:, -1]
+    reached = _first(ours, target)
+    saving = _costs(data, baseline, _first(theirs, target)) - _costs(data, cell, reached.replace(np.inf, 0.0))
+    saving[np.isinf(reached)] = -np.inf
+    made, tuning = (data.paid(each).reindex(seeds, fill_value=0.0) for each in (cell, baseline))
+    after, full = ((cost / saving).clip(lower=0.0).where(saving > 0, np.inf) for cost in (made - tuning, made))
+    columns = {"uses": _median(after), "low": after.min(), "high": after.max(), "saving": _median(saving)}
+    columns |= {"full": _median(full), "full_low": full.min(), "full_high": full.max()}
+    return BreakEven(
+        cell=cell, target=float(target.median()), reached=statistics.median_high(reached), steps=theirs.shape[1] - 1,
+        units=pd.DataFrame(columns).loc[list(UNITS)], never=int(np.isinf(after[UNITS[0]]).sum()),
+        seeds=len(seeds), unreached=bool(np.isinf(reached).mean() > 0.5),
+    )  # fmt: skip
+
+
+def _first(curves: pd.DataFrame, target: pd.Series) -> pd.Series:
+    """The first step of each seed at which its curve is at the target or below; infinite if there is none."""
+    below = curves.le(target, axis=0)
+    return below.idxmax(axis=1).astype(float).where(below.any(axis=1) & np.isfinite(target), np.inf)
+
+
+def _costs(data: Measurements, cell: Cell, steps: pd.Series) -> pd.DataFrame:
+    """What so many steps of a use cost, a row a seed and a column a unit."""
+    work, time = data.single(cell, "work of a step"), data.single(cell, "seconds of a step")
+    return pd.DataFrame({UNITS[0]: (1 + work) * steps, UNITS[1]: steps, UNITS[2]: time * steps}).reindex(steps.index)
+
+
+def _median(values: pd.DataFrame) -> pd.Series:
+    """Of values that may be infinite: the upper of the middle two, so that never in half of the seeds is never."""
+    return values.apply(statistics.median_high)

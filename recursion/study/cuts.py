@@ -1,0 +1,299 @@
+"""Cuts: a tower at each depth, with each value of a grid.
+
+Depth d keeps levels 1 to d - 1 and always ends with the last optimizer: depth 2 of ``a / b / c`` is ``a / c``. ``...``
+in front of the last level repeats the one before it as often as a depth needs: ``sgd@1 / ... / sgd``.
+
+An entry of the grid is a setting and its values: ``1.unroll=5,20``. In front of the dot stands the level of each cut
+that it changes, from 1, or ``top``; without one it changes all levels. ``unroll``, ``gradient`` and the like are
+settings of the levels below the top, unless ``top`` says otherwise; ``lr`` or ``hidden`` belong to a level's optimizer,
+or to one inside it. ``lr*=1e-3,1,1e3`` multiplies the value there. A hyperparameter keeps the space it is written in. A
+cut without such a setting stands once, without the entry.
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, NoReturn
+
+from levels import catalog
+from levels.base import Optimizer
+from levels.catalog import Setting
+from levels.config import format_value, settings
+from levels.hyper import Hyper
+from levels.level import Level
+from recursion.notation import one_line, parse, read_value
+from recursion.tower import Tower
+
+Grid = tuple[tuple[str, tuple[str, ...]], ...]
+REPEAT = re.compile(r"/\s*\.\.\.\s*(?=/)")
+REPEATS = "'...' repeats the level before it and stands in front of the last one, as in 'quadratic: sgd@1 / ... / sgd'"
+NAME = re.compile(r"(?:(?P<where>\d+|top)\.)?(?P<name>[A-Za-z_]\w*)(?P<times>\*?)")
+ENTRIES = "a grid entry is written 1.unroll=5,20 or lr*=1e-3,1,1e3"
+OWN = tuple(catalog.settings_of(Level))  # settings of the level itself, its optimizer as a whole among them
+
+
+class Cell(NamedTuple):
+    """A cut with one value of each grid entry that concerns it. ``factors``: depth and values as typed."""
+
+    label: str
+    factors: Mapping[str, str]
+    tower: Tower
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A setting that the grid changes. ``where``: level from 1, ``top``, or None for all; ``times``: it multiplies."""
+
+    text: str
+    where: str | None
+    name: str
+    times: bool
+
+    @property
+    def label(self) -> str:
+        """In words, in front of its value: ``level 1 unroll``."""
+        whose = "" if self.where is None else "top " if self.where == "top" else f"level {self.where} "
+        return f"{whose}{self.name}{' times' if self.times else ''}"
+
+    def apply(self, levels: Sequence[Level], text: str) -> list[Level] | None:
+        """The levels with the setting at a value; None if it concerns none of them. ValueError, naming the level."""
+        changed = {}
+        for place in self.places(levels):
+            with _named(f"level {place + 1} ({levels[place]})"):
+                changed[place] = self._changed(levels[place], text)
+        found = [changed.get(place) or level for place, level in enumerate(levels)]
+        return found if any(level is not None for level in changed.values()) else None
+
+    def places(self, levels: Sequence[Level]) -> range:
+        """Indices of the levels that it looks at."""
+        inside = len(levels) - (self.name in OWN and self.where != "top")
+        if self.where is None:
+            return range(inside)
+        place = len(levels) - 1 if self.where == "top" else int(self.where) - 1
+        return range(max(place, 0), min(place + 1, inside))
+
+    def _changed(self, level: Level, text: str) -> Level | None:
+        if self.name in OWN:
+            own = {name: getattr(level, name) for name in OWN}
+            made: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
+            return made
+        optimizer = self._inside(level.optimizer, text)
+        return None if optimizer is None else replace(level, optimizer=optimizer)
+
+    def _inside(self, value: Any, text: str) -> Any:
+        """An optimizer, or several, with the setting changed, else in those inside; None if there is none to change."""
+        if isinstance(value, (tuple, list)):
+            items = [self._inside(item, text) for item in value]
+            return tuple(new or old for new, old in zip(items, value)) if any(items) else None
+        if not isinstance(value, Optimizer):
+            return None
+        own = settings(value)
+        if self.name in own and not (self.times and own[self.name] is None):
+            new = {self.name: self._value(type(value), own, text)}
+        else:
+            inner = {name: self._inside(each, text) for name, each in own.items()}
+            new = {name: each for name, each in inner.items() if each is not None}
+        return catalog.make(type(value), own | new) if new else None
+
+    def _value(self, cls: type, own: Mapping[str, Any], text: str) -> Any:
+        """The setting's new value, in the space of the one that is there."""
+        before = own[self.name]
+        number = before.start if isinstance(before, Hyper) else before
+        if self.times:
+            value: Any = _product(self.name, number, read_value(text, Setting(self.name, float, False, False)))
+        else:
+            value = read_value(text, catalog.setting_of(cls, self.name) or Setting(self.name, Any, False, False))
+        return replace(before, start=value) if isinstance(before, Hyper) and _is_number(value) else value
+
+
+def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
+    """Each cut with each combination of values, all built. ValueError, in one line, for what cannot be."""
+    written, repeats = _read(text)
+    _check(depths, grid)
+    entries = []
+    for name, values in grid:
+        found = NAME.fullmatch(name) or _fail(f"grid {name}: {ENTRIES}")
+        entries.append((Entry(name, found["where"], found["name"], bool(found["times"])), values))
+    cuts = []
+    for depth in depths:
+        with _named(f"depth {depth}"):
+            cuts.append((depth, _cut(written, repeats, depth)))
+    made = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
+    for entry, _ in entries:
+        if not any(entry.text in cell.factors for cell in made):
+            _refuse(entry, max((cut for _, cut in cuts), key=lambda cut: cut.depth))
+    return made
+
+
+def task_of(text: str) -> str:
+    """The task of notation that may hold ``...``."""
+    return str(_read(text)[0].task)
+
+
+def every_depth(text: str) -> tuple[int, ...]:
+    """The depths of notation as far as it is written out; ``...`` adds none."""
+    return tuple(range(1, _read(text)[0].depth + 1))
+
+
+def parse_grid(words: Sequence[str]) -> Grid:
+    """Entries as a command line has them: ``1.unroll=5,20``, ``lr=1e-4..1e2`` (decades). ValueError, in one line."""
+    entries = []
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals:
+            _fail(f"grid {word}: it has no '='; {ENTRIES}")
+        pieces, inside = [""], 0
+        for sign in values:  # split at commas that stand in no bracket
+            inside += (sign in "([") - (sign in ")]")
+            pieces = [*pieces, ""] if sign == "," and inside == 0 else [*pieces[:-1], pieces[-1] + sign]
+        entries.append((name.strip(), tuple(one for text in pieces for one in _decades(word, one_line(text)))))
+    return tuple(entries)
+
+
+def parse_depths(text: str) -> tuple[int, ...]:
+    """Depths as a command line has them: ``1-6,10,25,50``. ValueError, in one line."""
+    found: list[int] = []
+    for piece in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", piece)
+        if ends is None:
+            _fail(f"depths are written 1-4 or 1-6,10,25, got '{text}'")
+        low, high = int(ends[1]), int(ends[2] or ends[1])
+        if high < low:
+            _fail(f"depths {low}-{high} are none; write {high}-{low}")
+        found += range(low, high + 1)
+    return tuple(found)
+
+
+def _read(text: str) -> tuple[Tower, bool]:
+    """The tower of notation that may hold ``...``, and whether it does."""
+    parts = REPEAT.split(text)
+    if len(parts) > 2 or "..." in "".join(parts):
+        _fail(REPEATS)
+    tower = parse("".join(parts))
+    if len(parts) == 2 and parse(parts[0]).depth != tower.depth - 1:
+        _fail(REPEATS)
+    return tower, len(parts) == 2
+
+
+def _cut(tower: Tower, repeats: bool, depth: int) -> Tower:
+    *below, top = tower.levels
+    missing = depth - 1 - len(below)
+    if missing > 0 and not repeats:
+        _fail(f"the tower has {tower.depth} levels; write more, or '...' for one that is repeated")
+    return Tower(tower.task, *below[: depth - 1], *below[-1:] * missing, top)
+
+
+def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, ...]]]) -> Iterator[Cell]:
+    """A cut with each combination of the values of the entries that concern it."""
+    found: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
+    for entry, values in entries:
+        grown = []
+        for levels, factors, said in found:
+            for value in values:
+                with _named(f"grid {entry.text}={value} at depth {depth}"):
+                    changed = entry.apply(levels, value)
+                if changed is None:
+                    grown.append((levels, factors, said))
+                    break
+                grown.append((changed, factors | {entry.text: value}, [*said, f"{entry.label} {value}"]))
+        found = grown
+    for levels, factors, said in found:
+        with _named(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
+            tower = Tower(cut.task, *levels)
+            if str(parse(str(tower))) != str(tower):
+                _fail(f"{tower} cannot be written down in full; runs are made from notation")
+        yield Cell(", ".join(said), {"depth": str(depth)} | factors, tower)
+
+
+def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
+    """An entry that concerns no cut: say why."""
+    grid, name, where = f"grid {entry.text}:", entry.name, entry.where
+    if where not in (None, "top") and not 1 <= int(str(where)) <= deepest.depth:
+        _fail(f"{grid} there is no level {where}; the deepest cut has {deepest.depth}")
+    if name in OWN:
+        _fail(f"{grid} no cut has such a level below its top; name the topmost as top.{name}")
+    inside = (one for at in entry.places(deepest.levels) for one in _optimizers(deepest.levels[at].optimizer))
+    known = sorted({*OWN, *(setting for optimizer in inside for setting in settings(optimizer))})
+    has = {None: "no level has a", "top": "the top has no"}.get(where, f"level {where} has no")
+    if name in known:
+        _fail(f"{grid} {has} number {name} to multiply; write it in the tower")
+    _fail(f"{grid} {has} setting '{name}'{catalog.closest(name, known)}; there are {', '.join(known)}")
+
+
+def _check(depths: Sequence[int], grid: Grid) -> None:
+    if not depths:
+        _fail("a study needs a depth, got none; as --depths 1-4")
+    for depth in depths:
+        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+            _fail(f"a depth must be a whole number of at least 1, got {depth!r}")
+        if list(depths).count(depth) > 1:
+            _fail(f"depth {depth} is given twice; leave one out")
+    for name, values in grid:
+        if [other for other, _ in grid].count(name) > 1:
+            _fail(f"grid {name} is given twice; put all its values into one")
+        if not values or not all(value.strip() for value in values):
+            _fail(f"grid {name}: a value is missing; {ENTRIES}")
+        same = [value for value in values if list(map(_canonical, values)).count(_canonical(value)) > 1]
+        if same:
+            _fail(f"grid {name}: {' and '.join(same)} are the same; leave one out")
+
+
+def _canonical(text: str) -> str | float:
+    """A value such that two ways to write a number are one."""
+    try:
+        return float(text)
+    except ValueError:
+        return "".join(text.split())
+
+
+def _product(name: str, number: Any, factor: Any) -> int | float:
+    """A setting times a factor, without the noise of binary fractions."""
+    if not _is_number(factor):
+        _fail(f"{name} is multiplied by a number, got {format_value(factor)}")
+    if not _is_number(number):
+        _fail(f"{name} is {format_value(number)}, which cannot be multiplied; write a number in the tower")
+    product = float(f"{number * factor:.12g}")
+    if isinstance(number, int) and product != int(product):
+        _fail(f"{name} is the whole number {number}, and {factor} times that is not whole")
+    return int(product) if isinstance(number, int) else product
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _decades(word: str, text: str) -> list[str]:
+    """``1e-1..1e1`` as each decade from the one to the other; anything else as it is."""
+    low, dots, high = text.partition("..")
+    if not dots:
+        return [text]
+    with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
+        first, last = float(low), float(high)
+        count = round(math.log10(last / first))
+        if count >= 0 and math.isclose(first * 10.0**count, last, rel_tol=1e-9):
+            return [f"{first * 10.0**place:.12g}" for place in range(count + 1)]
+    raise ValueError(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
+
+
+def _optimizers(value: Any) -> Iterator[Optimizer]:
+    """The optimizers in a setting's value: itself, and those inside it."""
+    if isinstance(value, Optimizer):
+        yield value
+        value = tuple(settings(value).values())
+    for each in value if isinstance(value, (tuple, list)) else ():
+        yield from _optimizers(each)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """An error inside gets the place in front, in one line."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {one_line(error)}") from error
+
+
+def _fail(message: str) -> NoReturn:
+    raise ValueError(message)

@@ -1,0 +1,116 @@
+"""One run of a study, from nothing to its rows.
+
+    found = perform(run, terms, Path("runs/depths/runs/depth-2-seed-0"), tell)
+
+A tower that learns an optimizer is trained, and what it learned is used (`recursion.study.learning`). A tower that is
+an optimizer itself is run on each problem. A hand-made rule is tuned. Each piece is made once and kept in the folder
+(`recursion.study.kept`), and a run that was killed goes on from there. It works on one thread and without a compiler,
+so its rows are the same whenever it is repeated, but for seconds and bytes.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from levels.base import Optimizer
+from levels.hyper import HyperparamOptimizer
+from levels.tasks.task import Task
+from recursion.analysis.work import Work, lived_work
+from recursion.evaluate import afresh
+from recursion.notation import parse
+from recursion.study.bench import BUDGETED, LEARNING, SPLITS, Bench, Tell, curve_rows, loss_rows, parameters
+from recursion.study.kept import Kept
+from recursion.study.learning import Learning
+from recursion.study.ledger import Row, process_peak, row
+from recursion.study.request import Run, Terms, plain
+from recursion.study.search import search
+from recursion.tower import Tower
+
+
+def perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
+    """One run from where its folder left off: ``rows`` and ``facts``; plain JSON.
+
+    ``tell(what, fraction)`` hears of each step. Killed at any moment and called again, it ends with the same rows,
+    seconds and bytes apart. Raises ValueError for a budget that is too small and for a folder of another run;
+    NonFiniteError if training diverged before its first snapshot; OSError if the folder cannot be written.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _perform(run, terms, folder, tell)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
+    tell("measuring", 0.0)
+    kept, ours = Kept(folder), {"run": plain(run), "terms": plain(terms)}
+    if kept.numbers("of", lambda: ours) != ours:
+        raise ValueError(f"{folder} holds a run of something else; choose another folder, or delete it")
+    tower = parse(run.tower)
+    if not isinstance(tower.task, Task):
+        raise TypeError(f"a study needs a task with held-out splits, got {tower.task!r}")
+    bench = Bench(tower.task, terms, kept, tell)
+    if run.kind == "search":
+        rows, facts = _tuned(run, bench)
+    elif afresh.is_optimizer(tower):
+        rows, facts = _itself(run, tower, bench)
+    else:
+        rows, facts = Learning(run, tower, bench, folder).perform()
+    rows += [*bench.ledger.rows(), row("training", "peak bytes", process_peak())]
+    tell("done", 1.0)
+    return {"rows": rows, "facts": facts | {"spent": bench.ledger.spent(*BUDGETED)}}
+
+
+def _tuned(run: Run, bench: Bench) -> tuple[list[Row], dict[str, Any]]:
+    """A hand-made rule, or the best of some, with step size and schedule searched for the whole budget."""
+    task, rules = bench.task, [_optimizer(text, bench.task) for text in run.rules]
+    found = bench.kept.numbers("search", lambda: _searched(run, rules, bench))
+    bench.ledger.add("search", Work(found["gradients"], (found["work"],)), found["seconds"])
+    chosen, start = _optimizer(found["setting"], task), next((one for one in rules if repr(one) == "adam"), rules[0])
+    params = parameters(chosen, task)
+    rows = [*bench.reported("start", "start", start, parameters(start, task))]
+    rows += bench.reported("chosen", "chosen", chosen, params)
+    rows += [*bench.optimizer_rows(chosen, params), bench.known_row(set())]
+    facts = {name: found[name] for name in ("setting", "tried", "ended")}
+    return rows, {"steps": 0, "chosen": 0} | facts
+
+
+def _searched(run: Run, rules: list[Optimizer], bench: Bench) -> dict[str, Any]:
+    terms, began = bench.terms, time.process_time()
+    in_seconds, first = terms.budget.unit == "seconds", list[float]()
+
+    def over() -> bool:
+        first.append(time.process_time())  # the clock starts with the first run; what is loaded before is not charged
+        return in_seconds and first[-1] - first[0] >= terms.budget.amount
+
+    found = search(
+        [rule for rule in rules if isinstance(rule, HyperparamOptimizer)], bench.task, bench.key("select"), steps=terms.steps,
+        budget=1e15 if in_seconds else terms.budget.amount, method=terms.search, seed=run.seed,
+        tell=lambda what, fraction: bench.tell(what, LEARNING * fraction), work=bench.work, over=over,
+    )  # fmt: skip
+    return found._asdict() | {"tried": len(found.scores), "seconds": time.process_time() - began}
+
+
+def _itself(run: Run, tower: Tower, bench: Bench) -> tuple[list[Row], dict[str, Any]]:
+    """A tower that is an optimizer: nothing to train."""
+    lived = lived_work(afresh.alone(tower))
+    work = lived.start.plus(lived.step, bench.terms.steps + 1 - tower.depth)
+    rows: list[Row] = []
+    for split in SPLITS:
+        losses = bench.afresh(tower, split, run.seed, work)
+        rows += loss_rows("chosen", split, losses)
+
+    def make(steps: int) -> None:
+        task, one = bench.task.on("test"), bench.key("report")[:1]
+        afresh.run_afresh(tower, task, 1, steps + tower.depth, seed=run.seed, theta=None, key=one)
+
+    rows += [*curve_rows(losses), *bench.use_rows(sum(lived.step.optimizer), make), bench.known_row(set())]
+    return rows, {"steps": 0, "chosen": 0, "setting": str(tower), "ended": ""}
+
+
+def _optimizer(text: str, task: Task) -> Optimizer:
+    """The optimizer that a notation describes."""
+    return parse(f"{task!r}: {text}").levels[0].optimizer

@@ -1,0 +1,98 @@
+"""Was any problem that is reported on ever trained on?
+
+While a tower trains, a fingerprint of each trajectory that begins is written down: a hash of all that its task knows of
+it, or of where it starts if the task has no state. A reported problem is known if its fingerprint is among them.
+On a task with data, what a split hands out are examples: there every reported problem is known if more than a quarter
+of the examples of its split are among those that were trained and selected on. Fewer are what the data itself has twice
+(a phrase that comes again). Fingerprints draw and round nothing, so they change no number.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from levels import keys
+from levels.base import Problem
+from levels.tasks.task import Task
+from levels.tree import State, leaves
+from recursion.evaluate.observed import Tally
+from recursion.files import explained
+
+MANY = 0.25  # share of a split's examples above which they are no coincidence
+SIZE = 8  # bytes of a fingerprint
+
+
+class Met(Tally):
+    """An observer that counts gradients and keeps the fingerprints of the problems that begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prints: list[bytes] = []  # in the order in which they began
+
+    def began(self, params: Tensor, state: State) -> None:
+        """Keep them."""
+        self.prints += fingerprints(params, state)
+
+    def reset(self, gradients: float = 0.0) -> None:
+        """Forget what was asked while a tower was built."""
+        self.gradients, self.prints = gradients, []
+
+
+class Diary:
+    """Fingerprints in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, prints: list[bytes], after: int | None = None) -> None:
+        """Write more down, behind the first ``after`` (None: behind all)."""
+        with explained("write", self.path), self.path.open("ab") as file:
+            if after is not None:
+                file.truncate(SIZE * after)
+            file.write(b"".join(prints))
+
+    def read(self) -> set[bytes]:
+        """All of them."""
+        with explained("read", self.path):
+            whole = self.path.read_bytes() if self.path.exists() else b""
+        return {whole[start : start + SIZE] for start in range(0, len(whole), SIZE)}
+
+
+def known(task: Task, key: Tensor, met: set[bytes]) -> int:
+    """How many of the problems of the test split that ``key`` ``[P]`` names were met before, see above."""
+    own = examples(task.on("test"))
+    others = set(examples(task.on("train"))) | set(examples(task.on("validation"))) if own else set()
+    if sum(each in others for each in own) > MANY * len(own):
+        return len(key)
+    return sum(each in met for each in problems(task.on("test"), key))
+
+
+def problems(task: Problem, key: Tensor) -> list[bytes]:
+    """Fingerprints of the problems that keys ``[P]`` name, as `recursion.evaluate.deploy.run` has them."""
+    for_params, for_state = keys.split(key, 2).unbind(-1)
+    x = task.init(for_params)
+    return fingerprints(x, task.init_state(x, for_state))
+
+
+def fingerprints(params: Tensor, state: State) -> list[bytes]:
+    """One for each copy of ``params`` ``[*batch, n]`` and its state."""
+    return _hashes(leaves(state) or [params], params.shape[:-1].numel())
+
+
+def examples(task: Task) -> list[bytes]:
+    """Fingerprints of the examples of the task's split; none if it has none, or does not say."""
+    return [each for group in task.hands_out() or () for each in _hashes(group, len(group[0]))]
+
+
+def _hashes(parts: "list[Tensor] | tuple[Tensor, ...]", copies: int) -> list[bytes]:
+    """A hash of each row of tensors whose leading dimensions are ``copies``."""
+    rows = [part.detach().cpu().reshape(copies, -1).contiguous().numpy().view(np.uint8) for part in parts]
+    found = []
+    for copy in range(copies):
+        summed = hashlib.blake2b(digest_size=SIZE)
+        for part in rows:
+            summed.update(part[copy].data)
+        found.append(summed.digest())
+    return found

@@ -1,0 +1,94 @@
+"""How far a study is, on a stream for people: bars with time left on a terminal, elsewhere a line now and then.
+
+The time left is what rich estimates from the speed of all runs together, each of which counts as far as it is.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from recursion.study.pool import Event
+
+LINES = 20  # over a whole study
+SPEED = 3600.0  # seconds of the past that the speed is estimated from
+
+
+class Board:
+    """The runs of a study; a context manager, and called with each event. ``status``: of each run, by its id."""
+
+    def __init__(self, status: Mapping[str, str], stream: TextIO) -> None:
+        self.status, self.stream = dict(status), stream
+        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+        self.bars = Progress(
+            *columns, TextColumn("{task.fields[what]}"), console=Console(file=stream), speed_estimate_period=SPEED,
+            disable=not stream.isatty(),
+        )  # fmt: skip
+        self.all = self.bars.add_task("all runs", total=len(status), completed=len(status) - self._left(), what="")
+        self.under_way = {run: self.bars.add_task(run, total=1.0, visible=False, what="") for run in status}
+        self.last = self._place()
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        run, ends = event.run.id, event.kind in ("done", "failed")
+        self.status[run] = event.kind if ends else "running"
+        self.bars.update(self.under_way[run], completed=event.fraction, visible=not ends, what=event.what)
+        self.bars.update(self.all, completed=self.ended, what=self.counts())
+        if event.kind == "failed":
+            self._write(f"{run} failed: {event.what}")
+        if self.bars.disable and (self._place() > self.last or not self._left()):
+            self._write(self.said())
+        self.last = max(self.last, self._place())
+
+    @property
+    def ended(self) -> float:
+        """Runs that have ended, and the done parts of those under way."""
+        return len(self.status) - self._left() + sum(self._going())
+
+    def counts(self) -> str:
+        """``12 of 25 runs done, 1 failed, 2 under way (40%, 7%)``."""
+        counts = Counter(self.status.values())
+        going = ", ".join(f"{100 * fraction:.0f}%" for fraction in self._going())
+        parts = [f"{counts['done']} of {len(self.status)} runs done"]
+        parts += [f"{counts['failed']} failed"] if counts["failed"] else []
+        return ", ".join(parts + ([f"{counts['running']} under way ({going})"] if going else []))
+
+    def said(self) -> str:
+        """The counts, and the time left if there is an estimate."""
+        left = next(task.time_remaining for task in self.bars.tasks if task.id == self.all)
+        return self.counts() + (f", about {duration(left)} left" if left else "")
+
+    def _going(self) -> list[float]:
+        """How far each run under way is."""
+        fraction = {task.id: task.completed for task in self.bars.tasks}
+        return [fraction[self.under_way[run]] for run, status in self.status.items() if status == "running"]
+
+    def _left(self) -> int:
+        return sum(status in ("waiting", "running") for status in self.status.values())
+
+    def _place(self) -> int:
+        return int(self.ended * LINES / max(1, len(self.status)) + 1e-9)
+
+    def _write(self, line: str) -> None:
+        if self.bars.disable:
+            self.stream.write(f"{line}\n")
+            self.stream.flush()
+        else:
+            self.bars.console.print(Text(line, style="red"))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, roughly."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,92 @@
+"""``tower report``: what a study found, in the terminal, as a page, and as pictures beside it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from recursion.files import explained, replace_file
+from recursion.study.findings import Findings, Line
+from recursion.study.measurements import MEASURES
+from recursion.study.page import page
+from recursion.study.pictures import draw
+from recursion.study.results import load
+from recursion.study.sensitivity import WITHIN
+from recursion.study.words import interval, number, seconds, share
+
+FACTORS = ("cell", "mean loss [95%]", "final loss [95%]", "< one less", "< baseline", "cost", "runs")
+RANGES = [f"decades within {within:g} times the best" for within in WITHIN]
+ROBUST = ("tower", *RANGES, "its best mean loss", "time of a step")
+
+
+def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]:
+    """Print what the study in ``folder`` found and write its page and pictures; the paths that were written.
+
+    ``out``: the page, ``report.html`` in the folder by default; pictures go beside it. Each file replaces an older one
+    as a whole. Unfinished studies are reported as far as they are. Raises ValueError, in one line, for a folder that
+    holds no study; OSError, saying which file, if one cannot be read or written.
+    """
+    results = load(folder)
+    findings = Findings(results)
+    show(findings, console)
+    target = folder / "report.html" if out is None else out
+    with explained("make", target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    pictures = draw(findings)
+    files = {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
+    files[target] = page(folder, results, findings, pictures).encode()
+    for path, content in files.items():
+        replace_file(path, content)
+    return [target, *(path for path in files if path != target)]
+
+
+def show(findings: Findings, console: Console) -> None:
+    """The tables and the sentences, in the terminal."""
+    cells = _cells(findings.plain) if any(line.losses for line in findings.plain) else iter(())
+    counts = findings.failed.diverged.map({True: "infinite loss", False: "left out"})
+    failed = zip(findings.failed.run, findings.failed.why, counts)
+    for title, heads, rows in (
+        ("on report problems", FACTORS, cells),
+        ("Robust range of step sizes, with the range over seeds", ROBUST, _robust(findings)),
+        ("Failed runs, and how they count", ("run", "why", "counts as"), failed),
+    ):
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for head in heads:
+            left = head in (heads[0], "why")
+            table.add_column(escape(head), justify="left" if left else "right", no_wrap=heads is FACTORS)
+        for row in rows:
+            table.add_row(*(each if isinstance(each, Text) else escape(each) for each in row))
+        if table.row_count:
+            console.print(table)
+    for style, sentences in (
+        ("bold", [*findings.answer, ""]),
+        ("", findings.sentences),
+        ("bold red", [f"Alarm: {alarm}." for alarm in findings.alarms]),
+        ("dim", [f"Note: {caveat}" for caveat in findings.caveats]),
+    ):
+        for sentence in sentences:
+            console.print(sentence, style=style, markup=False, highlight=False)
+
+
+def _cells(lines: Sequence[Line]) -> Iterator[list[Text | str]]:
+    """A row a cell, the lowest of each loss in bold; step sizes of a grid have a table of their own."""
+    lowest = {m: min((line.losses[m].value for line in lines if m in line.losses), default=0.0) for m in MEASURES}
+    for line in lines:
+        bold = {m: "bold" if loss.value == lowest[m] else "" for m, loss in line.losses.items()}
+        losses = [Text(interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
+        pairs = ["" if each is None else share(each.main.improvement) for each in (line.below, line.baseline)]
+        cost = "" if line.ledger is None else f"{line.ledger.spent:.3g}"
+        yield [line.cell.label, *losses, *pairs, cost, f"{len(line.cell.done)}/{len(line.cell.runs)}"]
+
+
+def _robust(findings: Findings) -> Iterator[list[Text | str]]:
+    for each in findings.sensitivities:
+        others = "".join(f", {name} {value}" for name, value in each.others.items())
+        for height in each.heights:
+            time = seconds(height.seconds.value) if height.seconds else ""
+            ranges = [each.text for each in height.ranges]
+            yield [f"height {height.height}{others}", *ranges, number(height.losses.min()), time]

@@ -1,0 +1,203 @@
+"""What a study is asked for, and the runs that this comes to.
+
+    request = Request(tower="digits-mlp: lstm@20 / lstm@5 / adam", depths=(1, 2, 3), seeds=5)
+    for run in request.runs():
+        ...
+
+A cell is a cut of the tower with one value of each grid entry that concerns it; a run is a cell and a training seed.
+All runs get the same budget and the same problems. Building a request builds every cell of it, so a mistake is
+refused before anything runs.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, Self, get_args
+
+from levels.hyper import HyperparamOptimizer
+from recursion.evaluate.baselines import BASELINES
+from recursion.study.cuts import Cell, Grid, cells, task_of
+
+BASELINE = "tuned baseline"
+RULES = tuple(map(repr, BASELINES.values()))  # the rules that the baseline chooses from
+LONGEST = 80  # characters of a cell's name in a run's id
+Search = Literal["grid", "optuna"]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Budget:
+    """The whole cost of a run: base steps (gradients of the task for one copy, optimizer work included) or seconds.
+
+    A run in base steps is the same wherever it is repeated; one in seconds is not. Written ``2e6`` and ``90s``.
+    """
+
+    amount: float
+    unit: Literal["base steps", "seconds"] = "base steps"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.amount < math.inf:
+            raise ValueError(f"a budget must be a number above 0, got {self.amount}; as 2e6 base steps, or 90s")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The budget that ``2e6`` (base steps) or ``90s`` (seconds) stands for."""
+        number = text.strip()
+        try:
+            amount = float(number.removesuffix("s"))
+        except ValueError:
+            amount = math.nan
+        if math.isnan(amount):
+            raise ValueError(f"a budget is written 2e6 (base steps) or 90s (seconds), got '{text}'")
+        return cls(amount=amount, unit="seconds" if number.endswith("s") else "base steps")
+
+    def __repr__(self) -> str:
+        brief = re.sub(r"e\+?(-?)0*", r"e\1", f"{self.amount:g}")
+        amount = brief if float(brief) == self.amount else repr(float(self.amount)).removesuffix(".0")
+        return f"{amount}s" if self.unit == "seconds" else amount
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run. ``id``: a name that a folder can have. ``cell``: the label that all its seeds share.
+
+    ``kind``: ``tower`` trains ``tower`` and uses what it learned, ``search`` tunes the hand-made ``rules`` on its task.
+    ``depth``: None for the baseline. ``factors``: depth and grid values as typed; empty for the baseline.
+    """
+
+    id: str
+    kind: Literal["tower", "search"]
+    cell: str
+    depth: int | None
+    factors: dict[str, str] = field(hash=False)
+    tower: str
+    rules: tuple[str, ...]
+    seed: int = 0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The run that `plain` wrote."""
+        return cls(**{**data, "rules": tuple(data["rules"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The terms that all runs of a study share.
+
+    ``steps``: base steps of a use. ``problems``: reported on, once. ``select``: problems that snapshots are compared
+    on. ``snapshots``: of a training, beside its start. ``search``: how hand-made rules are tuned. ``windows``: as
+    `recursion.evaluate.deploy.learned` takes it.
+    """
+
+    budget: Budget = Budget(amount=2e6)
+    steps: int = 100
+    problems: int = 64
+    select: int = 32
+    snapshots: int = 5
+    search: Search = "grid"
+    windows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "problems", "select", "snapshots", *(("windows",) if self.windows is not None else ())):
+            check_count(name, getattr(self, name))
+        if self.search not in get_args(Search):
+            raise ValueError(f"search must be {' or '.join(get_args(Search))}, got {self.search!r}")
+
+    @property
+    def terms(self) -> "Terms":
+        """These alone, without the rest of a request."""
+        return Terms(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Terms)})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `plain` wrote. ValueError, in one line, if it is something else."""
+        try:
+            found = {**data, "budget": Budget.parse(data["budget"])}
+            if "grid" in found:
+                found["grid"] = tuple((name, tuple(values)) for name, values in data["grid"])
+                found["depths"] = tuple(data["depths"])
+            return cls(**found)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"this is not the {cls.__name__.lower()} of a study: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Terms):
+    """A study. Raises ValueError, in one line, for what cannot be run.
+
+    ``tower``: notation; ``...`` in front of the last level repeats the one before it as often as a depth needs.
+    ``depths``: where it is cut. ``grid``: settings and the values that each takes, as text (`recursion.study.cuts`).
+    ``seeds``: training seeds 0, 1, ... of each cell. ``baseline``: whether a cell of its own tunes the hand-made rules.
+    """
+
+    tower: str
+    depths: tuple[int, ...]
+    grid: Grid = ()
+    seeds: int = 5
+    baseline: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("seeds", self.seeds)
+        self.cells()
+
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells, all built; the baseline is none of them."""
+        return _cells(self.tower, tuple(self.depths), self.grid)
+
+    def runs(self) -> list[Run]:
+        """All runs, seed by seed, so that an unfinished study already compares all cells."""
+        made = [_run(cell, name) for cell, name in zip(self.cells(), _names(self.cells()))]
+        if self.baseline:
+            tower = f"{task_of(self.tower)}: adam"
+            made.append(Run(
+                id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tower, rules=RULES
+            ))  # fmt: skip
+        seeds = range(self.seeds)
+        return [dataclasses.replace(run, id=f"{run.id}-seed-{seed}", seed=seed) for seed in seeds for run in made]
+
+
+def plain(value: Run | Terms) -> dict[str, Any]:
+    """As JSON has it."""
+    data = dataclasses.asdict(value)
+    data |= {"budget": repr(value.budget)} if isinstance(value, Terms) else {}
+    found: dict[str, Any] = json.loads(json.dumps(data))
+    return found
+
+
+@cache
+def _cells(tower: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
+    return tuple(cells(tower, depths, grid))
+
+
+def _run(cell: Cell, name: str) -> Run:
+    """The run of a cell. A lone hand-made rule has nothing to learn, so it is tuned; unless the grid sets it."""
+    rule, factors = cell.tower.levels[-1].optimizer, dict(cell.factors)
+    tuned = cell.tower.depth == 1 and isinstance(rule, HyperparamOptimizer) and set(factors) == {"depth"}
+    return Run(
+        id=name, kind="search" if tuned else "tower", cell=cell.label, depth=cell.tower.depth, factors=factors,
+        tower=str(cell.tower), rules=(repr(rule),) if tuned else (),
+    )  # fmt: skip
+
+
+def _names(found: tuple[Cell, ...]) -> list[str]:
+    """A name for each cell's runs; a hash tells two apart that would be alike, or too long."""
+    texts = ["-".join(f"{name}-{value}" for name, value in cell.factors.items()) for cell in found]
+    names = [re.sub(r"[^A-Za-z0-9._+]+", "-", text.replace("*", "x")).strip("-") for text in texts]
+    often = Counter(name.lower() for name in names)
+    return [
+        name if often[name.lower()] == 1 and len(name) <= LONGEST
+        else f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        for name, text in zip(names, texts)
+    ]  # fmt: skip
+
+
+def check_count(name: str, value: object) -> None:
+    """ValueError if a setting is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -1,0 +1,142 @@
+"""Sensitivity against height: over how many decades of step sizes does a tower of each height still do well?
+
+As in Fig. 3 of Chandra et al. 2022 (Gradient Descent: The Ultimate Optimizer, arXiv 1909.13371), which draws the loss
+against the step size that the topmost optimizer begins with. Here that is put into one number: the robust range, the
+width in decades of the longest run of neighbouring step sizes on the grid whose interquartile mean loss is at most
+`WITHIN` times the best loss on the whole grid, all heights together. Between grid points nothing is assumed, so a range
+is known to the grid's spacing, and is *at least* that wide where it reaches the grid's end.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from recursion.evaluate.statistics import Estimate, interquartile_mean
+from recursion.study.measurements import Cell, Measurements, is_step_size
+
+WITHIN = (1.1, 2.0)  # times the best loss: nearly as good, and usable
+ALL = -1  # the column of all seeds together, beside the seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Of one height and one tolerance. ``decades``: NaN if no step size will do; ``low``, ``high``: over seeds.
+
+    ``open``: whether it reaches an end of the grid.
+    """
+
+    decades: float
+    low: float
+    high: float
+    open: bool
+
+    @property
+    def text(self) -> str:
+        """In decades, with the range over seeds if they differ."""
+        ends = self.decades, self.low, self.high
+        width, low, high = ("none" if math.isnan(each) else f"{each:.3g}" for each in ends)
+        spread = "" if width == "none" or low == high else f" ({low} to {high} over seeds)"
+        return f"{'at least ' if self.open else ''}{width}{spread}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Height:
+    """Towers of one height. ``losses``: interquartile mean loss by step size; ``ranges``: one a tolerance.
+
+    ``seconds``: of a step of use: median and range over runs.
+    """
+
+    height: int
+    losses: pd.Series
+    ranges: tuple[Range, ...]
+    seconds: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """Of one factor of the grid. ``others``: the other factors that these towers share. ``best``: over all heights."""
+
+    factor: str
+    others: dict[str, str]
+    heights: tuple[Height, ...]
+    best: float
+
+    @property
+    def slug(self) -> str:
+        """In the names of its pictures."""
+        words = [self.factor.replace("*", "x"), *(f"{name}-{value}" for name, value in self.others.items())]
+        return "-".join(words).replace(".", "-")
+
+
+def sensitivities(data: Measurements) -> Iterator[Sensitivity]:
+    """One for each factor that is about step sizes and each choice of the others."""
+    for factor in (name for name, _ in data.request.grid if is_step_size(name)):
+        groups: dict[tuple[tuple[str, str], ...], dict[tuple[int, float], Cell]] = defaultdict(dict)
+        for cell in data.cells:
+            value = float(pd.to_numeric(cell.factors.get(factor), errors="coerce"))
+            if 0 < value < math.inf and not data.losses(cell, "chosen", "report").empty:
+                rest = sorted((k, v) for k, v in cell.factors.items() if k not in ("depth", factor))
+                groups[tuple(rest)][cell.depth, value] = cell
+        yield from (_sensitivity(data, factor, dict(rest), cells) for rest, cells in groups.items())
+
+
+def _sensitivity(
+    data: Measurements, factor: str, others: dict[str, str], cells: Mapping[tuple[int, float], Cell]
+) -> Sensitivity:
+    losses = pd.DataFrame({place: _by_seed(data, cell) for place, cell in cells.items()}).T.sort_index()
+    losses = losses.fillna(np.inf)  # seeds that were not measured
+    best = losses.min()
+    return Sensitivity(
+        factor=factor,
+        others=others,
+        best=float(best[ALL]),
+        heights=tuple(
+            Height(
+                height=int(height),
+                losses=grid.droplevel(0)[ALL],
+                ranges=tuple(_range(grid.droplevel(0), within * best) for within in WITHIN),
+                seconds=_seconds(data, [cell for (depth, _), cell in cells.items() if depth == height]),
+            )
+            for height, grid in losses.groupby(level=0)
+        ),
+    )
+
+
+def _by_seed(data: Measurements, cell: Cell) -> pd.Series:
+    """The interquartile mean loss of a cell, of all seeds together and of each."""
+    losses = data.losses(cell, "chosen", "report")
+    means = interquartile_mean(losses.to_numpy())
+    return pd.Series({ALL: float(interquartile_mean(losses.to_numpy().reshape(-1)))} | dict(zip(losses.index, means)))
+
+
+def _range(grid: pd.DataFrame, limits: pd.Series) -> Range:
+    """Of losses ``grid`` by step size and seed."""
+    ends = {seed: _longest(grid[seed], limit) for seed, limit in limits.items()}
+    decades = {seed: math.log10(run[-1] / run[0]) if run else math.nan for seed, run in ends.items()}
+    of_seeds = [width for seed, width in decades.items() if seed != ALL]
+    return Range(
+        decades=decades[ALL],
+        low=float(np.min(of_seeds)),  # NaN, if no step size will do for a seed
+        high=math.nan if np.isnan(of_seeds).all() else float(np.nanmax(of_seeds)),
+        open=bool({*ends[ALL]} & {grid.index[0], grid.index[-1]}),
+    )
+
+
+def _longest(losses: pd.Series, limit: float) -> list[float]:
+    """The widest run of neighbouring step sizes with a loss within the limit; empty if there is none."""
+    widest: list[float] = []
+    run: list[float] = []
+    for value, loss in losses.items():
+        run = [*run, value] if loss <= limit < math.inf else []
+        if run and (not widest or run[-1] / run[0] > widest[-1] / widest[0]):
+            widest = run
+    return widest
+
+
+def _seconds(data: Measurements, cells: list[Cell]) -> Estimate | None:
+    times = pd.concat([data.single(cell, "seconds of a step") for cell in cells])
+    return Estimate(float(times.median()), float(times.min()), float(times.max())) if len(times) else None

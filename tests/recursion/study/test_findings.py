@@ -1,0 +1,281 @@
+"""Findings of studies whose answers are known."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+from synthetic import Told, write_study
+
+from recursion.evaluate.statistics import interquartile_mean
+from recursion.study import honesty
+from recursion.study.findings import Findings
+from recursion.study.measurements import STAGES
+from recursion.study.request import Budget, Request
+from recursion.study.results import load
+from recursion.study.templates import say
+
+TOWER = "quadratic: lstm(hidden=4)@5 / lstm(hidden=4)@2 / adam"
+SMALL = Request(tower=TOWER, depths=(1, 2, 3), seeds=4, problems=16, select=12, steps=20, budget=Budget(amount=2e6))
+LOSS = {1: 0.5, 2: 0.4, 3: 0.4, None: 0.45}
+DIVERGED = "level 2 (lstm@5): gradient is not finite at top step 41; lower its learning rate or clip it"
+
+
+def by_depth(**changed):
+    """Depth 2 is better than depth 1 and no worse than depth 3."""
+    return lambda run: dataclasses.replace(Told(loss=LOSS[run.depth]), **changed)
+
+
+def found_in(folder, request, tell):
+    findings = Findings(load(write_study(folder, request, tell)))
+    return findings.data, findings
+
+
+def cell(results, label):
+    return next(each for each in results.cells if each.label == label)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return found_in(tmp_path_factory.mktemp("sound"), SMALL, by_depth())
+
+
+def test_the_table_holds_interquartile_means_of_report_problems(sound):
+    results, findings = sound
+    assert [line.cell.label for line in findings.lines] == ["depth 1", "depth 2", "depth 3", "tuned baseline"]
+    line = findings.lines[1]
+    losses = results.losses(line.cell, "chosen", "report", "mean loss")
+    assert losses.shape == (4, 16)
+    assert line.losses["mean loss"].value == interquartile_mean(losses.to_numpy().reshape(-1))
+    assert line.losses["mean loss"].low < 0.4 < line.losses["mean loss"].high
+    assert line.losses["final loss"].value == pytest.approx(line.losses["mean loss"].value / 5)
+
+
+def test_a_level_that_pays_and_one_that_does_not(sound):
+    pairs = {(each.ours.depth, each.factor): each for each in sound[1].comparisons}
+    assert say("verdict", pairs[2, "depth"]) == "another level pays"
+    assert pairs[2, "depth"].contrasts["mean loss"].difference.value == pytest.approx(-0.1, abs=0.02)
+    assert pairs[2, "depth"].contrasts["mean loss"].improvement.value == 1.0
+    assert say("verdict", pairs[3, "depth"]) == "not shown that another level pays"
+    assert [say("verdict", pairs[d, "tuned baseline"]) for d in (1, 2, 3)] == ["worse", "better", "better"]
+    first, second, third = sound[1].answer
+    assert re.search(r"going from depth 1 to 2 lowers the mean loss by (19|20)\.\d% \[1\d\.\d%, 2\d\.\d%\]", first)
+    assert "going from depth 2 to 3 shows no difference" in first
+    assert "lower than the tuned baseline's" in second
+    assert third.startswith("No alarm")
+
+
+def test_differences_are_paired_by_problem_and_seed(tmp_path):
+    """The same noise in both cells cancels: the difference is known far better than either loss."""
+    told = {1: Told(loss=0.5, spread=0.5), 2: Told(loss=0.49, spread=0.5, seeds=0.0, noise=0.001)}
+    told[1] = dataclasses.replace(told[1], seeds=0.0, noise=0.001)
+    request = dataclasses.replace(SMALL, tower="quadratic: lstm(hidden=4)@5 / adam", depths=(1, 2), baseline=False)
+    _, findings = found_in(tmp_path, request, lambda run: told[run.depth])
+    one, two = (line.losses["mean loss"] for line in findings.lines)
+    assert two.high > one.low
+    assert findings.comparisons[0].sign == -1
+
+
+def test_a_diverged_run_counts_as_the_worst_and_another_failure_is_left_out(tmp_path):
+    def tell(run):
+        if run.id == "depth-3-seed-2":
+            return Told(status="failed", why=DIVERGED)
+        return Told(status="failed", why="MemoryError") if run.id == "depth-2-seed-1" else by_depth()(run)
+
+    results, findings = found_in(tmp_path, SMALL, tell)
+    two, three = (results.losses(cell(results, f"depth {depth}"), "chosen", "report", "mean loss") for depth in (2, 3))
+    assert list(two.index) == [0, 2, 3]
+    assert list(three.index) == [0, 1, 2, 3]
+    assert np.isinf(three.loc[2]).all()
+    assert np.isfinite(findings.lines[2].losses["mean loss"].value)
+    assert findings.lines[2].losses["mean loss"].high == math.inf
+    assert dict(zip(findings.failed.run, findings.failed.diverged)) == {"depth-3-seed-2": True, "depth-2-seed-1": False}
+    pair = next(each for each in findings.comparisons if each.ours.depth == 3 and each.factor == "depth")
+    assert (pair.main.seeds, pair.lacking) == ((0, 2, 3), 1)
+    assert pair.contrasts["mean loss"].improvement.value < 0.8
+
+
+def test_the_alarm_fires_on_an_overfitted_optimizer_and_not_on_a_sound_one(tmp_path, sound):
+    assert sound[1].alarms == []
+    assert all(abs(gap.gap) < 0.1 for gap in sound[1].gaps)
+
+    def tell(run):
+        overfit = Told(loss=2.0, gains={"train": 0.2, "select": 1.0}, noise=0.05)
+        return overfit if run.depth == 3 else by_depth()(run)
+
+    _, findings = found_in(tmp_path, SMALL, tell)
+    assert len(findings.alarms) == 1
+    assert findings.alarms[0].startswith("depth 3 improves on train problems (gain 1.6")
+    assert "not on report problems" in findings.alarms[0]
+    gap = next(gap for gap in findings.gaps if gap.cell.depth == 3)
+    assert gap.gap == pytest.approx(math.log(5), abs=0.1)
+    assert findings.answer[2].startswith("Alarm: depth 3 improves")
+
+
+def test_the_alarm_fires_where_only_select_problems_improved(tmp_path):
+    _, findings = found_in(tmp_path, SMALL, by_depth(loss=2.1, gains={"train": 1.0, "select": 0.5}))
+    assert any(
+        "improves on select problems" in alarm and "train" not in alarm.split(" but")[0] for alarm in findings.alarms
+    )
+
+
+def test_no_alarm_where_report_problems_show_most_of_a_gain_and_only_the_noise_hides_it(tmp_path):
+    """Few reported problems, many to select by: the gain is shown on these alone, and is the same."""
+    request = dataclasses.replace(SMALL, problems=2, select=64)
+    _, findings = found_in(tmp_path, request, by_depth(loss=1.9, noise=0.1, gains={}))
+    gap = next(gap for gap in findings.gaps if gap.cell.depth == 2)
+    assert gap.gains["select"].sign > 0 >= gap.gains["report"].sign
+    assert gap.gains["report"].value > gap.gains["select"].value / 2
+    assert gap.alarming == []
+
+
+def test_choosing_a_cell_that_only_select_problems_prefer_is_an_alarm(tmp_path):
+    def tell(run):
+        return Told(loss=0.5, gains={"select": 0.5} if run.depth == 2 else {})
+
+    _, findings = found_in(tmp_path, SMALL, tell)
+    assert findings.best.cell.label == "depth 2"
+    assert any(alarm.startswith("select problems prefer depth 2 to depth") for alarm in findings.alarms)
+
+
+def test_problems_that_were_trained_on_are_an_alarm(tmp_path):
+    _, findings = found_in(tmp_path, SMALL, lambda run: Told(trained_on=3 if run.id == "depth-2-seed-0" else 0))
+    assert findings.trained_on == 3
+    assert "depth 2 was trained on 3 problems of those that are reported" in findings.alarms
+
+
+def test_gains_are_logs_of_ratios_and_hold_for_losses_below_zero():
+    start, chosen = np.array([[2.0, 4.0, np.inf]]), np.array([[1.0, 2.0, np.inf]])
+    assert honesty._gain(start, chosen).value == pytest.approx(2 * math.log(2) / 3)  # of three, none is cut off
+    assert honesty._gain(np.array([[-1.0]]), np.array([[-3.0]])).value == pytest.approx(1.0)
+    assert honesty._gain(np.array([[0.0, 0.0]]), np.array([[0.0, 0.0]])).value == 0.0
+
+
+def test_the_guards_rescues_are_counted(tmp_path):
+    _, findings = found_in(tmp_path, SMALL, lambda run: Told(loss=2.0, rescued=0.25))
+    guard = next(each for each in findings.guards if each.cell.depth == 2)
+    assert (guard.rescued, guard.uses) == (4 * 4, 4 * 16)
+    assert guard.guarded.value < guard.bare.value
+
+
+TWO = dataclasses.replace(SMALL, tower="quadratic: lstm(hidden=4)@5 / adam", depths=(2,), seeds=3)
+
+
+def curve(reaches, end=0.1):
+    """A loss that falls below 0.2 at one step, and to ``end`` after it."""
+    return tuple(1.0 if step < reaches else end for step in range(21))
+
+
+def test_uses_to_break_even_have_a_closed_form(tmp_path):
+    def tell(run):
+        if run.kind == "search":
+            return Told(work=0.5, gradients=1e6, exact_curve=curve(20, 0.15))
+        return Told(work=1.0, gradients=1.5e6, exact_curve=curve(8 + run.seed, 0.15))
+
+    results, findings = found_in(tmp_path, TWO, tell)
+    (even,) = findings.break_even
+    assert (even.target, even.reached, even.steps) == (0.15, 9.0, 20)
+    paid, tuning = (results.paid(each).loc[1] for each in (results.cells[0], results.baseline))
+    saving = 20 * 1.5 - 9 * 2.0
+    found = even.units.loc["base steps"]
+    assert found.saving == saving
+    assert found.full == pytest.approx(paid["base steps"] / saving)
+    assert found.uses == pytest.approx((paid["base steps"] - tuning["base steps"]) / saving)
+    ends = paid["base steps"] / (saving + 2), paid["base steps"] / (saving - 2)
+    assert (found.full_low, found.full_high) == pytest.approx(ends)
+    assert even.units.saving["task gradients"] == 20 - 9
+    assert even.units.full["task gradients"] == pytest.approx(paid["task gradients"] / 11)
+    assert even.units.saving["seconds"] == pytest.approx(11 * 1e-3)
+
+
+def test_never_for_two_reasons(tmp_path):
+    unreached = lambda run: Told(exact_curve=curve(20, 0.1) if run.kind == "search" else curve(5, 0.12))  # noqa: E731
+    (even,) = found_in(tmp_path / "unreached", TWO, unreached)[1].break_even
+    assert even.units.uses["base steps"] == math.inf
+    assert "does not reach the loss" in say("break_even", even)
+    dear = lambda run: Told(work=0.0 if run.kind == "search" else 5.0, exact_curve=curve(10))  # noqa: E731
+    (even,) = found_in(tmp_path / "dear", TWO, dear)[1].break_even
+    assert even.units.uses["base steps"] == math.inf
+    assert "a use costs as much as the baseline's, or more" in say("break_even", even)
+    assert even.units.saving["task gradients"] == 0  # the baseline is there at the same step, and then only goes on
+    assert even.never == 3
+
+
+VALUES = ("1e-3", "1e-2", "1e-1", "1", "1e1", "1e2", "1e3")
+
+
+def test_the_robust_range_by_construction(tmp_path):
+    """Height h bears h decades to either side; beyond, the loss is 3 times the best, or infinite far above."""
+    request = Request(
+        tower="quadratic: sgd@1 / ... / sgd", depths=(1, 2, 3), grid=(("lr*", VALUES),), seeds=2, problems=8, select=4,
+        steps=20, baseline=False,
+    )  # fmt: skip
+
+    def tell(run):
+        off = math.log10(float(run.factors["lr*"]))
+        good = abs(off) <= run.depth
+        loss = 0.2 if good else math.inf if off > 2 else 0.6
+        return Told(loss=loss, spread=0.0, seeds=0.0, noise=0.0, step_seconds=1e-3 * run.depth)
+
+    _, findings = found_in(tmp_path, request, tell)
+    (found,) = findings.sensitivities
+    assert found.factor == "lr*"
+    assert found.best == pytest.approx(0.2)
+    assert [height.height for height in found.heights] == [1, 2, 3]
+    for height in found.heights:
+        for each in height.ranges:
+            assert each.decades == pytest.approx(2 * height.height)
+            assert (each.low, each.high) == pytest.approx((2 * height.height,) * 2)
+            assert each.open == (height.height == 3)
+        assert height.seconds.value == pytest.approx(1e-3 * height.height)
+    assert found.heights[2].ranges[0].text == "at least 6"
+    assert "1 ms for each level more" in say("slower", found)
+    assert not findings.comparisons  # pairs of depths at one step size are not what such a grid is about
+
+
+def test_a_height_at_which_no_step_size_will_do(tmp_path):
+    request = Request(
+        tower="quadratic: sgd@1 / ... / sgd", depths=(1, 2), grid=(("lr*", VALUES[:2]),), seeds=2, problems=8, select=4,
+        steps=20, baseline=False,
+    )  # fmt: skip
+    _, findings = found_in(tmp_path, request, lambda run: Told(loss=0.2 if run.depth == 2 else 5.0))
+    assert math.isnan(findings.sensitivities[0].heights[0].ranges[1].decades)
+    assert findings.sensitivities[0].heights[0].ranges[1].text == "none"
+
+
+def test_a_mixed_grid_has_a_row_a_cell_and_compares_one_factor_at_a_time(tmp_path):
+    request = dataclasses.replace(
+        SMALL, depths=(1, 2), grid=(("1.unroll", ("5", "20")),), tower="quadratic: lstm(hidden=4)@5 / adam"
+    )
+    _, findings = found_in(
+        tmp_path, request, lambda run: Told(loss=0.3 if run.factors.get("1.unroll") == "20" else LOSS[run.depth])
+    )
+    assert len(findings.lines) == 4
+    pairs = [(each.factor, each.ours.factors, each.theirs.factors) for each in findings.comparisons]
+    assert ("1.unroll", {"depth": "2", "1.unroll": "20"}, {"depth": "2", "1.unroll": "5"}) in pairs
+    assert ("depth", {"depth": "2", "1.unroll": "20"}, {"depth": "1"}) in pairs
+    unroll = next(each for each in findings.comparisons if each.factor == "1.unroll")
+    assert say("verdict", unroll) == "lower"
+    assert "another level" in findings.answer[0]
+
+
+def test_an_unfinished_ablation_says_nothing_of_what_is_not_there(tmp_path):
+    _, findings = found_in(tmp_path, SMALL, lambda run: Told(status="waiting"))
+    assert findings.caveats[0].startswith("This ablation is not finished: 0 of 16 runs done.")
+    assert not findings.comparisons
+    assert findings.best is None
+    assert findings.answer[0] == "No two depths can be compared yet."
+
+
+def test_the_ledger_adds_up(sound):
+    data, findings = sound
+    ledger = findings.lines[1].ledger
+    assert ledger.spent == pytest.approx(ledger.total("training") + ledger.total("selection"))
+    rows = data.costs(ledger.cell, STAGES)
+    rows = rows[(rows.stage == "training") & (rows.measure == "task gradients")]
+    assert ledger.gradients("training") == pytest.approx(rows.value.mean())
+    assert len(ledger.work("training")) == 2
+    assert (ledger.cost("training", "seconds", 1), ledger.peak(1)) == pytest.approx((25.0, 3e7))
+    assert ledger.peak() == pytest.approx(4.1e8)
+    assert "reporting" in ledger.stages
