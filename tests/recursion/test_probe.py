@@ -10,46 +10,35 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from levels import (
-    PES,
-    SGD,
-    Exact,
-    FirstOrder,
-    Forward,
-    Layout,
-    Level,
-    Linear,
-    Mix,
-    Task,
-    keys,
-)
-from levels.gradients.bootstrapped import Bootstrapped
+from levels import PES, SGD, Exact, FirstOrder, Forward, Layout, Level, Linear, Mix, Task, keys
 from levels.base import Optimizer
+from levels.gradients.bootstrapped import Bootstrapped
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint, cli
 from recursion.analysis.advice import LIMIT
 from recursion.analysis.growth_report import write
-from recursion.notation import parse
 from recursion.analysis.probe import probe
+from recursion.notation import parse
 
 SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Bowl(Task):
-    """f(x) = sum_i h_i x_i^2 / 2, so the gradient is h x; started away from 0."""
+    """f(x) = sum_i h_i x_i^2 / 2, so the gradient is h x; started away from 0, or ``at`` one point."""
 
     name: ClassVar[str] = "bowl"
     dtype: str = "float64"
-    copies: ClassVar[int] = 4
     curvatures: tuple[float, ...] = (2.0, 0.5)
+    at: float | None = None
 
     @property
     def layout(self) -> Layout:
         return Layout.of({"x": (len(self.curvatures),)}, self.torch_dtype)
 
     def init(self, key: Tensor) -> Tensor:
-        return keys.uniform(self.own(key), (len(self.curvatures),), self.torch_dtype) * 0.8 + 0.1
+        drawn = keys.uniform(self.own(key), (len(self.curvatures),), self.torch_dtype) * 0.8 + 0.1
+        return drawn if self.at is None else torch.full_like(drawn, self.at)
 
     def init_state(self, params: Tensor, key: Tensor) -> None:
         return None
@@ -61,24 +50,21 @@ class Bowl(Task):
 
 @dataclass(frozen=True, repr=False)
 class Map(Optimizer):
-    """A map of x that reads no gradient; abstract. Its one parameter is its ``r``."""
+    """A map of x with one parameter, its ``r``; abstract."""
 
     r: float = 4.0
 
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layout):
         return {"r": (1,)}
 
-    def init(self, key: Tensor) -> Tensor:
-        return torch.full((*key.shape, 1), self.r, dtype=self.below.dtype)
+    def init(self, key):
+        return torch.full((*key.shape, 1), self.r, dtype=self.param_layout.dtype)
 
-    def init_state(self, params: Tensor, x: Tensor) -> None:
+    def init_state(self, theta, x, key):
         return None
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: None, x: Tensor) -> tuple[Tensor, None]:
-        return self.next(params[..., None, :], g, x), None
-
-    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    def update(self, theta, x, state, f, g):
+        return self.next(theta[..., None, :], g, x), None
 
 
 class Logistic(Map):
@@ -86,7 +72,7 @@ class Logistic(Map):
 
     name = "logistic-map"
 
-    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+    def next(self, r, g, x):
         return r * x * (1 - x)
 
 
@@ -95,7 +81,7 @@ class ByGradient(Map):
 
     name = "by-gradient"
 
-    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+    def next(self, r, g, x):
         return x + (r * g * (1 - g) - g)
 
 
@@ -104,37 +90,35 @@ class Forgets(Map):
 
     name = "forgets"
 
-    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+    def next(self, r, g, x):
         return (r / 10).expand_as(x)
 
 
 class Drifts(Map):
-    """x <- x + r."""
-
     name = "drifts"
 
-    def next(self, r: Tensor, g: Tensor, x: Tensor) -> Tensor:
+    def next(self, r, g, x):
         return x + r
 
 
 class Hidden(Map):
-    """A logistic map that x only listens to: x <- x + s / 1000."""
+    """A logistic map in the state, which moves x: x <- x + s / 1000."""
 
     name = "hidden"
 
-    def init_state(self, params: Tensor, x: Tensor) -> Tensor:
+    def init_state(self, theta, x, key):
         return x
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, theta, x, state, f, g):
         return x + state / 1000, self.r * state * (1 - state)
 
 
 class Fading(Hidden):
-    """x <- x / 2 + sqrt(s), s <- s / 100: s has a root as long as nobody takes it below 0."""
+    """x <- x / 2 + sqrt(s), s <- s / 100: s has a root unless a perturbation takes it below 0."""
 
     name = "fading"
 
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, theta, x, state, f, g):
         assert bool((state >= 0).all())
         return x / 2 + state.sqrt(), state / 100
 
@@ -151,44 +135,40 @@ def run(task: Task, *levels: Level, steps: int = 2, **settings):
     return probe(tower, begun(tower, steps), **settings)
 
 
-def chaotic(
-    gradient=None,
-    optimizer=None,
-    unroll: int = 20,
-    horizon: int | None = None,
-    dtype: str = "float64",
-    windows: int = 2,
-    **more,
-):
+def probe_of(text: str, steps: int = 2, **settings):
+    tower = parse(text)
+    return probe(tower, begun(tower, steps), **settings)
+
+
+def chaotic(gradient=None, optimizer=None, unroll=20, horizon=None, dtype="float64", windows=2, **more):
+    """A map with 64 copies, probed from its start."""
     level = Level(optimizer=optimizer or Logistic(), unroll=unroll, horizon=horizon or 5 * unroll, batch=64,
                   gradient=gradient or FirstOrder(), **more)  # fmt: skip
     return run(Bowl(curvatures=(1.0,), dtype=dtype), level, Level(optimizer=SGD(lr=1e-12)), steps=0, windows=windows)
 
 
-@pytest.mark.parametrize("lr", [0.1, 0.9, 1.2])
+@pytest.mark.parametrize("lr", [0.1, 1.2])
 def test_sgd_on_a_quadratic(lr: float) -> None:
     """Each direction is multiplied by 1 - lr h; the largest wins."""
     known = max(math.log(abs(1 - lr * h)) for h in (2.0, 0.5))
-    first, top = run(
-        Bowl(), Level(optimizer=SGD(lr=lr), unroll=10, horizon=40), Level(optimizer=SGD(lr=1e-9)), windows=8
-    )
+    bottom = Level(optimizer=SGD(lr=lr), unroll=10, horizon=40, batch=4)
+    first, top = run(Bowl(), bottom, Level(optimizer=SGD(lr=1e-9)), windows=8)
     assert first.growth.value == pytest.approx(known, abs=0.05)
     assert first.over_window == pytest.approx(math.exp(10 * first.growth.value))
     assert first.over_horizon == pytest.approx(math.exp(40 * first.growth.value))
     assert first.verdict == ("contracting" if known < 0 else "expanding")
-    assert first.as_data is not None
     assert first.as_data.value == pytest.approx(0, abs=1e-6)  # x <- x - lr g with g a constant
     assert (top.as_data, top.in_gradient, top.warning) == (None, None, None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("lr", "momentum"), [(0.4, 0.5), (0.1, 0.9), (1.905, 0.9)])
+@pytest.mark.parametrize(("lr", "momentum"), [(0.4, 0.5), (1.905, 0.9)])
 def test_momentum_has_the_spectral_radius_of_its_companion_matrix(lr: float, momentum: float, dtype: str) -> None:
     """(x, b) <- (x - lr (m b + h x), m b + h x): hidden variables count."""
     h = 2.0
     matrix = torch.tensor([[1 - lr * h, -lr * momentum], [h, momentum]], dtype=torch.float64)
     known = math.log(float(torch.linalg.eigvals(matrix).abs().max()))
-    level = Level(optimizer=SGD(lr=lr, momentum=momentum), unroll=50, horizon=None, batch=6)
+    level = Level(optimizer=SGD(lr=lr, momentum=momentum), unroll=25, horizon=None, batch=6)
     (found,) = run(Bowl(curvatures=(h,), dtype=dtype), level, steps=1, windows=12)
     assert found.growth.value == pytest.approx(known, abs=0.01)
 
@@ -203,23 +183,14 @@ def test_the_logistic_map_has_the_exponent_ln_2(dtype: str) -> None:
     assert found.longest == 6  # 2^6 < 100 < 2^7
     assert found.verdict == "chaotic"
     assert len(found.path) == 1 + found.aligned + 4 * 20
-
-
-def test_backpropagation_through_chaos_is_warned_of() -> None:
-    found = chaotic()[0]
-    assert found.warning is not None
-    assert found.warning.startswith("level 1 (test_probe.Logistic@20[horizon=100, batch=64]): ")
-    assert "backpropagation cannot work here" in found.warning
-    assert found.advice.startswith("use ")
-    for fix in ("@20[", "gradient=es-single", "@6["):
-        assert fix in found.advice
+    assert found.warning.startswith("level 1 (test_probe.Logistic@20[horizon=100, batch=64]): backpropagation cannot")
+    assert all(fix in found.advice for fix in ("use ", "@20[", "gradient=es-single", "@6["))
 
 
 @pytest.mark.slow
 def test_evolution_is_not_warned_of_and_a_mixture_is_where_both_of_its_halves_would_be() -> None:
     bears = chaotic(PES(), Logistic(3.9))[0]  # whose particles stay below 4, where orbits escape
-    assert bears.warning is None
-    assert bears.in_gradient is None
+    assert (bears.warning, bears.in_gradient) == (None, None)
     x, logs = 0.3, []
     for _ in range(20000):
         x = 3.9 * x * (1 - x)
@@ -235,19 +206,14 @@ def test_evolution_is_not_warned_of_and_a_mixture_is_where_both_of_its_halves_wo
 def test_the_advice_is_taken() -> None:
     """Every level that it names is one, and a shorter window is quiet."""
     for gradient in (Exact(), Forward(), Bootstrapped()):
-        more = {"ahead": 40} if isinstance(gradient, Bootstrapped) else {}
-        found = chaotic(gradient, **more)[0]
+        found = chaotic(gradient, lookahead=40 if isinstance(gradient, Bootstrapped) else None)[0]
         assert found.warning is not None
-        settings = found.advice.removeprefix("use ").split(", or ")
-        for text in settings:
-            parsed = parse(f"quadratic: {text.replace('test_probe.Logistic', 'sgd')} / sgd")
-            assert parsed.depth == 2
-        assert f"@{found.longest}[" in settings[-1]
-    short = chaotic(unroll=6)[0]
-    assert short.warning is None
-    assert short.verdict == "expanding"
+        fixes = found.advice.removeprefix("use ").split(", or ")
+        assert all(parse(f"quadratic: {text.replace('test_probe.Logistic', 'sgd')} / sgd").depth == 2 for text in fixes)
+        assert f"@{found.longest}[" in fixes[-1]
+    short, long = chaotic(unroll=6)[0], chaotic(unroll=7)[0]
+    assert (short.warning, short.verdict) == (None, "expanding")
     assert "at most 6 updates" in short.advice
-    long = chaotic(unroll=7)[0]
     assert long.warning is not None
 
 
@@ -256,30 +222,24 @@ def test_first_order_leaves_out_what_comes_by_the_gradient() -> None:
     tame, wild = (chaotic(gradient, ByGradient())[0] for gradient in (FirstOrder(), Exact()))
     for found in (tame, wild):
         assert found.growth.value == pytest.approx(math.log(2), abs=0.02)
-        assert found.as_data is not None
         assert found.as_data.value == pytest.approx(0, abs=1e-6)
         assert found.verdict == "chaotic"
-    assert tame.warning is None
-    assert tame.in_gradient == pytest.approx(1, abs=1e-3)
+    assert (tame.warning, tame.in_gradient) == (None, pytest.approx(1, abs=1e-3))
     assert "It leaves out what grows: gradient=exact would follow" in tame.advice
     assert wild.warning is not None
     assert wild.in_gradient == wild.over_window
     assert ", or test_probe.ByGradient@20[horizon=100, batch=64], or " in wild.advice
 
 
-def test_forward_mode_follows_the_whole_trajectory() -> None:
-    """2^5 in a window bears; 2^25 over the horizon does not."""
+def test_what_a_gradient_follows() -> None:
+    """2^5 in a window is bearable, 2^25 over the horizon is not; a window that looks ahead is as long as it looks."""
     window, whole = (chaotic(gradient, unroll=5)[0] for gradient in (Exact(), Forward()))
     assert window.warning is None
-    assert whole.warning is not None
     assert whole.in_gradient == whole.over_horizon
     assert "over 25 updates" in whole.warning
-
-
-def test_a_window_that_looks_ahead_is_as_long_as_it_looks() -> None:
-    found = chaotic(unroll=5, lookahead=20)[0]
-    assert found.over_window == pytest.approx(2.0**20, rel=0.5)
-    assert found.warning is not None
+    ahead = chaotic(unroll=5, lookahead=20)[0]
+    assert ahead.over_window == pytest.approx(2.0**20, rel=0.5)
+    assert ahead.warning is not None
     assert chaotic(Bootstrapped(), unroll=5, lookahead=20)[0].warning is None
 
 
@@ -290,7 +250,7 @@ def test_what_vanishes_in_one_update_is_contracting() -> None:
 
 
 @pytest.mark.parametrize("optimizer", [Logistic(), ByGradient()])
-@pytest.mark.parametrize("horizon", [1, 2, 3])
+@pytest.mark.parametrize("horizon", [1, 3])
 def test_trajectories_that_restart_all_the_time(horizon: int, optimizer: Map) -> None:
     found = chaotic(unroll=1, horizon=horizon, optimizer=optimizer)[0]
     assert found.growth.value == pytest.approx(math.log(2), abs=0.35)  # from uniform starts, not from the map's own
@@ -305,43 +265,31 @@ def test_perturbations_align_before_they_count() -> None:
 
 
 def test_hidden_variables_are_perturbed_and_stay_possible() -> None:
-    hidden = chaotic(optimizer=Hidden())[0]
-    assert hidden.growth.value == pytest.approx(math.log(2), abs=0.02)
+    assert chaotic(optimizer=Hidden())[0].growth.value == pytest.approx(math.log(2), abs=0.02)
     for dtype in ("float32", "float64"):
         assert chaotic(optimizer=Fading(), dtype=dtype)[0].verdict == "contracting"
-    found = probe_of("quadratic(dims=4): adam(lr=0.1)@20[batch=8] / sgd", windows=5)[0]
-    assert math.isfinite(found.growth.value)
-    assert abs(found.growth.value) < 0.5
+    assert abs(probe_of("quadratic(dims=4): adam(lr=0.1)@20[batch=8] / sgd", windows=5)[0].growth.value) < 0.5
 
 
-def probe_of(text: str, steps: int = 2, **settings):
-    tower = parse(text)
-    return probe(tower, begun(tower, steps), **settings)
-
-
-def test_depth_three_with_estimators_of_all_kinds() -> None:
-    text = (
-        "quadratic(3): lstm(hidden=3, layers=1)@3[batch=2, gradient={}] / sgd@2[batch=2, gradient={}, horizon=4] / adam"
-    )
-    for first, second in (("first-order", "pes"), ("es-single", "first-order"), ("mix(first-order, pes)", "nres")):
-        found = probe_of(text.format(first, second), steps=1, windows=2)
-        assert [each.level for each in found] == [1, 2, 3]
-        assert [each.unroll for each in found] == [3, 2, 1]
-        assert all(math.isfinite(each.growth.value) for each in found)
-        assert all(each.growth.low <= each.growth.value <= each.growth.high for each in found)
-        assert [each.in_gradient is None for each in found[:2]] == [first != "first-order", second != "first-order"]
+@pytest.mark.parametrize("pair", [("first-order", "pes"), ("mix(first-order, pes)", "nres")], ids=str)
+def test_depth_three_with_estimators_of_all_kinds(pair: tuple[str, str]) -> None:
+    lstm = "quadratic(3): lstm(hidden=3, layers=1)@3[batch=2, gradient={}]"
+    found = probe_of(f"{lstm} / sgd@2[batch=2, gradient={{}}, horizon=4] / adam".format(*pair), steps=1, windows=2)
+    assert [(each.level, each.unroll) for each in found] == [(1, 3), (2, 2), (3, 1)]
+    assert all(each.growth.low <= each.growth.value <= each.growth.high for each in found)
+    assert [each.in_gradient is None for each in found[:2]] == [gradient != "first-order" for gradient in pair]
 
 
 def test_growth_two_levels_up() -> None:
-    """SGD on the step size of an SGD, in closed form: from x, one update costs h x^2 (1 - a h)^2 / 2 with a = exp(r).
+    """SGD on the step size of an SGD, in closed form: from x, one update costs L(a) = h (x - a h x)^2 / 2.
 
-    With unroll and horizon 1 every window starts at the same x, so the rate at level 2 is log|1 - lr d^2L/dr^2|.
+    With unroll and horizon 1 every window starts at the same x, so the rate at level 2 is log|1 - lr d^2L/da^2|, where
+    d^2L/da^2 = h (h x)^2.
     """
-    h, x, a, lr = 1.0, 0.8, 0.3, 0.5
-    task = Fixed(curvatures=(h,), at=x)
-    bottom = Level(optimizer=SGD(lr=Linear(a)), unroll=1, horizon=1, batch=1)
-    found = run(task, bottom, Level(optimizer=SGD(lr=lr), unroll=5, horizon=None), steps=1, windows=6)
-    # L(a) = h (x - a h x)^2 / 2, so d^2L/da^2 = h (h x)^2
+    h, x, lr = 1.0, 0.8, 0.5
+    bottom = Level(optimizer=SGD(lr=Linear(0.3)), unroll=1, horizon=1, batch=1)
+    above = Level(optimizer=SGD(lr=lr), unroll=5, horizon=None)
+    found = run(Bowl(curvatures=(h,), at=x), bottom, above, steps=1, windows=6)
     assert found[1].growth.value == pytest.approx(math.log(abs(1 - lr * h * (h * x) ** 2)), abs=1e-6)
 
 
@@ -355,16 +303,6 @@ def test_what_the_level_below_carries_is_perturbed_too() -> None:
     assert found[1].growth.value == pytest.approx(math.log(2), abs=1e-4)
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Fixed(Bowl):
-    """Started at one point."""
-
-    at: float = 1.0
-
-    def init(self, key: Tensor) -> Tensor:
-        return torch.full((*key.shape, len(self.curvatures)), self.at, dtype=self.torch_dtype)
-
-
 def test_black_boxes_are_probed() -> None:
     """RMSprop as torch has it, which nothing here differentiates, against this project's own."""
     text = "quadratic(dims=3, dtype=float64): {}@4[batch=3, horizon=8, gradient=pes] / sgd"
@@ -373,30 +311,24 @@ def test_black_boxes_are_probed() -> None:
     assert box.growth.value == pytest.approx(own.growth.value, abs=0.05)
 
 
-def test_nothing_is_changed_and_the_same_seed_gives_the_same_numbers() -> None:
-    tower = parse(SMALL)
+def test_nothing_is_changed_the_same_seed_gives_the_same_numbers_and_progress_ends() -> None:
+    tower, told = parse(SMALL), []
     state, _ = tower.step(tower.init(0))
     before = map_leaves(torch.clone, state)
-    one, two, other = (probe(tower, state, windows=2, seed=seed) for seed in (3, 3, 4))
+    one, two, other = (probe(tower, state, windows=2, seed=seed, progress=lambda *what: told.append(what))
+                       for seed in (3, 3, 4))  # fmt: skip
     assert one == two
     assert one[0].growth != other[0].growth
     assert all(torch.equal(a, b) for a, b in zip(leaves(state), leaves(before)))
-
-
-def test_progress_comes_to_its_end() -> None:
-    told = []
-    tower = parse(SMALL)
-    probe(tower, tower.init(0), windows=1, progress=lambda what, share: told.append((what, share)))
-    shares = [share for _, share in told]
+    shares = [share for _, share in told[: len(told) // 3]]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
     assert {what for what, _ in told} == {"level 1 of 2", "level 2 of 2"}
 
 
 def test_diverging_copies_begin_afresh_and_are_not_counted() -> None:
-    (found,) = run(
-        Bowl(curvatures=(2.0,)), Level(optimizer=SGD(lr=50.0), unroll=100, horizon=400, batch=2), steps=0, windows=4
-    )
+    level = Level(optimizer=SGD(lr=50.0), unroll=100, horizon=400, batch=2)
+    (found,) = run(Bowl(curvatures=(2.0,)), level, steps=0, windows=4)
     assert found.growth.value == pytest.approx(math.log(99), abs=0.05)
 
 
@@ -422,14 +354,12 @@ def test_mistakes_are_one_sentence() -> None:
 
 
 def test_the_report_and_its_picture(tmp_path) -> None:
-    found = chaotic()
-    out = io.StringIO()
+    found, out = chaotic(), io.StringIO()
     write(found, "bowl: logistic-map@20 / sgd", tmp_path / "new", Console(file=out, width=140))
-    text = out.getvalue()
-    assert "1 test_probe.Logistic" in text
-    assert f"{found[0].growth.value:.3g} [{found[0].growth.low:.3g}, {found[0].growth.high:.3g}]" in text
-    assert f"level 1: {found[0].advice}"[:60] in text
-    assert f"{LIMIT:g}" in text
+    growth = found[0].growth
+    for text in ("1 test_probe.Logistic", f"{growth.value:.3g} [{growth.low:.3g}, {growth.high:.3g}]", f"{LIMIT:g}",
+                 f"level 1: {found[0].advice}"[:60]):  # fmt: skip
+        assert text in out.getvalue()
     assert (tmp_path / "new" / "probe.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -441,41 +371,29 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert "warning" not in told.err
     (picture,) = (tmp_path / "runs").glob("*-probe/probe.png")
     assert f"written to {picture.parent.relative_to(tmp_path)}: probe.png" in told.out
-
-
-def test_the_command_warns(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
     wild = "quadratic(1, dtype=float64): sgd(lr=10.0)@20[gradient=exact, horizon=20, batch=16] / sgd(lr=1e-100)"
     assert cli.main(["probe", wild, "--windows", "2", "--steps", "1"]) == 0
     assert "tower: warning: level 1 (sgd" in capsys.readouterr().err
-
-
-def test_the_command_takes_a_run(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
     assert cli.main(["train", SMALL, "--steps", "2", "--out", "a", "--no-eval"]) == 0
-    assert cli.main(["probe", "a", "--windows", "1"]) == 0
-    assert (tmp_path / "a" / "probe.png").exists()
-    assert cli.main(["probe", "a", "--windows", "1", "--out", "b"]) == 0
-    assert (tmp_path / "b" / "probe.png").exists()
+    for words, folder in (([], "a"), (["--out", "b"], "b")):
+        assert cli.main(["probe", "a", "--windows", "1", *words]) == 0
+        assert (tmp_path / folder / "probe.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["probe"], "RUN_OR_TOWER"),
-        (["probe", "nowhere"], "cannot read nowhere/checkpoint.safetensors: No such file"),
-        (["probe", "kubic: adam"], "kubic"),
-        (["probe", "missing.json"], "cannot read missing.json"),
-        (["probe", SMALL, "--windows", "0"], "at least 1, got '0'"),
-        (["probe", "a", "--steps", "3"], "--steps is for a tower that is not trained yet"),
-    ],
-)
+@pytest.mark.parametrize(("words", "says"), [
+    ([], "RUN_OR_TOWER"),
+    (["nowhere"], "cannot read nowhere/checkpoint.safetensors: No such file"),
+    (["kubic: adam"], "kubic"),
+    (["missing.json"], "cannot read missing.json"),
+    ([SMALL, "--windows", "0"], "at least 1, got '0'"),
+    (["a", "--steps", "3"], "--steps is for a tower that is not trained yet"),
+])  # fmt: skip
 def test_mistakes_at_the_command_line(words, says, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     tower = parse(SMALL)
     (tmp_path / "a").mkdir()
     checkpoint.save(tmp_path / "a" / "checkpoint.safetensors", tower, tower.init(0), seed=0)
-    assert cli.main(words) == 2
+    assert cli.main(["probe", *words]) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("tower: error: ")
     assert says in line
