@@ -116,7 +116,8 @@ def slope(function: Callable[[Tensor], Tensor | None], theta: Tensor) -> Tensor:
     with torch.enable_grad():
         at = theta.view_as(theta) if again else theta.detach().requires_grad_()
         value = function(at)
-        assert value is not None
+        if value is None or not value.requires_grad:  # a constant, as the price of a gate that is fixed
+            return torch.zeros_like(theta)
         (grad,) = torch.autograd.grad(value.sum(), at, create_graph=again, materialize_grads=True)
     return grad
 

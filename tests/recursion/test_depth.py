@@ -10,69 +10,62 @@ from pathlib import Path
 import pytest
 import torch
 
-from levels import LSTM, SGD, Adam, Partition, Fixed, Gated, Level, Linear, Quadratic
+from levels import LSTM, SGD, Adam, Fixed, Gated, Level, Linear, Partition, Quadratic
 from levels.tree import leaves, named_leaves
 from recursion import Tower, TowerState, checkpoint, cli
-from recursion.analysis.depth import Depth, depth, gates, learned_depth
-from recursion.notation import parse
+from recursion.analysis.depth import gates, learned_depth
 from recursion.analysis.pruning import prune
+from recursion.group import Depth, gated_levels
+from recursion.notation import parse
 from recursion.training import train
 
 LEVEL = "sgd(lr=0.001)"
 PATTERNS = ("*gate", "*")
+DEEP = f"quadratic: depth({LEVEL}@1[batch=3] / {LEVEL}@2[batch=2,horizon=none] / {LEVEL}@1 / {LEVEL}@1) / sgd"
 
 
 def group(*levels: str, **settings: object) -> str:
-    said = "".join(f", {key}={value}" for key, value in settings.items())
-    return f"depth({' / '.join(levels)}{said})"
+    return f"depth({' / '.join(levels)}{''.join(f', {key}={value}' for key, value in settings.items())})"
 
 
-# Expansion.
+def trained(tower: Tower, steps: int) -> TowerState:
+    state = tower.init(0)
+    for _ in range(steps):
+        state, _ = tower.step(state)
+    return state
 
 
 def test_a_group_is_levels_with_gates_between_them() -> None:
-    tower = parse(
-        "quadratic: depth(lstm@20 / adam@5 / sgd@2, gates=adam(lr=0.1), price=1e-3, start=0.7) / rmsprop / sgd"
-    )
-    lstm, mover = LSTM(), Adam(lr=0.1)
+    text = "quadratic: depth(lstm@20 / adam@5 / sgd@2, gates=adam(lr=0.1), price=1e-3, start=0.7) / rmsprop / sgd"
+    tower, mover = parse(text), Adam(lr=0.1)
     assert tower.levels == (
-        Level(optimizer=lstm, unroll=20),
+        Level(optimizer=LSTM(), unroll=20),
         Level(optimizer=Gated(Adam(), gate=0.7, price=1e-3 * 20 * 5), unroll=5),
         Level(optimizer=Partition(PATTERNS, (mover, Gated(SGD(), gate=0.7, price=1e-3 * 20 * 5 * 2))), unroll=2),
         Level(optimizer=Partition(PATTERNS, (mover, parse("quadratic: rmsprop").levels[0].optimizer))),
         Level(optimizer=SGD()),
     )
     assert parse(repr(tower)).levels == tower.levels
-
-
-def test_gates_are_moved_by_what_stands_above_the_group_if_nobody_else_is_named() -> None:
-    levels = parse("quadratic: depth(sgd@1 / sgd@1 / sgd@1) / lstm / adam").levels
-    assert [level.optimizer for level in levels[1:]] == [
-        Gated(SGD()),
-        Partition(PATTERNS, (LSTM(), Gated(SGD()))),
-        LSTM(),
-        Adam(),
-    ]
+    levels = parse("quadratic: depth(sgd@1 / sgd@1 / sgd@1) / lstm / adam").levels  # the level above moves the gates
+    above = [Gated(SGD()), Partition(PATTERNS, (LSTM(), Gated(SGD()))), LSTM(), Adam()]
+    assert [level.optimizer for level in levels[1:]] == above
 
 
 def test_a_group_may_stand_on_levels_and_on_another_group() -> None:
     tower = parse("quadratic: sgd@3 / depth(sgd@2 / adam@2, price=1, gates=sgd) / depth(rmsprop@2 / adam@2) / sgd")
     assert parse(repr(tower)).levels == tower.levels
+    moved = 'by-name(["*gate", "*"], [sgd, rmsprop])'
     assert [repr(level.optimizer) for level in tower.levels] == [
-        "sgd",
-        "sgd",
-        "gated(adam, price=12.0)",
-        'by-name(["*gate", "*"], [sgd, rmsprop])',
-        "gated(adam)",
-        "sgd",
-    ]
+        "sgd", "sgd", "gated(adam, price=12.0)", moved, "gated(adam)", "sgd",
+    ]  # fmt: skip
 
 
 def test_the_price_is_of_a_base_step_of_what_gradients_cost() -> None:
     exact = "sgd@2[gradient=exact, horizon=2, batch=2]"
     tower = parse(f"quadratic(dims=2): depth({exact} / {exact} / sgd@3, price=0.5) / sgd")
-    assert tower.costs[:3] == [3, 9, 27]
-    assert [tower.levels[1].optimizer.price, tower.levels[2].optimizer.optimizers[1].price] == [4.5, 13.5]
+    prices = [tower.levels[1].optimizer.price, tower.levels[2].optimizer.optimizers[1].price]
+    assert prices == [0.5 * cost for cost in tower.costs[1:3]]
+    assert tower.costs[2] > 3 * tower.costs[1] / 2
 
 
 def test_open_gates_are_as_good_as_none() -> None:
@@ -81,14 +74,8 @@ def test_open_gates_are_as_good_as_none() -> None:
     first, *rest = plain.levels
     gated = (dataclasses.replace(level, optimizer=Gated(level.optimizer, gate=Fixed(1.0))) for level in rest)
     other = Tower(plain.task, first, *gated)
-    states = [plain.init(0), other.init(0)]
-    for _ in range(4):
-        (one, expected), (two, report) = plain.step(states[0]), other.step(states[1])
+    for (_, expected), (_, report) in zip(plain.run(plain.init(0), 4), other.run(other.init(0), 4)):
         assert report.losses == expected.losses
-        states = [one, two]
-
-
-# Gates as they stand.
 
 
 def set_gates(tower: Tower, state: TowerState, stands: dict[int, float]) -> TowerState:
@@ -96,138 +83,104 @@ def set_gates(tower: Tower, state: TowerState, stands: dict[int, float]) -> Towe
     carries = tower.carries(state)
     below = carries[0]
     for number in range(2, tower.depth + 1):
-        carry, memory = carries[number - 1], carries[number - 1].below.memory
-        carry = carry._replace(below=type(carry.below)(below, memory))
+        carry = carries[number - 1]
+        carry = carry._replace(below=type(carry.below)(below, carry.below.memory))
         if number - 1 in stands:
-            (place,) = [i for i, (name, _) in enumerate(tower.bound_levels[number - 2].layout.entries) if name.endswith("gate")]
-            at = sum(tower.bound_levels[number - 2].layout.sizes[:place])
+            names, stand = [], stands[number - 1]
+            for name, shape in tower.bound[number - 2].layout.entries:
+                names += [name] * torch.Size(shape).numel()
+            (at,) = [i for i, name in enumerate(names) if name.endswith("gate")]
             x = carry.x.clone()
-            x[..., at] = {0: -5.0, 1: 5.0}.get(stands[number - 1], stands[number - 1])
+            x[..., at] = {0: -5.0, 1: 5.0}.get(stand, stand)
             carry = carry._replace(x=x)
         below = carry
     return state._replace(carry=below)
 
 
-DEEP = f"quadratic: depth({LEVEL}@1[batch=3] / {LEVEL}@2[batch=2,horizon=none] / {LEVEL}@1 / {LEVEL}@1) / sgd"
-
-
-def test_gates_are_read_off_by_level_and_copy() -> None:
+def test_gates_are_read_off_by_level_and_copy_and_stand_in_the_reports() -> None:
     tower = parse(DEEP)
     state = tower.init(0)
-    assert [gate.level for gate in gates(tower, state)] == [2, 3, 4]
-    assert [tuple(gate.each.shape) for gate in gates(tower, state)] == [(1, 1, 1), (1, 1), (1,)]
-    assert all(
-        gate.mean == pytest.approx(0.5, abs=0.05) and not gate.opened and not gate.closed
-        for gate in gates(tower, state)
-    )
+    found = gates(tower, state)
+    assert [(gate.level, tuple(gate.each.shape)) for gate in found] == [(2, (1, 1, 1)), (3, (1, 1)), (4, (1,))]
+    assert all(gate.mean == pytest.approx(0.5, abs=0.05) and not gate.opened and not gate.closed for gate in found)
     state = set_gates(tower, state, {2: 1, 3: 0, 4: 0.0})
     assert [(gate.closed, gate.opened) for gate in gates(tower, state)] == [(False, True), (True, False), (True, False)]
+    _, report = tower.step(set_gates(tower, tower.init(0), {2: 1, 3: 0}))
+    stand = {name: value for name, value in report.metrics.items() if "gate" in name}
+    assert stand == pytest.approx({"level 2 gate": 1.0, "level 3 1.gate": 0.0, "level 4 1.gate": 0.5}, abs=0.02)
 
 
 @pytest.mark.parametrize(
-    ("stands", "levels"),
-    [({2: 0}, 1), ({3: 0}, 2), ({4: 0, 2: 1}, 3), ({2: 0, 4: 0}, 1), ({2: 1, 3: 1, 4: 1}, 5), ({}, 5)],
+    ("stands", "levels"), [({2: 0}, 1), ({3: 0}, 2), ({4: 0, 2: 1}, 3), ({2: 0, 4: 0}, 1), ({2: 1, 3: 1}, 5), ({}, 5)]
 )
 def test_depth_is_what_lies_under_the_lowest_closed_gate(stands: dict[int, float], levels: int) -> None:
     tower = parse(DEEP)
     assert learned_depth(tower, set_gates(tower, tower.init(0), stands)) == levels
 
 
-def test_gates_stand_in_the_reports() -> None:
-    tower = parse(DEEP)
-    state = set_gates(tower, tower.init(0), {2: 1, 3: 0})
-    _, report = tower.step(state)
-    assert {name: report.metrics[name] for name in report.metrics if "gate" in name} == pytest.approx(
-        {"level 2 gate": 1.0, "level 3 1.gate": 0.0, "level 4 1.gate": 0.5}, abs=0.02
-    )
-
-
-# Pruning.
-
-
 def task_losses(tower: Tower, state: TowerState, base_steps: int) -> list[float]:
     """Losses of the task, each copy, whenever so many base steps are done."""
-    found: list[float] = []
-    for _ in range(base_steps // int(tower.base_steps)):
-        state, _ = tower.step(state)
-        found.append(tower.carries(state)[0].f.flatten().tolist())
-    return found
+    states = (state for state, _ in tower.run(state, base_steps // int(tower.costs[-1])))
+    return [tower.carries(state)[0].f.flatten().tolist() for state in states]
 
 
 HELD = "sgd(lr=fixed(0))"  # gates stay where they are
 NESTED = {
     "hyperoptimizers": [f"{LEVEL}@1[batch=3]", "adam@1", "sgd(momentum=0.9)@1"],
-    "momentum": ["sgd(lr=0.01, momentum=0.9)@1[batch=3]", "sgd(lr=0.1, momentum=0.5)@1", "adam@1"],
     "unrolls": [f"{LEVEL}@2[batch=3]", "adam@3[horizon=none]", "sgd(momentum=0.9)@2[horizon=none]"],
     "lstm": ["lstm(hidden=3)@2[batch=3]", "sgd(lr=1e-3)@2[horizon=none]", "adam@1"],
 }
 
 
-@pytest.mark.parametrize(
-    "stands", [{2: 0}, {2: 1, 3: 0}, {2: 1, 3: 1}, {2: 0.3, 3: 0}, {2: 0.3, 3: 1}, {2: 1, 3: -0.2}], ids=str
-)
+@pytest.mark.parametrize("stands", [{2: 0}, {2: 1, 3: 0}, {2: 1, 3: 1}, {2: 0.3, 3: 0}, {2: 0.3, 3: 1}], ids=str)
 @pytest.mark.parametrize("levels", NESTED)
 def test_a_pruned_tower_gives_the_losses_of_the_whole_one(levels: str, stands: dict[int, float]) -> None:
     """Bit for bit: trained for a while, gates set, and both go on."""
     tower = parse(f"quadratic(dims=3, dtype=float64): {group(*NESTED[levels], gates=HELD, price=0.1)} / adam(lr=0.01)")
-    state = tower.init(0)
-    for _ in range(3):
-        state, _ = tower.step(state)
-    state = set_gates(tower, state, stands)
+    state = set_gates(tower, trained(tower, 3), stands)
     shallow, left = prune(tower, state)
     cut = min((level for level, gate in stands.items() if gate == 0), default=None)
     assert shallow.depth == (tower.depth if cut is None else cut - 1)
-    assert not gates(shallow, left)
-    assert int(left.step) == 0
-    every = int(tower.base_steps)
-    long, short = task_losses(tower, state, 6 * every), task_losses(shallow, left, 6 * every)
-    assert long == short[every // int(shallow.base_steps) - 1 :: every // int(shallow.base_steps)]
+    assert (gates(shallow, left), int(left.step)) == ([], 0)
+    every, often = int(tower.costs[-1]), int(tower.costs[-1]) // int(shallow.costs[-1])
+    long, short = task_losses(tower, state, 4 * every), task_losses(shallow, left, 4 * every)
+    assert long == short[often - 1 :: often]
     assert long[0] != long[-1]
     again = parse(repr(shallow))
     assert again.levels == shallow.levels
-    wanted = {name: leaf.shape for name, leaf in named_leaves(again.init(0)).items()}
-    assert {name: leaf.shape for name, leaf in named_leaves(left).items()} == wanted
+    wanted, have = ({name: leaf.shape for name, leaf in named_leaves(one).items()} for one in (again.init(0), left))
+    assert have == wanted
 
 
 def test_what_is_left_of_a_tower_says_how_it_was_pruned() -> None:
-    levels = group(f"{LEVEL}@1", "sgd@1", "adam@1", gates=HELD)
-    tower = parse(f"quadratic: {levels} / rmsprop")
-    state = tower.init(0)
-    said = {
+    tower = parse(f"quadratic: {group(f'{LEVEL}@1', 'sgd@1', 'adam@1', gates=HELD)} / rmsprop")
+    half = 1e-9
+    for notation, stands in {
         "quadratic: sgd(lr=0.001)": {2: 0, 3: 1},
         "quadratic: sgd(lr=0.001)@1 / sgd": {2: 1, 3: 0},
-        "quadratic: sgd(lr=0.001)@1 / gated(sgd, gate=fixed(0.5))": {2: 0.0, 3: 0},
+        "quadratic: sgd(lr=0.001)@1 / gated(sgd, gate=fixed(0.5))": {2: half, 3: 0},
         "quadratic: sgd(lr=0.001)@1 / sgd@1 / adam@1 / rmsprop": {2: 1, 3: 1},
-    }
-    stored = {0.0: 1e-9}  # half open
-    for notation, stands in said.items():
-        stands = {level: stored.get(gate, gate) if isinstance(gate, float) else gate for level, gate in stands.items()}
-        assert repr(prune(tower, set_gates(tower, state, stands))[0]) == notation
+    }.items():
+        assert repr(prune(tower, set_gates(tower, tower.init(0), stands))[0]) == notation
 
 
 def test_movers_with_parameters_are_taken_from_beneath_adam() -> None:
     """Level 4 moves the parameters of what moved the gate of level 2, too; its moments lose them."""
-    levels = group(f"{LEVEL}@1", f"{LEVEL}@1", f"{LEVEL}@1", gates="adam")
-    tower = parse(f"quadratic(dims=3, dtype=float64): {levels} / adam(lr=0.01)")
-    state = tower.init(0)
-    for _ in range(3):
-        state, _ = tower.step(state)
-    state = set_gates(tower, state, {2: 1, 3: 1})
+    tower = parse(f"quadratic(dims=3, dtype=float64): {group(*[f'{LEVEL}@1'] * 3, gates='adam')} / adam(lr=0.01)")
+    state = set_gates(tower, trained(tower, 3), {2: 1, 3: 1})
     shallow, left = prune(tower, state)
     assert repr(shallow).endswith(f"{LEVEL}@1 / {LEVEL}@1 / {LEVEL}@1 / adam(lr=0.01)")
-    kept = [i for i, name in enumerate(name for name, _ in tower.bound_levels[2].layout.entries) if name == "1.rule.lr"]
-    moments = state.carry.state[1]  # of "*": four of the mover, and the step size
-    assert moments.m.shape[-1] == 5
+    moments = state.carry.state[2]  # of "*"
+    assert moments.m.shape[-1] == 5  # four of the mover, and the step size
     assert torch.equal(left.carry.state.m, moments.m[..., -1:])
-    assert torch.equal(left.carry.x, state.carry.x[..., kept])
+    assert torch.equal(left.carry.x, state.carry.x[..., -1:])
 
 
 def test_movers_stay_under_what_mixes_coordinates() -> None:
-    levels = group(f"{LEVEL}@1", f"{LEVEL}@1", f"{LEVEL}@1", gates="adam")
+    levels = group(*[f"{LEVEL}@1"] * 3, gates="adam")
     tower = parse(f"quadratic(dims=3): {levels} / sgd(lr=log(0.1, per=coordinate))")
-    state = set_gates(tower, tower.init(0), {2: 1, 3: 1})
     with pytest.raises(ValueError, match=r"^level 4 \(by-name.*does not treat each coordinate by itself.*lr=fixed"):
-        prune(tower, state)
+        prune(tower, set_gates(tower, tower.init(0), {2: 1, 3: 1}))
 
 
 def test_levels_with_nothing_left_to_train_go_too() -> None:
@@ -245,8 +198,7 @@ def test_rounding_decides_what_is_neither_open_nor_closed() -> None:
     assert repr(shallow).count("sgd") == shallow.depth == 2
     assert not gates(shallow, left)
     shallow, _ = prune(tower, state)
-    assert repr(shallow).count("gate=fixed(") == 3
-    assert shallow.depth == 5
+    assert (repr(shallow).count("gate=fixed("), shallow.depth) == (3, 5)
 
 
 def test_one_of_several_towers_side_by_side() -> None:
@@ -255,55 +207,34 @@ def test_one_of_several_towers_side_by_side() -> None:
     x = state.carry.x.clone()
     x[:, 0] = torch.tensor([5.0, -5.0])
     state = state._replace(carry=state.carry._replace(x=x))
-    with pytest.raises(
-        ValueError, match=r"^level 2 .*its gates stand at 0 to 1 in several copies; train on, choose one"
-    ):
+    with pytest.raises(ValueError, match=r"^level 2 .*its gates stand at 0 to 1 in several copies; train on, choose"):
         prune(tower, state)
-    first, left = prune(tower, state, copy=1)
-    second, other = prune(tower, state, copy=2)
-    assert (first.depth, second.depth) == (3, 1)
-    whole = [
-        tower.step(tower.step(state)[0])[0],
-        first.step(first.step(left)[0])[0],
-        second.step(second.step(other)[0])[0],
-    ]
-    f = tower.carries(whole[0])[0].f
-    assert torch.equal(first.carries(whole[1])[0].f, f[:1])
-    assert torch.equal(second.carries(whole[2])[0].f, f[1, 0])
+    pairs = [(tower, state), prune(tower, state, copy=1), prune(tower, state, copy=2)]
+    assert [one.depth for one, _ in pairs] == [3, 3, 1]
+    f, first, second = (one.carries(list(one.run(each, 2))[-1][0])[0].f for one, each in pairs)
+    assert torch.equal(first, f[:1])
+    assert torch.equal(second, f[1, 0])
     with pytest.raises(ValueError, match="there are 2 towers side by side, counted from 1; got copy 3"):
         prune(tower, state, copy=3)
 
 
 def test_towers_that_cannot_be_pruned_are_refused() -> None:
-    plain = parse("quadratic: sgd@1 / sgd")
+    plain, tower = parse("quadratic: sgd@1 / sgd"), parse("quadratic: depth(sgd@2[gradient=pes] / sgd@2) / sgd")
     with pytest.raises(ValueError, match="has no gates; there is nothing to prune"):
         prune(plain, plain.init(0))
-    tower = parse("quadratic: depth(sgd@2[gradient=pes] / sgd@2) / sgd")
-    state = set_gates(tower, tower.init(0), {2: 0})
-    with pytest.raises(
-        ValueError, match=r"^level 1 \(sgd@2.*perturbed parameters, which cannot go on; build the shallow"
-    ):
-        prune(tower, state)
-
-
-# Learning.
+    with pytest.raises(ValueError, match=r"^level 1 \(sgd@2.*perturbed parameters, which cannot go on; build the"):
+        prune(tower, set_gates(tower, tower.init(0), {2: 0}))
 
 
 def test_a_gate_closes_under_a_price_and_opens_where_its_level_helps() -> None:
     """A step size that is far too small, and a level that raises it; the gate of level 2 alone has anything to say."""
-
-    def trained(price: float) -> tuple[Tower, TowerState]:
-        levels = [Level(optimizer=SGD(lr=Linear(1e-5)), batch=8), Level(optimizer=SGD(lr=Linear(1e-7)))]
-        task, above = Quadratic(dims=3, dtype="float64"), Level(optimizer=SGD(lr=Fixed(0)))
-        tower = Tower(task, *depth(task, levels, above, Depth(gates=SGD(lr=Fixed(10.0)), price=price)))
-        state = tower.init(0)
-        for _ in range(100):
-            state, _ = tower.step(state)
-        return tower, state
-
-    assert learned_depth(*trained(price=1.0)) == 1
-    assert learned_depth(*trained(price=0.0)) == 3
-    assert gates(*trained(price=0.0))[0].mean > 0.6
+    levels = [Level(optimizer=SGD(lr=Linear(1e-5)), batch=8), Level(optimizer=SGD(lr=Linear(1e-7)))]
+    task, above = Quadratic(dims=3, dtype="float64"), Level(optimizer=SGD(lr=Fixed(0)))
+    for price, depth in ((1.0, 1), (0.0, 3)):
+        tower = Tower(task, *gated_levels(task, levels, above, Depth(gates=SGD(lr=Fixed(10.0)), price=price)))
+        state = trained(tower, 100)
+        assert learned_depth(tower, state) == depth
+    assert gates(tower, state)[0].mean > 0.6
 
 
 KILLED = "quadratic(dims=3): depth(sgd@2[batch=2] / adam@2, gates=lstm(hidden=2), price=1e-3) / adam"
@@ -315,6 +246,7 @@ train(parse("{KILLED}"), steps=400, seed=1, out=sys.argv[1], every=0)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "parts")])
     metrics = tmp_path / "parts" / "metrics.jsonl"
@@ -323,8 +255,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    saved = checkpoint.load(tmp_path / "parts" / "checkpoint.safetensors")
-    steps = int(saved.state.step) + 5
+    steps = int(checkpoint.load(tmp_path / "parts" / "checkpoint.safetensors").state.step) + 5
     assert steps > 8
     whole = train(parse(KILLED), steps=steps, seed=1, out=tmp_path / "whole")
     state = train(parse(KILLED), steps=steps, seed=1, out=tmp_path / "parts", resume=True)
@@ -341,61 +272,30 @@ def test_tower_prune_writes_a_run_that_goes_on(tmp_path: Path, capsys: pytest.Ca
     assert f"of 3 levels 1 are left, written to {pruned}" in told
     saved = checkpoint.load(Path(pruned) / "checkpoint.safetensors")
     assert (repr(saved.tower), saved.seed, int(saved.state.step)) == (f"quadratic(dims=3): {LEVEL}[batch=2]", 4, 0)
-    words = ["train", f"{pruned}/spec.json", "--out", pruned, "--seed", "4", "--resume", "--steps", "3"]
-    assert cli.main([*words, "--problems", "2", "--eval-steps", "3"]) == 0
-    assert cli.main(["eval", pruned, "--problems", "2", "--eval-steps", "3", "--no-transfer"]) == 0
+    words = ["train", f"{pruned}/spec.json", "--out", pruned, "--seed", "4", "--resume", "--steps", "3", "--no-eval"]
+    assert cli.main(words) == 0
     went_on = checkpoint.load(Path(run) / "checkpoint.safetensors")
-    state = went_on.state
-    for _ in range(3):
-        state, _ = went_on.tower.step(state)
+    *_, (state, _) = went_on.tower.run(went_on.state, 3)
     after = checkpoint.load(Path(pruned) / "checkpoint.safetensors").state
     assert torch.equal(after.carry.x, went_on.tower.carries(state)[0].x[0, 0])
     assert cli.main(["prune", run, "--out", pruned]) == 2
     assert "already holds a run; choose another folder (--out)" in capsys.readouterr().err
 
 
-# Refusals.
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "depth(sgd) / sgd",
-            "level 1 (depth(sgd)): a group of one level has no depth to learn; put another level into it",
-        ),
-        ("depth(sgd / sgd)", "level 1 to 2 (depth(sgd / sgd)): expected '/' and a level that moves the gates"),
-        (
-            "sgd / depth(sgd / sgd, price=-1) / sgd",
-            "level 2 to 3 (depth(sgd / sgd, price=-1)): depth: price must be 0 or",
-        ),
-        (
-            "depth(sgd / sgd, start=1) / sgd",
-            "(depth(sgd / sgd, start=1)): depth: start must be a number between 0 and 1",
-        ),
-        ("depth(sgd / sgd, gates=3) / sgd", "(depth(sgd / sgd, gates=3)): gates must be an optimizer or none, got 3"),
-        (
-            "depth(sgd / sgd, prize=3) / sgd",
-            "a depth has no setting 'prize' (did you mean price?); it has gates, price",
-        ),
-        ("depth(sgd / sgd@0, price=1) / sgd", "level 2 (sgd@0): unroll must be a whole number of at least 1, got 0"),
-        ("depth(sgd / sgd / sgd", "expected '/', ',' or ')' behind a level of the group, got the end of the text"),
-        ("depth(sgd / sgd)@2 / sgd", "expected '/' and a level that moves the gates behind the group, got '@'"),
-        ("depth(sgd / depth(sgd / sgd)) / sgd", "level 2 (depth(sgd / sgd)): unknown optimizer 'depth'"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("depth(sgd) / sgd", "level 1 (depth(sgd)): a group of one level has no depth to learn; put another level into it"),
+    ("depth(sgd / sgd)", "level 1 to 2 (depth(sgd / sgd)): expected '/' and a level that moves the gates"),
+    ("sgd / depth(sgd / sgd, price=-1) / sgd", "level 2 to 3 (depth(sgd / sgd, price=-1)): depth: price must be a"),
+    ("depth(sgd / sgd, start=1) / sgd", "(depth(sgd / sgd, start=1)): depth: start must be a number between 0 and 1"),
+    ("depth(sgd / sgd, gates=3) / sgd", "(depth(sgd / sgd, gates=3)): depth: gates must be an optimizer or none"),
+    ("depth(sgd / sgd, prize=3) / sgd", "depth has no setting 'prize' (did you mean price?); it has gates, price"),
+    ("depth(sgd / sgd@0, price=1) / sgd", "level 2 (sgd@0): unroll must be a whole number of at least 1, got 0"),
+    ("depth(sgd / sgd / sgd", "expected '/', ',' or ')' behind a level of the group, got the end of the text"),
+    ("depth(sgd / sgd)@2 / sgd", "expected '/' and a level that moves the gates behind the group, got '@'"),
+    ("depth(sgd / depth(sgd / sgd)) / sgd", "level 2 (depth(sgd / sgd)): unknown optimizer 'depth'"),
+])  # fmt: skip
 def test_a_group_that_is_none_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse(f"quadratic: {text}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_in_python_too() -> None:
-    with pytest.raises(ValueError, match="depth: price must be 0 or more, got -1"):
-        Depth(price=-1)
-    with pytest.raises(ValueError, match="depth: start must be a number between 0 and 1, got 0"):
-        Depth(start=0)
-    with pytest.raises(ValueError, match=r"depth\(sgd@1\): a group of one level has no depth to learn; put another"):
-        depth(Quadratic(), [Level(optimizer=SGD())], Level(optimizer=SGD()))
-    assert dataclasses.asdict(Depth()) == {"gates": None, "price": 0.0, "start": 0.5}
