@@ -12,7 +12,7 @@ _NAMES = {
     "levels.schedules": "Constant Cosine Exponential LinearDecay Schedule Warmup",
     "levels.gradients.bootstrapped": "Bootstrapped", "levels.gradients.evolution": "NRES PES Antithetic ESSingle Evolution FullES TruncatedES",
     "levels.gradients.exact": "Exact", "levels.gradients.first_order": "Backpropagation FirstOrder", "levels.gradients.forward": "Forward",
-    "levels.gradients.mixture": "Mix", "levels.gradients.online": "Online",
+    "levels.gradients.mixture": "Mix", "levels.gradients.online": "Online", "levels.gradients.recomputed": "Recomputed",
     "levels.optimizers.adagrad": "Adagrad", "levels.optimizers.adam": "Adam", "levels.optimizers.adamw": "AdamW",
     "levels.optimizers.partition": "Partition", "levels.optimizers.cma": "CMA", "levels.optimizers.ensemble": "Ensemble",
     "levels.optimizers.ga": "GA", "levels.optimizers.gated": "Gated", "levels.optimizers.guarded": "Guarded Self",

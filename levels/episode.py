@@ -81,11 +81,14 @@ def level_traits(level: Any) -> ProblemTraits:
     each, span = below.evals + below.outer_evals + optimizer.evals, level.lookahead or level.unroll
     evals = level.gradient.evals(level)
     products = Fraction(evals - span * each) / below.product_evals  # that the gradient takes itself, as exact does
+    swept = span * below.product_evals  # those of a product with its Jacobian
+    if below.outer_evals:  # the loss that counts has another gradient, and the state between is made again
+        swept += span * (below.evals + below.outer_evals) - below.product_evals
     return ProblemTraits(
         differentiable=level.gradient.traits.differentiable,
         evals=evals,
         init_evals=starting,
         scratch_evals=starting + episode_windows(level) * span * each,
-        product_evals=evals + span * below.product_evals + products * below.again_evals,
-        again_evals=span * (below.product_evals + below.again_evals) + 2 * products * below.again_evals,
+        product_evals=evals + swept + products * below.again_evals,
+        again_evals=swept + span * below.again_evals + 2 * products * below.again_evals,
     )

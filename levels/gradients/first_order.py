@@ -19,7 +19,7 @@ from torch import Tensor
 
 from levels.autodiff import as_data, followed, is_followed, update_vjp
 from levels.base import Estimator, EstimatorTraits, Evaluate, LevelLike, LevelState, Window
-from levels.config import require
+from levels.config import format_value, require
 from levels.restart import run, started
 from levels.tree import choose
 
@@ -104,3 +104,9 @@ def require_differentiable(estimator: Estimator, level: LevelLike) -> None:
     fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
     good = level.optimizer.traits.differentiable
     require(good, f"{level.optimizer} cannot be differentiated by {estimator}; {fix}")
+
+
+def require_backpropagation(estimator: Estimator, through: object) -> None:
+    """ValueError, in the name of ``estimator``, unless ``through`` is backpropagation."""
+    good = isinstance(through, Backpropagation)
+    require(good, f"{estimator.name}: through must be first-order or exact, got {format_value(through)}")

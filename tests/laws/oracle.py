@@ -216,6 +216,11 @@ def _constant(s: Any) -> Any:
 # Comparison.
 
 
+def equal(one: Any, other: Any) -> bool:
+    """Whether two states are equal bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
 def error(ours: Tensor, theirs: Tensor | float) -> float:
     """Largest difference over the largest entry of the oracle's tensor."""
     theirs = torch.as_tensor(theirs, dtype=torch.float64)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import pytest
 from torch import Tensor
 
-from levels import SGD, Level, Quadratic
-from levels.layout import Layout
-from levels.base import Problem
+from levels import SGD, Layout, Level, Problem, ProblemTraits, Quadratic
 from levels.tree import State
 from recursion import Tower
 
@@ -23,6 +21,10 @@ class Counted(Problem):
     @property
     def layout(self) -> Layout:
         return self.problem.layout
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return self.problem.traits
 
     def init(self, key: Tensor) -> Tensor:
         return self.problem.init(key)

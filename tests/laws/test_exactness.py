@@ -113,7 +113,10 @@ TOWERS = {
     ),
     "2 digits": Case(
         digits(),
-        (level(SGD(lr=Log(0.1, shared_over="tensor")), 2, batch=2), level(RMSprop(), 2, horizon=4, objective=MeanLog())),
+        (
+            level(SGD(lr=Log(0.1, shared_over="tensor")), 2, batch=2),
+            level(RMSprop(), 2, horizon=4, objective=MeanLog()),
+        ),
     ),
     "3 momentum / lstm / adam": Case(
         quadratic(),

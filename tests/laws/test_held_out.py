@@ -8,8 +8,8 @@ import pytest
 import torch
 from exact_oracle import ExactTask
 from exact_parts import Polyak, lstm, stacked
-from oracle import NaiveTask, error
-from test_ahead import AheadLevel, AheadWhole, compare, equal, level
+from oracle import NaiveTask, equal, error
+from test_ahead import AheadLevel, AheadWhole, compare, level
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,13 +34,12 @@ from levels import (
     Task,
     keys,
 )
+from levels.restart import run
 from levels.tasks.held_out import HeldOutState
 from levels.testing import check_problem
 from levels.tree import map_leaves
-from recursion import Tower, checkpoint
-from recursion.export import learned_by, load
+from recursion import Tower
 from recursion.notation import parse
-from recursion.spec import dumps, loads
 
 TOLERANCE = 1e-10
 BARE = DigitsMLP(hidden=(3,), minibatch=8, dtype="float64")
@@ -102,7 +101,9 @@ class Judging:
 
     below: HeldTask
 
-    def outer_value_and_grad(self, x: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
+    def outer_value_and_grad(
+        self, x: Tensor, state: HeldOutState, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor, HeldOutState]:
         counted, after = self.below.counted.value(x, state.counted)
         (slope,) = torch.autograd.grad(counted, x, create_graph=True)
         return counted, slope, state._replace(counted=after)
@@ -151,13 +152,13 @@ def test_central_differences_of_a_windows_meta_loss(optimizer):
     _, grad, _ = laid.value_and_grad(params, state)
     slopes = []
     for direction in step * torch.eye(len(params), dtype=torch.float64):
-        ends = [laid.window(params + sign * direction, state.carry)[1].losses for sign in (1, -1)]
-        slopes.append((laid.meta_loss(ends[0])[0] - laid.meta_loss(ends[1])[0]) / (2 * step))
+        ends = [run(laid, params + sign * direction, state.carry)[1].losses for sign in (1, -1)]
+        slopes.append((ends[0] - ends[1]).sum(0).mean() / (2 * step))
     assert error(grad, torch.stack(slopes)) < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", [DECAY, Polyak()], ids=str)
-@pytest.mark.parametrize("ahead", [None, 5])
+@pytest.mark.parametrize("lookahead", [None, 5])
 def test_forward_mode_is_exact_where_a_trajectory_is_one_window(lookahead, optimizer):
     parts = [level(optimizer, 3, lookahead, gradient, horizon=3, batch=2) for gradient in (Exact(), Forward())]
     exact, forward = (part.over(TASK) for part in parts)
@@ -195,8 +196,8 @@ def test_the_losses_that_count_are_those_of_validation_data():
     inputs, labels, _ = BARE.on("validation").data()
     own = BARE.on("validation").own(keys.split(carry.key, 2)[:, 1])
     for number in range(2):
-        after, window = laid.window(params, carry)
-        xs = [*(step.x for step in window.steps[1:]), window.x]
+        after, window = run(laid, params, carry)
+        xs = [step.x for step in window.steps]
         for t, x in enumerate(xs):
             for copy in range(2):
                 rows = keys.integers(keys.fold_in(own[copy], 3 * number + t), (8,), len(labels))
@@ -247,7 +248,7 @@ def test_on_another_split_it_is_the_bare_task(split, dtype):
     task = HeldOut(DigitsMLP(hidden=(3,)), dtype=dtype)
     assert task.on(split) == DigitsMLP(hidden=(3,), split=split, dtype=dtype)
     assert task.on("train") is task
-    assert task.on(split).judging == 0
+    assert task.on(split).traits.outer_evals == 0
     for variant in task.variants().values():
         assert variant.dtype == dtype
     assert [*task.variants().values()] == [*DigitsMLP(hidden=(3,), dtype=dtype).variants().values()]
@@ -270,16 +271,14 @@ def test_it_conforms_and_so_does_what_it_counts(task):
     state = task.init_state(params, key)
     f, g, state = task.value_and_grad(params, state)
     before = map_leaves(Tensor.clone, state)
-    value, grad, after = task.outer_value_and_grad(params, f, g, state)
+    value, grad, after = task.outer_value_and_grad(params, state, f, g)
     bare = task.on("validation")
     expected = bare.value_and_grad(params, bare.init_state(params, key))
     assert equal((value, grad, after.counted), expected)
     assert equal(after.training, state.training)
     assert equal(state, before)
     assert not torch.equal(value, f)
-    assert task.judging == 1
-    for name in ("copies", "differentiable", "symmetric"):
-        assert getattr(task, name) == getattr(task.task, name)
+    assert task.traits == task.task.traits._replace(outer_evals=1, scratch_evals=2)
 
 
 # What is refused.
@@ -300,60 +299,23 @@ def test_what_else_is_refused():
             ValueError,
             "held-out: set split, dtype and device on the held-out, not",
         ),
-        (lambda: HeldOut(HeldOut(DigitsMLP())), ValueError, "held-out: held-out.* counts by other data"),
+        (lambda: HeldOut(HeldOut(DigitsMLP())), ValueError, "held-out: held-out.* counts other data than it trains on"),
         (lambda: HeldOut(DigitsMLP(split="test")), ValueError, "held-out: set split, dtype and device on the held-out"),
         (lambda: HeldOut(DigitsMLP(), split="test"), ValueError, "held-out: .*it is the bare task; use digits-mlp"),
-        (lambda: HeldOut("digits"), TypeError, "held-out: expected a task, got 'digits'"),
-        (lambda: Augmented(HeldOut(DigitsMLP())), ValueError, "augmented: held-out.* counts by other data"),
-        (lambda: Mixture((DigitsMLP(), HeldOut(DigitsMLP()))), ValueError, "mixture: held-out.* counts by other data"),
+        (lambda: HeldOut("digits"), ValueError, "held-out: task must be a Task, got digits"),
+        (
+            lambda: Augmented(HeldOut(DigitsMLP())),
+            ValueError,
+            "augmented: held-out.* counts other data than it trains on",
+        ),
+        (
+            lambda: Mixture((DigitsMLP(), HeldOut(DigitsMLP()))),
+            ValueError,
+            "mixture: held-out.* counts other data than it trains on",
+        ),
     ):
         with pytest.raises(kind, match=f"^{expected}") as caught:
             task()
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="held-out: quadratic has no data that could"):
         parse("held-out(quadratic): lstm@20 / adam")
-
-
-# Towers.
-
-TEXTS = [
-    (
-        "held-out(noisy-quadratic(dims=4)): lstm(hidden=2)@2[batch=2, gradient=exact]"
-        " / adam@2[batch=2, ahead=4, gradient=bootstrapped] / adam"
-    ),
-    "held-out(noisy-quadratic(dims=4)): lstm(hidden=2)@2[batch=2, gradient=pes] / sgd@2[batch=2] / adam",
-    (
-        "held-out(digits-mlp(hidden=[3], minibatch=8), dtype=float64): sgd(momentum=0.5)@2[batch=2, gradient=forward]"
-        " / adam@2[batch=2] / sgd"
-    ),
-]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_towers_of_three_levels_resume_bit_for_bit(text, tmp_path):
-    tower = parse(text)
-    assert parse(repr(tower)).task == loads(dumps(tower)).task == tower.task
-    state = tower.init(0)
-    for step in range(4):
-        if step == 2:
-            checkpoint.save(tmp_path / "c", tower, state, seed=0)
-        state = checkpoint.settled(tower.step(state)[0])
-    saved = checkpoint.load(tmp_path / "c")
-    again = saved.state
-    for _ in range(2):
-        again = checkpoint.settled(saved.tower.step(again)[0])
-    assert equal(again, state)
-    assert not torch.equal(tower.carries(saved.state)[0].below.counted.step, tower.carries(state)[0].below.counted.step)
-
-
-def test_what_it_learned_is_exported(tmp_path):
-    """Chosen on validation problems of the bare task; what it cost counts the evaluations that judge."""
-    tower = parse("held-out(noisy-quadratic(dims=3)): sgd(momentum=0.5)@2[batch=2] / adam@2[batch=2] / adam")
-    bare = Tower(NoisyQuadratic(dims=3), *tower.levels)
-    made, other = (learned_by(one, one.step(one.init(0))[0], seed=0, windows=2) for one in (tower, bare))
-    made.save(tmp_path / "e")
-    assert torch.equal(load(tmp_path / "e").weights, made.weights)
-    assert made.below == NoisyQuadratic(dims=3).layout
-    assert not torch.equal(made.weights, other.weights)
-    steps = 2 * (2 * 2 * 2 * 2)  # copies of level 2; their windows, updates and copies; and its updates
-    assert made.source["base_steps"] - other.source["base_steps"] > steps

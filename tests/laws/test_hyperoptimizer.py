@@ -21,11 +21,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from levels import SGD, Adam, Backward, DigitsMLP, FirstOrder, Fixed, Level, Level, LevelState, Linear, Logit, keys
-from levels.tree import leaves
-from levels.base import Carry
+from levels import SGD, Adam, Carry, DigitsMLP, Fixed, Level, LevelState, Linear, Logit, keys
+from levels.restart import started
 from recursion import Tower
-from recursion.notation import parse
 from recursion.tower import TowerState
 
 gdtuo: Any = pytest.importorskip("gradient_descent_the_ultimate_optimizer.gdtuo")
@@ -102,7 +100,7 @@ def ours(tower: Tower, state: TowerState) -> list[Moment]:
 
 def _moment(tower: Tower, state: TowerState) -> Moment:
     bottom, *above = tower.carries(state)
-    hypers = [carry.x.flatten() for carry in above] + [state.params]
+    hypers = [carry.x.flatten() for carry in above] + [state.theta]
     return Moment(float(bottom.f), bottom.x.flatten(), hypers)
 
 
@@ -131,7 +129,9 @@ def test_sgd_on_sgd(height):
 def test_adam_on_sgd():
     rate, eps = 1e-4, 1e-8
     adam = Adam(lr=Linear(0.01), beta1=Logit(0.9), beta2=Logit(0.99), eps=Fixed(eps))
-    tower = Tower(TASK, Level(optimizer=adam, batch=1), Level(optimizer=SGD(lr=Linear(rate, per="tensor")), batch=1))
+    tower = Tower(
+        TASK, Level(optimizer=adam, batch=1), Level(optimizer=SGD(lr=Linear(rate, shared_over="tensor")), batch=1)
+    )
     state = started_with_v(tower, torch.tensor([rate, 4 * rate, 4 * rate, 0.0], dtype=torch.float64), eps)
 
     stack = gdtuo.Adam(optimizer=sgd(rate))
@@ -151,32 +151,12 @@ def test_adam_on_sgd():
 
 def started_with_v(tower: Tower, params: Tensor, v: float) -> TowerState:
     """The start-up of a tower of height 2 by hand, Adam's second moment beginning at ``v``."""
-    laid: Level = tower.bound_levels[0]
-    state = tower.init(seed=0, params=params)
+    laid: Level = tower.bound[0]
+    state = tower.init(seed=0, theta=params)
     top = state.carry
     for_params, for_state = keys.split(top.key, 2).unbind(-1)
     x = laid.init(for_params)
-    carry = laid.start(x, for_state)
+    carry = started(laid, x, for_state)
     carry = carry._replace(state=carry.state._replace(v=carry.state.v + v))
     f, g, below = laid.value_and_grad(x, LevelState(carry, None))
     return state._replace(carry=Carry(x, None, f, g, below, top.age, top.key, top.skipped))
-
-
-@pytest.mark.parametrize(
-    "notation",
-    [
-        "digits-mlp(hidden=[2], minibatch=4): sgd@1 / adam@1[objective=discounted] / sgd(lr=1e-4)@1[batch=2] / adam",
-        "quadratic(dims=3): adam@1[objective=mean-log, batch=3] / sgd(momentum=0.5)@1 / sgd(lr=1e-4)",
-        "quadratic(dims=2): lstm(hidden=2)@1 / lstm(hidden=2)@1[clip=1] / adam",
-    ],
-)
-def test_windows_of_one_update_are_windows(notation, monkeypatch):
-    """The short way through such a window gives what a sweep over it gives, to the last bit."""
-
-    def run() -> TowerState:
-        tower = parse(notation)
-        return [state for state, _ in tower.run(tower.init(seed=1), 12)][-1]
-
-    short = run()
-    monkeypatch.setattr(FirstOrder, "value_and_grad", Backward.value_and_grad)
-    assert all(torch.equal(a, b) for a, b in zip(leaves(short), leaves(run()), strict=True))

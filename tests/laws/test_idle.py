@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Level, Level, LevelState, Linear, Problem, Quadratic, RMSprop, Task, keys
+from levels import LSTM, SGD, Adam, DigitsMLP, Level, LevelState, Linear, Problem, Quadratic, RMSprop, Task, keys
+from levels.restart import run, started
 from levels.tree import State, leaves, map_leaves
 from recursion import Tower
 
@@ -41,7 +42,7 @@ def test_an_idle_level_changes_nothing_below(task, rule):
     for _ in range(4):
         state, _ = tower.step(state)
         for _ in range(6):
-            alone, _ = tower.bound_levels[0].window(params, alone)
+            alone, _ = run(tower.bound[0], params, alone)
         bottom = tower.carries(state)[0]
         assert torch.equal(tower.carries(state)[1].x[0, 0], params)
         assert same(map_leaves(lambda leaf: leaf[0, 0], bottom), alone)
@@ -50,19 +51,19 @@ def test_an_idle_level_changes_nothing_below(task, rule):
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
 def test_the_same_seed_is_the_same_run(task):
-    def run(seed: int) -> State:
+    def final(seed: int) -> State:
         tower = Tower(task, *tall(task))
         state = tower.init(seed)
         for _ in range(5):
             state, _ = tower.step(state)
         return state
 
-    first = run(0)
+    first = final(0)
     torch.rand(3)  # the global generator is nobody's business
     generator = torch.get_rng_state()
-    assert same(first, run(0))
+    assert same(first, final(0))
     assert torch.equal(generator, torch.get_rng_state())
-    assert not torch.equal(first.carry.x, run(1).carry.x)
+    assert not torch.equal(first.carry.x, final(1).carry.x)
 
 
 def laid_over(task: Problem, levels: list[Level]) -> Level:
@@ -100,12 +101,12 @@ def test_copies_of_one_level_do_not_see_each_other(rule):
     task = Quadratic(dims=4, dtype="float64")
     four, one = (Level(optimizer=rule, unroll=2, horizon=6, batch=batch).over(task) for batch in (4, 1))
     params = four.init(keys.seed(3))
-    carry = four.start(params, keys.seed(3))
+    carry = started(four, params, keys.seed(3))
     alone = [map_leaves(lambda leaf, i=i: leaf[i : i + 1], carry) for i in range(4)]
     for _ in range(5):
-        carry, window = four.window(params, carry)
+        carry, window = run(four, params, carry)
         for i in range(4):
-            alone[i], single = one.window(params, alone[i])
+            alone[i], single = run(one, params, alone[i])
             torch.testing.assert_close(window.losses[:, i], single.losses[:, 0], rtol=1e-12, atol=0)
     for i in range(4):
         for a, b in zip(leaves(carry), leaves(alone[i]), strict=True):

@@ -9,7 +9,8 @@ import torch
 from systems import Drift, Plane
 from torch import Tensor
 
-from levels import PES, SGD, Estimator, FirstOrder, Level, Level, LevelState, Mix, NonFiniteError, Quadratic, Skip, keys
+from levels import PES, SGD, Estimator, FirstOrder, Level, LevelState, Mix, NonFiniteError, Quadratic, Skip, keys
+from levels.restart import started
 from levels.tree import leaves
 
 TRUTH = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
@@ -24,16 +25,13 @@ class Noisy(Estimator):
     breaks: int = -1
     broken: float = math.inf
 
-    def check(self, level: Level) -> None:
-        return None
+    def init(self, level: Level, theta: Tensor, key: Tensor) -> LevelState:
+        return LevelState(started(level, theta, key), (key, torch.zeros_like(key)))
 
-    def init_state(self, level: Level, params: Tensor, key: Tensor) -> LevelState:
-        return LevelState(level.start(params, key), (key, torch.zeros_like(key)))
-
-    def value_and_grad(self, level: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+    def value_and_grad(self, level: Level, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         key, window = state.memory
         noise = keys.normal(keys.fold_in(key, window), (4,), torch.float64)
-        grad = (TRUTH + noise * torch.tensor(self.scales, dtype=torch.float64)).to(params.dtype)
+        grad = (TRUTH + noise * torch.tensor(self.scales, dtype=torch.float64)).to(theta.dtype)
         grad[..., 0] = torch.where(window == self.breaks, self.broken, grad[..., 0])
         return grad.sum(-1).nan_to_num(0, 0, 0), grad, LevelState(state.carry, (key, window + 1))
 
@@ -44,7 +42,7 @@ def laid_with(gradient: Estimator, **settings: Any) -> Level:
 
 def apart(laid: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tensor]:
     """What the two estimators give by themselves."""
-    mix = laid.level.gradient
+    mix = laid.gradient
     first = mix.first.value_and_grad(laid, params, LevelState(state.carry, state.memory.first))
     return first[1], mix.second.value_and_grad(laid, params, state.memory.second)[1]
 

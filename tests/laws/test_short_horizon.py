@@ -76,7 +76,7 @@ def measured(
     return Mean(float(total.mean()), float(total.std()) / math.sqrt(runs))
 
 
-@pytest.mark.parametrize("ahead", [1, 10, 50])
+@pytest.mark.parametrize("lookahead", [1, 10, 50])
 @pytest.mark.parametrize("objective", [SUM, LAST], ids=repr)
 @pytest.mark.parametrize("gradient", [Exact(), Forward()], ids=repr)
 def test_one_windows_slope_is_the_closed_form(gradient, objective, lookahead):
@@ -86,7 +86,7 @@ def test_one_windows_slope_is_the_closed_form(gradient, objective, lookahead):
     assert abs(found.value - expected) < 4 * found.error
 
 
-@pytest.mark.parametrize("ahead", [1, 10, 50])
+@pytest.mark.parametrize("lookahead", [1, 10, 50])
 def test_first_order_leaves_out_what_the_closed_form_says(lookahead):
     expected, kept = expected_slope(RATE, lookahead), first_order_slope(RATE, lookahead)
     found = measured(FirstOrder(), RATE, lookahead, lookahead, runs=2000)
