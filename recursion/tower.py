@@ -12,11 +12,9 @@ first order, and one more evaluation of the problem below for each restart.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from functools import partial
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -24,11 +22,14 @@ from torch import Tensor
 
 from levels import keys, restart
 from levels.autodiff import as_data
-from levels.base import Carry, LevelState, Problem
+from levels.base import Carry, Evals, LevelState, Problem
+from levels.config import require
 from levels.faults import NonFiniteError
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.tasks.task import Task
+from recursion.reports import Report as Report
+from recursion.reports import report_of
 
 
 class TowerState(NamedTuple):
@@ -37,17 +38,6 @@ class TowerState(NamedTuple):
     theta: Tensor  # [m] parameters of the topmost optimizer; they stay as they are
     carry: Carry  # of the topmost level; ``carry.x`` [copies, n] is what the tower trains
     step: Tensor  # int64 scalar, steps done
-
-
-class Report(NamedTuple):
-    """What one step reports, as plain numbers, level 1 first."""
-
-    step: int
-    losses: list[float]  # of the problem below each level, mean over copies (for the topmost: over its window too)
-    skipped: list[int]  # copies skipped so far at each level, as not finite
-    metrics: Mapping[str, float] = MappingProxyType(
-        {}
-    )  # of optimizers and estimators: "level 2 refused", mean of copies
 
 
 class Tower:
@@ -60,8 +50,7 @@ class Tower:
     def __init__(self, task: Problem, *levels: Level) -> None:
         if not isinstance(task, Problem):
             raise TypeError(f"a tower stands on a task, got {task!r}")
-        if not levels:
-            raise ValueError("a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
+        require(bool(levels), "a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
         self.task, self.levels = task, levels  # as given
         self.bound: list[Level] = []  # each over the one before
         below = task
@@ -73,9 +62,9 @@ class Tower:
             self.bound.append(below)
         self.top = self.bound[-1]
         chooses = self.top.gradient.traits.chooses_lookahead
-        if chooses or self.top.lookahead is not None:
-            what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
-            raise ValueError(f"{what}; leave {self.top.gradient if chooses else 'ahead'} out")
+        what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
+        fix = f"leave {self.top.gradient if chooses else 'ahead'} out"
+        require(not chooses and self.top.lookahead is None, f"{what}; {fix}")
 
     def init(self, seed: int, *, theta: Tensor | None = None) -> TowerState:
         """State at the start. ``theta`` ``[m]``: of the topmost optimizer, if it is not to start with its own.
@@ -84,9 +73,8 @@ class Tower:
         """
         for_theta, for_carry = keys.split(keys.seed(seed, device=self.top.layout.device), 2)
         theta = self.top.init(for_theta) if theta is None else theta
-        if theta.shape != (self.top.layout.size,):
-            takes = f"level {len(self.levels)} ({self.levels[-1]}) takes {self.top.layout.size} parameters"
-            raise ValueError(f"{takes}, got shape {list(theta.shape)}")
+        takes = f"level {self.depth} ({self.levels[-1]}) takes {self.top.layout.size} parameters"
+        require(theta.shape == (self.top.layout.size,), f"{takes}, got shape {list(theta.shape)}")
         with _at_step(0):
             return TowerState(theta, restart.started(self.top, theta, for_carry), torch.zeros((), dtype=torch.int64))
 
@@ -107,19 +95,7 @@ class Tower:
 
     def report(self, state: TowerState, losses: Tensor) -> Report:
         """What the step that led to ``state`` reports; ``losses``: of the topmost window. Waits for the device once."""
-        carries, found = self.carries(state), dict[str, Tensor]()
-        for number, (level, carry) in enumerate(zip(self.bound, carries), 1):
-            found |= {f"level {number} {name}": one for name, one in level.optimizer.metrics(carry.state).items()}
-            if number < len(carries):
-                said = level.gradient.metrics(carries[number].below)
-                found |= {f"level {number} {name}": one for name, one in said.items()}
-        means = [*(carry.f for carry in carries[:-1]), losses, *found.values()]
-        sums = [one.double().sum() for one in (*means, *(carry.skipped for carry in carries))]
-        total = torch.stack(sums).tolist()
-        values = [one / mean.numel() for one, mean in zip(total, means)]
-        skipped = [int(one) for one in total[len(means) :]]
-        metrics = MappingProxyType(dict(zip(found, values[len(carries) :])))
-        return Report(int(state.step), values[: len(carries)], skipped, metrics)
+        return report_of(self.bound, self.carries(state), losses, int(state.step))
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
@@ -134,7 +110,7 @@ class Tower:
         return self.top.optimizer.result(state.carry.state, state.carry.x)
 
     @property
-    def costs(self) -> list[int | Fraction]:
+    def costs(self) -> list[Evals]:
         """Task gradients that a window of each level costs, level 1 first, for each copy of the task; restarts apart.
 
         The product of the unrolls in first order; see `Estimator.evals` for the others. A mean where it varies.
@@ -149,15 +125,15 @@ class Tower:
         return len(self.levels)
 
     @property
-    def base_steps(self) -> int | Fraction:
+    def base_steps(self) -> Evals:
         """Task gradients that one step costs after start-up: the last of `costs`."""
         return self.costs[-1]
 
     def to(self, device: torch.device | str) -> Tower:
         """The same tower on another device, see `Task.to`. ValueError if its task has no such setting."""
-        if not isinstance(self.task, Task):
-            raise ValueError(f"{self.task} is not a Task, so it says itself where it computes; move it, and build anew")
-        return Tower(self.task.to(device), *self.levels)
+        what = f"{self.task} is not a Task, so it says itself where it computes; move it, and build anew"
+        require(isinstance(self.task, Task), what)
+        return Tower(self.task.to(device), *self.levels)  # type: ignore[attr-defined]
 
     def under(self) -> Tower:
         """The tower without its topmost level; the level that becomes topmost never restarts."""

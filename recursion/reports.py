@@ -1,0 +1,41 @@
+"""What one step of a tower reports, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from levels.base import Carry
+from levels.level import Level
+
+
+class Report(NamedTuple):
+    """What one step reports, level 1 first."""
+
+    step: int
+    losses: list[float]  # of the problem below each level, mean over copies (for the topmost: over its window too)
+    skipped: list[int]  # copies skipped so far at each level, as not finite
+    metrics: Mapping[str, float] = MappingProxyType({})  # of parts, as "level 2 refused", mean over copies
+
+
+def report_of(levels: Sequence[Level], carries: Sequence[Carry], losses: Tensor, step: int) -> Report:
+    """The report of bound ``levels`` after a step that led to ``carries``; ``losses``: of the topmost window.
+
+    Waits for the device once.
+    """
+    found: dict[str, Tensor] = {}
+    for number, (level, carry) in enumerate(zip(levels, carries), 1):
+        found |= {f"level {number} {name}": one for name, one in level.optimizer.metrics(carry.state).items()}
+        if number < len(carries):
+            metrics = level.gradient.metrics(carries[number].below)
+            found |= {f"level {number} {name}": one for name, one in metrics.items()}
+    means = [*(carry.f for carry in carries[:-1]), losses, *found.values()]
+    sums = [one.double().sum() for one in (*means, *(carry.skipped for carry in carries))]
+    total = torch.stack(sums).tolist()
+    values = [one / mean.numel() for one, mean in zip(total, means)]
+    skipped = [int(one) for one in total[len(means) :]]
+    return Report(step, values[: len(carries)], skipped, MappingProxyType(dict(zip(found, values[len(carries) :]))))
