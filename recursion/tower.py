@@ -4,9 +4,9 @@
     state = tower.init(seed=0)
     state, report = tower.step(state)
 
-Each level but the topmost is trained by the one above it. The topmost runs with fixed parameters. One `step` is one
-window of the topmost level, so a tower with unrolls T1, ..., TN pays exactly T1 * ... * TN task gradients for it in
-first order, and one more evaluation of the problem below for each restart.
+Each level but the topmost, whose parameters are fixed, is trained by the one above it. One `step` is one window of the
+topmost level: with unrolls T1, ..., TN exactly T1 * ... * TN task gradients in first order, and one more evaluation of
+the problem below for each restart.
 """
 
 from __future__ import annotations
@@ -41,11 +41,7 @@ class TowerState(NamedTuple):
 
 
 class Tower:
-    """Levels stacked over a task.
-
-    ``task``: the problem at the bottom. ``levels``: at least one, bottom first. Raises ValueError, naming the level,
-    when a part does not fit the one below.
-    """
+    """At least one level, bottom first, stacked over ``task``. ValueError, naming the level, where a part does not fit."""
 
     def __init__(self, task: Problem, *levels: Level) -> None:
         if not isinstance(task, Problem):
