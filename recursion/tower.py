@@ -41,7 +41,7 @@ class TowerState(NamedTuple):
 
 
 class Tower:
-    """At least one level, bottom first, stacked over ``task``. ValueError, naming the level, where a part does not fit."""
+    """One level or more, bottom first, over ``task``. ValueError, naming the level, where a part does not fit."""
 
     def __init__(self, task: Problem, *levels: Level) -> None:
         if not isinstance(task, Problem):
@@ -115,15 +115,8 @@ class Tower:
         costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (below + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]
 
-    @property
-    def depth(self) -> int:
-        """Number of levels."""
-        return len(self.levels)
-
-    @property
-    def base_steps(self) -> Evals:
-        """Task gradients that one step costs after start-up: the last of `costs`."""
-        return self.costs[-1]
+    depth = property(lambda self: len(self.levels), doc="Number of levels.")
+    base_steps = property(lambda self: self.costs[-1], doc="Task gradients of one step, start-up and restarts apart.")
 
     def to(self, device: torch.device | str) -> Tower:
         """The same tower on another device, see `Task.to`. ValueError if its task has no such setting."""
