@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.config import Positive, require
+from levels.config import Positive, require, setting
 from levels.tasks.task import Task
 from levels.tasks.wrapping import TaskWrapper, open_key
 from levels.tree import State
@@ -31,7 +31,7 @@ class AugmentedState(NamedTuple):
 @dataclass(frozen=True, repr=False)
 class Augmented(TaskWrapper):
     """``task``: what is augmented; its split and dtype are this one's. ``low``, ``high``: bounds of the scale, above 0.
-    ``per``: one scale for a ``copy`` or one for each ``tensor`` of it.
+    ``shared_over``: one scale for a ``copy`` or one for each ``tensor`` of it; notation writes ``per``.
 
     A start has the scale of its problem if both come from the two halves of one key, as a level makes them.
     """
@@ -40,7 +40,7 @@ class Augmented(TaskWrapper):
 
     low: Positive = 1e-3
     high: Positive = 1e3
-    per: Literal["copy", "tensor"] = "copy"
+    shared_over: Literal["copy", "tensor"] = setting("copy", word="per")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +65,6 @@ class Augmented(TaskWrapper):
     def _scale(self, shared: Tensor) -> Tensor:
         """``s`` ``[*batch, n]``."""
         tensors = len(self.layout.entries)
-        share = keys.uniform(shared, (tensors if self.per == "tensor" else 1,), self.torch_dtype)
+        share = keys.uniform(shared, (tensors if self.shared_over == "tensor" else 1,), self.torch_dtype)
         scale = torch.exp(math.log(self.low) + share * math.log(self.high / self.low))
-        return self.layout.spread(scale if self.per == "tensor" else scale.expand(*shared.shape, tensors))
+        return self.layout.spread(scale if self.shared_over == "tensor" else scale.expand(*shared.shape, tensors))

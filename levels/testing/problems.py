@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,9 +41,8 @@ def check_problem(
     outer = type(problem).outer_value_and_grad is not Problem.outer_value_and_grad
     fix = "say in traits what it costs, as ProblemTraits(outer_evals=1)"
     expect(not outer or problem.traits.outer_evals, problem, "outer_evals of 0", "more, as it counts other data", fix)
-    parts: list[Problem] = [problem.on(split) for split in splits] if isinstance(problem, Task) else [problem]
-    for part, batch in product(parts, shared.BATCHES):
-        _answers(part, some_keys(part.layout, seed, batch), _evaluated)
+    for batch in shared.BATCHES:
+        _answers(problem, some_keys(problem.layout, seed, batch), _evaluated)
     key = some_keys(problem.layout, seed, shared.BATCHES[-1])
     for ask in (_evaluated, _outer) if outer else (_evaluated,):
         shared.check_repeats(problem, partial(_answers, problem, key, ask))
@@ -54,8 +52,10 @@ def check_problem(
             alone, itself = _answers(problem, key[at], ask), map_leaves(lambda leaf, at=at: leaf[at], together)
             check_same(problem, alone, itself, "for a copy in a batch", "what the copy answers alone", fix)
         _check_derivatives(problem, key, ask, exact_gradient, order)
+    parts: list[Problem] = [problem.on(split) for split in splits] if isinstance(problem, Task) else [problem]
+    values = [_answers(part, key, _evaluated).value for part in parts]
     if varied:
-        _check_varied(problem, key, parts)
+        _check_varied(problem, key, parts, values)
 
 
 class _Answers(NamedTuple):
@@ -112,13 +112,12 @@ def _check_answer(
     check_state(problem, f"{said}state", new, params.shape[:-1], old)
 
 
-def _check_varied(problem: Problem, key: Tensor, parts: list[Problem]) -> None:
+def _check_varied(problem: Problem, key: Tensor, parts: list[Problem], values: list[Tensor]) -> None:
     """Other keys and other splits draw other problems."""
     answers = _answers(problem, key, _evaluated)
     rows = torch.cat((answers.value[..., None], answers.gradient), dim=-1).flatten(0, -2)
     got, fix = "one value and gradient for different keys", "draw what varies from the key, or pass varied=False"
     expect(not torch.equal(rows[0], rows[1]), problem, got, "another problem for another key", fix)
-    values = [_answers(part, key, _evaluated).value for part in parts]
     for i, part in enumerate(parts):
         expect(part.layout == problem.layout, part, "another layout on another split", "the same", "mend its layout")
         again = any(torch.equal(values[i], values[j]) for j in range(i))

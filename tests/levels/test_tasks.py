@@ -5,15 +5,27 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import batch_of
 from torch import nn
 
-from levels import DigitsMLP, Quadratic, keys
-from levels.tasks.task import SPLITS
+from levels import (
+    Augmented,
+    CharGRU,
+    CharTransformer,
+    DigitsConvNet,
+    DigitsMLP,
+    Few,
+    HeldOut,
+    Logistic,
+    Mixture,
+    NoisyQuadratic,
+    Photo,
+    Quadratic,
+    Rosenbrock,
+    keys,
+)
 from levels.tasks.data import digits
-
-
-def batch_of(*shape, seed=0):
-    return keys.split(keys.seed(seed), math.prod(shape)).reshape(shape)
+from levels.tasks.task import SPLITS
 
 
 def test_quadratic_in_closed_form():
@@ -64,17 +76,47 @@ def test_the_mean_loss_of_random_quadratics():
     assert float(task.value_and_grad(start, state)[0].mean()) == pytest.approx(110, rel=0.05)
 
 
-@pytest.mark.parametrize("dims", [0, 1.5, True, "ten"])
-def test_bad_dims(dims):
-    with pytest.raises(ValueError, match=f"^quadratic: dims must be a whole number of at least 1, got {dims}$"):
-        Quadratic(dims=dims)
+COUNTS = "counts other data than it trains on, which would have no effect in here; use the task in it"
 
 
-def test_bad_splits_and_dtypes():
-    with pytest.raises(ValueError, match=r"^quadratic: split must be one of train, validation, test, got 'eval'$"):
-        Quadratic(split="eval")
-    with pytest.raises(ValueError, match=r"^quadratic: dtype must be float32 or float64, got 'float16'$"):
-        Quadratic(dtype="float16")
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Quadratic(dims=True), "quadratic: dims must be a whole number of at least 1, got true"),
+        (lambda: Quadratic(split="eval"), "quadratic: split must be one of train, validation, test, got eval"),
+        (lambda: Quadratic(dtype="float16"), "quadratic: dtype must be one of float32, float64, got float16"),
+        (lambda: Rosenbrock(dims=1), "rosenbrock: dims must be a whole number of at least 2, got 1"),
+        (lambda: NoisyQuadratic(low=0), "noisy-quadratic: low must be a number above 0, got 0"),
+        (lambda: NoisyQuadratic(low=2.0), "noisy-quadratic: low must be at most high, got 2.0 and 1.0"),
+        (lambda: NoisyQuadratic(noise=math.inf), "noisy-quadratic: noise must be a number of at least 0, got inf"),
+        (lambda: Logistic(data="iris"), "logistic: data must be one of breast-cancer, wine, got iris"),
+        (lambda: Logistic(minibatch=0), "logistic: minibatch must be a whole number of at least 1, or none, got 0"),
+        (lambda: DigitsMLP(hidden="wide"),
+         "digits-mlp: hidden must be a list, each a whole number of at least 1, got [wide]"),
+        (lambda: DigitsMLP(activation="gelu"), "digits-mlp: activation must be one of sigmoid, tanh, relu, got gelu"),
+        (lambda: DigitsConvNet(channels=(8, 0)),
+         "digits-convnet: channels must be a list, each a whole number of at least 1, got [8, 0]"),
+        (lambda: CharGRU(width=0), "char-gru: width must be a whole number of at least 1, got 0"),
+        (lambda: CharTransformer(width=32, heads=5), "char-transformer: heads must divide the width 32, got 5"),
+        (lambda: Photo(size=129), "photo: size must be a whole number from 2 to 128, got 129"),
+        (lambda: Few(Quadratic(), 0), "few: problems must be a whole number of at least 1, got 0"),
+        (lambda: Few(Quadratic(), 1, "all"), "few: validation must be one of own, same, got all"),
+        (lambda: Few(3), "few: task must be a Task, got 3"),
+        (lambda: Few(Quadratic(split="test")),
+         "few: set split, dtype and device on the few, not on the task in it, got quadratic(split=test)"),
+        (lambda: Augmented(Quadratic(), 2.0, 1.0), "augmented: low must be at most high, got 2.0 and 1.0"),
+        (lambda: Augmented(Quadratic(), shared_over="value"),
+         "augmented: per must be one of copy, tensor, got value"),
+        (lambda: Mixture(()), "mixture: it needs at least one task, got none"),
+        (lambda: Mixture(Quadratic()), "mixture: tasks must be a list, each a Task, got quadratic"),
+        (lambda: Few(HeldOut(DigitsMLP())),
+         f"few: held-out(digits-mlp) {COUNTS}"),
+    ],
+)  # fmt: skip
+def test_bad_settings(make, sentence):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value) == sentence
 
 
 def test_splits_of_quadratics_share_no_problem():
@@ -176,23 +218,6 @@ def test_images_are_standardised_by_the_training_split_and_labels_fit():
         part = digits(split, torch.float64)
         greys = ((part.inputs - black) / step).round().numpy()
         assert [raw[row.tobytes()] for row in greys] == part.labels.tolist()
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"hidden": (0,)}, "digits-mlp: hidden and minibatch must be whole numbers of at least 1, got 0"),
-        ({"hidden": (20, 1.5)}, "digits-mlp: hidden and minibatch must be whole numbers of at least 1, got 1.5"),
-        ({"hidden": 1.5}, "digits-mlp: hidden and minibatch must be whole numbers of at least 1, got 1.5"),
-        ({"hidden": "wide"}, "digits-mlp: hidden and minibatch must be whole numbers of at least 1, got wide"),
-        ({"minibatch": 0}, "digits-mlp: hidden and minibatch must be whole numbers of at least 1, got 0"),
-        ({"activation": "gelu"}, "digits-mlp: activation must be one of sigmoid, tanh, relu, got gelu"),
-    ],
-)
-def test_bad_perceptrons(settings, sentence):
-    with pytest.raises(ValueError) as caught:
-        DigitsMLP(**settings)
-    assert str(caught.value) == sentence
 
 
 def test_one_hidden_layer_may_be_a_bare_number():
