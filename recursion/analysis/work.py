@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -136,28 +137,28 @@ def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float
 def _evaluations(level: Level) -> tuple[float, float]:
     """Evaluations of the problem below in a window, and updates of the optimizer, for each copy.
 
-    The cost that an estimator names is linear in the costs of an evaluation and of an outer evaluation, one for each
-    update; so costs of 0 and 1 separate them.
+    The cost that an estimator names is linear in the costs of an evaluation, of a Jacobian product, and of an outer
+    evaluation, which is one for each update.
     """
-    traits = level.problem.traits
+    traits, one = level.problem.traits, Fraction(max(1, level.problem.traits.evals))
     free, asked, counted = (
-        float(level.gradient.evals(replace(level, problem=_Priced(level.problem, evals, outer))))
-        for evals, outer in ((0, 0), (1, 0), (0, 1))
+        float(level.gradient.evals(replace(level, problem=_Priced(level.problem, *costs))))
+        for costs in ((0, 0, 0), (1, traits.outer_evals / one, traits.product_evals / one), (0, 1, 0))
     )
-    updates = counted - free
-    return asked - free + updates * float(traits.outer_evals / max(1, traits.evals)), updates
+    return asked - free, counted - free
 
 
 class _Priced(Observed):
-    """A problem whose evaluations have another cost."""
+    """A problem whose evaluations have other costs."""
 
-    def __init__(self, problem: Problem, evals: int, outer: int) -> None:
+    def __init__(self, problem: Problem, *costs: int | Fraction) -> None:
         super().__init__(problem, Tally())
-        self.costs = evals, outer
+        self.costs = costs
 
     @property
     def traits(self) -> ProblemTraits:
-        return self.problem.traits._replace(evals=self.costs[0], outer_evals=self.costs[1])
+        evals, outer, product = self.costs
+        return self.problem.traits._replace(evals=evals, outer_evals=outer, product_evals=product)
 
 
 def _copies_below(level: Level) -> Iterator[int]:
