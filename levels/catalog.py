@@ -38,6 +38,7 @@ PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
 MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.faults")
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 LISTS = (tuple, list, Sequence)
+OLDER = {"rule": "inner"}  # words of earlier notation and specs, still read
 
 
 class Setting(NamedTuple):
@@ -125,8 +126,10 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
 
 def setting_of(cls: type, name: str) -> Setting | None:
     """The setting of a class that notation calls ``name``, a field or a free one (`levels.config.free`), or None."""
-    if name in settings_of(cls) or not dataclasses.is_dataclass(cls):
-        return settings_of(cls).get(name)
+    known = settings_of(cls)
+    name = name if name in known or OLDER.get(name) not in known else OLDER[name]
+    if name in known or not dataclasses.is_dataclass(cls):
+        return known.get(name)
     hints = (field.metadata["free"] for field in dataclasses.fields(cls) if "free" in field.metadata)
     return next((Setting(name, hint, field=name) for hint in hints), None)
 
@@ -154,8 +157,9 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
             raise ValueError(unknown_setting(cls, name, list(known)))
         taken[name] = setting
     require_plain(cls)
+    names = {setting.name for setting in taken.values()}
     for setting in known.values():
-        if setting.required and setting.name not in given:
+        if setting.required and setting.name not in names:
             raise ValueError(f"{label(cls)} is missing its setting {setting.name}, {describe(setting.hint)}")
     prefix = f"{cls.name}: " if issubclass(cls, Config) and cls is not Level else ""  # the caller names the level
     values = {}

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
+from recursion.files import is_users, reason
+
 EPILOG = """\
 examples:
   tower train "quadratic: lstm@20 / adam" --steps 500 --out runs/first
@@ -53,24 +55,6 @@ def run(args: argparse.Namespace) -> None:
             raise
         raise ValueError(f"a study needs {error.name}, an extra: pip install 'descent-tower[study]'") from error
     getattr(module, studied or args.command)(args)
-
-
-def is_users(error: Exception) -> bool:
-    """Whether an error is one that a user can mend, rather than a bug."""
-    if isinstance(error, (ValueError, TypeError, OSError)):
-        return True
-    from levels.faults import NonFiniteError
-
-    return isinstance(error, NonFiniteError)
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 class Parser(argparse.ArgumentParser):

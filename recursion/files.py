@@ -20,6 +20,20 @@ def explained(doing: str, path: Path) -> Iterator[None]:
         raise type(error)(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 
+def is_users(error: Exception) -> bool:
+    """Whether an error is one that a user can mend, rather than a bug: also any that says its ``fix``."""
+    return isinstance(error, (ValueError, TypeError, OSError)) or hasattr(error, "fix")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` at once: after a crash at any moment the file is the old one or the new one, whole.
 

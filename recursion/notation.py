@@ -193,12 +193,12 @@ class _Reader:
     def _named(self, cls: type, known: Mapping[str, Setting], given: dict[str, Any]) -> Setting:
         name = self._next().text
         self._next()
-        if name in given:
-            raise ValueError(f"{catalog.label(cls)} is given {name} twice; leave one out")
         setting = known.get(name) if cls is Level else catalog.setting_of(cls, name)
         if setting is None:
             note = f"; {name}: {WRITTEN_OUTSIDE[name]}" if cls is Level and name in WRITTEN_OUTSIDE else ""
             raise ValueError(catalog.unknown_setting(cls, name, list(known)) + note)
+        if setting.name in given:
+            raise ValueError(f"{catalog.label(cls)} is given {name} twice; leave one out")
         return setting
 
     def _positional(self, cls: type, known: Mapping[str, Setting], given: dict[str, Any], named: bool) -> Setting:

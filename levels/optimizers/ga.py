@@ -28,7 +28,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, Problem, is_level
-from levels.config import AtLeast, Count, UnitInterval, Whole, require
+from levels.config import AtLeast, Count, UnitInterval, Whole, require, setting
 from levels.episode import tolerant
 from levels.hyper import Hyper, Log, hyper
 from levels.layout import Layout
@@ -59,7 +59,7 @@ class GA(Search):
 
     name = "ga"
 
-    inner: Optimizer | None = None
+    inner: Optimizer | None = setting(None, word="rule")
     steps: Whole = 0
     population: Annotated[int, AtLeast(2)] = 16
     sigma: Hyper | float = hyper(0.1, Log)

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from recursion import cli
+from recursion.files import is_users, reason
 from recursion.study import records
 from recursion.study.request import Run, Terms
 
@@ -103,8 +103,8 @@ def on_disk(error: BaseException | None) -> bool:
 
 def _reason(error: Exception) -> str:
     """What went wrong, in one line; with the kind of error where its message makes no sense alone."""
-    said, kind = cli.reason(error), type(error).__name__
-    return said if cli.is_users(error) or said == kind else f"{kind}: {said}"
+    said, kind = reason(error), type(error).__name__
+    return said if is_users(error) or said == kind else f"{kind}: {said}"
 
 
 class _Seldom:

@@ -271,3 +271,8 @@ def test_types_in_words():
     assert catalog.describe(Hyper | float | None) == "a hyperparameter space, a number or none"
     assert catalog.describe(Config) == ", ".join(map(catalog.article, [*catalog.KINDS][:-1])) + " or a nonfinite policy"
     assert catalog.describe(complex) == "a Python object"
+
+
+def test_words_of_earlier_specs_are_still_read():
+    start = catalog.find("start", "optimizer")
+    assert catalog.make(start, {"rule": SGD()}) == catalog.make(start, {"inner": SGD()})

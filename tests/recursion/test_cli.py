@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from levels.tree import named_leaves
-from recursion import checkpoint, cli
+from recursion import checkpoint, cli, files
 from recursion.notation import parse
 from recursion.spec import dumps
 
@@ -180,9 +180,9 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 def test_a_reason_is_one_line() -> None:
-    assert cli.reason(ValueError("one\n  two\n")) == "one two"
-    assert cli.reason(ValueError()) == "ValueError"
-    assert cli.reason(OSError(28, "No space left on device", "here")) == "here: No space left on device"
+    assert files.reason(ValueError("one\n  two\n")) == "one two"
+    assert files.reason(ValueError()) == "ValueError"
+    assert files.reason(OSError(28, "No space left on device", "here")) == "here: No space left on device"
 
 
 def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
