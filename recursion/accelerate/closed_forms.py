@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from levels.base import Optimizer
 from levels.hyper import Fixed, Hyper, HyperparamOptimizer, Linear, Log, Logit
 from levels.optimizers.adagrad import Adagrad, AdagradState, _rate, _root
 from levels.optimizers.adam import Adam, AdamState, moments
@@ -42,7 +43,7 @@ SLOPES: dict[type[Hyper], Callable[[Tensor, Tensor], Tensor]] = {
 class ClosedForm(Sweep):
     """The sweep of a rule whose parameters are hyperparameters; abstract in `pull`."""
 
-    def __init__(self, rule: HyperparamOptimizer, theta: Tensor) -> None:
+    def __init__(self, rule: Any, theta: Tensor) -> None:
         self.rule, self.theta = rule, theta
         self.single = all(type(hyper) in SLOPES and hyper.shared_over == "value" for hyper in rule.hypers.values())
         if self.single:
@@ -220,4 +221,11 @@ class AdagradSweep(ClosedForm):
         return dh, dx, [dv]
 
 
-SWEEPS.update({SGD: SGDSweep, Adam: AdamSweep, AdamW: AdamWSweep, RMSprop: RMSpropSweep, Adagrad: AdagradSweep})
+RULES: dict[type[Optimizer], type[ClosedForm]] = {
+    SGD: SGDSweep,
+    Adam: AdamSweep,
+    AdamW: AdamWSweep,
+    RMSprop: RMSpropSweep,
+    Adagrad: AdagradSweep,
+}
+SWEEPS.update(RULES)

@@ -1,30 +1,29 @@
-"""Fused: one step of a whole tower as one compiled call.
+"""Fused: one step of a whole tower of unroll 1 as one compiled call.
 
-In a tower of unroll 1 every level moves at every base step, and what a level does above the task is arithmetic on a few
-numbers: in Python that is some 70 calls and 0.07 ms for each level of SGD. Nothing in such a step depends on what the
-numbers are, as long as no level restarts or skips. So the step is run once while torch's tracer writes down every
-operation from the tensors of the state to those of the next one, and inductor makes a few kernels of that; the levels
-above the task become one.
+What a level does above the task is arithmetic on a few numbers: in Python some 20 calls and 0.06 ms for each level of
+SGD. So the step (`recursion.accelerate.straight`) is run once while torch's tracer writes down every operation from the
+tensors of the state to those of the next one, and inductor makes a few kernels of that; the levels above the task
+become one.
 
     fused = Fused(tower)
-    packed = fused.pack(state.params, state.carry)  # or None: take the plain way
-    packed, losses = fused.advance(packed)          # or None: take it for this step
-    params, carry = fused.unpack(packed)
+    packed = fused.pack(state.theta, state.carry)   # or None: take the plain way
+    packed, losses = fused.advance(packed)          # or None: take the plain way for this step
+    theta, carry = fused.unpack(packed)
 
-A tensor that goes in or out costs as much as a level's arithmetic. With ``small``, those of so many numbers lie in one
-for each dtype, which is taken apart and put together within the call: that is for who steps on and rarely looks at the
-state between (`recursion.running`). To take them apart outside costs more than to hand them over one by one.
+A tensor that goes in or out costs as much as a level's arithmetic. With ``small``, tensors of at most that many numbers
+are packed into one for each dtype, which is taken apart and put together within the call. That serves a caller that
+steps on and rarely looks at the state between (`recursion.accelerate.running`); taken apart outside, packing costs more
+than it saves.
 
-The plain step stays what it is, and what is compiled is that very step, equal to rounding: its first answer is compared
-with the plain one, for a compiler errs now and then. What is not finite, what does not fit and what cannot be traced
-takes the plain way. `Tower.step` and, with ``small``, `Running.step` ask for this within `compiling`.
+The compiled step equals the plain one to rounding, and its first answer is compared with it, for a compiler errs now
+and then. What is not finite, does not fit or cannot be traced takes the plain way.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import optree
 import torch
@@ -32,15 +31,11 @@ from torch import Tensor, fx
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from levels.compiled import compile_graph, compiling
-from levels.gradients.first_order import FirstOrder
-from levels.bound_levels import Level
-from levels.tree import State
 from levels.base import Carry
-from recursion.tower import telling
-
-if TYPE_CHECKING:
-    from recursion.tower import Tower
+from levels.level import Level
+from levels.tree import State
+from recursion.accelerate.compiled import compile_graph
+from recursion.accelerate.straight import advanced
 
 aten = torch.ops.aten
 
@@ -48,133 +43,118 @@ ROUNDING = 1e-2
 """Largest difference of the first compiled answer, over the norm of the plain one."""
 
 SMALL = 256
-"""For `Fused`: to copy as many numbers takes less than to hand one more tensor on."""
+"""For `Fused`: to copy as many numbers takes less time than to pass one more tensor."""
 
 
 class Packed(NamedTuple):
-    """A state, as the compiled step takes and answers it."""
+    """A state, as the compiled step takes and returns it."""
 
     moved: list[Tensor]  # what a step changes: large leaves one by one, then the small ones of each dtype in one
-    fixed: list[Tensor]  # leaves that it hands on as they are
-
-
-def eligible(tower: Tower) -> bool:
-    """Whether a step of ``tower`` is the same operations at every step, whatever the numbers.
-
-    Each level has one update to a window and never restarts or skips, its rule is made of hyperparameters, and the task
-    says that it is ``traceable``. On a processor only: there numbers are slow one by one.
-    """
-    rules = [laid.optimizer for laid in tower.bound_levels]
-    made = all(rule.hand_made and rule.differentiable for rule in rules)
-    swept = all(type(level.gradient) is FirstOrder for level in tower.levels[:-1])
-    traceable = getattr(type(tower.task), "traceable", False)
-    plain = all(laid.plain for laid in tower.bound_levels)
-    return made and swept and traceable and plain and tower.top.layout.device.type == "cpu"
+    fixed: list[Tensor]  # leaves that no step changes
 
 
 class Fused:
     """The step of a tower, compiled for states like the first that it is asked about.
 
-    ``small``: numbers in a tensor that is put together with others, at most.
+    ``top``: its topmost level, of a tower that is straight. ``small``: the most numbers of a tensor that is packed.
     """
 
-    def __init__(self, tower: Tower, *, small: int = 0) -> None:
-        self.top, self.small = tower.top, small
-        self.off = not eligible(tower)
+    def __init__(self, top: Level, *, small: int = 0) -> None:
+        self.top, self.small = top, small
+        self.off = False
         self.program: _Program | None = None
         self.last: tuple[Tensor, Carry, Packed] | None = None  # what `window` answered, and the same packed
 
-    def window(self, params: Tensor, carry: Carry) -> tuple[Carry, list[float]] | None:
-        """One window of the topmost level, and the mean losses below each level (`recursion.tower.reported`).
+    def window(self, theta: Tensor, carry: Carry) -> tuple[Carry, list[float]] | None:
+        """One step of the topmost level, and the mean losses below each level.
 
         None if it is to be run plainly. Compiles at the first call.
         """
-        if self.last is not None and self.last[0] is params and self.last[1] is carry:
+        if self.last is not None and self.last[0] is theta and self.last[1] is carry:
             packed: Packed | None = self.last[2]
         else:
-            packed = self.pack(params, carry)
+            packed = self.pack(theta, carry)
         answer = None if packed is None else self.advance(packed)
         if answer is None:
             return None
         new, losses = answer
-        _, end = self.unpack(new)
-        self.last = params, end, new
+        end = self.unpack(new)[1]
+        self.last = theta, end, new
         return end, losses
 
-    def pack(self, params: Tensor, carry: Carry) -> Packed | None:
+    def pack(self, theta: Tensor, carry: Carry) -> Packed | None:
         """A state for `advance`; None if it is not like those that the program is for. Compiles at the first call."""
         if self.off:
             return None
-        leaves, tree = _flat(params, carry)
+        leaves, tree = _flat(theta, carry)
         if self.program is None:
-            self._make(params, carry)
+            self._make(theta, carry)
         fits = self.program is not None and self.program.tree == tree and self.program.like == _like(leaves)
         return self.program.packing.pack(leaves) if self.program is not None and fits else None
 
     def advance(self, packed: Packed) -> tuple[Packed, list[float]] | None:
-        """The state after a window, and the losses as `window` tells them; None if it is to be run plainly."""
+        """The state after a step, and the losses as `window` gives them; None if it is to be run plainly."""
         assert self.program is not None
-        new, (*losses, noted) = self.program(packed)
-        return (new, losses) if math.isfinite(noted) else None
+        new, (*losses, total) = self.program(packed)
+        return (new, losses) if math.isfinite(total) else None
 
     def unpack(self, packed: Packed) -> tuple[Tensor, Carry]:
         """The state itself: the topmost level's parameters and carry."""
         assert self.program is not None
         return _whole(self.program.tree, self.program.packing.unpack(packed))
 
-    def _make(self, params: Tensor, carry: Carry) -> None:
-        """Compile, if nothing looks at a number to decide what to do: a rule may, where only autograd follows it."""
+    def _make(self, theta: Tensor, carry: Carry) -> None:
+        """Compile, unless a rule or the task looks at a number to decide what to do, which cannot be traced."""
         try:
-            program = _Program(self.top, params, carry, self.small)
+            program = _Program(self.top, theta, carry, self.small)
         except RuntimeError:  # the tracer's; what fails for another reason fails again, plainly
             self.off = True
             return
-        self.off = not program.sound(_flat(params, carry)[0])
+        self.off = not program.is_sound(_flat(theta, carry)[0])
         self.program = None if self.off else program
 
 
 class _Program:
-    """A window of ``top`` from a packed state to the next."""
+    """A step of ``top`` from a packed state to the next."""
 
-    def __init__(self, top: Level, params: Tensor, carry: Carry, small: int) -> None:
-        leaves, self.tree = _flat(params, carry)
+    def __init__(self, top: Level, theta: Tensor, carry: Carry, small: int) -> None:
+        leaves, self.tree = _flat(theta, carry)
         self.like = _like(leaves)
         self.top = top
-        new = self._window(leaves)[0]
+        new = self._step(leaves)[0]
         self.packing = _Packing(leaves, [new[i] is not leaf for i, leaf in enumerate(leaves)], small)
         first = self.packing.pack(leaves)
 
         def step(*tensors: Tensor) -> list[Tensor]:
             count = len(first.moved)
-            new, told = self._window(self.packing.unpack(Packed([*tensors[:count]], [*tensors[count:]])))
-            return [*self.packing.pack(new).moved, told]
+            new, numbers = self._step(self.packing.unpack(Packed([*tensors[:count]], [*tensors[count:]])))
+            return [*self.packing.pack(new).moved, numbers]
 
         traced = _traced(step, [*first.moved, *first.fixed])
         self.read, self.constants = traced.read, traced.constants
         self.run = compile_graph(traced.graph, self._inputs(first))
 
     def __call__(self, packed: Packed) -> tuple[Packed, list[float]]:
-        """The next state; the losses to report, and a number that is finite if all that was answered anywhere is."""
-        *moved, told = self.run(*self._inputs(packed))
-        return Packed(moved, packed.fixed), told.tolist()
+        """The next state; the losses to report, and last a number that is finite if all answers are."""
+        *moved, numbers = self.run(*self._inputs(packed))
+        return Packed(moved, packed.fixed), numbers.tolist()
 
-    def sound(self, leaves: list[Tensor]) -> bool:
+    def is_sound(self, leaves: list[Tensor]) -> bool:
         """Whether the answer is the plain one, as far as that is finite."""
-        (packed, numbers), (slow, told) = self(self.packing.pack(leaves)), self._window(leaves)
-        fast = [*self.packing.unpack(packed), told.new_tensor(numbers)]
-        return all(_close(a.double(), b.double()) for a, b in zip(fast, [*slow, told]))
+        (packed, found), (plain, numbers) = self(self.packing.pack(leaves)), self._step(leaves)
+        fast = [*self.packing.unpack(packed), numbers.new_tensor(found)]
+        return all(_close(a.double(), b.double()) for a, b in zip(fast, [*plain, numbers]))
 
     def _inputs(self, packed: Packed) -> list[Tensor]:
         """What is read of a state, and the constants."""
         tensors = [*packed.moved, *packed.fixed]
         return [*(tensors[i] for i in self.read), *self.constants]
 
-    def _window(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Leaves of the next state, and in one tensor what else `__call__` tells."""
-        params, carry = _whole(self.tree, leaves)
-        with compiling(False):
-            end, told = telling(self.top, params, carry)
-        return _flat(params, end)[0], told
+    def _step(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Leaves of the next state; in one tensor the losses, and a number that is finite if all answers are."""
+        theta, carry = _whole(self.tree, leaves)
+        end, losses, total = advanced(self.top, theta, carry)
+        return _flat(theta, end)[0], torch.cat((losses, total[None]))
 
 
 class _Packing:
@@ -223,7 +203,7 @@ class _Traced(NamedTuple):
 
 
 def _traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> _Traced:
-    """``function`` as a graph that takes what it reads, and constants as inputs, so that no data is compiled in."""
+    """``function`` as a graph whose inputs are what it reads and the constants, so that no data is compiled in."""
     module = make_fx(function)(*inputs)
     graph, read = module.graph, []
     places = [node for node in graph.nodes if node.op == "placeholder"]
@@ -251,7 +231,7 @@ SHAPINGS = {aten.detach.default, aten.select.int, aten.squeeze.dim, aten.unsquee
 
 
 def _shape_once(graph: fx.Graph) -> None:
-    """Make many changes of shape in a row one: a loss goes through every level, and inductor looks through them all."""
+    """Join changes of shape in a row to one: a loss goes through every level, and inductor looks through them all."""
     origin: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.target in SHAPINGS and _shape(node).numel() == _shape(node.args[0]).numel():
@@ -261,18 +241,18 @@ def _shape_once(graph: fx.Graph) -> None:
 
 
 def _number_once(graph: fx.Graph) -> None:
-    """Store single numbers that many others are made with: inductor would write into the loop over these how they are
-    made, and a power of a decay rate takes as long as all else in it."""
+    """Store single numbers that many others are computed from. Inductor would compute them anew in the loop over those,
+    and a power of a decay rate takes as long as the rest of such a loop."""
     for node in [*graph.nodes]:
         made = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
         if made and _shape(node).numel() == 1 and _spreads(node):
-            with graph.inserting_after(node):  # what is strided, is stored
+            with graph.inserting_after(node):  # a strided result is stored
                 kept = graph.call_function(aten.as_strided.default, (node, list(_shape(node)), [1] * len(_shape(node))))
             node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
 
 
 def _spreads(node: fx.Node) -> bool:
-    """Whether more than `SMALL` numbers are made with this one, whatever its shape is called between."""
+    """Whether more than `SMALL` numbers are computed from this one, through changes of shape as well."""
     read_by = [user for user in node.users if "tensor_meta" in user.meta]
     reshaped = (user for user in read_by if user.target is aten.reshape.default)
     return any(_shape(user).numel() > SMALL for user in read_by) or any(map(_spreads, reshaped))
@@ -283,8 +263,8 @@ def _shape(node: fx.Node) -> torch.Size:
     return shape
 
 
-def _flat(params: Tensor, carry: Carry) -> tuple[list[Tensor], Any]:
-    state: State = (params, carry)
+def _flat(theta: Tensor, carry: Carry) -> tuple[list[Tensor], Any]:
+    state: State = (theta, carry)
     return optree.tree_flatten(state)
 
 

@@ -7,40 +7,59 @@ The inner parts of a part come first, so twins stand inside wrappers and mixture
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, TypeVar
 
 from levels.base import Estimator, Optimizer, Problem
 from levels.config import Config
+from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.optimizers.lstm import LSTM
 from levels.optimizers.rnnprop import RNNProp
-from recursion.accelerate import cells_native, closed_forms, learned, native
+from recursion.accelerate import cells_native, closed_forms, native
+from recursion.accelerate.followed import CompiledExact
 from recursion.accelerate.learned import NativeLSTM, NativeRNNProp
-from recursion.accelerate.sweeps import SWEEPS
+from recursion.accelerate.traced import CompiledTask, is_traceable
 from recursion.accelerate.windows import SweptFirstOrder
+from recursion.tower import Tower
 
 P = TypeVar("P", bound=Config)
 
 NATIVE: dict[type[Optimizer], type[Optimizer]] = {LSTM: NativeLSTM, RNNProp: NativeRNNProp}
 """Twins of optimizers, where there is a C++ compiler."""
 
-ESTIMATORS: dict[tuple[type[Optimizer], type[Estimator]], type[Estimator]] = {
-    (rule, FirstOrder): SweptFirstOrder for rule in SWEEPS
+ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
+    (rule, FirstOrder): SweptFirstOrder for rule in (*closed_forms.RULES, *NATIVE.values())
 }
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
 
 
-def fast_level(level: Level, problem: Problem) -> Level:
-    """A level with the twins of its parts; ``problem``: what the tower stands on, which says dtype and device."""
-    layout = problem.layout
-    builds = native.suits(layout.device, layout.dtype) and _holds(level.optimizer, NATIVE)
-    optimizer = level.optimizer
+def fast_level(level: Level, site: Problem, *, compiled: bool) -> Level:
+    """A level with the twins of its parts. ``site``: the problem at the bottom, which has the dtype and the device.
+
+    ``compiled``: whether twins may be built in C++.
+    """
+    optimizer, layout = level.optimizer, site.layout
+    builds = compiled and native.suits(layout.device, layout.dtype) and holds(optimizer, NATIVE)
     if builds and native.is_built(cells_native.SOURCE):
         optimizer = replaced(optimizer, lambda part: _twin(part, NATIVE.get(type(part))))
-    gradient = replaced(level.gradient, lambda part: _twin(part, ESTIMATORS.get((type(optimizer), type(part)))))
-    return dataclasses.replace(level, optimizer=optimizer, gradient=gradient)
+
+    def estimator(part: Config) -> Config:
+        if isinstance(site, CompiledTask) and type(part) is Exact:
+            return CompiledExact()
+        return _twin(part, ESTIMATORS.get((type(optimizer), type(part))))
+
+    return dataclasses.replace(level, optimizer=optimizer, gradient=replaced(level.gradient, estimator))
+
+
+def fast_task(tower: Tower) -> Problem:
+    """The task of a tower, compiled if exact gradients ask it on a processor and it is traceable; else as it is."""
+    here = tower.top.layout.device.type == "cpu" and native.compiler() != ""
+    exact = any(holds(level.gradient, {Exact}) for level in tower.levels[:-1])
+    if not (here and exact and is_traceable(tower.task)):
+        return tower.task
+    return CompiledTask(tower.task, tuple(level.copies for level in reversed(tower.bound)))
 
 
 def replaced(part: P, twin: Callable[[Any], Any]) -> P:
@@ -71,7 +90,7 @@ def _twin(part: Config, kind: type[Config] | None) -> Config:
     return kind(**{field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.init})  # type: ignore[arg-type]
 
 
-def _holds(part: Config, kinds: Any) -> bool:
+def holds(part: Config, kinds: Container[type]) -> bool:
     """Whether a part is one of some exact types, or holds one."""
     found: list[bool] = []
 
@@ -81,6 +100,3 @@ def _holds(part: Config, kinds: Any) -> bool:
 
     replaced(part, look)
     return any(found)
-
-
-__all__ = ["ESTIMATORS", "NATIVE", "closed_forms", "fast_level", "learned", "replaced"]

@@ -21,6 +21,7 @@ from levels.level import Level
 from levels.objectives import Sum
 from levels.tree import State
 from recursion.accelerate.sweeps import SWEEPS, Read
+from recursion.accelerate.windows import SweptFirstOrder
 from recursion.tower import Tower
 
 
@@ -38,7 +39,7 @@ def _never_restarts(level: Level) -> bool:
 
 def _counts(level: Level) -> bool:
     """Whether the meta-gradient of a window is that of its one update."""
-    return isinstance(level.gradient, FirstOrder) and level.lookahead in (None, 1) and level.clip is None
+    return type(level.gradient) in (FirstOrder, SweptFirstOrder) and level.lookahead in (None, 1) and level.clip is None
 
 
 def advanced(top: Level, theta: Tensor, carry: Carry) -> tuple[Carry, Tensor, Tensor]:

@@ -13,7 +13,8 @@ update may be another one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -45,5 +46,5 @@ class Sweep(ABC):
         """The cotangent ``[*batch, m]`` of theta; ``cotangents`` ``[T, *batch, copies, n]`` are those of each x_t."""
 
 
-SWEEPS: dict[type[Optimizer], type[Sweep]] = {}
+SWEEPS: dict[type[Optimizer], Callable[[Any, Tensor], Sweep]] = {}
 """Filled by `recursion.accelerate.closed_forms` and `recursion.accelerate.learned`."""

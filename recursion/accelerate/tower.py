@@ -3,34 +3,67 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 
-from recursion.accelerate.parts import fast_level
+from recursion.accelerate import native
+from recursion.accelerate.fused import SMALL, Fused
+from recursion.accelerate.parts import fast_level, fast_task
 from recursion.accelerate.straight import advanced, is_straight
+from recursion.accelerate.traced import is_traceable
 from recursion.tower import Report, Tower, TowerState
 
 
 class Accelerated(Tower):
     """A tower whose levels are twins. It prints, reports and saves as the plain one."""
 
-    def __init__(self, tower: Tower) -> None:
-        super().__init__(tower.task, *(fast_level(level, tower.task) for level in tower.levels))
-        self.levels = tower.levels
+    def __init__(self, tower: Tower, *, compiled: bool = True) -> None:
+        task = fast_task(tower) if compiled else tower.task
+        super().__init__(task, *(fast_level(level, task, compiled=compiled) for level in tower.levels))
+        self.plain, self.task, self.levels = tower, tower.task, tower.levels
         self.straight = is_straight(self)
+        self.compiles = compiled and compiles_whole(tower)
 
     def step(self, state: TowerState) -> tuple[TowerState, Report]:
         if not self.straight:
             return super().step(state)
         with torch.no_grad():
-            carry, losses, total = advanced(self.top, state.theta, state.carry)
-            numbers = torch.cat((losses, total[None])).tolist()
-        if not math.isfinite(numbers[-1]):
+            answer = self._fused.window(state.theta, state.carry) if self.compiles else None
+            if answer is None:
+                carry, losses, total = advanced(self.top, state.theta, state.carry)
+                *means, finite = torch.cat((losses, total[None])).tolist()
+                answer = (carry, means) if math.isfinite(finite) else None
+        if answer is None:
             return super().step(state)  # which raises, or finds that the sum alone was too large
-        new = TowerState(state.theta, carry, state.step + 1)
-        return new, Report(int(new.step), numbers[:-1], [0] * len(self.levels))
+        new = TowerState(state.theta, answer[0], state.step + 1)
+        return new, Report(int(new.step), answer[1], [0] * len(self.levels))
+
+    @cached_property
+    def packed(self) -> Fused | None:
+        """The step compiled whole for `recursion.accelerate.running`; None if it cannot be."""
+        return Fused(self.top, small=SMALL) if self.compiles else None
+
+    @cached_property
+    def uncompiled(self) -> Tower:
+        """The same, with nothing compiled."""
+        return Accelerated(self.plain, compiled=False) if self.compiles else self
+
+    @cached_property
+    def _fused(self) -> Fused:
+        return Fused(self.top)
 
 
-def accelerate(tower: Tower) -> Tower:
-    """The same tower, faster: the same states to rounding, the same reports, ``repr`` and checkpoints."""
-    return Accelerated(tower)
+def compiles_whole(tower: Tower) -> bool:
+    """Whether the whole step of a tower is compiled: where all unrolls are 1, on a processor, for a traceable task."""
+    here = tower.top.layout.device.type == "cpu" and native.compiler() != ""
+    return here and is_traceable(tower.task) and is_straight(tower)
+
+
+def accelerate(tower: Tower, *, compiled: bool = True) -> Tower:
+    """The same tower, faster: the same states to rounding, the same reports, ``repr`` and checkpoints.
+
+    ``compiled``: whether a C++ compiler may be used: for LSTM cells (2 s), for the whole step of a tower of unroll 1 and
+    for what exact gradients ask of the task (up to a minute at first use). Closed forms are used either way.
+    """
+    return Accelerated(tower, compiled=compiled)

@@ -1,55 +1,55 @@
-"""Traced: a task's gradient and Hessian-vector product as lists of plain operations, traced once and compiled.
+"""Traced: a task whose gradient and Hessian-vector product are traced once and compiled.
 
 Both are made by autograd, and `torch.compile` cannot follow autograd differentiating twice. But what autograd does for
-one loss is always the same list of operations on tensors, and such a list compiles like any other. So within
-`levels.compiled.compiling` and `tracing`, a task that says it is `levels.task.Task.traceable` is run once under a
-tracer, on problems drawn for that, for each shape in which it is asked. The list is parted:
+one loss is always the same list of operations on tensors. So a task that is traceable runs once under a tracer, on
+problems drawn for that. The list has two parts:
 
     state -> data                                    which minibatch, and fetching it
     data, params, directions -> answer               value and gradient; a Hessian-vector product
 
-and each is compiled by itself: together, the integer arithmetic of the first is written into every loop of the second,
-and takes a compiler minutes. What depends on neither is computed once and given to both. That includes ranges of
-integers: torch makes a range times a large number into arithmetic on a loop's counter, which overflows where a key is
-drawn from, and a C++ compiler takes it that this cannot happen (the loop did not end).
+Each is compiled by itself: together, the integer arithmetic of the first would be written into every loop of the
+second, which takes a compiler minutes. What depends on neither is computed once and given to both. That includes ranges
+of integers: torch makes a range times a large number into arithmetic on a loop's counter, which overflows where a key
+is drawn from, and a C++ compiler assumes that this cannot happen (the loop did not end).
 
-Compiled is one evaluation, whatever the unroll, and nothing of it is differentiated: what is, stays plain.
+One evaluation is compiled, whatever the unroll, for the copies that a tower has; for others, as where some copies
+restart, the task answers plainly. So it does where its answer is followed further than by one product.
 
-A trace bakes in all that is not among the tensors it was given. So nothing is guessed: a task says that it is
-traceable, and is taken at its word only after its compiled answers equalled its plain ones on two other problems. A
-loss that writes in place or draws from torch's generator is refused.
+A trace contains everything that is not among its inputs. So a task says that it is ``traceable`` (in the class itself;
+a subclass must say so anew), or is in `TRACEABLE`, and is used only after its compiled answers equalled its plain ones
+on two other problems: the compiler errs now and then. A loss that writes in place or draws from torch's generator is
+refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import optree
 import torch
 from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from levels import keys
-from levels.compiled import compile_graph, is_compiling
+from levels.autodiff import hvp, is_followed
+from levels.base import Problem, ProblemTraits, Split
 from levels.config import require
+from levels.layout import Layout
+from levels.tasks.convnet import DigitsConvNet, FashionConvNet, MnistConvNet
+from levels.tasks.logistic import Logistic
+from levels.tasks.mlp import DigitsMLP, FashionMLP, Mnist1dMLP, MnistMLP
+from levels.tasks.photo import Photo
+from levels.tasks.quadratic import Quadratic
+from levels.tasks.text import CharTransformer
 from levels.tree import State, leaves, with_leaves
-
-if TYPE_CHECKING:
-    from torch.fx import Graph, GraphModule, Node
-
-    from levels.tasks.task import LossTask
+from recursion.accelerate.compiled import compile_graph
 
 Method = Callable[..., Any]
-"""``(task, params [*batch, n], state, *directions [*batch, n])`` to a tree of tensors."""
-
-M = TypeVar("M", bound=Method)
-
-MOST = 8
-"""Shapes for which a task compiles a method; in others it stays plain. Each costs seconds to a minute."""
+"""``(params [*batch, n], state, *directions [*batch, n])`` to a tree of tensors."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference between compiled and plain, over the norm of the plain answer."""
@@ -60,61 +60,100 @@ fifth of the time to compile where keys are drawn from; elsewhere it makes wrong
 
 FIX = "let its loss read nothing but its arguments and settings, or leave traceable out"
 
-
-_wanted: ContextVar[bool] = ContextVar("_wanted", default=False)
-
-
-@contextmanager
-def tracing() -> Iterator[None]:
-    """Within this context, and `levels.compiled.compiling`, what is `traced` is compiled.
-
-    Those ask for it who ask one task so often, and for so much, that it repays a minute: exact gradients.
-    """
-    before = _wanted.set(True)
-    try:
-        yield
-    finally:
-        _wanted.reset(before)
+TRACEABLE: set[type[Problem]] = {
+    CharTransformer, DigitsConvNet, DigitsMLP, FashionConvNet, FashionMLP, Logistic, Mnist1dMLP, MnistConvNet, MnistMLP,
+    Photo, Quadratic,
+}  # fmt: skip
 
 
-def traced(method: M) -> M:
-    """``method`` of a traceable task, which is compiled at its first call within `tracing` for shapes of its inputs.
+def is_traceable(task: Problem) -> bool:
+    """Whether a task always runs the same operations, and reads nothing but its arguments and settings."""
+    return type(task) in TRACEABLE or vars(type(task)).get("traceable", False) is True
 
-    The method must not change its inputs, and not be called where a transform of `torch.func` is at work.
+
+class CompiledTask(Problem):
+    """A traceable task that answers ``batch`` copies by compiled code, else plainly.
+
+    ``batch``: leading dimensions of its parameters. Compiles at first use, which takes seconds to a minute. A task that
+    cannot be traced after all, or whose compiled answers differ, stays plain, with a warning.
     """
 
-    @wraps(method)
-    def call(task: LossTask, params: Tensor, state: State, *directions: Tensor) -> Any:
-        if not (task.traceable and is_compiling() and _wanted.get()):
-            return method(task, params, state, *directions)
-        shapes = _shapes(method, params, state, directions)
-        if shapes not in task.traces and len(task.traces) < MOST:
-            task.traces[shapes] = _compiled(method, task, params, state, directions)
-        return task.traces.get(shapes, method.__get__(task))(params, state, *directions)
+    def __init__(self, task: Problem, batch: tuple[int, ...]) -> None:
+        self.task, self.batch = task, batch
+        self.made: dict[str, Method] = {}
 
-    return cast(M, call)
+    @property
+    def layout(self) -> Layout:
+        return self.task.layout
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return self.task.traits
+
+    def init(self, key: Tensor) -> Tensor:
+        return self.task.init(key)
+
+    def init_state(self, params: Tensor, key: Tensor) -> State:
+        return self.task.init_state(params, key)
+
+    def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        if is_followed(params) or params.shape[:-1] != self.batch:
+            return self.task.value_and_grad(params, state)
+        answer: tuple[Tensor, Tensor, State] = self._ask("value_and_grad", self.task.value_and_grad, params, state)
+        return answer
+
+    def hvp(self, params: Tensor, state: State, v: Tensor) -> Tensor:
+        """The Hessian at ``params`` ``[*batch, n]`` times ``v``."""
+
+        def product(params: Tensor, state: State, v: Tensor) -> Tensor:
+            return hvp(self.task, params, state, v)
+
+        if params.shape[:-1] != self.batch:
+            return product(params, state, v)
+        answer: Tensor = self._ask("hvp", product, params, state, v)
+        return answer
+
+    def value(self, params: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.task.value(params, state)
+
+    def outer_value_and_grad(self, params: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, State]:
+        return self.task.outer_value_and_grad(params, state, f, g)
+
+    def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
+        return self.task.evaluate_from_scratch(params, key)
+
+    def on(self, split: Split) -> CompiledTask:
+        return CompiledTask(self.task.on(split), self.batch)
+
+    def _ask(self, name: str, plain: Method, params: Tensor, state: State, *directions: Tensor) -> Any:
+        if name not in self.made:
+            self.made[name] = _compiled(self.task, plain, params, state, directions)
+        return self.made[name](params, state, *directions)
 
 
-def _shapes(method: Method, params: Tensor, state: State, directions: tuple[Tensor, ...]) -> Hashable:
-    """All that a trace depends on beside the values of its inputs."""
-    tensors = (params, *directions, *leaves(state))
-    return method.__name__, optree.tree_structure(state), tuple((t.shape, t.dtype, t.device) for t in tensors)
-
-
-def _compiled(method: Method, task: LossTask, params: Tensor, state: State, directions: tuple[Tensor, ...]) -> Method:
-    """``method`` bound to ``task``, for inputs of these shapes. ValueError if it cannot be traced after all."""
-    plain: Method = method.__get__(task)
+def _compiled(task: Problem, plain: Method, params: Tensor, state: State, directions: tuple[Tensor, ...]) -> Method:
+    """``plain`` compiled for inputs of these shapes; itself, with a warning, where that cannot be relied on."""
     probes = [_probe(task, number, params.shape[:-1], len(directions)) for number in range(3)]
-    if _shapes(method, probes[0][0], probes[0][1], probes[0][2:]) != _shapes(method, params, state, directions):
+    if _shapes(*probes[0]) != _shapes(params, state, *directions):
         return plain  # a state unlike those that it starts with: no problem at hand to compare on
-    compiled = _Compiled(task, plain, *probes[0])
-    for probe in probes[1:]:
-        for fast, slow in zip(leaves(compiled(*probe)), leaves(plain(*probe)), strict=True):
-            _compare(task, fast, slow)
+    try:
+        compiled = _Compiled(plain, *probes[0])
+        for probe in probes[1:]:
+            for fast, slow in zip(leaves(compiled(*probe)), leaves(plain(*probe)), strict=True):
+                _compare(fast, slow)
+    except ValueError as error:
+        warnings.warn(f"{task} is not compiled: {error}", stacklevel=2)
+        return plain
     return compiled
 
 
-def _probe(task: LossTask, number: int, batch: tuple[int, ...], directions: int) -> tuple[Any, ...]:
+def _shapes(params: Tensor, state: State, *directions: Tensor) -> Any:
+    """All that a trace depends on beside the values of its inputs."""
+    tensors = (params, *directions, *leaves(state))
+    return optree.tree_structure(state), [(one.shape, one.dtype, one.device) for one in tensors]
+
+
+def _probe(task: Problem, number: int, batch: tuple[int, ...], directions: int) -> tuple[Any, ...]:
     """Parameters, state and directions of some problem."""
     key = keys.split(keys.seed(number, device=task.layout.device), math.prod(batch)).reshape(batch)
     params = task.init(keys.fold_in(key, 1))
@@ -122,9 +161,9 @@ def _probe(task: LossTask, number: int, batch: tuple[int, ...], directions: int)
     return params, task.init_state(params, keys.fold_in(key, 2)), *ways
 
 
-def _compare(task: LossTask, fast: Tensor, slow: Tensor) -> None:
-    """ValueError if the trace answers otherwise than the task itself."""
-    what = f"{task} says that it is traceable, but its compiled answers are others than its plain ones; {FIX}"
+def _compare(fast: Tensor, slow: Tensor) -> None:
+    """ValueError if the compiled answer is another one than the plain one."""
+    what = f"its compiled answers differ from its plain ones; {FIX}"
     require(fast.shape == slow.shape and fast.dtype == slow.dtype, what)
     if slow.is_floating_point():
         gap, scale = torch.linalg.vector_norm(fast - slow), torch.linalg.vector_norm(slow)
@@ -136,14 +175,14 @@ def _compare(task: LossTask, fast: Tensor, slow: Tensor) -> None:
 class _Compiled:
     """A method for inputs of the shapes that ``params``, ``state`` and ``directions`` have."""
 
-    def __init__(self, task: LossTask, plain: Method, params: Tensor, state: State, *directions: Tensor) -> None:
+    def __init__(self, plain: Method, params: Tensor, state: State, *directions: Tensor) -> None:
         self.structure = optree.tree_structure(plain(params, state, *directions))
 
-        def ravel(*tensors: Tensor) -> list[Tensor]:
+        def flat(*tensors: Tensor) -> list[Tensor]:
             ways, inner = tensors[1 : 1 + len(directions)], list(tensors[1 + len(directions) :])
             return leaves(plain(tensors[0], with_leaves(state, inner), *ways))
 
-        parts = _part(_trace(task, flat, [params, *directions, *leaves(state)]), 1 + len(directions))
+        parts = _part(_trace(flat, [params, *directions, *leaves(state)]), 1 + len(directions))
         self.made, self.given, self.for_data, self.for_math = parts[2:]
         with torch.no_grad():
             read = [*_laid_out(*leaves(state)), *self.for_data]
@@ -163,21 +202,19 @@ def _laid_out(*tensors: Tensor) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def _trace(task: LossTask, function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
-    """What ``function`` of a task does to tensors of these shapes, as far as it leads anywhere."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
+def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
+    """The operations of ``function`` on tensors of these shapes, without those that no output needs."""
     try:
         with torch.no_grad():
             traced = make_fx(function)(*inputs)
-    except Exception as error:  # whatever a stranger's code raises
-        raise ValueError(f"{task} says that it is traceable, but it is not ({_first(error)}); {FIX}") from error
+    except Exception as error:  # whatever a user's code raises
+        raise ValueError(f"it cannot be traced ({_first(error)}); {FIX}") from error
     for node in traced.graph.nodes:
         target = node.target
         good = not isinstance(target, torch._ops.OpOverload) or not (
             target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
         )
-        require(good, f"{task} says that it is traceable, but writes in place or draws numbers ({target}); {FIX}")
+        require(good, f"it writes in place or draws numbers ({target}); {FIX}")
     traced.graph.eliminate_dead_code()
     return traced
 
