@@ -9,7 +9,7 @@ from levels.level import Level
 from levels.optimizers.sgd import SGD
 from levels.tasks.quadratic import Quadratic
 from levels.testing.problems import check_problem
-from levels.testing.shared import check_config, check_state, check_tensor, expect, untouched
+from levels.testing.shared import check_part, check_state, check_tensor, expect, untouched
 
 
 def check_estimator(
@@ -22,13 +22,13 @@ def check_estimator(
     meant to be the derivative of the value. Where `traits` says differentiable, the derivative of the gradient is
     compared with central differences. Raises `ConformanceError`; ValueError if the estimator refuses the level.
     """
-    check_config(estimator)
     if level is None:
         level = Level(optimizer=SGD(momentum=0.9), unroll=2, horizon=4, batch=2).over(
             Quadratic(dims=3, dtype="float64")
         )
     level = replace(level, gradient=estimator)
     estimator.check(level)
+    check_part(estimator, level.layout, least=0)
     evals = estimator.evals(level)
     good = isinstance(evals, int | Fraction) and evals >= 0
     expect(good, estimator, f"{evals!r} as evals", "a whole number or a Fraction", "count task gradients a window")

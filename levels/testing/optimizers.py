@@ -35,16 +35,15 @@ def check_optimizer(
     need 2. Raises `ConformanceError`; ValueError for too few steps.
     """
     require(steps >= 2, f"steps must be at least 2, got {steps}")
-    shared.check_config(optimizer)
     for layout in LAYOUTS if below is None else (below,):
         for dtype in (torch.float32, torch.float64):
             rule = optimizer.bind(Bowl(dataclasses.replace(layout, dtype=dtype)))
-            shared.check_layout(rule, rule.layout, least=0)
+            shared.check_part(rule, rule.layout, least=0)
             for batch, copies in zip(shared.BATCHES, (1, 1, 4), strict=True):
                 _run(rule, _trial(rule, seed, batch, copies, steps))
             trial = _trial(rule, seed, (2,), 3, steps)
             _check_zero_gradient(rule, trial)
-        shared.check_repeats(rule, partial(_fresh_run, rule, seed, steps))
+        shared.check_repeats(rule, partial(lambda rule: _run(rule, _trial(rule, seed, (2,), 3, steps)), rule))
         _check_mixing(rule, trial)
         _check_reads(rule, trial)
         _check_locality(rule, trial)
@@ -123,10 +122,6 @@ def _run(rule: Optimizer, trial: Trial, steps: int | None = None) -> End:
     return End(x, state)
 
 
-def _fresh_run(rule: Optimizer, seed: int, steps: int) -> End:
-    return _run(rule, _trial(rule, seed, (2,), 3, steps))
-
-
 def _check_mixing(rule: Optimizer, trial: Trial) -> None:
     """Trials of 2 optimizers with 3 copies each: none depends on another one."""
     usual = _run(rule, trial)
@@ -189,8 +184,9 @@ def _check_locality(rule: Optimizer, trial: Trial) -> None:
 
 def _inputs(trial: Trial, step: int, end: End) -> dict[str, Tensor]:
     """The floating tensors that update ``step`` of a trial reads."""
-    state = {f"state.{name}": leaf for name, leaf in named_leaves(end.state).items() if leaf.is_floating_point()}
-    return {"theta": trial.theta, "x": end.x, "f": trial.f[..., step], "g": trial.g[..., step], **state}
+    named = {"theta": trial.theta, "x": end.x, "f": trial.f[..., step], "g": trial.g[..., step]}
+    named |= {f"state.{name}".rstrip("."): leaf for name, leaf in named_leaves(end.state).items()}
+    return {name: leaf for name, leaf in named.items() if leaf.is_floating_point()}
 
 
 @torch.enable_grad()

@@ -32,12 +32,12 @@ def check_problem(
 
     ``exact_gradient``: compare the gradient with central differences of the value; False for a gradient that is an
     estimate, such as that of a level with first-order gradients and an unroll above 1. ``order``: 2 compares, where
-    `traits` says differentiable, also the derivative of the gradient, which exact levels above need. A task is compared
-    in float64. ``varied``: False if every key is meant to name the same problem. ``splits``: those that the task has
-    data for. What `outer_value_and_grad` counts is held to the same. Raises `ConformanceError`.
+    `traits` says differentiable, also the derivative of the gradient, which exact levels above need; pass 1 for a level
+    with an unroll above 1 over another level, whose state is a constant in derivatives. ``varied``: False if every key
+    is meant to name the same problem. ``splits``: those that the task has data for. Derivatives of a task are compared
+    in float64. What `outer_value_and_grad` counts is held to the same. Raises `ConformanceError`.
     """
-    shared.check_config(problem)
-    shared.check_layout(problem, problem.layout, least=1)
+    shared.check_part(problem, problem.layout, least=1)
     outer = type(problem).outer_value_and_grad is not Problem.outer_value_and_grad
     fix = "say in traits what it costs, as ProblemTraits(outer_evals=1)"
     expect(not outer or problem.traits.outer_evals, problem, "outer_evals of 0", "more, as it counts other data", fix)
@@ -78,38 +78,37 @@ def _answers(problem: Problem, key: Tensor, ask: Ask) -> _Answers:
     with untouched(problem, "init_state", params=params, key=for_state):
         start = problem.init_state(params, for_state)
     check_state(problem, "init_state", start, key.shape)
+    first = ask(problem, params, start)
+    later = ask(problem, params, first[2])
     with untouched(problem, "evaluate_from_scratch", params=params, key=for_state):
         scratch = problem.evaluate_from_scratch(params, for_state)
     check_tensor(problem, "evaluate_from_scratch", scratch, key.shape, layout.dtype)
-    first = ask(problem, params, start)
-    return _Answers(params, start, *first, ask(problem, params, first[2]), scratch)
+    return _Answers(params, start, *first, later, scratch)
 
 
 def _evaluated(problem: Problem, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-    with untouched(problem, "value_and_grad", params=params, state=state):
-        value, grad, new = problem.value_and_grad(params, state)
-    _check_answer(problem, "", params, state, value, grad, new)
+    answer = _checked(problem, "", "value_and_grad", params, state)
     if isinstance(problem, Task):
         with untouched(problem, "value", params=params, state=state):
-            answer, fix = problem.value(params, state), "mend value, or leave it out"
-        check_same(problem, answer, (value, new), "from value", "that of value_and_grad", fix)
-    return value, grad, new
+            alone, fix = problem.value(params, state), "mend value, or leave it out"
+        check_same(problem, alone, answer[::2], "from value", "that of value_and_grad", fix)
+    return answer
 
 
 def _outer(problem: Problem, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
     f, g, state = _evaluated(problem, params, state)
-    with untouched(problem, "outer_value_and_grad", params=params, state=state, f=f, g=g):
-        value, grad, new = problem.outer_value_and_grad(params, state, f, g)
-    _check_answer(problem, "outer ", params, state, value, grad, new)
-    return value, grad, new
+    return _checked(problem, "counted ", "outer_value_and_grad", params, state, f=f, g=g)
 
 
-def _check_answer(
-    problem: Problem, said: str, params: Tensor, old: State, value: Tensor, grad: Tensor, new: State
-) -> None:
+def _checked(
+    problem: Problem, said: str, method: str, params: Tensor, state: State, **read: Tensor
+) -> tuple[Tensor, Tensor, State]:
+    with untouched(problem, method, params=params, state=state, **read):
+        value, grad, new = getattr(problem, method)(params, state, **read)
     check_tensor(problem, f"{said}value", value, params.shape[:-1], params.dtype)
     check_tensor(problem, f"{said}gradient", grad, params.shape, params.dtype)
-    check_state(problem, f"{said}state", new, params.shape[:-1], old)
+    check_state(problem, f"{said}state", new, params.shape[:-1], state)
+    return value, grad, new
 
 
 def _check_varied(problem: Problem, key: Tensor, parts: list[Problem], values: list[Tensor]) -> None:
@@ -128,7 +127,7 @@ def _check_varied(problem: Problem, key: Tensor, parts: list[Problem], values: l
 def _check_derivatives(problem: Problem, key: Tensor, ask: Ask, exact: bool, order: int) -> None:
     """From one state: the gradient against the value, and ``J^T v`` of the gradient's Jacobian against the gradient."""
     sharp = dataclasses.replace(problem, dtype="float64") if isinstance(problem, Task) else problem
-    said, (x, start, _, grad, *_) = "outer " if ask is _outer else "", _answers(sharp, key, ask)
+    said, (x, start, _, grad, *_) = "counted " if ask is _outer else "", _answers(sharp, key, ask)
     scale = x.square().mean(-1, keepdim=True).sqrt().clamp_min(1)
     if exact:
         fix = "mend the gradient, or pass exact_gradient=False if it is not meant to be the derivative"

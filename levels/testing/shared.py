@@ -41,21 +41,15 @@ def some_keys(layout: Layout, seed: int, batch: tuple[int, ...]) -> Tensor:
     return keys.split(keys.seed(seed, device=layout.device), math.prod(batch)).reshape(batch)
 
 
-def check_config(part: object) -> None:
-    """A part that writes itself down as its name and its settings, and is the same when it is built from them again."""
-    if isinstance(part, Config):
-        bare = repr(part).startswith(f"{type(part).__qualname__}(")  # as a dataclass writes itself
-        fix = "decorate it with @dataclass(frozen=True, repr=False)"
-        expect(not bare, part, "the repr of a plain dataclass", "the one that notation reads", fix)
-        again = repr(dataclasses.replace(part)) if dataclasses.is_dataclass(part) else repr(part)
-        fix = "leave settings alone in __post_init__ that are in their final form"
-        expect(again == repr(part), part, f"{again} when built from its settings", "itself", fix)
-
-
-def check_layout(part: object, layout: Any, least: int) -> None:
-    """A layout of at least so many entries, in a floating dtype."""
+def check_part(part: object, layout: Any, least: int) -> None:
+    """A layout of at least so many entries; a part that is the same when it is built again from its settings."""
     good = isinstance(layout, Layout) and layout.size >= least and layout.dtype.is_floating_point
     expect(good, part, f"{layout} as layout", f"a Layout of at least {least} entries in a floating dtype", "mend it")
+    if isinstance(part, Config) and dataclasses.is_dataclass(part):
+        bare, fix = repr(part).startswith(f"{type(part).__qualname__}("), "decorate it with @dataclass(..., repr=False)"
+        expect(not bare, part, "the repr of a plain dataclass", "the one that notation reads", fix)
+        again, fix = repr(dataclasses.replace(part)), "let __post_init__ leave settings that are in their final form"
+        expect(again == repr(part), part, f"{again} when built from its settings", "itself", fix)
 
 
 def check_tensor(part: object, what: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
