@@ -51,14 +51,18 @@ def run_afresh(
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     fits = key is None or key.shape == (problems,)
     require(fits, f"key must name {problems} problems, got shape {[] if key is None else list(key.shape)}")
-    tally = Tally()
-    recorded = Recorded(task, tally, problems)
+    tally, span = Tally(), len(tower.levels)
+    own, carried = keys.split(keys.seed(seed, device=tower.top.layout.device), 2)
+    key = _down(keys.split(carried, problems), span - 1) if key is None else key
+    recorded = Recorded(task, tally, keys.split(key, 2)[..., 1])
     *lower, top = alone(tower).levels
     whole = Tower(recorded, *lower, dataclasses.replace(top, batch=problems))
-    state = _started(whole, seed, theta, key)  # start-up makes depth - 1 steps
-    key = whole.carries(state)[0].key.flatten()
-    for _ in range(steps + 1 - len(recorded.losses)):
+    theta = whole.top.init(own) if theta is None else theta
+    state = TowerState(theta, whole.top.begin(theta, _up(key, span - 1)), torch.zeros((), dtype=torch.int64))
+    for _ in range(steps + 1 - len(recorded.losses)):  # start-up makes depth - 1 steps
         state, _report = whole.step(state)
+    if bool((whole.carries(state)[0].below.run != recorded.runs).any()):  # a copy restarted
+        raise ArithmeticError("a level above level 1 met a meta-loss that is not finite; is its objective a log?")
     losses = torch.stack(recorded.losses[: steps + 1])
     return Afresh(losses[:, None], key, int(tally.gradients))
 
@@ -69,46 +73,62 @@ def alone(tower: Tower) -> Tower:
     return Tower(tower.task, *levels)
 
 
-def _started(whole: Tower, seed: int, theta: Tensor | None, key: Tensor | None) -> TowerState:
-    """The state at the start, in which the copies of the task have the keys ``key`` ``[copies of the topmost level]``.
+def _down(key: Tensor, levels: int) -> Tensor:
+    """The keys of the one copy below, so many levels down: a copy gives the second half of its key to it."""
+    for _ in range(levels):
+        key = keys.fold_in(keys.fold_in(key, 2), 1)
+    return key
 
-    A copy gives the second half of its key to the one copy below it, so the keys are traced back up the tower.
-    """
-    if key is None:
-        return whole.init(seed, theta=theta)
-    for _ in whole.levels[1:]:
+
+def _up(key: Tensor, levels: int) -> Tensor:
+    """The inverse of `_down`."""
+    for _ in range(levels):
         key = keys.unfold_in(keys.unfold_in(key, 1), 2)
-    own = whole.top.init(keys.split(keys.seed(seed, device=key.device), 2)[0])
-    theta = own if theta is None else theta
-    return TowerState(theta, whole.top.begin(theta, key), torch.zeros((), dtype=torch.int64))
+    return key
+
+
+class Recording(NamedTuple):
+    """The problem's state, and to which run it belongs; leading dimensions ``[*batch]``."""
+
+    inner: State
+    run: Tensor  # int64; -1 for what parts of the tower ask on their own account
 
 
 class Recorded(Observed):
-    """A problem that keeps the losses of ``copies`` copies, asked one update after another.
+    """A problem that keeps the losses of one run, whose copies begin with ``key`` ``[copies]``, in ``losses``.
 
     A copy that diverges answers value 1 and gradient 0 from then on, so it neither spoils its neighbours nor asks for a
-    restart. Answers for another number of copies, as a search asks for its members, are not kept.
+    restart. Guards and searches ask the problem too, some of them with the same keys; the run is the last one to begin
+    with these, so what is asked before it is dropped.
     """
 
-    def __init__(self, problem: Problem, observer: Tally, copies: int) -> None:
+    def __init__(self, problem: Problem, observer: Tally, key: Tensor) -> None:
         super().__init__(problem, observer)
-        self.copies = copies
+        self.key, self.runs = key, 0
         self.losses: list[Tensor] = []  # [copies] each
 
-    def init_state(self, params: Tensor, key: Tensor) -> State:
-        if self.losses:
-            raise ArithmeticError("a level above level 1 met a meta-loss that is not finite; is its objective a log?")
-        return super().init_state(params, key)
+    def init_state(self, params: Tensor, key: Tensor) -> Recording:
+        begins = key.numel() == self.key.numel() and torch.equal(key.flatten(), self.key)
+        if begins:
+            self.runs, self.losses = self.runs + 1, []
+        return Recording(super().init_state(params, key), torch.full_like(key, self.runs if begins else -1))
 
-    def value(self, params: Tensor, state: State) -> tuple[Tensor, State]:
+    def value(self, params: Tensor, state: Recording) -> tuple[Tensor, Recording]:
         return Problem.value(self, params, state)
 
-    def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        value, grad, state = super().value_and_grad(params, state)
-        if value.numel() != self.copies:
+    def value_and_grad(self, params: Tensor, state: Recording) -> tuple[Tensor, Tensor, Recording]:
+        value, grad, inner = super().value_and_grad(params, state.inner)
+        state = state._replace(inner=inner)
+        if value.numel() != self.key.numel() or bool((state.run != self.runs).any()):
             return value, grad, state
         over = ~torch.isfinite(value) | ~torch.isfinite(grad.square().sum(-1))
         if self.losses:
             over |= torch.isinf(self.losses[-1]).reshape(over.shape)
         self.losses.append(value.detach().masked_fill(over, torch.inf).flatten())
         return value.masked_fill(over, 1.0), grad.masked_fill(over[..., None], 0.0), state
+
+    def outer_value_and_grad(
+        self, params: Tensor, state: Recording, f: Tensor, g: Tensor
+    ) -> tuple[Tensor, Tensor, Recording]:
+        f, g, inner = super().outer_value_and_grad(params, state.inner, f, g)
+        return f, g, state._replace(inner=inner)

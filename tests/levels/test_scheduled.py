@@ -5,7 +5,6 @@ import torch
 from torch.optim import lr_scheduler
 
 from levels import (
-    LSTM,
     SGD,
     Adam,
     AdamW,
@@ -13,9 +12,9 @@ from levels import (
     Cosine,
     Exact,
     Exponential,
-    Gated,
     Last,
     Layout,
+    LearnedInit,
     Level,
     LinearDecay,
     Log,
@@ -23,7 +22,6 @@ from levels import (
     RMSprop,
     Schedule,
     Scheduled,
-    LearnedInit,
     Warmup,
     keys,
 )
@@ -67,12 +65,12 @@ def test_a_schedule_is_torchs(rule, schedule):
     p = torch.nn.Parameter(torch.randn(6, generator=generator, dtype=torch.float64))
     optimizer = torchs([p])
     schedules = scheduler(optimizer)
-    laid = Scheduled(ours, factor, STEPS).over(Layout.of({"p": (6,)}, torch.float64))
-    params, x = laid.init(KEY), p.detach().clone()[None]
-    state, path, expected = laid.init_state(params, x), [], []
+    rule = Scheduled(ours, factor, STEPS).bind(Layout.of({"p": (6,)}, torch.float64))
+    theta, x = rule.init(KEY), p.detach().clone()[None]
+    state, path, expected = rule.init_state(theta, x, KEY[None]), [], []
     for _ in range(STEPS):
         residual = inputs @ x[0] - targets
-        x, state = laid.update(params, residual.square().mean()[None], (inputs.T @ residual / 15)[None], state, x)
+        x, state = rule.update(theta, x, state, residual.square().mean()[None], (inputs.T @ residual / 15)[None])
         optimizer.zero_grad()
         (inputs @ p - targets).square().mean().backward()
         optimizer.step()
@@ -98,8 +96,8 @@ class Replace(SGD):
 
     name = "replace"
 
-    def step(self, h, g, state, x):
-        return h["lr"] * g, state
+    def update(self, theta, x, state, f, g):
+        return self.read(theta)["lr"] * g, state
 
 
 def test_a_factor_of_1_changes_no_bit_and_a_factor_of_0_moves_nothing():
@@ -114,44 +112,39 @@ def test_a_factor_of_1_changes_no_bit_and_a_factor_of_0_moves_nothing():
         "first": Scheduled(Replace(lr=1.0), LinearDecay(), 3),
         "over": Scheduled(Replace(lr=1.0), LinearDecay(), 3),
     }.items():
-        laid = rule.over(layout)
-        params = laid.init(KEY)
-        state = laid.init_state(params, x)
-        state = state._replace(t=state.t + 3) if name == "over" else state
-        ends[name], _ = laid.update(params, torch.ones(1), g, state, x)
+        bound = rule.bind(layout)
+        theta = bound.init(KEY)
+        state = bound.init_state(theta, x, KEY[None])
+        state = (state[0] + 3, state[1]) if name == "over" else state
+        ends[name], _ = bound.update(theta, x, state, torch.ones(1), g)
     assert torch.equal(ends["constant"], ends["plain"])
     assert torch.equal(ends["first"], ends["plain"])
     assert torch.equal(ends["over"], x)
 
 
 def test_each_copy_counts_its_own_steps():
-    laid = Scheduled(SGD(lr=1.0), LinearDecay(), 4).over(Layout.of({"p": (2,)}))
-    params, x = laid.init(KEY), torch.zeros(3, 2)
-    state = laid.init_state(params, x)._replace(t=torch.tensor([0, 2, 7]))
-    moved, state = laid.update(params, torch.ones(3), torch.ones(3, 2), state, x)
+    rule = Scheduled(SGD(lr=1.0), LinearDecay(), 4).bind(Layout.of({"p": (2,)}))
+    state = (torch.tensor([0, 2, 7]), None)
+    moved, state = rule.update(rule.init(KEY), torch.zeros(3, 2), state, torch.ones(3), torch.ones(3, 2))
     assert torch.allclose(moved[:, 0], torch.tensor([-1.0, -0.5, 0.0]))
-    assert state.t.tolist() == [1, 3, 8]
+    assert state[0].tolist() == [1, 3, 8]
 
 
 @pytest.mark.parametrize(
     "optimizer",
     [
-        Scheduled(SGD(), Cosine(), 5),
         Scheduled(SGD(lr=Log(0.1, "coordinate"), momentum=0.9, nesterov=True), Warmup(Exponential(), 2), 6),
-        Scheduled(Adam(eps=1e-3), LinearDecay(), 6),
-        Scheduled(LSTM(hidden=3, layers=1), Exponential(0.1), 4),
         Scheduled(LearnedInit(RMSprop()), Cosine(0.1), 6),
-        Scheduled(Gated(SGD(momentum=0.5)), Constant(), 6),
         Scheduled(Scheduled(SGD(), LinearDecay(), 8), Cosine(), 6),
     ],
     ids=str,
 )
 def test_scheduled_rules_conform(optimizer):
     """Central differences in float64 among them."""
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, below=Layout.of({"weight": (3, 2), "bias": (2,)}))
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Warmup(LinearDecay(0.1), 2), Exponential()], ids=str)
+@pytest.mark.parametrize("schedule", [Cosine(), Warmup(LinearDecay(0.1), 2)], ids=str)
 def test_exact_gradients_through_a_schedule(schedule):
     """The meta-gradient of a window against central differences, at depths 1 and 2."""
     problem = Quadratic(dims=3, dtype="float64")
@@ -165,11 +158,11 @@ def test_a_first_order_gradient_through_a_schedule():
     """Against autograd over the loop written out, the gradients of the quadratic being data; from the start on."""
     task = Quadratic(dims=4, dtype="float64")
     level = Level(optimizer=Scheduled(SGD(lr=0.01), Cosine(), 6), unroll=5, horizon=5, batch=3, objective=Last())
-    laid = level.over(task)
-    params = laid.init(KEY)
-    state = laid.init_state(params, KEY)
+    level = level.over(task)
+    theta = level.init(KEY)
+    state = level.init_state(theta, KEY)
     carry = state.carry
-    log_lr = params.clone().requires_grad_()
+    log_lr = theta.clone().requires_grad_()
     x, w, y = carry.x, carry.below.w, carry.below.y
     for t in range(5):
         residual = (w @ x.detach()[..., None]).squeeze(-1) - y
@@ -178,7 +171,7 @@ def test_a_first_order_gradient_through_a_schedule():
         x = x - log_lr.exp() * factor * g
     loss = ((w @ x[..., None]).squeeze(-1) - y).square().sum(-1).mean()
     (expected,) = torch.autograd.grad(loss, log_lr)
-    value, grad, _ = laid.value_and_grad(params, state)
+    value, grad, _ = level.value_and_grad(theta, state)
     assert torch.allclose(value, loss, rtol=1e-12)
     assert torch.allclose(grad, expected, rtol=1e-10)
 
@@ -188,8 +181,9 @@ def test_a_scheduled_rule_leaves_the_tower():
     models = [torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     rule = Scheduled(Adam(lr=0.05), Cosine(), STEPS)
-    weights = rule.over(Layout.of({"one": ()})).init(KEY)
-    ours, theirs = LearnedTorchOptimizer(models[0].parameters(), rule, weights), torch.optim.Adam(models[1].parameters(), 0.05)
+    weights = rule.bind(Layout.of({"one": ()})).init(KEY)
+    ours = LearnedTorchOptimizer(models[0].parameters(), rule, weights)
+    theirs = torch.optim.Adam(models[1].parameters(), 0.05)
     scheduler = lr_scheduler.CosineAnnealingLR(theirs, STEPS)
     inputs = torch.linspace(-1, 1, 80).reshape(20, 4)
     for _ in range(STEPS):
@@ -212,11 +206,11 @@ class Halving(Schedule):
 
 
 def test_a_new_schedule_is_one_small_class():
-    laid = Scheduled(SGD(lr=1.0), Halving(), 3).over(Layout.of({"p": ()}))
-    params, x = laid.init(KEY), torch.zeros(1, 1)
-    state = laid.init_state(params, x)
+    rule = Scheduled(SGD(lr=1.0), Halving(), 3).bind(Layout.of({"p": ()}))
+    theta, x = rule.init(KEY), torch.zeros(1, 1)
+    state = rule.init_state(theta, x, KEY[None])
     for _ in range(4):
-        x, state = laid.update(params, torch.ones(1), torch.ones(1, 1), state, x)
+        x, state = rule.update(theta, x, state, torch.ones(1), torch.ones(1, 1))
     assert float(x) == pytest.approx(-1.875)
 
 
@@ -226,7 +220,7 @@ def test_a_new_schedule_is_one_small_class():
         ("scheduled(adam(lr=0.03), cosine, steps=50)", Scheduled(Adam(lr=0.03), Cosine(), 50)),
         ("scheduled(sgd(lr=0.3), linear-decay)", Scheduled(SGD(lr=0.3), LinearDecay(), 100)),
         ("scheduled(sgd, warmup(cosine(end=0.1), warm=5))", Scheduled(SGD(), Warmup(Cosine(0.1), 5))),
-        ("scheduled(lstm, exponential(end=0.001))", Scheduled(LSTM(), Exponential(0.001))),
+        ("scheduled(adam, exponential(end=0.001))", Scheduled(Adam(), Exponential(0.001))),
     ],
 )
 def test_notation_and_spec(text, optimizer):
@@ -250,14 +244,12 @@ def test_a_scheduled_level_trains_and_is_trained():
     [
         (lambda: Scheduled(SGD(), Cosine(), 0), "steps must be a whole number of at least 1 for cosine, got 0"),
         (lambda: Scheduled(SGD(), Warmup(Cosine(), 10), 10), r"at least 11 for warmup\(cosine\), got 10"),
-        (lambda: Scheduled(Cosine(), Cosine()), "scheduled: rule must be an optimizer, got cosine"),
-        (lambda: Scheduled(SGD(), SGD()), "scheduled: expected a schedule, got sgd"),
-        (lambda: Cosine(1.5), "cosine: end must be from 0 to 1, got 1.5"),
+        (lambda: Scheduled(Cosine(), Cosine()), "scheduled: inner must be an Optimizer, got cosine"),
+        (lambda: Scheduled(SGD(), SGD()), "scheduled: schedule must be a Schedule, got sgd"),
+        (lambda: Cosine(1.5), "cosine: end must be a number from 0 to 1, got 1.5"),
         (lambda: Exponential(0.0), "exponential: end must be above 0 and at most 1, got 0.0"),
         (lambda: Warmup(Cosine(), 0), "warmup: warm must be a whole number of at least 1, got 0"),
-        (lambda: Warmup(SGD()), "warmup: then must be a schedule, got sgd"),
-        (lambda: parse("quadratic: scheduled(sgd, adam)"), "'adam' is an optimizer, not a schedule"),
-        (lambda: parse("quadratic: cosine"), "'cosine' is a schedule, not an optimizer"),
+        (lambda: Warmup(SGD()), "warmup: then must be a Schedule, got sgd"),
     ],
 )
 def test_what_is_refused(make, sentence):
