@@ -20,7 +20,7 @@ def sides(work: Work) -> dict[str, Callable[[], Side]]:
     """Every side that there is, by name."""
     return {
         "ours": partial(Ours, work),
-        "ours, compiled": partial(compiled, work),
+        "ours, accelerated": partial(Ours, work, fast=True),
         "torch": partial(plain, work, compiled=False),
         "torch, compiled update": partial(plain, work, compiled=True),
         "higher": partial(higher, work),
@@ -28,10 +28,6 @@ def sides(work: Work) -> dict[str, Callable[[], Side]]:
         "JAX scan": partial(scan, work, checkpoint=False),
         "JAX scan, checkpoint": partial(scan, work, checkpoint=True),
     }
-
-
-def compiled(work: Work) -> Side:
-    return Ours(work, compiled=True)
 
 
 def plain(work: Work, *, compiled: bool) -> Side:

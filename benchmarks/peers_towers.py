@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Numbers, Unsupported
-from levels import SGD, Adam, Fixed, Hyper, Level, Level, LevelState, Linear, Logit, LossTask, Optimizer, keys
-from levels.compiled import compiling
+from levels import SGD, Adam, Fixed, Hyper, Level, LevelState, Linear, Logit, LossTask, Optimizer, keys
+from levels.base import Carry, is_level
 from levels.layout import Layout
 from levels.optimizers.adam import AdamState
 from levels.tasks.nets import cross_entropy, dense, dense_shapes
-from levels.base import Carry
 from recursion import Tower
-from recursion.running import Running
+from recursion.accelerate import Running, accelerate
 from recursion.tower import TowerState
 
 Kind = Literal["sgd / sgd", "adam / sgd", "adam / adam"]
@@ -121,20 +120,18 @@ class HalfLogit(Hyper):
     def unconstrain(self, value: float) -> float:
         return Logit(self.start).unconstrain(value) / 2
 
-    def value(self, raw: Tensor) -> Tensor:
-        return (raw.tanh() + 1) / 2
+    def constrain(self, stored: Tensor) -> Tensor:
+        return (stored.tanh() + 1) / 2
 
 
 class Ours:
-    """A tower, a top step a unit; ``compiled``: a running one, and what this process does from here on is compiled."""
+    """A tower, a top step a unit; ``fast``: accelerated, and running."""
 
-    def __init__(self, kind: str, height: int, *, compiled: bool = False) -> None:
-        self.kind, self.height = kind, height
-        self.switch = compiling(compiled)
-        self.switch.__enter__()
-        self.tower = tower(kind, height, "float32", Logit)
-        begun = self.tower.init(seed=0)
-        self.first: TowerState | Running = self.tower.running(begun) if compiled else begun
+    def __init__(self, kind: str, height: int, *, fast: bool = False) -> None:
+        self.kind, self.height, self.fast = kind, height, fast
+        self.tower = self._tower("float32", Logit)
+        first = self.tower.init(seed=0)
+        self.first: TowerState | Running = Running(self.tower, first) if fast else first
         self.at, self.units = self.first, 0
 
     def step(self) -> None:
@@ -143,19 +140,23 @@ class Ours:
         self.at, self.report = at.step() if isinstance(at, Running) else self.tower.step(at)
 
     def prove(self) -> Numbers:
-        alike = tower(self.kind, self.height, "float64", HalfLogit)
+        alike = self._tower("float64", HalfLogit)
         found = self._numbers(alike, started(alike))
         if self.height == 1:
-            plain = tower(self.kind, 1, "float64", Logit)
+            plain = self._tower("float64", Logit)
             found["losses of torch.optim"] = self._numbers(plain, plain.init(seed=0))["losses"]
         return found
+
+    def _tower(self, dtype: str, betas: type[Hyper]) -> Tower:
+        plain = tower(self.kind, self.height, dtype, betas)
+        return accelerate(plain) if self.fast else plain
 
     def _numbers(self, alike: Tower, state: TowerState) -> Numbers:
         losses = [float(alike.carries(state)[0].f)]
         for _ in range(PROOF - 1):
             state, _ = alike.step(state)
             losses.append(float(alike.carries(state)[0].f))
-        stored = [carry.x.flatten() for carry in alike.carries(state)[1:]] + [state.params]
+        stored = [carry.x.flatten() for carry in alike.carries(state)[1:]] + [state.theta]
         return {"losses": losses, "hyperparameters": torch.cat(stored).tolist()}
 
 
@@ -172,21 +173,21 @@ def tower(kind: str, height: int, dtype: str, betas: type[Hyper]) -> Tower:
 
 def started(alike: Tower) -> TowerState:
     """What `Tower.init` makes, with the moments of each Adam as gdtuo's are when its level first has a gradient."""
-    for_params, for_carry = keys.split(keys.seed(0), 2)
-    params = alike.top.init(for_params)
-    carry = begun(alike.top, params, keys.split(for_carry, 1), alike.depth)
-    return TowerState(params, carry, torch.zeros((), dtype=torch.int64))
+    for_theta, for_carry = keys.split(keys.seed(0), 2)
+    theta = alike.top.init(for_theta)
+    carry = begun(alike.top, theta, keys.split(for_carry, 1), len(alike.levels))
+    return TowerState(theta, carry, torch.zeros((), dtype=torch.int64))
 
 
-def begun(laid: Level, params: Tensor, key: Tensor, number: int) -> Carry:
+def begun(level: Level, theta: Tensor, key: Tensor, number: int) -> Carry:
     """The carry of level ``number`` after its one evaluation of the problem below."""
     for_x, for_below = keys.split(key, 2).unbind(-1)
-    x = laid.problem.init(for_x)
-    state, problem, below = laid.optimizer.init_state(params, x), laid.problem, None
+    x = level.problem.init(for_x)
+    state, problem, below = level.optimizer.init_state(theta, x, key), level.problem, None
     if isinstance(state, AdamState):
-        beta2 = laid.optimizer.hypers["beta2"].start  # type: ignore[attr-defined]
+        beta2 = level.optimizer.hypers["beta2"].start  # type: ignore[attr-defined]
         state = AdamState(state.m, state.v + EPS * beta2 ** (number - 1), state.t + number - 1)
-    if isinstance(problem, Level):
+    if is_level(problem):
         below = LevelState(begun(problem, x, keys.split(for_below, 1), number - 1), None)
     f, g, below = problem.value_and_grad(x, below)
     count = torch.zeros_like(key)
@@ -266,7 +267,11 @@ def exact(rule: str, rate: float) -> dict[str, Tensor]:
     """gdtuo's parameters in float64, in its own order."""
     numbers = {"alpha": rate, "mu": 0.0}
     if rule == "adam":
-        numbers = {"alpha": rate, "beta1": HalfLogit(0.9).unconstrain(0.9), "beta2": HalfLogit(0.999).unconstrain(0.999)}
+        numbers = {
+            "alpha": rate,
+            "beta1": HalfLogit(0.9).unconstrain(0.9),
+            "beta2": HalfLogit(0.999).unconstrain(0.999),
+        }
     return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
 
 

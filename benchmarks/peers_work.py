@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Numbers
-from levels import LSTM, Adam, Level, Level, LossTask, Quadratic, keys
-from levels.compiled import compiling
+from levels import LSTM, Adam, Level, LossTask, Quadratic, keys
 from levels.layout import Layout
 from levels.tasks.data import digits
 from levels.tasks.nets import cross_entropy, dense_shapes, fresh, perceptron
 from recursion import Tower
+from recursion.accelerate import accelerate
 
 UNROLL, HIDDEN, P, SCALE = 20, 20, 10.0, 0.1
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
@@ -57,7 +57,9 @@ class FixedPerceptron(LossTask):
 
     def loss(self, params: Tensor, state: None) -> tuple[Tensor, None]:
         images, labels = minibatch(self.torch_dtype)
-        return cross_entropy(perceptron(self.layout.unravel(params), images, "tanh"), self._labels(params, labels)), None
+        return cross_entropy(
+            perceptron(self.layout.unravel(params), images, "tanh"), self._labels(params, labels)
+        ), None
 
     def _labels(self, params: Tensor, labels: Tensor) -> Tensor:
         return labels.expand(*params.shape[:-1], len(labels))
@@ -88,11 +90,11 @@ class Work:
     def start(self, dtype: str) -> LearnedInit:
         """What `Tower.init` with seed 0 begins with, before the first window."""
         tower = self.tower(dtype)
-        laid = tower.bound_levels[0]
+        level = tower.bound[0]
         key = keys.split(keys.split(keys.seed(0), 2)[1], 1)
-        theta = laid.init(keys.split(key, 2)[..., 0])  # [1, m]
-        carry = tower.top.asked_first(theta, key).carry
-        weights = {name: view[0].numpy() for name, view in laid.optimizer.layout.unravel(theta).items()}
+        theta = level.init(keys.split(key, 2)[..., 0])  # [1, m]
+        carry = level.init_state(theta, keys.split(key, 2)[..., 1]).carry
+        weights = {name: view[0].numpy() for name, view in level.layout.unravel(theta).items()}
         return LearnedInit(weights, carry.x[0].numpy(), carry.g[0].numpy(), self._data(dtype, carry.below))
 
     def _data(self, dtype: str, below: Any) -> Arrays:
@@ -123,26 +125,27 @@ def as_numbers(dtype: str, windows: list[Window]) -> Numbers:
 class Ours:
     """The tower; one `Tower.step` is Adam's step on the last window's gradient, then the next window."""
 
-    def __init__(self, work: Work, *, compiled: bool = False) -> None:
-        self.work, self.compiled = work, compiled
-        self.tower = work.tower("float32")
+    def __init__(self, work: Work, *, fast: bool = False) -> None:
+        self.work, self.fast = work, fast
+        self.tower = self._tower("float32")
         self.state = self.tower.init(seed=0)
-        self.facts = {"tower": repr(self.tower), "task gradients a step": self.tower.base_steps * work.copies}
+        self.facts = {"tower": repr(self.tower), "task gradients a step": int(self.tower.costs[-1]) * work.copies}
 
     def step(self) -> None:
-        with compiling(self.compiled):
-            self.state, _ = self.tower.step(self.state)
+        self.state, _ = self.tower.step(self.state)
+
+    def _tower(self, dtype: str) -> Tower:
+        tower = self.work.tower(dtype)
+        return accelerate(tower) if self.fast else tower
 
     def prove(self) -> Numbers:
         return self._proof("float32") | self._proof("float64")
 
     def _proof(self, dtype: str) -> Numbers:
-        tower, windows = self.work.tower(dtype), []
+        tower, windows = self._tower(dtype), []
         state = tower.init(seed=0)
-        assert isinstance(tower.bound_levels[0], Level)
         for _ in range(2):
             loss, gradient = state.carry.f, state.carry.g
-            with compiling(self.compiled):
-                state, _ = tower.step(state)
+            state, _ = tower.step(state)
             windows.append(Window(float(loss), gradient[0].numpy(), state.carry.x[0].numpy()))
         return as_numbers(dtype, windows)

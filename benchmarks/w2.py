@@ -3,8 +3,8 @@
 The network is that of gdtuo's README: 784-128-10 with tanh on hidden and output units, log-softmax, negative
 log-likelihood. All sides see the same minibatch of 256 images at each step, so none pays for drawing. A unit is one
 step of training: forward, backward, each level's update, and the loss as a Python number. Not included: data, building,
-compiling (the first step tells). ``ours, compiled`` is the same tower within `levels.compiled.compiling`, as
-``tower train --compile on`` runs it: running (`recursion.running`), a step of it one compiled call (`recursion.fused`).
+compiling (the first step tells). ``ours, accelerated`` is the same tower as ``tower train --compile on`` runs it: a step
+of it is one compiled call (`recursion.accelerate.fused`).
 
 ``sgd / sgd``: SGD at each level; ``adam / sgd``: Adam below, SGD at each level above; ``adam / adam``: Adam at each.
 A height counts the optimizers. Ours learns lr, beta1 and beta2 of an Adam and lr of an SGD, as gdtuo; gdtuo hands on an
@@ -38,18 +38,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TOLERANCE = 1e-9
 SIDES: dict[str, Any] = {
     "ours": Ours,
-    "ours, compiled": partial(Ours, compiled=True),
+    "ours, accelerated": partial(Ours, fast=True),
     "gdtuo": Gdtuo,
     "torch.optim": partial(TorchOptim, fused=False),
     "torch.optim, fused": partial(TorchOptim, fused=True),
 }
 IMPORTS = {
-    "ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"],
+    "ours, accelerated": ["torch._dynamo", "torch._inductor.compile_fx"],
     "gdtuo": ["gradient_descent_the_ultimate_optimizer.gdtuo"],
     "torch.optim": ["torch._dynamo"],
     "torch.optim, fused": ["torch._dynamo"],
 }
-COLORS = {"ours": "C1", "ours, compiled": "C3", "gdtuo": "C0", "torch.optim": "C2", "torch.optim, fused": "C4"}
+COLORS = {"ours": "C1", "ours, accelerated": "C3", "gdtuo": "C0", "torch.optim": "C2", "torch.optim, fused": "C4"}
 
 
 def lines(result: dict[str, Any], kind: str) -> dict[str, list[tuple[int, list[float]]]]:
@@ -100,7 +100,7 @@ def summary(result: dict[str, Any]) -> list[str]:
 
 def compile_times(result: dict[str, Any], kind: str) -> str:
     """Seconds of the first compiled step at each height, with an empty cache."""
-    rows = [(v["settings"]["height"], v["sides"].get("ours, compiled")) for v in result["variants"].values()
+    rows = [(v["settings"]["height"], v["sides"].get("ours, accelerated")) for v in result["variants"].values()
             if v["settings"]["kind"] == kind]  # fmt: skip
     return ", ".join(f"{height}: {row['first']:.0f}" for height, row in rows if row and row["seconds"])
 

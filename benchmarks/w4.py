@@ -6,11 +6,11 @@ A tower's floor is the work of one top step and nothing around it, on tensors of
 
     task gradients x the time of one                      (``value_and_grad`` of the task, all copies at once)
   + updates of the topmost level x the time of one ``update``
-  + for each trained level: its updates x the time of one and of its pullback    (``linearized``, then what it returns)
+  + for each trained level: its updates x the time of one and of its derivative by autograd
 
 The side ``floor`` does that work: the same calls, as often, one after the other on inputs that stay the same. What
-the tower does beside (keeping carries, adding cotangents, checking that numbers are finite, the report) is what makes
-it slower; so does memory, for its inputs move and what pullbacks need is kept for a whole window. Both sides prove
+the tower does beside (carries, sums of cotangents, checks that numbers are finite, the report) makes it slower; so does
+memory, for its inputs move and the graph of a whole window is stored. Both sides prove
 their counts: the tower's by a task and optimizers that count, the floor's as it will run them. Nothing restarts.
 
 The tower of depth d has d - 1 trained levels over 128 ten-dimensional quadratics, unrolls 20, 5, 3, and Adam on top.
@@ -18,7 +18,7 @@ The tower of depth d has d - 1 trained levels over 128 ten-dimensional quadratic
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,21 +28,22 @@ from torch import Tensor
 
 from benchmarks.harness import Numbers, Side
 from levels import LSTM, SGD, Adam, Level, Optimizer, Quadratic
-from levels.compiled import compiling
-from levels.layout import Layout
 from levels.base import Problem
-from levels.tree import State
+from levels.layout import Layout
+from levels.optimizers.wrap import Wrapper
+from levels.tree import State, leaves, with_leaves
 from recursion import Tower
+from recursion.accelerate import Running, accelerate
 from recursion.tower import TowerState
 
 TITLE = "towers of depth 1-4 against their floor"
-TOLERANCE = {"task gradients": 0.0, "updates": 0.0, "pullbacks": 0.0, "losses": 1e-3}
+TOLERANCE = {"task gradients": 0.0, "updates": 0.0, "losses": 1e-3}
 PROVED = 3  # steps whose losses are compared
 UNROLLS = (20, 5, 3)
 COPIES = 128
 RULES: dict[str, Optimizer] = {"lstm": LSTM(), "adam": Adam(lr=0.01), "sgd": SGD(lr=0.001)}
 DEPTHS = (1, 2, 3, 4)
-COUNTED = ("task gradients", "updates", "pullbacks")
+COUNTED = ("task gradients", "updates")
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{rule} depth {depth}": {"rule": rule, "depth": depth}
     for rule in RULES
@@ -73,29 +74,25 @@ class Ours:
 
     def prove(self) -> Numbers:
         task = CountedTask(Quadratic(dims=10))
-        rules = [CountedRule(level.optimizer) for level in self.levels]
+        rules = [Counted(level.optimizer, {"updates": 0}) for level in self.levels]
         counted = [dataclasses.replace(level, optimizer=rule) for level, rule in zip(self.levels, rules)]
         tower = Tower(task, *counted)
         state, _ = tower.step(tower.init(seed=0))
         task.calls = 0
         for rule in rules:
-            rule.counts.update(updates=0, pullbacks=0)
+            rule.counts["updates"] = 0
         tower.step(state)
         updates = [float(rule.counts["updates"]) for rule in rules]
-        pullbacks = [float(rule.counts["pullbacks"]) for rule in rules[:-1]]
-        counts = dict(zip(COUNTED, ([float(task.calls)], updates, pullbacks)))
-        return counts | {"losses": losses(self.tower)}
+        return dict(zip(COUNTED, ([float(task.calls)], updates))) | {"losses": losses(self.tower)}
 
 
-class Compiled:
-    """A top step of the tower, running; what this process does from here on is compiled."""
+class Accelerated:
+    """A top step of the accelerated tower, running."""
 
     def __init__(self, rule: str, depth: int) -> None:
-        self.switch = compiling()
-        self.switch.__enter__()
         self.levels = levels(rule, depth)
-        self.tower = Tower(Quadratic(dims=10), *self.levels)
-        self.running = self.tower.running(self.tower.init(seed=0))
+        self.tower = accelerate(Tower(Quadratic(dims=10), *self.levels))
+        self.running = Running(self.tower, self.tower.init(seed=0))
         self.facts = {"tower": repr(self.tower)}
 
     def step(self) -> None:
@@ -103,8 +100,8 @@ class Compiled:
 
     def prove(self) -> Numbers:
         task = CountedTask(Quadratic(dims=10))
-        tower = Tower(task, *self.levels)
-        running = tower.running(tower.init(seed=0))
+        tower = accelerate(Tower(task, *self.levels))
+        running = Running(tower, tower.init(seed=0))
         task.calls = 0
         running.step()
         return {COUNTED[0]: [float(task.calls)], "losses": losses(self.tower)}
@@ -112,11 +109,11 @@ class Compiled:
 
 def losses(tower: Tower) -> list[float]:
     """What the first steps report, of each level."""
-    running, told = tower.running(tower.init(seed=0)), []
+    running, found = Running(tower, tower.init(seed=0)), []
     for _ in range(PROVED):
         running, report = running.step()
-        told += report.losses
-    return told
+        found += report.losses
+    return found
 
 
 class Call(NamedTuple):
@@ -147,27 +144,30 @@ class Floor:
 
 @torch.no_grad()
 def calls(tower: Tower, state: TowerState) -> Iterator[Call]:
-    """What a top step from ``state`` needs: every update once, with its pullback where something trains the level.
+    """What a top step from ``state`` needs: every update once, with its derivative where something trains the level.
 
-    A level's parameters are what the level above carries; ``dx`` is the gradient it carries, ``dstate`` what a
-    pullback made of that.
+    A level's parameters are what the level above carries; ``dx`` is the gradient that it carries.
     """
-    gradients, updates, pullbacks = COUNTED
-    carries, times = tower.carries(state), tower.base_steps
+    gradients, updates = COUNTED
+    carries, times = tower.carries(state), int(tower.costs[-1])
     yield Call((gradients,), tower.task.value_and_grad, (carries[0].x, carries[0].below), times)
-    for laid, carry, above in zip(tower.bound_levels, carries, carries[1:]):
-        read = (above.x, carry.f, carry.g, carry.state, carry.x)
-        _, dstate, _ = laid.optimizer.pullback(*read, carry.g, None)
-        yield Call((updates, pullbacks), update_and_pull, (laid.optimizer, read, carry.g, dstate), times)
-        times //= laid.level.unroll
+    for level, carry, above in zip(tower.bound, carries, carries[1:]):
+        read = (above.x, carry.x, carry.state, carry.f, carry.g)
+        yield Call((updates,), update_and_pull, (level.optimizer, read, carry.g), times)
+        times //= level.unroll
     top = carries[-1]
-    yield Call((updates,), tower.top.optimizer.update, (state.params, top.f, top.g, top.state, top.x), times)
+    yield Call((updates,), tower.top.optimizer.update, (state.theta, top.x, top.state, top.f, top.g), times)
 
 
-def update_and_pull(optimizer: Optimizer, read: tuple[Any, ...], dx: Tensor, dstate: list[Tensor | None]) -> Any:
-    """What a trained level asks of its optimizer for each step; returns the new ``x``, and cotangents."""
-    x, _, pull = optimizer.linearized(*read)
-    return x, pull(dx, dstate)
+@torch.enable_grad()
+def update_and_pull(optimizer: Optimizer, read: tuple[Any, ...], dx: Tensor) -> Any:
+    """What a trained level asks of its optimizer for each step: the new ``x``, and cotangents of what it read."""
+    theta, x, state, f, g = read
+    theta, x = theta.detach().requires_grad_(), x.detach().requires_grad_()
+    rest = [leaf.detach().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves(state)]
+    new, _ = optimizer.update(theta, x, with_leaves(state, rest), f, g)
+    inputs = [theta, x, *(leaf for leaf in rest if leaf.requires_grad)]
+    return new.detach(), torch.autograd.grad(new, inputs, dx, allow_unused=True)
 
 
 class CountedTask(Problem):
@@ -192,45 +192,18 @@ class CountedTask(Problem):
         return self.problem.value_and_grad(params, state)
 
 
-class CountedRule(Optimizer):
-    """An optimizer that counts its updates and pullbacks; copies of it count together."""
+@dataclass(frozen=True, repr=False)
+class Counted(Wrapper):
+    """An optimizer that counts its updates; copies of it count together."""
 
     name = "counted"
 
-    def __init__(self, rule: Optimizer) -> None:
-        self.rule = rule
-        self.counts = {"updates": 0, "pullbacks": 0}
+    inner: Optimizer
+    counts: dict[str, int] = field(default_factory=dict)
 
-    @cached_property
-    def bound_levels(self) -> Optimizer:
-        """The rule, laid over what this one is laid over."""
-        return self.rule.over(self.below)
-
-    def shapes(self, below: Layout) -> dict[str, tuple[int, ...]]:
-        return self.rule.shapes(below)
-
-    def init(self, key: Tensor) -> Tensor:
-        return self.bound_levels.init(key)
-
-    def init_state(self, params: Tensor, x: Tensor) -> State:
-        return self.bound_levels.init_state(params, x)
-
-    def update(self, params: Tensor, f: Tensor, g: Tensor, state: State, x: Tensor) -> tuple[Tensor, State]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
         self.counts["updates"] += 1
-        return self.bound_levels.update(params, f, g, state, x)
-
-    def pullback(
-        self,
-        params: Tensor,
-        f: Tensor,
-        g: Tensor,
-        state: State,
-        x: Tensor,
-        dx: Tensor,
-        dstate: list[Tensor | None] | None,
-    ) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        self.counts["pullbacks"] += 1
-        return self.bound_levels.pullback(params, f, g, state, x, dx, dstate)
+        return super().update(theta, x, state, f, g)
 
 
 def points(result: dict[str, Any], rule: str, side: str) -> list[tuple[int, dict[str, Any]]]:
@@ -288,8 +261,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-LINES = {"ours": "-o", "ours, compiled": ":s", "floor": "--x"}
+LINES = {"ours": "-o", "ours, accelerated": ":s", "floor": "--x"}
 """How each side is drawn."""
 
-SIDES: dict[str, Callable[..., Side]] = {"ours": Ours, "ours, compiled": Compiled, "floor": Floor}
-IMPORTS = {"ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"]}
+SIDES: dict[str, Callable[..., Side]] = {"ours": Ours, "ours, accelerated": Accelerated, "floor": Floor}
+IMPORTS = {"ours, accelerated": ["torch._dynamo", "torch._inductor.compile_fx"]}

@@ -8,8 +8,8 @@ each tensor and the logit of the momentum; on one line, the coordinatewise LSTM.
 same minibatches, so they run the same model code:
 
   - ours: a level with ``gradient=exact``.
-  - ours, compiled: the same within `levels.compiled.compiling`. One evaluation is compiled, whatever the unroll; how
-    long that takes with an empty cache is the time of its first step.
+  - ours, accelerated: the same level of an accelerated tower. One evaluation is compiled, whatever the unroll; how long
+    that takes with an empty cache is the time of its first step.
   - naive autograd: one graph for the whole window, ``create_graph=True`` at each gradient, kept until the end.
     Weights are one flat tensor, as in levels, which is quicker than one tensor for each parameter.
   - higher: `higher.innerloop_ctx` with its differentiable SGD; step sizes and momentum by ``override``.
@@ -30,9 +30,11 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from benchmarks.harness import Numbers, Side, Spread, Unsupported
-from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Level, Level, LevelState, Log, Optimizer, keys
-from levels.compiled import compiling
+from levels import LSTM, SGD, CharTransformer, DigitsMLP, Exact, Level, LevelState, Log, Optimizer, keys
 from levels.tasks.task import LossTask
+from levels.tree import map_leaves
+from recursion import Tower
+from recursion.accelerate import accelerate
 
 TITLE = "exact meta-gradients by unroll"
 TOLERANCE = 1e-4
@@ -42,7 +44,7 @@ MODELS: dict[str, Callable[..., LossTask]] = {
     "transformer": lambda **settings: CharTransformer(minibatch=8, **settings),
     "small mlp": DigitsMLP,
 }
-RULES: dict[str, Optimizer] = {"sgd": SGD(lr=Log(0.03, per="tensor"), momentum=0.9), "lstm": LSTM()}
+RULES: dict[str, Optimizer] = {"sgd": SGD(lr=Log(0.03, shared_over="tensor"), momentum=0.9), "lstm": LSTM()}
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{model} unroll {unroll}": {"model": model, "unroll": unroll}
     for model in ("mlp", "transformer")
@@ -56,9 +58,10 @@ class LearnedInit(NamedTuple):
     """Where every side begins: the same numbers."""
 
     task: LossTask
-    laid: Level  # the level over the task
+    level: Level  # over the task
+    fast: Level  # the same, of an accelerated tower
     state: LevelState
-    params: Tensor  # [m] of the optimizer; for SGD raw, a step size for each tensor and then the momentum
+    params: Tensor  # [m] of the optimizer; for SGD as stored, a step size for each tensor and then the momentum
     x: Tensor  # [n] weights
     cursor: Any  # of the minibatch at x
     unroll: int
@@ -66,11 +69,14 @@ class LearnedInit(NamedTuple):
 
 def start(task: LossTask, unroll: int, rule: str = "sgd") -> LearnedInit:
     """The start of a window of ``unroll`` updates over ``task``, from fixed seeds."""
-    laid = Level(optimizer=RULES[rule], unroll=unroll, horizon=None, batch=1, gradient=Exact()).over(task)
-    params, key = laid.init(keys.seed(0)), keys.seed(1)
-    state = laid.init_state(params, key)
-    x = state.carry.x[0]
-    return LearnedInit(task, laid, state, params, x, laid.asked_first(x, state.carry.key[0]), unroll)
+    spec = Level(optimizer=RULES[rule], unroll=unroll, horizon=None, batch=1, gradient=Exact())
+    tower = Tower(task, spec, Level(optimizer=SGD()))
+    level = tower.bound[0]
+    params, key = level.init(keys.seed(0)), keys.seed(1)
+    state = level.init_state(params[None], key[None])  # of the one copy in a tower
+    x, of_copy = state.carry.x[0, 0], state.carry.key[0, 0]
+    cursor = task.init_state(x, keys.split(of_copy, 2)[1])
+    return LearnedInit(task, level, accelerate(tower).bound[0], state, params, x, cursor, unroll)
 
 
 class Measured(ABC):
@@ -95,16 +101,18 @@ class Ours(Measured):
     """The exact estimator of this project."""
 
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        value, grad, _ = self.start.bound_levels.value_and_grad(self.start.params, self.start.state)
-        return value, grad
+        return self._of(self.start.level)
+
+    def _of(self, level: Level) -> tuple[Tensor, Tensor]:
+        value, grad, _ = level.value_and_grad(self.start.params[None], self.start.state)
+        return value[0], grad[0]
 
 
-class Compiled(Ours):
-    """The same, compiled."""
+class Accelerated(Ours):
+    """The same, accelerated."""
 
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
-        with compiling():
-            return super().meta_gradient()
+        return self._of(self.start.fast)
 
 
 class Naive(Measured):
@@ -113,7 +121,7 @@ class Naive(Measured):
     def meta_gradient(self) -> tuple[Tensor, Tensor]:
         task, params = self.start.task, self.start.params.clone().requires_grad_()
         x, state = self.start.x.clone().requires_grad_(), None
-        update = self.by_sgd(params) if isinstance(self.start.bound_levels.optimizer, SGD) else self.by_rule(params)
+        update = self.by_sgd(params) if isinstance(self.start.level.optimizer, SGD) else self.by_rule(params)
         f, cursor = task.loss(x, self.start.cursor)
         total = torch.zeros_like(f)
         for _ in range(self.start.unroll):
@@ -136,10 +144,11 @@ class Naive(Measured):
 
     def by_rule(self, params: Tensor) -> Callable[[Tensor, Any, Tensor], tuple[Tensor, Any]]:
         """Another rule, by its own update for one copy."""
-        rule, first, f = self.start.bound_levels.optimizer, self.start.state.carry.state, self.start.state.carry.f
+        rule, carry = self.start.level.optimizer, self.start.state.carry
+        first, f = map_leaves(lambda leaf: leaf[0], carry.state), carry.f[0]
 
         def update(g: Tensor, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-            new, state = rule.update(params, f, g[None], first if state is None else state, x[None])
+            new, state = rule.update(params, x[None], first if state is None else state, f, g[None])
             return new[0], state
 
         return update
@@ -164,7 +173,7 @@ class Higher(Measured):
 
     def __init__(self, begun: LearnedInit) -> None:
         super().__init__(begun)
-        if not isinstance(begun.bound_levels.optimizer, SGD):
+        if not isinstance(begun.level.optimizer, SGD):
             raise Unsupported("higher has no learned optimizers")
         self.model = Model(begun.task, begun.x)
         groups = [{"params": [weights]} for weights in self.model.parameters()]
@@ -197,11 +206,11 @@ def side(kind: type[Measured]) -> Callable[..., Side]:
 
 SIDES: dict[str, Callable[..., Side]] = {
     "ours": side(Ours),
-    "ours, compiled": side(Compiled),
+    "ours, accelerated": side(Accelerated),
     "naive autograd": side(Naive),
     "higher": side(Higher),
 }
-IMPORTS = {"ours, compiled": ["torch._dynamo", "torch._inductor.compile_fx"]}
+IMPORTS = {"ours, accelerated": ["torch._dynamo", "torch._inductor.compile_fx"]}
 PREPARE: dict[str, Callable[[], object]] = {"higher": lambda: import_module("higher")}
 
 
@@ -218,7 +227,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         for name, row in found["sides"].items():
             if name.startswith("ours") and row["seconds"] and naive and naive["seconds"]:
                 time, memory = over_naive(row, found["sides"]).middle, row["peak"] / max(naive["peak"], 1)
-                first = f" after a first step of {row['first']:.0f} s" if "compiled" in name else ""
+                first = f" after a first step of {row['first']:.0f} s" if "accelerated" in name else ""
                 what = f"{time:.2f} of naive autograd's time and {memory:.2f} of its memory"
                 lines.append(f"{label}: {name} takes {what}{first}")
     return lines
