@@ -57,7 +57,8 @@ class ClosedForm(Sweep):
         object.__setattr__(self.known, "read", lambda _: self.h)
 
     def update(self, read: Read) -> tuple[Tensor, State]:
-        return self.known.update(self.theta, *read[:2], read.f, read.g)
+        updated: tuple[Tensor, State] = self.known.update(self.theta, *read)
+        return updated
 
     def vjp(self, reads: list[Read], cotangents: Tensor) -> Tensor:
         total = self.slopes(reads, cotangents)
