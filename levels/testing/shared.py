@@ -58,26 +58,27 @@ def check_tensor(part: object, what: str, tensor: Any, shape: tuple[int, ...], d
     fix = "keep the leading batch dimensions, whatever their number, and the dtype of the layout"
     got = f"{list(tensor.shape)} in {tensor.dtype} as {what}"
     expect(tensor.shape == shape and tensor.dtype == dtype, part, got, f"{list(shape)} in {dtype}", fix)
-    _check_plain(part, what, tensor)
+    _check_plain(part, what, tensor, finite=True)
 
 
 def check_state(part: object, what: str, state: State, lead: tuple[int, ...], before: State = None) -> None:
-    """Finite constants that begin with the dimensions ``lead``, of the structure, shapes and dtypes of ``before``."""
+    """Constants, not NaN, that begin with the dimensions ``lead``, with structure, shapes and dtypes of ``before``."""
     for path, leaf in named_leaves(state).items():
         name = f"{what}.{path}".rstrip(".")
         expect(isinstance(leaf, Tensor), part, f"{type(leaf).__name__} as {name}", "a tensor", "make it a tensor")
         fix = "every copy must own its part of the state"
         expect(leaf.shape[: len(lead)] == lead, part, f"{list(leaf.shape)} as {name}", f"{list(lead)} first", fix)
-        _check_plain(part, name, leaf)
+        _check_plain(part, name, leaf, finite=False)  # a best loss may begin at inf
     if before is not None:
         new, old = (map_leaves(lambda leaf: f"{list(leaf.shape)} in {leaf.dtype}", tree) for tree in (state, before))
         fix = "return the state with the structure, shapes and dtypes that it came with"
         expect(new == old and type(new) is type(old), part, f"an advanced state {new}", f"{old} as it was", fix)
 
 
-def _check_plain(part: object, what: str, tensor: Tensor) -> None:
+def _check_plain(part: object, what: str, tensor: Tensor, *, finite: bool) -> None:
     fix = "start smaller, or guard the division, root or logarithm that it comes from"
-    expect(torch.isfinite(tensor).all(), part, f"{what} that is not finite", "finite numbers", fix)
+    good = (torch.isfinite(tensor) if finite else ~torch.isnan(tensor)).all()
+    expect(good, part, f"{what} that is not finite", "finite numbers", fix)
     fix = "detach it, or compute it under torch.no_grad"
     expect(not tensor.requires_grad, part, f"{what} with an autograd graph", "none", fix)
 
