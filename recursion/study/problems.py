@@ -47,11 +47,13 @@ class Diary:
         self.path = path
 
     def append(self, prints: list[bytes], after: int | None = None) -> None:
-        """Write more down, behind the first ``after`` (None: behind all)."""
-        with explained("write", self.path), self.path.open("ab") as file:
-            if after is not None:
-                file.truncate(SIZE * after)
-            file.write(b"".join(prints))
+        """Write more down, behind the first ``after`` (None: behind all); what they replace is never missing."""
+        with explained("write", self.path):
+            self.path.touch()
+            with self.path.open("r+b") as file:
+                file.seek(SIZE * (self.path.stat().st_size // SIZE if after is None else after))
+                file.write(b"".join(prints))
+                file.truncate()
 
     def read(self) -> set[bytes]:
         """All of them."""

@@ -7,7 +7,7 @@ end, and when an error ends the training early; a killed training goes on from t
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,11 @@ def _path(folder: Path, step: int) -> Path:
 
 
 class Training:
-    """The training of a tower in ``folder``, from where it was left; ``count`` snapshots within ``allowance``."""
+    """The training of a tower in ``folder``, from where it was left; ``count`` snapshots within ``allowance``.
+
+    ``now`` is the state and what belongs to it. One assignment replaces both, so an interruption within a step leaves
+    what was there before the step, whole.
+    """
 
     def __init__(self, tower: Tower, seed: int, folder: Path, allowance: Budget, lived: Lived, count: int) -> None:
         self.tower, self.seed, self.folder, self.lived = tower, seed, folder, lived
@@ -63,69 +67,67 @@ class Training:
         self.met.reset()
         if self.path.exists():
             saved = checkpoint.load(self.path, tower)
-            self.state, self.so_far = saved.state, Trained(**saved.extra)
-            self.met.reset(self.so_far.gradients)
+            self.now = saved.state, Trained(**saved.extra)
+            self.met.reset(self.now[1].gradients)
         else:
-            self.state, self.so_far = checkpoint.settled(self.observed.init(seed)), Trained()
-        self.began = time.process_time() - self.so_far.seconds
+            state = checkpoint.settled(self.observed.init(seed))
+            self.now = state, Trained(gradients=self.met.gradients)
+        self.before = self.written = self.now[1].prints  # fingerprints of earlier sessions, and in the file
+        self.began = time.process_time() - self.now[1].seconds
 
     def go(self, tell: Callable[[float], None]) -> Trained:
         """Train to the end; ``tell`` gets the part that is done. NonFiniteError if it ends before any snapshot."""
-        so_far, saved = self.so_far, time.monotonic()
-        if so_far.done:
-            return so_far
+        if self.now[1].done:
+            return self.now[1]
+        saved = time.monotonic()
         try:
-            while not so_far.done:
-                self._advance()
-                tell(min(1.0, self.spent / self.allowance))
+            while not self.now[1].done:
+                self.now = self._advanced(*self.now)
+                tell(min(1.0, self._spent(self.now[1]) / self.allowance))
                 if time.monotonic() - saved >= EVERY:
                     self._save()
                     saved = time.monotonic()
         finally:
             self._save()
-        return so_far
+        return self.now[1]
 
-    @property
-    def spent(self) -> float:
+    def _spent(self, so_far: Trained) -> float:
         """Of the allowance."""
-        work = self.so_far.work(self.lived)._replace(gradients=self.met.gradients)
-        return self.so_far.seconds if self.in_seconds else work.total
+        return so_far.seconds if self.in_seconds else so_far.work(self.lived).total
 
-    def _advance(self) -> None:
-        """One step, and a snapshot if it is time for one."""
-        so_far, before = self.so_far, self.met.gradients
+    def _advanced(self, state: TowerState, before: Trained) -> tuple[TowerState, Trained]:
+        """What one step comes to; it takes a snapshot if it is time for one."""
+        so_far = replace(before, snapshots=[*before.snapshots], points=[*before.points])
         try:
-            state, report = self.observed.step(self.state)
+            following, report = self.observed.step(state)
         except NonFiniteError as error:
-            self.met.gradients = before
             if not so_far.snapshots:
                 raise
-            so_far.ended, so_far.done = str(error), True
-            return
-        self.state, so_far.steps = checkpoint.settled(state), report.step
-        so_far.seconds = time.process_time() - self.began
-        self._note(report)
+            return state, replace(so_far, ended=str(error), done=True, seconds=time.process_time() - self.began)
+        state, so_far.steps = checkpoint.settled(following), report.step
+        so_far.gradients, so_far.seconds = self.met.gradients, time.process_time() - self.began
+        _note(so_far, report)
         each = so_far.seconds / so_far.steps if self.in_seconds else self.lived.step.total
-        so_far.done = self.spent + each > self.allowance
-        part = (len(so_far.snapshots) + 1) / self.count
-        if so_far.done or (part < 1 and self.spent + each / 2 >= part * self.allowance):
-            checkpoint.save(_path(self.folder, so_far.steps), self.tower, self.state, seed=self.seed)
+        spent, part = self._spent(so_far), (len(so_far.snapshots) + 1) / self.count
+        so_far.done = spent + each > self.allowance
+        if so_far.done or (part < 1 and spent + each / 2 >= part * self.allowance):
+            checkpoint.save(_path(self.folder, so_far.steps), self.tower, state, seed=self.seed)
             so_far.snapshots.append(so_far.steps)
-
-    def _note(self, report: Report) -> None:
-        """Keep a point, and fewer of them where there are too many."""
-        so_far = self.so_far
-        if report.step % so_far.stride == 0:
-            so_far.points.append([report.step, report.losses])
-        if len(so_far.points) > POINTS:
-            so_far.stride *= 2
-            so_far.points = [point for point in so_far.points if point[0] % so_far.stride == 0]
+        return state, so_far
 
     def _save(self) -> None:
-        """Fingerprints first: those without their state are cut off later, a state without its fingerprints is not."""
-        so_far = self.so_far
-        self.diary.append(self.met.prints, after=so_far.prints)
-        so_far.prints += len(self.met.prints)
-        so_far.gradients, so_far.seconds = self.met.gradients, time.process_time() - self.began
-        self.met.reset(self.met.gradients)
-        checkpoint.save(self.path, self.tower, self.state, seed=self.seed, extra=asdict(so_far))
+        """Fingerprints first: those without their state are met again, a state without its fingerprints is not."""
+        (state, so_far), prints = self.now, self.met.prints[self.written - self.before :]
+        self.diary.append(prints, after=self.written)
+        so_far.prints = self.written + len(prints)
+        checkpoint.save(self.path, self.tower, state, seed=self.seed, extra=asdict(so_far))
+        self.written = so_far.prints
+
+
+def _note(so_far: Trained, report: Report) -> None:
+    """Keep a point, and fewer of them where there are too many."""
+    if report.step % so_far.stride == 0:
+        so_far.points.append([report.step, report.losses])
+    if len(so_far.points) > POINTS:
+        so_far.stride *= 2
+        so_far.points = [point for point in so_far.points if point[0] % so_far.stride == 0]

@@ -16,6 +16,7 @@ from recursion.evaluate.baselines import mean_loss
 from recursion.evaluate.deploy import learned, run
 from recursion.notation import parse
 from recursion.study.job import perform
+from recursion.study.problems import Met
 
 ENDLESS = "quadratic(4): lstm(hidden=4)@4[batch=2, horizon=none] / adam"
 
@@ -121,6 +122,30 @@ def test_killed_at_any_call_and_continued_it_ends_the_same(tmp_path: Path, tower
 
         with pytest.raises(Killed):
             done(request, tmp_path / str(last), tell=tell)
+        assert repeated(done(request, tmp_path / str(last))[1]) == repeated(whole)
+
+
+@pytest.mark.parametrize("where", ["asked", "began"])
+def test_interrupted_within_a_step_and_continued_it_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+):
+    """What a half step asked for must not be saved with the state before it."""
+    request, plain, calls = tiny(budget="1e4"), getattr(Met, where), [0, 0]
+
+    def interrupted(met: Met, *args: object) -> object:
+        calls[0] += 1
+        if calls[0] == calls[1]:
+            raise KeyboardInterrupt
+        return plain(met, *args)
+
+    monkeypatch.setattr(Met, where, interrupted)
+    _, whole = done(request, tmp_path / "whole")
+    count = calls[0]
+    for last in range(2, count, max(1, count // 5)):
+        calls[:] = 0, last
+        with pytest.raises(KeyboardInterrupt):
+            done(request, tmp_path / str(last))
+        calls[:] = 0, 0
         assert repeated(done(request, tmp_path / str(last))[1]) == repeated(whole)
 
 
