@@ -1,9 +1,9 @@
-"""Black box: a torch optimizer that nothing can differentiate, run as it is, one copy after another.
+"""Black box: a torch optimizer that cannot be differentiated, run as it is, one copy after another.
 
-Each copy of each step builds the optimizer afresh over its own tensors, gives it back what it remembered, lets it step
-and reads off what it remembers now. That costs a Python loop over copies; there is no other honest way to run code
-that knows one model only. What is remembered are the entries of ``state`` and those of ``param_groups`` that change:
-tensors stay tensors, numbers become tensors, so the state is a tree of tensors like any other.
+Each copy of each step builds the optimizer afresh over its own tensors, restores what it remembered, takes the step and
+reads what it remembers now: a Python loop over copies, since such an optimizer works on one model only. It remembers
+the entries of ``state``, and those of ``param_groups`` that change. Tensors stay tensors, numbers become tensors, so
+the state is a tree of tensors like any other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,13 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from levels.layout import Layout
 from levels.config import require
+from levels.layout import Layout
 
-Build = Callable[[list[nn.Parameter], Sequence[Mapping[str, float]]], torch.optim.Optimizer]
-"""An optimizer over the tensors of a layout, given the hyperparameters of each tensor by name."""
+Groups = Sequence[Mapping[str, float]]
+"""The hyperparameters of each tensor by name."""
+Build = Callable[[list[nn.Parameter], Groups], torch.optim.Optimizer]
+"""An optimizer over the tensors of a layout."""
 
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 PROBES = 3  # steps after which a structure is taken to stay
@@ -31,7 +33,7 @@ class BoxState(NamedTuple):
 
 
 class BlackBox:
-    """A torch optimizer over a layout. ValueError if it does not run there, or hides what it remembers."""
+    """A torch optimizer over a layout. Raises ValueError if it does not run there, or if its state cannot be read."""
 
     def __init__(self, build: Build, starts: Mapping[str, float], below: Layout, label: str) -> None:
         self.build, self.below, self.label = build, below, label
@@ -40,92 +42,82 @@ class BlackBox:
         generator = torch.get_rng_state()
         try:
             first, last, fault = self._probe(ones, [starts] * len(below.entries))
-        except Exception as error:  # whatever a stranger's code raises
-            raise ValueError(f"{label} does not run over {_named(below)}: {error}") from error
+        except Exception as error:  # whatever foreign code raises
+            names = ", ".join(f"{name}{list(shape)}" for name, shape in below.entries)
+            raise ValueError(f"{label} does not run over {names}: {error}") from error
         drew = not torch.equal(generator, torch.get_rng_state())
         torch.set_rng_state(generator)
         require(not drew, f"{label} draws random numbers from torch's global generator; runs could not be repeated")
         require(not fault, f"{label} keeps {fault} where a copy's state cannot be read and put back")
         self.values, self.spec = optree.tree_flatten(last)
-        require(self._kinds(first) == self._kinds(last), f"{label} changes what it remembers from step to step")
+        require(_kinds(first) == _kinds(last), f"{label} changes what it remembers from step to step")
 
     def init_state(self, x: Tensor) -> BoxState:
         """Nothing remembered, for ``x`` ``[*batch, copies, n]``."""
-        lead = x.shape[:-1]
         slots = (value for value in map(_as_tensor, self.values) if value is not None)
-        return BoxState(
-            torch.zeros(lead, dtype=torch.int64, device=x.device),
-            tuple(torch.zeros(lead + value.shape, dtype=value.dtype, device=x.device) for value in slots),
-        )
+        empty = tuple(x.new_zeros(x.shape[:-1] + value.shape, dtype=value.dtype) for value in slots)
+        return BoxState(x.new_zeros(x.shape[:-1], dtype=torch.int64), empty)
 
     @torch.no_grad()
     def step(self, values: Mapping[str, Tensor], g: Tensor, state: BoxState, x: Tensor) -> tuple[Tensor, BoxState]:
         """One step of every copy; ``values`` are the hyperparameters of each tensor, ``[*batch, copies, tensors]``."""
-        lead, dims = x.shape[:-1], x.dim() - 1
+        lead, dims, n = x.shape[:-1], x.dim() - 1, x.shape[-1]
         flat = {name: value.flatten(0, dims - 1).tolist() for name, value in values.items()}
         slots = [slot.flatten(0, dims - 1) for slot in state.slots]
         rows = []
-        for i, (old, grad, t) in enumerate(
-            zip(x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1]), state.t.flatten())
-        ):
+        for i, (old, grad, t) in enumerate(zip(x.reshape(-1, n), g.reshape(-1, n), state.t.flatten())):
             groups = [{name: copies[i][j] for name, copies in flat.items()} for j in range(len(self.below.entries))]
             rows.append(self._step_alone(old, grad, groups, [slot[i] for slot in slots] if t > 0 else None))
         stacked = [torch.stack(column) for column in zip(*rows)]
         new, *new_slots = (column.reshape(lead + column.shape[1:]) for column in stacked)
         return new, BoxState(state.t + 1, tuple(new_slots))
 
-    def _step_alone(
-        self, x: Tensor, g: Tensor, groups: Sequence[Mapping[str, float]], slots: list[Tensor] | None
-    ) -> list[Tensor]:
+    def _step_alone(self, x: Tensor, g: Tensor, groups: Groups, slots: list[Tensor] | None) -> list[Tensor]:
         """One copy: its next ``x`` ``[n]``, then its slots."""
         tensors = self._tensors(x)
         optimizer = self.build(tensors, groups)
         if slots is not None:
-            self._remind(optimizer, tensors, slots)
+            self._restore(optimizer, tensors, slots)
         self._advance(optimizer, tensors, g)
         memory = self._memory(optimizer, tensors)
-        same = self._kinds(memory) == self._kinds(optree.tree_unflatten(self.spec, self.values))
+        same = _kinds(memory) == _kinds(optree.tree_unflatten(self.spec, self.values))
         require(same, f"{self.label} remembers something else than at its first steps; it cannot run here")
         kept = [one.to(x.device) for one in map(_as_tensor, optree.tree_leaves(memory)) if one is not None]
         return [self.below.ravel(dict(zip(dict(self.below.entries), (p.detach() for p in tensors)))), *kept]
 
-    def _probe(self, x: Tensor, groups: Sequence[Mapping[str, float]]) -> tuple[Any, Any, str]:
+    def _probe(self, x: Tensor, groups: Groups) -> tuple[Any, Any, str]:
         """What it remembers after one step and after `PROBES`, and what it keeps elsewhere, if anything."""
         tensors = self._tensors(x)
         optimizer = self.build(tensors, groups)
-        before = [dict(group) for group in optimizer.param_groups]
-        hidden = _plain_attributes(optimizer)
+        before, hidden = [dict(group) for group in optimizer.param_groups], _plain_attributes(optimizer)
         self._advance(optimizer, tensors, x / 2)
-        states = [_copied(optimizer, tensors)]
+        first = _entries(optimizer, tensors)
         for _ in range(PROBES - 1):
             self._advance(optimizer, tensors, x / 2)
         for old, group in zip(before, optimizer.param_groups):
-            changed = {key for key in group if key != "params" and (key not in old or not _same(old[key], group[key]))}
-            self.counted.append(changed)
+            same = {key for key in group if key in old and _same(old[key], group[key])}
+            self.counted.append(group.keys() - same - {"params"})
         faults = [name for name, value in _plain_attributes(optimizer).items() if not _same(hidden.get(name), value)]
         faults += [str(key) for key in optimizer.state if not isinstance(key, Tensor)]
-        odd = {type(value) for value in optree.tree_leaves(states[0])} - {*NUMBERS, str, Tensor, nn.Parameter}
-        faults += [kind.__name__ for kind in odd]
+        odd = {type(value) for value in optree.tree_leaves(first)} - {*NUMBERS, str, Tensor, nn.Parameter}
         last = self._memory(optimizer, tensors)
-        return (states[0], last[1]), last, ", ".join(faults)
+        return (first, last[1]), last, ", ".join(faults + [kind.__name__ for kind in odd])
 
     def _tensors(self, x: Tensor) -> list[nn.Parameter]:
         return [nn.Parameter(view.clone()) for view in self.below.unravel(x).values()]
 
+    @torch.no_grad()
     def _advance(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], g: Tensor) -> None:
-        with torch.no_grad():
-            for tensor, slope in zip(tensors, self.below.unravel(g).values()):
-                tensor.grad = slope.clone()
-            optimizer.step()
+        for tensor, grad in zip(tensors, self.below.unravel(g).values()):
+            tensor.grad = grad.clone()
+        optimizer.step()
 
     def _memory(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter]) -> Any:
-        groups = [
-            {key: group[key] for key in keys if key in group}
-            for keys, group in zip(self.counted, optimizer.param_groups)
-        ]
-        return _copied(optimizer, tensors), groups
+        groups = [{key: group[key] for key in keys if key in group}
+                  for keys, group in zip(self.counted, optimizer.param_groups)]  # fmt: skip
+        return _entries(optimizer, tensors), groups
 
-    def _remind(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], slots: list[Tensor]) -> None:
+    def _restore(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], slots: list[Tensor]) -> None:
         """Give back what a copy remembered."""
         given = iter(slots)
         values = [value if _as_tensor(value) is None else _like(value, next(given)) for value in self.values]
@@ -136,16 +128,15 @@ class BlackBox:
         for group, entries in zip(optimizer.param_groups, groups):
             group.update(entries)
 
-    def _kinds(self, memory: Any) -> Any:
-        """The structure of what is remembered, with shapes and dtypes; other things as they are."""
-        values, spec = optree.tree_flatten(memory)
-        tensors = [_as_tensor(value) for value in values]
-        return spec, [
-            value if one is None else (type(value), one.shape, one.dtype) for value, one in zip(values, tensors)
-        ]
+
+def _kinds(memory: Any) -> Any:
+    """The structure of what is remembered, with shapes and dtypes; other things as they are."""
+    values, spec = optree.tree_flatten(memory)
+    pairs = [(value, _as_tensor(value)) for value in values]
+    return spec, [value if one is None else (type(value), one.shape, one.dtype) for value, one in pairs]
 
 
-def _copied(optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter]) -> Any:
+def _entries(optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter]) -> Any:
     """The entries of each tensor, in containers of their own, for an optimizer may fill its lists in place."""
     entries: Any = [dict(optimizer.state[tensor]) if tensor in optimizer.state else {} for tensor in tensors]
     return optree.tree_map(lambda value: value, entries)
@@ -163,7 +154,7 @@ def _as_tensor(value: Any) -> Tensor | None:
 
 
 def _like(value: Any, slot: Tensor) -> Any:
-    """What a slot holds, as the kind of thing that ``value`` is; torch keeps step counts in memory of the CPU."""
+    """A slot as the kind of thing that ``value`` is; torch keeps step counts in memory of the CPU."""
     return slot.to(value.device, copy=True) if isinstance(value, Tensor) else slot.item()
 
 
@@ -171,7 +162,3 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return torch.equal(one, other)
     return bool(one is other or one == other)
-
-
-def _named(below: Layout) -> str:
-    return ", ".join(f"{name}{list(shape)}" for name, shape in below.entries)

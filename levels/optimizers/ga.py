@@ -19,7 +19,6 @@ when all the others diverge. With `levels.optimizers.self_update` inside, this i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.base import Optimizer, Problem, is_level
+from levels.base import Optimizer, OptimizerTraits, Problem, is_level
 from levels.config import AtLeast, Count, UnitInterval, Whole, require, setting
 from levels.episode import tolerant
 from levels.hyper import Hyper, Log, hyper
@@ -96,13 +95,14 @@ class GA(Search):
         return self.population - self.resting - self.elite
 
     @property
-    def evals(self) -> int | Fraction:
-        """As for any search; with ``inner``, also the gradients of its updates, and a first one for each child."""
+    def traits(self) -> OptimizerTraits:
+        """With ``inner``, evals are also the gradients of its updates, and a first one for each child."""
+        traits = super().traits
         if self.inner is None or not isinstance(self.site, Problem):
-            return super().evals
+            return traits
         below = self.site.traits
         moves = (self.population - self.resting) * self.steps * (below.evals + self.inner.traits.evals)
-        return super().evals + moves + self.children * (below.init_evals + below.evals)
+        return traits._replace(evals=traits.evals + moves + self.children * (below.init_evals + below.evals))
 
     def bind(self, site: Problem | Layout) -> Self:
         if self.inner is None:
@@ -186,11 +186,8 @@ class GA(Search):
         for _ in range(self.steps):
             members, inner = self.inner.update(own, members, inner, f, g)
             f, g, below = self._tolerant.value_and_grad(members, below)
-        lives = map_leaves(
-            lambda old, new: torch.cat((old.narrow(place, 0, self.resting), new), place),
-            state.memory,
-            Lives(inner, f, g, below),
-        )
+        rest = map_leaves(lambda leaf: leaf.narrow(place, 0, self.resting), state.memory)
+        lives = map_leaves(lambda a, b: torch.cat((a, b), place), rest, Lives(inner, f, g, below))
         return state._replace(members=torch.cat((still, members), -2), memory=lives)
 
     def _inner_theta(self, theta: Tensor) -> Tensor:

@@ -37,9 +37,6 @@ class RandomSearch(Search):
     def size(self) -> int:
         return self.population
 
-    def first(self, theta: Tensor, state: Population, x: Tensor) -> Population:
-        return state
-
     def ask(self, theta: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
         if self.around == "start":
             return state._replace(members=self.draw(theta, x, key))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -46,9 +45,8 @@ class Population(NamedTuple):
 
 class Search(HyperparamOptimizer):
     """Abstract. A subclass has a hyperparameter ``sigma``, a size, and says where a population begins (`first`), what
-    is judged next (`ask`) and what follows from it (`tell`).
-
-    A level above trains it by evolution. Raises ValueError, when bound to a layout alone.
+    is judged next (`ask`) and what follows from it (`tell`). A level above trains it by
+    evolution. Raises ValueError, when bound to a layout alone.
     """
 
     sigma: Hyper | float
@@ -62,21 +60,17 @@ class Search(HyperparamOptimizer):
 
     @property
     def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(differentiable=False, reads_grad=False, evals=self.evals)
-
-    @property
-    def evals(self) -> int | Fraction:
-        """Task gradients of a generation: an evaluation from scratch for each member; 0 if not bound yet."""
-        return self.size * self.site.traits.scratch_evals if isinstance(self.site, Problem) else 0
+        evals = self.size * self.site.traits.scratch_evals if isinstance(self.site, Problem) else 0
+        return OptimizerTraits(differentiable=False, reads_grad=False, evals=evals)
 
     @property
     @abstractmethod
     def size(self) -> int:
         """P, members of a population."""
 
-    @abstractmethod
     def first(self, theta: Tensor, state: Population, x: Tensor) -> Population:
         """The state before the first generation, members and memory filled in, for ``x`` ``[*batch, copies, n]``."""
+        return state
 
     @abstractmethod
     def ask(self, theta: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:

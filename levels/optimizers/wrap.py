@@ -93,15 +93,13 @@ class Wrapper(Optimizer):
         if len(learned) > 1 and not self.several_starts:
             raise ValueError(f"{self}: {' and '.join(learned)} have a learned start each; keep one of them")
         changes: dict[str, Optimizer | tuple[Optimizer, ...]] = {}
-        number = 0
+        sites = (self.site_of(number, site) for number in range(len(self.wrapped)))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Optimizer):
-                changes[field.name] = value.bind(self.site_of(number, site))
-                number += 1
+                changes[field.name] = value.bind(next(sites))
             elif _holds_optimizers(value):
-                changes[field.name] = tuple(one.bind(self.site_of(number + k, site)) for k, one in enumerate(value))
-                number += len(value)
+                changes[field.name] = tuple(one.bind(next(sites)) for one in value)
         bound = dataclasses.replace(self, site=site, **changes)
         bound.shapes(bound.param_layout)  # refuses here what does not fit
         return bound
