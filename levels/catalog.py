@@ -74,11 +74,12 @@ def find(name: str, *kinds: str) -> type[Config]:
     for kind in kinds:
         if name in parts(kind):
             return parts(kind)[name]
-    wanted = " or ".join(kinds)
+    wanted, names = " or ".join(kinds), [one for kind in kinds for one in parts(kind)]
+    known = f"known: {', '.join(names)}"
     for kind in KINDS:
         if name in parts(kind):
-            raise ValueError(f"{name!r} is {article(kind)}, not {article(wanted)}; {_known(kinds)}")
-    raise ValueError(f"unknown {wanted} {name!r}{closest(name, _names(kinds))}; {_known(kinds)}")
+            raise ValueError(f"{name!r} is {article(kind)}, not {article(wanted)}; {known}")
+    raise ValueError(f"unknown {wanted} {name!r}{closest(name, names)}; {known}")
 
 
 def name_of(cls: type[Config]) -> str:
@@ -138,10 +139,8 @@ def require_plain(cls: type) -> None:
     """ValueError if a part cannot be made from numbers, words, lists and parts."""
     opaque = [s.name for s in settings_of(cls).values() if s.required and not any(map(_plain, alternatives(s.hint)))]
     if opaque:
-        raise ValueError(
-            f"{label(cls)} holds Python objects ({', '.join(opaque)}) and cannot be written down; "
-            f"build the tower in Python: Tower({cls.__name__}(...), ...)"
-        )
+        fix = f"build the tower in Python: Tower({cls.__name__}(...), ...)"
+        raise ValueError(f"{label(cls)} holds Python objects ({', '.join(opaque)}) and cannot be written down; {fix}")
 
 
 def make(cls: type, given: Mapping[str, Any]) -> Any:
@@ -270,11 +269,7 @@ def _plain(option: Any) -> bool:
 def _modules() -> list[types.ModuleType]:
     inside = [f"{package}.{module.name}" for package in PACKAGES
               for module in pkgutil.iter_modules(import_module(package).__path__)]  # fmt: skip
-    modules = []
-    for name in (*inside, *MODULES):  # TEMPORARY while parts are being moved: those that do not import are skipped
-        with contextlib.suppress(ImportError):
-            modules.append(import_module(name))
-    return modules
+    return [import_module(name) for name in (*inside, *MODULES)]
 
 
 def _is_part(cls: object, module: str) -> bool:
@@ -299,14 +294,6 @@ def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
     if not (isinstance(cls, type) and issubclass(cls, bases) and _is_part(cls, cls.__module__)):
         raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Config with a name")
     return typing.cast(type[Config], cls)
-
-
-def _names(kinds: tuple[str, ...]) -> list[str]:
-    return [name for kind in kinds for name in parts(kind)]
-
-
-def _known(kinds: tuple[str, ...]) -> str:
-    return f"known: {', '.join(_names(kinds))}"
 
 
 def _path(cls: type) -> str:

@@ -49,12 +49,12 @@ def settled(state: TowerState) -> TowerState:
     therefore equal, bit for bit, to one that went through a file there.
     """
 
-    def settle(tensor: Tensor) -> Tensor:
+    def rest(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         whole = tensor.is_contiguous() and tensor.storage_offset() == 0
         return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
-    settled_state: TowerState = map_leaves(settle, state)
+    settled_state: TowerState = map_leaves(rest, state)
     return settled_state
 
 

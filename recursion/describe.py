@@ -24,11 +24,11 @@ def _lines(tower: Tower) -> Iterator[str]:
     for number, (level, cost, copy) in enumerate(zip(levels, costs, copies), 1):
         problem = "the task" if number == 1 else f"level {number - 1}"
         fate = "fixed, for it is the topmost" if level is tower.top else f"trained by level {number + 1}"
-        ahead = f", the meta-loss over {_count(level.lookahead, 'update')}" if level.lookahead else ""
+        further = f", the meta-loss over {_count(level.lookahead, 'update')}" if level.lookahead else ""
         yield f"level {number}: {level}"
         yield f"  optimizer   {level.optimizer}, updates the {level.problem.layout.size:,} parameters of {problem}"
         yield f"  parameters  {level.layout.size:,}, {fate}"
-        yield f"  unroll      {_count(level.unroll, 'update')} a window{ahead}"
+        yield f"  unroll      {_count(level.unroll, 'update')} a window{further}"
         yield f"  horizon     {_horizon(level)}"
         yield f"  batch       {_count(level.copies, 'copy', 'copies')} of {problem}; {copy:,} below in all"
         yield f"  cost        {_count(cost, 'base step')} a window"

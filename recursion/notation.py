@@ -94,8 +94,9 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
         self.tokens = [
-            Token(str(found.lastgroup), found[str(found.lastgroup)], found.start(str(found.lastgroup)), found.end())
-            for found in TOKEN.finditer(text)
+            Token(kind, match[kind], match.start(kind), match.end())
+            for match in TOKEN.finditer(text)
+            for kind in [str(match.lastgroup)]
         ]
         self.tokens.append(Token("end", "", len(text), len(text)))
         self.at = 0
@@ -262,9 +263,9 @@ class _Reader:
 
     def _take(self, mark: str) -> bool:
         """Whether ``mark`` is next; if so it is read."""
-        found = self.token.kind == "mark" and self.token.text == mark
-        self.at += found
-        return found
+        is_next = self.token.kind == "mark" and self.token.text == mark
+        self.at += is_next
+        return is_next
 
     def _where(self, what: str, grouped: bool = False) -> str:
         """``level 2 (lstm@0)``: the piece from here to the next slash or colon, as typed; in a group, to its end."""

@@ -40,7 +40,7 @@ def to_spec(tower: Tower) -> dict[str, Any]:
 
 def from_spec(spec: object) -> Tower:
     """The tower that a spec describes. ValueError, in one line, for anything that is not such a spec."""
-    task, levels = _opened(spec)
+    task, levels = _envelope(spec)
     base = _at("task", lambda: _part("task", task, "task"))
     return Tower(base, *(_at(f"level {number}", partial(_level, level)) for number, level in enumerate(levels, 1)))
 
@@ -108,7 +108,7 @@ def _named(where: str, field: str, part: Config) -> dict[str, Any]:
     return {"name": name} | {key: _plain(inside, key, value) for key, value in settings(part).items()}
 
 
-def _opened(spec: object) -> tuple[object, list[object]]:
+def _envelope(spec: object) -> tuple[object, list[object]]:
     """Task and levels of a spec whose envelope is right."""
     if not isinstance(spec, dict):
         raise ValueError(f"{FOREIGN}: expected an object with {', '.join(FIELDS)}, got {_brief(spec)}")
@@ -143,7 +143,7 @@ def _at(where: str, read: Callable[[], Any]) -> Any:
 def _level(data: object) -> Level:
     if not isinstance(data, dict):
         raise ValueError(f"a level must be an object with its settings, got {_brief(data)}")
-    level: Level = _made(Level, data)
+    level: Level = _build(Level, data)
     return level
 
 
@@ -152,10 +152,10 @@ def _part(name: str, data: object, *kinds: str) -> Any:
         wanted = catalog.article(" or ".join(kinds))
         raise ValueError(f"{name} must be {wanted}, an object with its name, got {_brief(data)}")
     cls = catalog.find(data["name"], *kinds)
-    return _made(cls, {key: value for key, value in data.items() if key != "name"})
+    return _build(cls, {key: value for key, value in data.items() if key != "name"})
 
 
-def _made(cls: type, data: Mapping[str, object]) -> Any:
+def _build(cls: type, data: Mapping[str, object]) -> Any:
     known = {key: catalog.setting_of(cls, key) for key in data}
     given = {key: _value(key, data[key], setting.hint) if setting else data[key] for key, setting in known.items()}
     return catalog.make(cls, given)
