@@ -64,8 +64,8 @@ def followed(problem: Problem, x: Tensor, below: State, answer: Answer | None = 
         return problem.outer_value_and_grad(at, between, f, g)[:2]
 
     same = loss is f
-    f, g = _Followed.apply(x, f, g, inner)
-    loss, slope = (f, g) if same else _Followed.apply(x, loss, slope, outer)
+    f, g = _Followed.apply(x, f, g, inner)  # type: ignore[no-untyped-call]
+    loss, slope = (f, g) if same else _Followed.apply(x, loss, slope, outer)  # type: ignore[no-untyped-call]
     return Answer(f, g, behind, loss, slope)
 
 
@@ -87,7 +87,7 @@ class _Followed(torch.autograd.Function):
         if dg is not None:
             dx = grad_vjp(ctx.ask, x, dg)
         if df is not None:
-            slope = _Followed.apply(x, f, g, ctx.ask)[1] if again else g
+            slope = _Followed.apply(x, f, g, ctx.ask)[1] if again else g  # type: ignore[no-untyped-call]
             dx = df[..., None] * slope if dx is None else torch.addcmul(dx, df[..., None], slope)
         return dx, None, None, None
 
@@ -118,7 +118,7 @@ def slope(function: Callable[[Tensor], Tensor | None], theta: Tensor) -> Tensor:
         value = function(at)
         if value is None or not value.requires_grad:  # a constant, as the price of a gate that is fixed
             return torch.zeros_like(theta)
-        (grad,) = torch.autograd.grad(value.sum(), at, create_graph=again, materialize_grads=True)
+        grad: Tensor = torch.autograd.grad(value.sum(), at, create_graph=again, materialize_grads=True)[0]
     return grad
 
 

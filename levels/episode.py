@@ -32,7 +32,7 @@ def whole_episode(level: Any, theta: Tensor, key: Tensor) -> Tensor:
     windows = episode_windows(level)
     evaluate = partial(as_data, grad=level.optimizer.traits.reads_grad)
     carry = level.begin(theta, keys.split(key, level.copies))
-    sound, total = is_sound(carry.f[None], carry.g).all(-1), 0.0
+    sound, total = is_sound(carry.f[None], carry.g).all(-1), theta.new_zeros(())
     for _ in range(windows):
         carry, window = run(level, theta, carry, evaluate, keep=False)
         total = total + level.objective.value(window.losses).mean(-1) / windows
