@@ -125,7 +125,8 @@ def slope(function: Callable[[Tensor], Tensor | None], theta: Tensor) -> Tensor:
 def clipped(grad: Tensor, largest: float) -> Tensor:
     """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer."""
     norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
-    return grad * (largest / norm.clamp_min(largest)).to(grad.dtype)
+    scale: Tensor = largest / norm.clamp_min(largest)
+    return grad * scale.to(grad.dtype)
 
 
 def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
