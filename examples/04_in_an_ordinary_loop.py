@@ -27,7 +27,8 @@ from torch import nn
 from levels import LSTM, Adam, DigitsMLP, Level
 from levels.tasks.data import digits
 from recursion import Tower
-from recursion.export import learned_by, load
+from recursion.evaluate.learned import learned_by
+from recursion.export import load
 
 UPDATES, STEPS, MINIBATCH = 150, 40, 128
 Make = Callable[..., torch.optim.Optimizer]

@@ -1,4 +1,4 @@
-"""How deep should a tower be? Gates between its levels find out. About 30 seconds.
+"""How deep should a tower be? Gates between its levels find out. About a minute.
 
 Three levels of SGD on noisy quadratics: level 1 trains for 100 steps, level 2 moves its step size on the way, level 3
 the step size of level 2. Each update passes a gate, an open gate has a price, and one more level moves the gates. You
@@ -12,7 +12,8 @@ should see
 
 from levels import SGD, Fixed, Level, Linear, MeanLog, NoisyQuadratic
 from recursion import Tower
-from recursion.analysis.depth import Depth, depth, gates, learned_depth
+from recursion.analysis.depth import gates, learned_depth
+from recursion.group import Depth, gated_levels
 
 TASK = NoisyQuadratic(noise=2.0)
 STEPS = 240
@@ -26,7 +27,7 @@ def gated(rate: float) -> Tower:
         Level(optimizer=SGD(lr=Linear(2e-4))),
     ]
     settings = Depth(gates=SGD(lr=Fixed(8.0)), price=0.0003)
-    return Tower(TASK, *depth(TASK, group, Level(optimizer=SGD(lr=Fixed(0.0))), settings))
+    return Tower(TASK, *gated_levels(TASK, group, Level(optimizer=SGD(lr=Fixed(0.0))), settings))
 
 
 if __name__ == "__main__":
