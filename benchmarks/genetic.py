@@ -31,11 +31,11 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, SelfUpdate, Quadratic, RandomSearch, Task, keys
+from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, Quadratic, RandomSearch, SelfUpdate, Task, keys
 from levels.tree import map_leaves
 from recursion import Tower, TowerState
-from recursion.evaluate.deploy import Watched, run
 from recursion.analysis.ensembles import Compared, compare
+from recursion.evaluate.deploy import Watched, run
 from recursion.evaluate.statistics import Values, difference, estimate
 
 SEEDS, PROBLEMS, POINTS = 5, 32, 10

@@ -238,7 +238,9 @@ def lines() -> dict[str, dict[int, float]]:
         "start": {lookahead: chosen(TASK, lookahead) for lookahead in AHEAD},
         "start, first order": {lookahead: chosen(TASK, lookahead, slope=first_order_slope) for lookahead in AHEAD[:6]},
         "cut out": {lookahead: chosen(TASK, lookahead, cut=True) for lookahead in AHEAD},
-        "cut out, first order": {lookahead: chosen(TASK, lookahead, slope=first_order_slope, cut=True) for lookahead in AHEAD[:6]},
+        "cut out, first order": {
+            lookahead: chosen(TASK, lookahead, slope=first_order_slope, cut=True) for lookahead in AHEAD[:6]
+        },
         "on the way": {lookahead: chosen(way, lookahead) for lookahead in (*AHEAD[:-1], LONG - STOOD)},
     }
 

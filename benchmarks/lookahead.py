@@ -97,7 +97,9 @@ def worth(family: Family) -> Callable[[Tensor], np.ndarray]:
         begun = start_of(task)
         rates = torch.logspace(-4, math.log10(1.9), 2000, dtype=torch.float64)[:, None]
         best = excess(task, rates, begun, family.episode_length).min()
-        return lambda logs: (excess(task, logs.double().exp()[:, None], begun, family.episode_length) / best)[:, None].numpy()
+        return lambda logs: (excess(task, logs.double().exp()[:, None], begun, family.episode_length) / best)[
+            :, None
+        ].numpy()
     laid = replace(family.level(), batch=1).over(task.on("test"))
     key = keys.split(keys.seed(1), PROBLEMS)
 

@@ -30,7 +30,7 @@ TASK = Quadratic(dims=100, dtype="float64")
 
 def stack(depth: int, unroll: int) -> list[Level]:
     """``depth`` levels of one unroll: momentum SGD with a step size for each coordinate, one copy each."""
-    rule = SGD(lr=Log(1e-6, per="coordinate"), momentum=0.5)
+    rule = SGD(lr=Log(1e-6, shared_over="coordinate"), momentum=0.5)
     return [Level(optimizer=rule, unroll=unroll, horizon=None, batch=1) for _ in range(depth)]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Numbers
-from benchmarks.peers_work import BETA1, BETA2, EPS, HIDDEN, LR, SCALE, UNROLL, P, LearnedInit, Window, Work, as_numbers
+from benchmarks.peers_work import BETA1, BETA2, EPS, HIDDEN, LR, SCALE, UNROLL, LearnedInit, P, Window, Work, as_numbers
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 """h and c of both layers, ``[rows, hidden]``."""

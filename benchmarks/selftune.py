@@ -25,8 +25,8 @@ from levels import keys
 from levels.restart import NonFiniteError
 from recursion import Tower
 from recursion.evaluate.deploy import Watched
-from recursion.notation import parse
 from recursion.evaluate.statistics import estimate
+from recursion.notation import parse
 
 ADAM = "Adam throughout"
 

@@ -45,8 +45,8 @@ from levels import (
     Task,
     keys,
 )
-from levels.tasks.task import SPLITS
 from levels.tasks.data import FASHION, table
+from levels.tasks.task import SPLITS
 from recursion.evaluate.baselines import tune
 from recursion.evaluate.deploy import run
 

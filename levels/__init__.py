@@ -1,37 +1,90 @@
 """What one level of a tower is, and everything it can be made of."""
-# TEMPORARY while parts are being moved to the new interfaces: modules that do not import yet are skipped.
-import importlib as _importlib
 
 from levels import keys
+from levels.base import (
+    Answer,
+    Carry,
+    Estimator,
+    EstimatorTraits,
+    LevelState,
+    Objective,
+    Optimizer,
+    OptimizerTraits,
+    Problem,
+    ProblemTraits,
+    Step,
+    Window,
+)
+from levels.config import Config
+from levels.faults import NonFinite, NonFiniteError, Skip, Stop
+from levels.gradients.bootstrapped import Bootstrapped
+from levels.gradients.evolution import NRES, PES, Antithetic, ESSingle, Evolution, FullES, TruncatedES
+from levels.gradients.exact import Exact
+from levels.gradients.first_order import Backpropagation, FirstOrder
+from levels.gradients.forward import Forward
+from levels.gradients.mixture import Mix
+from levels.gradients.online import Online
+from levels.gradients.recomputed import Recomputed
+from levels.hyper import Fixed, Hyper, HyperparamOptimizer, Linear, Log, Logit, hyper
+from levels.layout import Layout
+from levels.level import Level
+from levels.objectives import Discounted, Last, MeanLog, Sum, TimeTo, Weighted
+from levels.optimizers.adagrad import Adagrad
+from levels.optimizers.adam import Adam
+from levels.optimizers.adamw import AdamW
+from levels.optimizers.cma import CMA
+from levels.optimizers.ensemble import Ensemble
+from levels.optimizers.ga import GA
+from levels.optimizers.gated import Gated
+from levels.optimizers.guarded import Guard, Guarded, Self
+from levels.optimizers.learned_init import LearnedInit
+from levels.optimizers.lstm import LSTM
+from levels.optimizers.mlp import MLPOptimizer
+from levels.optimizers.module import ModuleOptimizer
+from levels.optimizers.muon import Muon
+from levels.optimizers.partition import Partition
+from levels.optimizers.random_search import RandomSearch
+from levels.optimizers.rmsprop import RMSprop
+from levels.optimizers.rnnprop import RNNProp
+from levels.optimizers.safeguarded import Safeguarded
+from levels.optimizers.scheduled import Scheduled
+from levels.optimizers.search import Search
+from levels.optimizers.self_update import SelfUpdate
+from levels.optimizers.sgd import SGD
+from levels.optimizers.switch import Switch
+from levels.optimizers.torch_optim import TorchOptim
+from levels.optimizers.wrap import Wrapper
+from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
+from levels.tasks.augmented import Augmented
+from levels.tasks.convnet import ConvNet, DigitsConvNet, FashionConvNet, MnistConvNet
+from levels.tasks.few import Few
+from levels.tasks.held_out import HeldOut
+from levels.tasks.loader import LoaderTask
+from levels.tasks.logistic import Logistic
+from levels.tasks.mixture import Mixture
+from levels.tasks.mlp import MLP, DigitsMLP, FashionMLP, Mnist1dMLP, MnistMLP
+from levels.tasks.module import ModuleTask
+from levels.tasks.noisy_quadratic import NoisyQuadratic
+from levels.tasks.photo import Photo
+from levels.tasks.predicting import Classifying, Predicting
+from levels.tasks.quadratic import Quadratic
+from levels.tasks.rosenbrock import Rosenbrock
+from levels.tasks.task import LossTask, Task
+from levels.tasks.text import Characters, CharGRU, CharTransformer
+from levels.tasks.wrapping import TaskWrapper
 
-_NAMES = {
-    "levels.base": "Answer Carry Estimator EstimatorTraits LevelState Objective Optimizer OptimizerTraits Problem ProblemTraits Step Window",
-    "levels.config": "Config", "levels.layout": "Layout", "levels.faults": "NonFinite NonFiniteError Skip Stop",
-    "levels.objectives": "Discounted Last MeanLog Sum TimeTo Weighted", "levels.level": "Level",
-    "levels.hyper": "Fixed Hyper HyperparamOptimizer Linear Log Logit hyper",
-    "levels.schedules": "Constant Cosine Exponential LinearDecay Schedule Warmup",
-    "levels.gradients.bootstrapped": "Bootstrapped", "levels.gradients.evolution": "NRES PES Antithetic ESSingle Evolution FullES TruncatedES",
-    "levels.gradients.exact": "Exact", "levels.gradients.first_order": "Backpropagation FirstOrder", "levels.gradients.forward": "Forward",
-    "levels.gradients.mixture": "Mix", "levels.gradients.online": "Online", "levels.gradients.recomputed": "Recomputed",
-    "levels.optimizers.adagrad": "Adagrad", "levels.optimizers.adam": "Adam", "levels.optimizers.adamw": "AdamW",
-    "levels.optimizers.partition": "Partition", "levels.optimizers.cma": "CMA", "levels.optimizers.ensemble": "Ensemble",
-    "levels.optimizers.ga": "GA", "levels.optimizers.gated": "Gated", "levels.optimizers.guarded": "Guarded Self",
-    "levels.optimizers.lstm": "LSTM", "levels.optimizers.mlp": "MLPOptimizer", "levels.optimizers.module": "ModuleOptimizer",
-    "levels.optimizers.muon": "Muon", "levels.optimizers.self_update": "SelfUpdate", "levels.optimizers.random_search": "RandomSearch",
-    "levels.optimizers.switch": "Switch", "levels.optimizers.rmsprop": "RMSprop", "levels.optimizers.rnnprop": "RNNProp",
-    "levels.optimizers.safeguarded": "Safeguarded", "levels.optimizers.scheduled": "Scheduled", "levels.optimizers.search": "Search",
-    "levels.optimizers.sgd": "SGD", "levels.optimizers.learned_init": "LearnedInit", "levels.optimizers.torch_optim": "TorchOptim",
-    "levels.optimizers.wrap": "Wrapper", "levels.tasks.task": "LossTask Task", "levels.tasks.augmented": "Augmented",
-    "levels.tasks.convnet": "ConvNet DigitsConvNet FashionConvNet MnistConvNet", "levels.tasks.few": "Few", "levels.tasks.held_out": "HeldOut",
-    "levels.tasks.loader": "LoaderTask", "levels.tasks.logistic": "Logistic", "levels.tasks.mixture": "Mixture",
-    "levels.tasks.mlp": "MLP DigitsMLP FashionMLP Mnist1dMLP MnistMLP", "levels.tasks.module": "ModuleTask",
-    "levels.tasks.noisy_quadratic": "NoisyQuadratic", "levels.tasks.photo": "Photo", "levels.tasks.predicting": "Predicting",
-    "levels.tasks.quadratic": "Quadratic", "levels.tasks.rosenbrock": "Rosenbrock", "levels.tasks.text": "Characters CharGRU CharTransformer",
-}
-_missing = {}
-for _module, _words in _NAMES.items():
-    try:
-        _loaded = _importlib.import_module(_module)
-        globals().update({_word: getattr(_loaded, _word) for _word in _words.split()})
-    except Exception as _error:
-        _missing[_module] = repr(_error)
+__all__ = [
+    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Answer", "Antithetic",
+    "Augmented", "Backpropagation", "Bootstrapped", "Carry", "CharGRU", "CharTransformer", "Characters",
+    "Classifying", "Config", "Constant", "ConvNet", "Cosine", "DigitsConvNet", "DigitsMLP", "Discounted",
+    "ESSingle", "Ensemble", "Estimator", "EstimatorTraits", "Evolution", "Exact", "Exponential", "FashionConvNet",
+    "FashionMLP", "Few", "FirstOrder", "Fixed", "Forward", "FullES", "Gated", "Guard", "Guarded", "HeldOut",
+    "Hyper", "HyperparamOptimizer", "Last", "Layout", "LearnedInit", "Level", "LevelState", "Linear", "LinearDecay",
+    "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP",
+    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite",
+    "NonFiniteError", "Objective", "Online", "Optimizer", "OptimizerTraits", "Partition", "Photo", "Predicting",
+    "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Recomputed", "Rosenbrock",
+    "Safeguarded", "Schedule", "Scheduled", "Search", "Self", "SelfUpdate", "Skip", "Step", "Stop", "Sum", "Switch",
+    "Task", "TaskWrapper", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Weighted", "Window", "Wrapper",
+    "hyper", "keys",
+]  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from recursion import checkpoint
-from recursion.accelerate import accelerate, repays
+from recursion.accelerate import Running, accelerate, repays
 from recursion.files import explained, replace_file
 from recursion.metrics import Metrics
 from recursion.spec import dumps
@@ -69,20 +69,20 @@ def train(
         if metrics.last < done:
             on_notice(f"{metrics.path} has no lines for steps {metrics.last + 1} to {done}")
         began = time.monotonic() - seconds
-        run = _Run(tower, accelerate(tower) if fast else tower, state, seed, folder, metrics, began, about)
+        running = Running(accelerate(tower) if fast else tower, state)
+        run = _Run(tower, running, seed, folder, metrics, began, about)
         if checkpoint.spec_of(tower) is not None:
             replace_file(folder / SPEC, dumps(tower).encode())
         run.go(steps, every, on_report)
-    return run.state
+    return run.running.state
 
 
 @dataclass
 class _Run:
-    """A run in progress: ``state`` is always the last whole state."""
+    """A run in progress."""
 
     tower: Tower
-    fast: Tower  # the same tower, or its accelerated twin
-    state: TowerState
+    running: Running  # the tower, or its accelerated twin, always at the last whole state
     seed: int
     folder: Path
     metrics: Metrics
@@ -105,17 +105,17 @@ class _Run:
 
     def advance(self) -> Report:
         """One step. Its line of metrics comes first: resuming cuts a line without a state, but cannot invent one."""
-        state, report = self.fast.step(self.state)
-        state, base_steps = checkpoint.settled(state), int(report.step * self.tower.costs[-1])
+        running, report = self.running.step()
+        base_steps = int(report.step * self.tower.costs[-1])
         self.metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - self.began)
-        self.state = state
+        self.running = running
         return report
 
     def save(self) -> None:
         """Save the state, its metrics first."""
         self.metrics.flush()
         extra = {"seconds": time.monotonic() - self.began, "made with": self.about}
-        checkpoint.save(self.folder / CHECKPOINT, self.tower, self.state, seed=self.seed, extra=extra)
+        checkpoint.save(self.folder / CHECKPOINT, self.tower, self.running.state, seed=self.seed, extra=extra)
 
 
 def _start(

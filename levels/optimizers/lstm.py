@@ -18,9 +18,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from levels.base import OptimizerTraits
+from levels.base import Optimizer, OptimizerTraits
 from levels.config import Count, Positive
-from levels.base import Optimizer
 from levels.layout import Layout
 from levels.optimizers.cells import Cells, LSTMState, log_and_sign
 
@@ -58,9 +57,7 @@ class LSTM(Optimizer):
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> LSTMState:
         return self.cells.init_state(x)
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: LSTMState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, LSTMState]:
+    def update(self, theta: Tensor, x: Tensor, state: LSTMState, f: Tensor, g: Tensor) -> tuple[Tensor, LSTMState]:
         weights = self._own_layout.unravel(theta.reshape(-1, theta.shape[-1]))
         inputs = log_and_sign(g.reshape(len(theta.reshape(-1, theta.shape[-1])), -1), self.p, dim=-2)
         out, new = self.cells.step(weights, inputs, state)

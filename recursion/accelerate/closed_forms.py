@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.hyper import Fixed, Hyper, HyperparamOptimizer, Linear, Log, Logit
+from levels.hyper import Fixed, Hyper, Linear, Log, Logit
 from levels.optimizers.adagrad import Adagrad, AdagradState, _rate, _root
 from levels.optimizers.adam import Adam, AdamState, moments
 from levels.optimizers.adamw import AdamW

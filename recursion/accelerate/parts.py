@@ -14,6 +14,7 @@ from levels.base import Estimator, Optimizer, Problem
 from levels.config import Config
 from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
+from levels.gradients.recomputed import Recomputed
 from levels.level import Level
 from levels.optimizers.lstm import LSTM
 from levels.optimizers.rnnprop import RNNProp
@@ -21,7 +22,7 @@ from recursion.accelerate import cells_native, closed_forms, native
 from recursion.accelerate.followed import CompiledExact
 from recursion.accelerate.learned import NativeLSTM, NativeRNNProp
 from recursion.accelerate.traced import CompiledTask, is_traceable
-from recursion.accelerate.windows import SweptFirstOrder
+from recursion.accelerate.windows import SweptFirstOrder, SweptRecomputed
 from recursion.tower import Tower
 
 P = TypeVar("P", bound=Config)
@@ -30,7 +31,8 @@ NATIVE: dict[type[Optimizer], type[Optimizer]] = {LSTM: NativeLSTM, RNNProp: Nat
 """Twins of optimizers, where there is a C++ compiler."""
 
 ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
-    (rule, FirstOrder): SweptFirstOrder for rule in (*closed_forms.RULES, *NATIVE.values())
+    **{(rule, FirstOrder): SweptFirstOrder for rule in (*closed_forms.RULES, *NATIVE.values())},
+    **{(rule, Recomputed): SweptRecomputed for rule in NATIVE.values()},
 }
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
 

@@ -1,4 +1,4 @@
-"""Windows: the twin of `levels.gradients.FirstOrder`, for an optimizer that has a sweep.
+"""Windows: the twins of `first-order` and of `recomputed`, for an optimizer that has a sweep.
 
 A window runs without a graph. Whether all is finite is asked once, at its end. Where it is not, or where an exact level
 above follows the answer, the plain estimator answers from the same state; it raises, or skips copies.
@@ -15,6 +15,7 @@ from levels.autodiff import is_followed
 from levels.base import Carry, LevelLike, LevelState
 from levels.faults import is_finite
 from levels.gradients.first_order import FirstOrder
+from levels.gradients.recomputed import Recomputed
 from levels.restart import restarted
 from recursion.accelerate.sweeps import SWEEPS, Read
 
@@ -25,6 +26,17 @@ class SweptFirstOrder(FirstOrder):
 
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if is_followed(theta) or type(level.optimizer) not in SWEEPS:
+            return super().value_and_grad(level, theta, state)
+        found = _swept(level, theta.detach(), state)
+        return super().value_and_grad(level, theta, state) if found is None else found
+
+
+@dataclass(frozen=True, repr=False)
+class SweptRecomputed(Recomputed):
+    """The same by a sweep that makes the states of a window again itself, from the first one."""
+
+    def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
+        if is_followed(theta) or type(self.through) is not SweptFirstOrder:
             return super().value_and_grad(level, theta, state)
         found = _swept(level, theta.detach(), state)
         return super().value_and_grad(level, theta, state) if found is None else found

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from levels.compiled import has_compiler, is_compiling
 from torch.testing import assert_close
 
 from benchmarks import exact, w4, w5
 from benchmarks.harness import Unsupported
 from levels import DigitsMLP
-from levels.compiled import has_compiler, is_compiling
 
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 

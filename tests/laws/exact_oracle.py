@@ -11,7 +11,7 @@ import torch
 from oracle import OBJECTIVES, RULES, Copy, NaiveLevel, NaiveTask
 from torch import Tensor
 
-from levels import FirstOrder, Level, Task, keys
+from levels import Bootstrapped, FirstOrder, Forward, Level, Task, keys
 from levels.tree import leaves, with_leaves
 
 
@@ -41,7 +41,12 @@ class ExactTask(NaiveTask):
 
 
 class ExactLevel(NaiveLevel):
-    """A level whose gradient, exact or first order, is a graph of ``theta``. Without learned starts."""
+    """A level whose gradient, exact or first order, is a graph of ``theta``. Without learned starts.
+
+    It runs on as far as its level looks ahead; what it carries on is where the unroll ended.
+    """
+
+    cut = False  # whether updates read gradients as data
 
     def __init__(self, level: Level, below: Any) -> None:
         super().__init__(level, below)
@@ -69,18 +74,27 @@ class ExactLevel(NaiveLevel):
             copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, _, g, below, age, key = copy
         losses, grads, reads, returns = [], [], [], []
-        for _ in range(self.level.unroll):
+        for t in range(1, (self.level.lookahead or self.level.unroll) + 1):
             read = alias(theta), alias(s), alias(x)
-            x, s = RULES[type(self.optimizer)](self.optimizer, read[0], g, *read[1:])
+            x, s = RULES[type(self.optimizer)](self.optimizer, read[0], g.detach() if self.cut else g, *read[1:])
             reads.append(read)
             returns.append((x, s))
             x = x if x.requires_grad else x.requires_grad_()
             f, g, below = self.below.ask(x, below)
-            losses.append(f)
-            grads.append(g)
-        f, still = losses[-1].detach(), None if s is None else on_tensors(torch.detach, s)
-        end = Copy(x.detach(), still, f, g.detach(), below, age + self.level.unroll, key)
+            loss, slope, below = self.counted(x, f, g, below)
+            losses.append(loss)
+            grads.append(slope)
+            if t == self.level.unroll:
+                end = self.kept(Copy(x, s, f, g, below, age + t, key))
         return losses, grads, reads, returns, end
+
+    def counted(self, x: Tensor, f: Tensor, g: Tensor, below: Any) -> tuple[Tensor, Tensor, Any]:
+        """What the meta-loss counts at ``x``, where the problem answered ``f`` and ``g``."""
+        return f, g, below
+
+    def kept(self, copy: Copy) -> Copy:
+        """What a copy carries on: constants; the problem below keeps what it wants to."""
+        return on_tensors(torch.detach, copy._replace(below=None))._replace(below=copy.below)
 
     def first_order(self, losses: list[Tensor], grads: list[Tensor], reads: list[Any], returns: list[Any]) -> Tensor:
         """Backpropagation that stops at gradients, as a graph: only what was read through aliases is followed."""
@@ -122,9 +136,41 @@ def tensors(tree: Any) -> list[Tensor]:
     return [] if tree is None else [leaf for leaf in leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def exactly(task: Task, *levels: Level) -> Any:
-    """The oracle of ``levels`` stacked over ``task``."""
-    problem: Any = ExactTask(task)
+class Whole(ExactLevel):
+    """Forward mode: trajectories stay one graph, of one shift that is added to the parameters of all windows."""
+
+    def __init__(self, level: Level, below: Any) -> None:
+        super().__init__(level, below)
+        self.shift = torch.zeros(self.layout.size, dtype=torch.float64, requires_grad=True)
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        runs = [self.run(theta.detach() + self.shift, copy) for copy in copies]
+        value = sum(self.meta(losses) for losses, *_ in runs) / len(runs)
+        (g,) = torch.autograd.grad(value, self.shift, retain_graph=True)
+        return Word.apply(theta, value.detach(), g), g, [run[4] for run in runs]
+
+    def kept(self, copy: Copy) -> Copy:
+        return copy
+
+
+class BootLevel(ExactLevel):
+    """1/2 |x_T - x_ahead|^2 as a graph of ``theta`` through T updates, x_ahead being data."""
+
+    def __init__(self, level: Level, below: Any) -> None:
+        super().__init__(level, below)
+        self.cut, self.true = isinstance(level.gradient.through, FirstOrder), False
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        runs, last = [self.run(theta, copy) for copy in copies], self.level.unroll - 1
+        value = sum(self.meta(losses[: last + 1]) for losses, *_ in runs) / len(runs)
+        gaps = [(xs[last][0] - xs[-1][0].detach()).square().sum() / 2 for *_, xs, _ in runs]
+        (g,) = torch.autograd.grad(sum(gaps) / len(gaps), theta)
+        return Word.apply(theta, value.detach(), g), g, [run[4] for run in runs]
+
+
+def exactly(task: Any, *levels: Level) -> Any:
+    """The oracle of ``levels`` stacked over a task, or over an oracle."""
+    problem: Any = ExactTask(task) if isinstance(task, Task) else task
     for level in levels:
-        problem = ExactLevel(level, problem)
+        problem = {Forward: Whole, Bootstrapped: BootLevel}.get(type(level.gradient), ExactLevel)(level, problem)
     return problem

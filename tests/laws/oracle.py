@@ -35,7 +35,7 @@ from levels import (
     Task,
     keys,
 )
-from levels.tree import leaves
+from levels.tree import leaves, map_leaves
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -177,6 +177,10 @@ class NaiveLevel:
         losses, ends = zip(*(self.one(theta, copy) for copy in copies))
         return sum(losses) / len(losses), list(ends)
 
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        """Value and gradient of one window, and the copies behind it."""
+        return evaluate(self, theta, copies)  # type: ignore[return-value]
+
     def one(self, theta: Tensor, copy: Copy) -> tuple[Tensor, Copy]:
         """One copy's part of `value`; a copy whose trajectory is over starts afresh first."""
         if self.level.episode_length is not None and copy.age >= self.level.episode_length:
@@ -208,9 +212,7 @@ def naive(task: Task, *levels: Level) -> Any:
 
 
 def _constant(s: Any) -> Any:
-    if isinstance(s, tuple):
-        return tuple(_constant(part) for part in s)
-    return s.detach() if isinstance(s, Tensor) else s
+    return map_leaves(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, s)
 
 
 # Comparison.
@@ -242,3 +244,38 @@ def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = (
         if isinstance(carry.below, LevelState):
             worst = max(worst, state_error(carry.below, copy.below, at))
     return worst
+
+
+def settled(copies: Any) -> Any:
+    """Copies as constants at all depths."""
+    if not isinstance(copies, list):
+        return copies
+    return [_constant(copy._replace(below=None))._replace(below=settled(copy.below)) for copy in copies]
+
+
+def compare(ours: Any, theirs: Any, windows: int, *, batch: int = 1, move: float = 0.01, also: Any = None) -> float:
+    """Largest error of values, gradients and carries over some windows, ``batch`` levels side by side.
+
+    Parameters move along the gradient in between, each side's along its own. ``also(state, copies, index)``: an error
+    of whatever else the estimator remembers.
+    """
+    key = keys.split(keys.seed(7), batch)
+    params = ours.init(key)
+    state, mine = ours.init_state(params, key), list(params.clone())
+    copies = [theirs.start(row, k) for row, k in zip(mine, key)]
+
+    def carried() -> list[float]:
+        errors = [state_error(state, settled(one), (i,)) for i, one in enumerate(copies)]
+        return errors + [also(state, one, (i,)) for i, one in enumerate(copies) if also is not None]
+
+    errors = carried()
+    for _ in range(windows):
+        value, grad, state = ours.value_and_grad(params, state)
+        params = params - move * grad / grad.norm(dim=-1, keepdim=True)
+        for i in range(batch):
+            f, g, copies[i] = theirs.ask(mine[i].detach().requires_grad_(), copies[i])
+            f, g = f.detach(), g.detach()
+            errors += [error(value[i], f), error(grad[i], g)]
+            mine[i] = mine[i].detach() - move * g / g.norm()
+        errors += carried()
+    return float(torch.tensor(errors, dtype=torch.float64).max())  # nan if any is

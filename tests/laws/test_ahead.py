@@ -2,19 +2,17 @@
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
-from exact_oracle import ExactLevel, ExactTask, Word, alias, on_tensors, tensors
+from exact_oracle import exactly
 from exact_parts import MOMENTUM, BlackBox, digits, lstm, quadratic, stacked
 from exact_parts import level as exact
-from oracle import RULES, Copy, equal, error, state_error
+from oracle import compare, equal
 from test_dead_copies import Doomed
 from test_exact import Poisoned
-from test_forward import Whole
 from torch import Tensor
 
 from levels import (
@@ -145,92 +143,6 @@ def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name, kind):
 # Against naive autograd, every window from the carry as a constant.
 
 
-def held(copy: Copy) -> Copy:
-    """What a copy carries on as constants; the problem below keeps what it wants to."""
-    return on_tensors(torch.detach, copy._replace(below=None))._replace(below=copy.below)
-
-
-class AheadLevel(ExactLevel):
-    """Runs on as far as its level looks; what it carries on is where the unroll ended."""
-
-    def run(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], list[Tensor], list[Any], list[Any], Copy]:
-        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
-            copy = self.begin(keys.fold_in(copy.key, -1))
-        x, s, _, g, below, age, key = copy
-        losses, grads, reads, returns = [], [], [], []
-        for t in range(1, (self.level.lookahead or self.level.unroll) + 1):
-            reads.append((alias(theta), alias(s), alias(x)))
-            x, s = RULES[type(self.optimizer)](self.optimizer, reads[-1][0], g, *reads[-1][1:])
-            returns.append((x, s))
-            x = x if x.requires_grad else x.requires_grad_()
-            f, g, below = self.below.ask(x, below)
-            counted, slope, below = self.outer_value_and_grad(x, below, f, g)
-            losses.append(counted)
-            grads.append(slope)
-            if t == self.level.unroll:
-                end = held(Copy(x, s, f, g, below, age + t, key))
-        return losses, grads, reads, returns, end
-
-    def outer_value_and_grad(self, x: Tensor, below: Any, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Any]:
-        return f, g, below
-
-
-class AheadWhole(Whole):
-    """The same for forward mode: what it carries on stays in the graph."""
-
-    outer_value_and_grad = AheadLevel.outer_value_and_grad
-
-    def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Copy]:
-        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
-            copy = self.begin(keys.fold_in(copy.key, -1))
-        x, s, f, g, below, age, key = copy
-        losses = []
-        for t in range(1, (self.level.lookahead or self.level.unroll) + 1):
-            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
-            f, g, below = self.below.ask(x, below)
-            counted, _, below = self.outer_value_and_grad(x, below, f, g)
-            losses.append(counted)
-            if t == self.level.unroll:
-                end = Copy(x, s, f, g, below, age + t, key)
-        return losses, end
-
-
-class BootLevel(ExactLevel):
-    """1/2 |x_T - x_ahead|^2 as a graph of ``theta`` through T updates, x_ahead and what is carried on being data."""
-
-    def __init__(self, level: Level, below: Any) -> None:
-        super().__init__(level, below)
-        self.exact, self.true = isinstance(level.gradient.through, Exact), False
-
-    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
-        runs = [self.follow(theta, copy) for copy in copies]
-        value = sum(self.meta(losses) for losses, *_ in runs) / len(runs)
-        (g,) = torch.autograd.grad(sum(distance for _, distance, _ in runs) / len(runs), theta)
-        return Word.apply(theta, value.detach(), g), g, [end for *_, end in runs]
-
-    def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Tensor, Copy]:
-        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
-            copy = self.begin(keys.fold_in(copy.key, -1))
-        x, s, _, g, below, age, key = copy
-        losses = []
-        for t in range(1, (self.level.lookahead or self.level.unroll) + 1):
-            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g if self.exact else g.detach(), s, x)
-            f, g, below = self.below.ask(x, below)
-            losses.append(f)
-            if t == self.level.unroll:
-                reached, end = x, held(Copy(x, s, f, g, below, age + t, key))
-        return losses[: self.level.unroll], (reached - x.detach()).square().sum() / 2, end
-
-
-def naive(task: Task, *parts: Level) -> Any:
-    """The oracle of levels stacked over ``task``."""
-    problem: Any = ExactTask(task)
-    for part in parts:
-        kinds = {Forward: AheadWhole, Bootstrapped: BootLevel}
-        problem = kinds.get(type(part.gradient), AheadLevel)(part, problem)
-    return problem
-
-
 class Case(NamedTuple):
     """A tower without its topmost level, and windows."""
 
@@ -239,27 +151,8 @@ class Case(NamedTuple):
     windows: int = 5
 
 
-def largest(errors: Sequence[float]) -> float:
-    """The largest, or nan if any is."""
-    return float(torch.tensor(errors, dtype=torch.float64).max())
-
-
-def compare(ours: Level, theirs: Any, windows: int, move: float = 0.01) -> float:
-    """Largest error of values, gradients and carries, for parameters that move along the gradient in between."""
-    key = keys.seed(7)
-    params = ours.init(key)
-    mine, state, copies = params.clone(), ours.init_state(params, key), theirs.start(params, key)
-    worst = state_error(state, on_tensors(torch.detach, copies))
-    for _ in range(windows):
-        value, grad, state = ours.value_and_grad(params, state)
-        f, g, copies = theirs.ask(mine.requires_grad_(), copies)
-        carried = on_tensors(torch.detach, copies)
-        assert all(torch.isfinite(tensor).all() for tensor in tensors(carried))
-        off = error(value, f.detach()), error(grad, g.detach()), state_error(state, carried)
-        worst = largest((worst, *off))
-        params = params - move * grad / grad.norm()
-        mine = mine.detach() - move * g.detach() / g.norm()
-    return worst
+def worst(case: Case) -> float:
+    return compare(stacked(case.task, case.levels), exactly(case.task, *case.levels), case.windows)
 
 
 FIRST, BOTH = FirstOrder(), (FirstOrder(), Exact(), Forward())
@@ -279,7 +172,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_naive_autograd(name):
     case = CASES[name]
-    assert compare(stacked(case.task, case.levels), naive(*case[:1], *case.levels), case.windows) < TOLERANCE
+    assert worst(case) < TOLERANCE
 
 
 # Bootstrapped.
@@ -301,7 +194,7 @@ BOOTED = {
 @pytest.mark.parametrize("name", BOOTED)
 def test_bootstrapped_by_hand(name):
     case = BOOTED[name]
-    assert compare(stacked(case.task, case.levels), naive(*case[:1], *case.levels), case.windows) < TOLERANCE
+    assert worst(case) < TOLERANCE
 
 
 def test_bootstrapped_reports_the_losses_of_its_unroll():

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pytest
 import torch
-from exact_oracle import ExactLevel, ExactTask, Word, exactly
+from exact_oracle import exactly
 from exact_parts import (
     Anchored,
     BlackBox,
@@ -30,7 +30,7 @@ from exact_parts import (
 )
 from exact_parts import level as exact
 from live import LiveBytes
-from oracle import RULES, Copy, error
+from oracle import compare, error
 from test_exact import ExactDying, Poisoned
 from torch import Tensor
 
@@ -73,41 +73,6 @@ def level(optimizer: object, unroll: int, **settings: object) -> Level:
     return exact(optimizer, unroll, **{"gradient": Forward(), **settings})
 
 
-# The oracle: naive autograd through everything since the restart.
-
-
-class Whole(ExactLevel):
-    """A level whose trajectories stay one graph, of one shift that is added to the parameters of all windows."""
-
-    def __init__(self, level: Level, below: Any) -> None:
-        super().__init__(level, below)
-        self.shift = torch.zeros(self.layout.size, dtype=torch.float64, requires_grad=True)
-
-    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
-        runs = [self.follow(theta.detach() + self.shift, copy) for copy in copies]
-        value = sum(self.meta(losses) for losses, _ in runs) / len(runs)
-        (g,) = torch.autograd.grad(value, self.shift, retain_graph=True)
-        return Word.apply(theta, value.detach(), g), g, [end for _, end in runs]
-
-    def follow(self, theta: Tensor, copy: Copy) -> tuple[list[Tensor], Copy]:
-        if self.level.episode_length is not None and copy.age >= self.level.episode_length:
-            copy = self.begin(keys.fold_in(copy.key, -1))
-        x, s, f, g, below, age, key = copy
-        losses = []
-        for _ in range(self.level.unroll):
-            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
-            f, g, below = self.below.ask(x, below)
-            losses.append(f)
-        return losses, Copy(x, s, f, g, below, age + self.level.unroll, key)
-
-
-def whole(task: Task, *levels: Level) -> Any:
-    problem: Any = ExactTask(task)
-    for part in levels:
-        problem = (Whole if isinstance(part.gradient, Forward) else ExactLevel)(part, problem)
-    return problem
-
-
 class Case(NamedTuple):
     """A tower; how far the parameters of its topmost level move between windows; copies of that level; windows."""
 
@@ -118,20 +83,9 @@ class Case(NamedTuple):
     windows: int = 4
 
 
-def compare(case: Case) -> float:
-    """Largest error of values and gradients over the windows."""
-    ours, theirs = stacked(case.task, case.levels), whole(case.task, *case.levels)
-    key = keys.split(keys.seed(7), case.batch)
-    params = ours.init(key)
-    state, worst = ours.init_state(params, key), 0.0
-    copies = [theirs.start(row, k) for row, k in zip(params, key)]
-    for _ in range(case.windows):
-        value, grad, state = ours.value_and_grad(params, state)
-        for i in range(case.batch):
-            f, g, copies[i] = theirs.ask(params[i].clone().requires_grad_(), copies[i])
-            worst = max(worst, error(value[i], f.detach()), error(grad[i], g.detach()))
-        params = params - case.move * grad / grad.norm(dim=-1, keepdim=True)
-    return worst
+def worst(case: Case) -> float:
+    ours, theirs = stacked(case.task, case.levels), exactly(case.task, *case.levels)
+    return compare(ours, theirs, case.windows, batch=case.batch, move=case.move)
 
 
 OPTIMIZERS = {
@@ -150,7 +104,7 @@ OBJECTIVES = [Sum(), Last(), MeanLog(), Discounted(0.7)]
 def test_depth_1(optimizer, objective):
     """Two lives of two windows, staggered over three copies, with two sets of parameters side by side."""
     part = level(OPTIMIZERS[optimizer], 3, objective=objective, horizon=6, batch=3)
-    assert compare(Case(quadratic(), (part,), batch=2)) < TOLERANCE
+    assert worst(Case(quadratic(), (part,), batch=2)) < TOLERANCE
 
 
 TOWERS = {
@@ -172,14 +126,14 @@ TOWERS = {
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_towers(name):
-    assert compare(TOWERS[name]) < TOLERANCE
+    assert worst(TOWERS[name]) < TOLERANCE
 
 
 def test_exact_gradients_are_the_same_in_a_first_window_and_cut_off_in_later_ones():
     settings = {"optimizer": MOMENTUM, "unroll": 3, "horizon": None, "batch": 2}
     parts = [Level(gradient=Forward(), **settings), Level(gradient=Exact(), **settings)]
     laid = [part.over(quadratic()) for part in parts]
-    oracles = [whole(quadratic(), parts[0]), exactly(quadratic(), parts[1])]
+    oracles = [exactly(quadratic(), parts[0]), exactly(quadratic(), parts[1])]
     params = laid[0].init(keys.seed(3))
     states = [one.init_state(params, keys.seed(3)) for one in laid]
     copies = [oracle.start(params, keys.seed(3)) for oracle in oracles]
@@ -334,7 +288,7 @@ def test_noisy_quadratics_slope_is_the_closed_form_in_the_mean():
 def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer):
     part = level(optimizer, 3, batch=6, nonfinite=Skip())
     task = Poisoned(dims=3, dtype="float64", fatal=5)  # in the second window
-    laid, oracle, key = part.over(task), whole(task, part), keys.seed(2)
+    laid, oracle, key = part.over(task), exactly(task, part), keys.seed(2)
     oracle.below = ExactDying(task)
     params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from exact_oracle import ExactTask
+from exact_oracle import ExactLevel, ExactTask, Whole, exactly
 from exact_parts import Polyak, lstm, stacked
-from oracle import NaiveTask, equal, error
-from test_ahead import AheadLevel, AheadWhole, compare, level
+from oracle import NaiveTask, compare, equal, error
+from test_ahead import level
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -96,34 +96,29 @@ class HeldTask(ExactTask):
         return f, state._replace(training=training)
 
 
-class Judging:
+class Counting:
     """For a level whose losses are those of validation data; their gradients stay in the graph."""
 
     below: HeldTask
 
-    def outer_value_and_grad(
-        self, x: Tensor, state: HeldOutState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, Tensor, HeldOutState]:
-        counted, after = self.below.counted.value(x, state.counted)
-        (slope,) = torch.autograd.grad(counted, x, create_graph=True)
-        return counted, slope, state._replace(counted=after)
+    def counted(self, x: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
+        loss, after = self.below.counted.value(x, state.counted)
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        return loss, slope, state._replace(counted=after)
 
 
-class HeldLevel(Judging, AheadLevel):
+class HeldLevel(Counting, ExactLevel):
     """First order or exact."""
 
 
-class HeldWhole(Judging, AheadWhole):
+class HeldWhole(Counting, Whole):
     """Forward."""
 
 
 def naive(first: Level, *others: Level) -> Any:
     task = HeldTask(BARE)
     del task.start
-    problem: Any = (HeldWhole if isinstance(first.gradient, Forward) else HeldLevel)(first, task)
-    for part in others:
-        problem = AheadLevel(part, problem)
-    return problem
+    return exactly((HeldWhole if isinstance(first.gradient, Forward) else HeldLevel)(first, task), *others)
 
 
 RATE = SGD(lr=0.3)

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from exact_oracle import ExactTask, Word, on_tensors, tensors
+from exact_oracle import ExactLevel, ExactTask, Word, exactly
 from exact_parts import MOMENTUM, lstm, quadratic, stacked
 from exact_parts import level as exact
-from oracle import Copy, error, state_error
-from test_ahead import AheadLevel, AheadWhole, BootLevel, largest
+from oracle import compare, error, settled, state_error
 from torch import Tensor
 
 from levels import (
@@ -67,7 +66,7 @@ class Swarm(list):  # of `Copy`, one for each particle: copies outermost, then p
 PERIODS = {FullES: 2, TruncatedES: 2, PES: 2, ESSingle: 4, NRES: 4}  # updates for which a draw is kept
 
 
-class EvolutionLevel(AheadLevel):
+class EvolutionLevel(ExactLevel):
     """Truncated or summed draws, by the table in `levels.gradients.evolution`."""
 
     def __init__(self, part: Level, below: Any) -> None:
@@ -119,12 +118,8 @@ def naive(task: Any, *parts: Level) -> Any:
     """The oracle of levels stacked over ``task``."""
     problem = task
     for part in parts:
-        gradient = part.gradient
-        if isinstance(gradient, Antithetic):
-            problem = EvolutionLevel(part, problem)
-        else:
-            kinds = {Forward: AheadWhole, Bootstrapped: BootLevel}
-            problem = kinds.get(type(gradient), AheadLevel)(part, problem)
+        evolves = isinstance(part.gradient, Antithetic)
+        problem = EvolutionLevel(part, problem) if evolves else exactly(problem, part)
     return problem
 
 
@@ -142,42 +137,6 @@ def remembered(state: LevelState, swarm: Any, index: tuple[int, ...] = ()) -> fl
     if isinstance(state.carry.below, LevelState):
         return max(worst, *(remembered(state.carry.below, copy.below, (*index, i)) for i, copy in enumerate(swarm)))
     return worst
-
-
-def settled(copies: Any) -> list[Copy]:
-    """Copies as constants at all depths; forward mode keeps graphs in them."""
-    if not isinstance(copies, list):
-        return copies
-    return [on_tensors(torch.detach, copy._replace(below=None))._replace(below=settled(copy.below)) for copy in copies]
-
-
-class Errors(NamedTuple):
-    """Largest errors over some windows, and how often a copy of each level was seen at its start, level 1 first."""
-
-    value: float
-    grad: float
-    state: float
-    draws: float
-    restarts: list[int]
-
-
-def compare(ours: Level, theirs: Any, windows: int, *, move: float = 0.01, seed: int = 7) -> Errors:
-    """Parameters move along the gradient between windows, each side's along its own."""
-    key = keys.seed(seed)
-    params = ours.init(key)
-    mine, state, copies = params.clone(), ours.init_state(params, key), theirs.start(params, key)
-    first = Errors(0.0, 0.0, state_error(state, settled(copies)), remembered(state, copies), starts(state))
-    errors = [first]
-    for _ in range(windows):
-        value, grad, state = ours.value_and_grad(params, state)
-        f, g, copies = theirs.ask(mine.requires_grad_(), copies)
-        f, g = f.detach(), g.detach()
-        off = error(value, f), error(grad, g), state_error(state, settled(copies)), remembered(state, copies)
-        assert all(torch.isfinite(tensor).all() for tensor in tensors(settled(copies)))
-        errors.append(Errors(*off, starts(state)))
-        params, mine = params - move * grad / grad.norm(), mine.detach() - move * g / g.norm()
-    *worst, seen = zip(*errors)
-    return Errors(*map(largest, worst), [sum(counts) for counts in zip(*seen)])
 
 
 def starts(state: LevelState) -> list[int]:
@@ -254,9 +213,14 @@ TOWERS = {
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_tower_of_three_estimators_is_its_oracle(name):
     task = quadratic(2)
-    errors = compare(stacked(task, TOWERS[name]), naive(ExactTask(task), *TOWERS[name]), 4)
-    assert largest(errors[:4]) < TOLERANCE
-    assert min(errors.restarts) > 1
+    seen = []
+
+    def also(state: LevelState, copies: Any, index: tuple[int, ...]) -> float:
+        seen.append(starts(state))
+        return remembered(state, copies, index)
+
+    assert compare(stacked(task, TOWERS[name]), naive(ExactTask(task), *TOWERS[name]), 4, also=also) < TOLERANCE
+    assert min(map(sum, zip(*seen))) > 1
 
 
 # Under a topmost level.
@@ -274,7 +238,7 @@ def test_adam_on_top_moves_the_third_level_as_on_the_oracle(name):
         state, _ = tower.step(state)
         copies = [theirs.run(theta, copy)[-1] for copy in copies]
         laid = LevelState(state.carry, None)
-        assert largest((state_error(laid, settled(copies)), remembered(laid, copies))) < TOLERANCE
+        assert max(state_error(laid, settled(copies)), remembered(laid, copies)) < TOLERANCE
     assert (state.carry.x - start).abs().max() > 0.01
 
 

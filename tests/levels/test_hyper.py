@@ -31,7 +31,9 @@ def test_spaces_and_back(space, values, raw):
     [(Log, 0.0), (Log, -1.0), (Logit, 0.0), (Logit, 1.0), (Logit, 1.5), (Linear, math.inf), (Log, math.nan)],
 )
 def test_starts_outside_are_refused(space, outside):
-    with pytest.raises(ValueError, match=rf"^{space.name}\({outside}\) is outside \(.*\), where it has no stored value$"):
+    with pytest.raises(
+        ValueError, match=rf"^{space.name}\({outside}\) is outside \(.*\), where it has no stored value$"
+    ):
         space(outside)
 
 

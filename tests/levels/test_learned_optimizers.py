@@ -267,8 +267,14 @@ def test_a_module_of_another_shape():
         (lambda: RNNProp(hidden=0), "rnnprop: hidden must be a whole number of at least 1, got 0"),
         (lambda: RNNProp(scale=0), "rnnprop: scale must be a number above 0, got 0"),
         (lambda: RNNProp(beta2=1), "rnnprop: beta2 must be a number of at least 0 and below 1, got 1"),
-        (lambda: MLPOptimizer(hidden=(8, 0)), "mlp: hidden must be a list, each a whole number of at least 1, got [8, 0]"),
-        (lambda: MLPOptimizer(momenta=1.0), "mlp: momenta must be a list, each a number of at least 0 and below 1, got [1.0]"),
+        (
+            lambda: MLPOptimizer(hidden=(8, 0)),
+            "mlp: hidden must be a list, each a whole number of at least 1, got [8, 0]",
+        ),
+        (
+            lambda: MLPOptimizer(momenta=1.0),
+            "mlp: momenta must be a list, each a number of at least 0 and below 1, got [1.0]",
+        ),
         (lambda: MLPOptimizer(times=(0,)), "mlp: times must be a list, each a number above 0, got [0]"),
         (lambda: MLPOptimizer(lr=-1), "mlp: lr must be a Hyper, or a number above 0, got -1"),
     ],

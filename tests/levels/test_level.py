@@ -25,9 +25,9 @@ from levels import (
     Sum,
     keys,
 )
-from levels.tree import leaves, map_leaves
 from levels.base import RESET, ProblemTraits
 from levels.restart import run
+from levels.tree import leaves, map_leaves
 
 
 def quadratic(dims=3):
@@ -54,7 +54,10 @@ def lay(optimizer, problem=None, **settings):
         ({"unroll": 4, "horizon": 1}, "horizon must be a multiple of the unroll 4, got 1; use 4"),
         ({"unroll": 4, "horizon": 0}, "horizon must be a whole number of at least 1, or auto, or none, got 0"),
         ({"unroll": 4, "horizon": 8.0}, "horizon must be a whole number of at least 1, or auto, or none, got 8.0"),
-        ({"unroll": 4, "horizon": "never"}, "horizon must be a whole number of at least 1, or auto, or none, got never"),
+        (
+            {"unroll": 4, "horizon": "never"},
+            "horizon must be a whole number of at least 1, or auto, or none, got never",
+        ),
         ({"clip": 0}, "clip must be a number above 0, or none, got 0"),
         ({"clip": math.inf}, "clip must be a number above 0, or none, got inf"),
         ({"clip": True}, "clip must be a number above 0, or none, got true"),
@@ -305,7 +308,7 @@ def test_a_start_that_is_not_finite_stops_or_is_drawn_again():
         lay(SGD(lr=0.1), Fragile(at=0), unroll=2, batch=8)
     assert str(caught.value).endswith(": a freshly started problem's loss is not finite; start its parameters smaller")
     laid, params, state = lay(SGD(lr=0.1), Fragile(at=0), unroll=2, horizon=2, batch=8, nonfinite=Skip())
-    assert 0 < int(state.carry.skipped.sum())
+    assert int(state.carry.skipped.sum()) > 0
     for _ in range(4):
         before = state.carry.skipped
         _, _, state = laid.value_and_grad(params, state)

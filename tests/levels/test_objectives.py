@@ -46,7 +46,9 @@ def test_weights_are_derivatives(objective, shape):
 
 @pytest.mark.parametrize("discount", [0.0, -0.5, 1.1, math.nan, "half"])
 def test_discounts_outside_are_refused(discount):
-    with pytest.raises(ValueError, match=f"^discounted: discount must be a number above 0 and at most 1, got {discount}$"):
+    with pytest.raises(
+        ValueError, match=f"^discounted: discount must be a number above 0 and at most 1, got {discount}$"
+    ):
         Discounted(discount)
 
 

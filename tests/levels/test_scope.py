@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from levels import SGD, Adam, Hyper, Log, hyper
-from levels.optimizers.partition import Partition
 from levels.optimizers.learned_init import LearnedInit
+from levels.optimizers.partition import Partition
 from levels.testing import ConformanceError, check_optimizer
 
 

@@ -99,7 +99,7 @@ def torch_values(rule, params):
                 one[name] = hyper.start
             continue
         turn = {"linear": float, "log": math.exp, "logit": lambda raw: 1 / (1 + math.exp(-raw))}[hyper.name]
-        count = tensors if hyper.per == "tensor" else 1
+        count = tensors if hyper.shared_over == "tensor" else 1
         stored = params[position : position + count].tolist()
         position += count
         for one, raw in zip(values, stored if count == tensors else stored * tensors):
@@ -251,7 +251,9 @@ def test_second_derivatives_are_finite_where_a_gradient_is_always_0(name):
         g = (random(2, N, seed=10 + t) * (torch.arange(N) > 0)).requires_grad_()
         firsts = update_vjp(rule, params, x, state, torch.zeros(2), g, torch.ones_like(x), [])
         slopes = [one for one in leaves(list(firsts)) if one is not None]
-        seconds = torch.autograd.grad(sum(one.sum() for one in slopes if one.requires_grad), (params, g), allow_unused=True)
+        seconds = torch.autograd.grad(
+            sum(one.sum() for one in slopes if one.requires_grad), (params, g), allow_unused=True
+        )
         found = [*slopes, *(one for one in seconds if one is not None)]
         assert all(bool(torch.isfinite(one).all()) for one in found), f"step {t + 1}"
         with torch.no_grad():

@@ -1,16 +1,20 @@
+"""What a tower learned, and towers as optimizers, on many problems: closed forms, loops by hand, separate towers."""
+
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import pytest
 import torch
 
-from levels import LSTM, SGD, Adam, DigitsMLP, Layout, Level, Linear, Quadratic, LearnedInit, Task, keys
+from levels import LSTM, SGD, Adam, DigitsMLP, Layout, LearnedInit, Level, Linear, Quadratic, Task, keys
 from recursion.evaluate import deploy
 from recursion.evaluate.afresh import is_optimizer, run_afresh
 from recursion.evaluate.deploy import Subject, learned, run, trained_windows
 from recursion.tower import Tower
+
+SMALL = Quadratic(dims=3, dtype="float64")
+DIGITS = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -43,10 +47,6 @@ class Bowl(Task):
         return {"twice as wide": dataclasses.replace(self, dims=2 * self.dims)}
 
 
-class Empty(NamedTuple):
-    count: torch.Tensor
-
-
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Given(Task):
     """One quadratic, whatever the key."""
@@ -64,7 +64,7 @@ class Given(Task):
         return self.x.expand(*key.shape, -1)
 
     def init_state(self, params, key):
-        return Empty(torch.zeros_like(key))
+        return torch.zeros_like(key)
 
     def value_and_grad(self, params, state):
         residual = params @ self.w.T - self.y
@@ -79,28 +79,27 @@ def problem_keys(count):
     return keys.split(keys.seed(5), count)
 
 
-def test_run_has_the_closed_form_of_sgd():
-    step_sizes = (0.1, 0.3, 0.7)
-    losses = run(SGD(), sgd_params(*step_sizes), Bowl(dtype="float64"), problem_keys(4), 6)
+def test_run_has_the_closed_form_of_sgd_and_a_diverged_run_is_infinite():
+    rates = (0.1, 0.3, 0.7)
+    losses = run(SGD(), sgd_params(*rates), Bowl(dtype="float64"), problem_keys(4), 6)
     assert losses.shape == (7, 3, 4)
-    for s, lr in enumerate(step_sizes):
+    for s, lr in enumerate(rates):
         shrink = torch.tensor([(1 - 2 * lr) ** (2 * t) for t in range(7)], dtype=torch.float64)
         torch.testing.assert_close(losses[:, s], shrink[:, None] * losses[0, s], rtol=1e-12, atol=0)
+    losses = run(SGD(), sgd_params(100.0, 0.1).float(), Bowl(), problem_keys(2), 60)
+    assert torch.isinf(losses[-1, 0]).all()
+    assert torch.isfinite(losses[:, 1]).all()
+    assert not losses.isnan().any()
 
 
 def test_settings_run_together_as_each_runs_alone():
-    task, key = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64"), problem_keys(3)
-    lstm = LSTM(hidden=4).bind(task.layout)
-    params = lstm.init(keys.split(keys.seed(1), 2))
-    together = run(lstm, params, task, key, 5)
+    key, lstm = problem_keys(3), LSTM(hidden=4)
+    params = lstm.bind(DIGITS).init(keys.split(keys.seed(1), 2))
+    together = run(lstm, params, DIGITS, key, 5)
     for s in range(2):
-        torch.testing.assert_close(together[:, s], run(lstm, params[s : s + 1], task, key, 5)[:, 0])
+        torch.testing.assert_close(together[:, s], run(lstm, params[s : s + 1], DIGITS, key, 5)[:, 0])
     assert not torch.allclose(together[1:, 0], together[1:, 1])
-
-
-def test_settings_see_the_same_problems_and_minibatches():
-    task = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64")
-    losses = run(SGD(), sgd_params(0.1, 1e-300, 0.1), task, problem_keys(3), 5)
+    losses = run(SGD(), sgd_params(0.1, 1e-300, 0.1), DIGITS, key, 5)  # same problems and minibatches
     assert torch.equal(losses[0, 0], losses[0, 1])
     assert torch.equal(losses[:, 0], losses[:, 2])
     assert len(losses[:, 1, 0].unique()) == 6, "another minibatch at every step"
@@ -113,16 +112,9 @@ def test_chunks_change_nothing(monkeypatch):
     torch.testing.assert_close(run(SGD(), params, task, key, 4), whole, rtol=1e-13, atol=0)
 
 
-def test_a_diverged_run_is_infinite_and_never_nan():
-    losses = run(SGD(), sgd_params(100.0, 0.1).float(), Bowl(), problem_keys(2), 60)
-    assert torch.isinf(losses[-1, 0]).all()
-    assert not losses.isnan().any()
-    assert torch.isfinite(losses[:, 1]).all()
-
-
-def test_run_refuses_parameters_that_do_not_fit():
-    with pytest.raises(ValueError, match="last dimension"):
-        run(SGD(momentum=0.9), sgd_params(0.1), Bowl(dtype="float64"), problem_keys(2), 3)
+def deep(task, **top):
+    bottom, trainer = (Level(optimizer=SGD(**lr), unroll=n, horizon=None) for lr, n in (({}, 3), ({"lr": 1e-4}, 2)))
+    return Tower(task, bottom, trainer, Level(optimizer=Adam(lr=0.1), **top))
 
 
 def test_learned_at_depth_two_is_what_the_top_trains():
@@ -130,31 +122,20 @@ def test_learned_at_depth_two_is_what_the_top_trains():
     state, _ = tower.step(tower.init(0))
     found = learned(tower, state, seed=1)
     assert torch.equal(found.params, state.carry.x)
-    assert found.params.shape == (2, 1)
-    assert found.base_steps == 0
-
-
-def deep(task, **top):
-    bottom = Level(optimizer=SGD(), unroll=3, horizon=None)
-    trainer = Level(optimizer=SGD(lr=1e-4), unroll=2, horizon=None)
-    return Tower(task, bottom, trainer, Level(optimizer=Adam(lr=0.1), **top))
+    assert (found.params.shape, found.base_steps) == ((2, 1), 0)
 
 
 def test_learned_at_depth_three_is_the_best_on_validation_of_a_hand_run_of_the_tower_under_it():
-    task = Quadratic(dims=3, dtype="float64")
-    tower = deep(task, batch=2)
+    tower = deep(SMALL, batch=2)
     state, _ = tower.step(tower.init(0))
     found = learned(tower, state, windows=4, seed=9)
     validation = keys.split(keys.fold_in(keys.seed(9), 2), 8)
     for copy, trained in enumerate(state.carry.x):
-        by_hand, candidates = tower.under().init(9, theta=trained), []
-        for _ in range(4):
-            by_hand, _ = tower.under().step(by_hand)
-            candidates.append(by_hand.carry.x[0])
-        losses = run(SGD(), torch.stack(candidates), task.on("validation"), validation, 100)
-        best = candidates[int(losses[1:].mean((0, 2)).argmin())]
-        torch.testing.assert_close(found.params[copy], best, rtol=0, atol=0)
-        assert len({losses[1:, c].mean().item() for c in range(4)}) == 4, "the candidates differ"
+        under = tower.under()
+        candidates = torch.stack([each.carry.x[0] for each, _ in under.run(under.init(9, theta=trained), 4)])
+        means = run(SGD(), candidates, SMALL.on("validation"), validation, 100)[1:].mean((0, 2))
+        assert torch.equal(found.params[copy], candidates[means.argmin()])
+        assert len(means.unique()) == 4, "the candidates differ"
 
 
 def test_learned_counts_what_it_spends_and_never_looks_at_test_problems():
@@ -169,74 +150,60 @@ def test_learned_counts_what_it_spends_and_never_looks_at_test_problems():
 
 
 def test_learned_runs_for_as_long_as_was_trained_for_and_stops_where_it_diverges():
-    assert trained_windows(Level(optimizer=SGD(), unroll=5)) == 5
-    assert trained_windows(Level(optimizer=SGD(), unroll=5, horizon=40)) == 8
-    assert trained_windows(Level(optimizer=SGD())) == 20
-    task = Quadratic(dims=3, dtype="float64")
-    tower = Tower(task, Level(optimizer=SGD(), unroll=3), Level(optimizer=SGD(lr=Linear(0.1))), Level(optimizer=SGD()))
+    windows = [trained_windows(Level(optimizer=SGD(), **more)) for more in ({"unroll": 5}, {"horizon": 40}, {})]
+    assert windows == [5, 40, 20]
+    tower = Tower(SMALL, Level(optimizer=SGD(), unroll=3), Level(optimizer=SGD(lr=Linear(0.1))), Level(optimizer=SGD()))
     state = tower.init(0)
-    good, soon = torch.tensor([[1e-4]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)
-    kept = [learned(tower, state._replace(carry=state.carry._replace(x=x)), seed=1).params for x in (good, soon)]
-    assert all(torch.isfinite(each).all() for each in kept)
+    for rate in (1e-4, 1.0):
+        x = torch.full_like(state.carry.x, rate)
+        assert torch.isfinite(learned(tower, state._replace(carry=state.carry._replace(x=x)), seed=1).params).all()
 
 
 def test_learned_goes_down_as_far_as_there_are_levels():
     task = Bowl(dtype="float64")
     tower = Tower(task, *deep(task).levels, Level(optimizer=SGD(lr=1e-6)))
-    state = tower.init(0)
-    under = tower.under().init(3, theta=state.carry.x[0])
-    for _ in range(2):
-        under, _ = tower.under().step(under)
-    expected = learned(tower.under(), under, windows=2, seed=3)
-    found = learned(tower, state, windows=2, seed=3)
+    state, under = tower.init(0), tower.under()
+    *_, (below, _) = under.run(under.init(3, theta=state.carry.x[0]), 2)
+    expected, found = learned(under, below, windows=2, seed=3), learned(tower, state, windows=2, seed=3)
     assert torch.equal(found.params, expected.params)
     assert found.base_steps > expected.base_steps
 
 
 def test_which_towers_are_optimizers_themselves():
     one, window = Level(optimizer=SGD()), Level(optimizer=SGD(), unroll=5)
-    assert is_optimizer(Tower(Bowl(), one))
-    assert is_optimizer(Tower(Bowl(), window))
-    assert is_optimizer(Tower(Bowl(), one, one, one))
-    assert not is_optimizer(Tower(Bowl(), window, one))
-    assert not is_optimizer(Tower(Bowl(), dataclasses.replace(window, horizon=None), one))
-    assert not is_optimizer(Tower(Bowl(), dataclasses.replace(one, horizon=7), one))
+    assert all(is_optimizer(Tower(Bowl(), *levels)) for levels in ([one], [window], [one] * 3))
+    for bottom in (window, dataclasses.replace(window, horizon=None), dataclasses.replace(one, horizon=7)):
+        assert not is_optimizer(Tower(Bowl(), bottom, one))
 
 
-@pytest.mark.parametrize("height", [1, 2, 3, 4])
+@pytest.mark.parametrize("height", [1, 2, 4])
 def test_a_hyperoptimizer_on_many_problems_equals_separate_towers(height):
-    task, steps = Quadratic(dims=3, dtype="float64", split="test"), 12
+    task, steps = SMALL.on("test"), 12
     hyper = [Level(optimizer=SGD(lr=Linear(1e-4)), batch=3), *[Level(optimizer=Adam(lr=1e-3), batch=2)] * 3]
     tower = Tower(task, Level(optimizer=SGD(lr=0.01)), *hyper[: height - 1])
     found = run_afresh(tower, task, 5, steps, seed=2, theta=None)
-    assert found.losses.shape == (steps + 1, 1, 5)
-    assert found.base_steps == 5 * (steps + 1)
-    for p, key in enumerate(found.key):
-        for_params, for_state = keys.split(key, 2)
-        x = task.init(for_params)
+    assert (found.losses.shape, found.base_steps) == ((steps + 1, 1, 5), 5 * (steps + 1))
+    for p, (for_x, for_state) in enumerate(keys.split(found.key, 2)):
+        x = task.init(for_x)
         w, y = task.init_state(x, for_state)
         levels = [dataclasses.replace(level, batch=1) for level in tower.levels]
         alone = Tower(Given(w=w, y=y, x=x, dtype="float64"), *levels)
-        state = alone.init(0)
-        losses = [alone.carries(state)[0].f.item()]
-        for _ in range(steps + 1 - height):
-            state, _ = alone.step(state)
-            losses.append(alone.carries(state)[0].f.item())
+        states = [alone.init(0), *(state for state, _ in alone.run(alone.init(0), steps + 1 - height))]
+        losses = [alone.carries(state)[0].f.item() for state in states]
         torch.testing.assert_close(found.losses[height - 1 :, 0, p].tolist(), losses, rtol=1e-11, atol=0)
 
 
 def test_a_hyperoptimizer_follows_the_hypergradient_written_by_hand():
-    task = Quadratic(dims=3, dtype="float64", split="test")
+    task = SMALL.on("test")
     tower = Tower(task, Level(optimizer=SGD(lr=Linear(0.01))), Level(optimizer=SGD(lr=1e-6)))
     found = run_afresh(tower, task, 4, 10, seed=0, theta=None)
-    for_params, for_state = keys.split(found.key, 2).unbind(-1)
-    x = task.init(for_params)
+    for_x, for_state = keys.split(found.key, 2).unbind(-1)
+    x = task.init(for_x)
     state = task.init_state(x, for_state)
     f, g, _ = task.value_and_grad(x, state)
     losses, lr = [f], torch.full((4, 1), 0.01, dtype=torch.float64)
     for _ in range(10):
-        old = g
-        x = x - lr * old
+        x, old = x - lr * g, g
         f, g, _ = task.value_and_grad(x, state)
         lr = lr + 1e-6 * (g * old).sum(-1, keepdim=True)
         losses.append(f)
@@ -244,10 +211,12 @@ def test_a_hyperoptimizer_follows_the_hypergradient_written_by_hand():
 
 
 def test_a_hyperoptimizer_sees_the_problems_that_run_sees():
-    task = DigitsMLP(hidden=(3,), minibatch=4, dtype="float64", split="test")
+    task = DIGITS.on("test")
     idle = Tower(task, Level(optimizer=SGD(lr=0.1)), Level(optimizer=SGD(lr=1e-300)))
     found = run_afresh(idle, task, 3, 6, seed=4, theta=None)
     torch.testing.assert_close(found.losses, run(SGD(), sgd_params(0.1), task, found.key, 6), rtol=1e-12, atol=0)
+    again = run_afresh(idle, task, 3, 6, seed=8, theta=None, key=found.key)
+    assert torch.equal(again.losses, found.losses)
 
 
 def test_a_diverged_copy_of_a_hyperoptimizer_leaves_its_neighbours_alone():
@@ -259,11 +228,8 @@ def test_a_diverged_copy_of_a_hyperoptimizer_leaves_its_neighbours_alone():
     assert 0 < diverged.sum() < 12
     assert torch.equal(diverged, torch.isinf(expected[-1, 0]))
     torch.testing.assert_close(found.losses[:, 0, ~diverged], expected[:, 0, ~diverged])
-
-
-def test_fewer_steps_than_start_up_makes():
-    tower = Tower(Bowl(), *[Level(optimizer=SGD())] * 5)
-    assert run_afresh(tower, Bowl(), 2, 2, seed=0, theta=None).losses.shape == (3, 1, 2)
+    five = Tower(Bowl(), *[Level(optimizer=SGD())] * 5)  # start-up makes more steps than are asked for
+    assert run_afresh(five, Bowl(), 2, 2, seed=0, theta=None).losses.shape == (3, 1, 2)
 
 
 def test_plain_training_is_run_with_the_parameters_of_its_state():
@@ -273,23 +239,25 @@ def test_plain_training_is_run_with_the_parameters_of_its_state():
     subject = Subject.of(tower, states, windows=1, seed=0)
     assert subject.sizes == [1, 1], "one for each setting that differs"
     losses, key, spent = subject.losses(task.on("test"), 3, 5, 0)
-    expected = run(SGD(), sgd_params(0.1, 0.2), task.on("test"), key, 5)
-    order = [0, 1] if torch.allclose(losses[:, 0], expected[:, 0]) else [1, 0]
-    torch.testing.assert_close(losses, expected[:, order], rtol=1e-12, atol=0)
+    expected = run(SGD(), torch.cat(subject.params), task.on("test"), key, 5)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=0)
     assert spent == losses.numel()
 
 
 def test_refusals_say_what_to_do():
     plain = Tower(Bowl(), Level(optimizer=SGD()))
-    with pytest.raises(ValueError, match="depth 1 trains no optimizer"):
-        learned(plain, plain.init(0), seed=0)
     windows = Tower(Bowl(), Level(optimizer=SGD(), unroll=2), Level(optimizer=SGD()))
-    with pytest.raises(ValueError, match="windows or restarts"):
-        run_afresh(windows, Bowl(), 2, 3, seed=0, theta=None)
-    with pytest.raises(ValueError, match="windows must be at least 1, got 0"):
-        learned(windows, windows.init(0), windows=0, seed=0)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        run(SGD(), sgd_params(0.1), Bowl(dtype="float64"), problem_keys(2), 0)
+    task, key = Bowl(dtype="float64"), problem_keys(2)
+    for match, what in {
+        "depth 1 trains no optimizer": lambda: learned(plain, plain.init(0), seed=0),
+        "windows must be at least 1, got 0": lambda: learned(windows, windows.init(0), windows=0, seed=0),
+        "windows or restarts": lambda: run_afresh(windows, Bowl(), 2, 3, seed=0, theta=None),
+        "key must name 3 problems, got shape": lambda: run_afresh(plain, Bowl(), 3, 3, seed=0, theta=None, key=key),
+        "steps must be at least 1, got 0": lambda: run(SGD(), sgd_params(0.1), task, key, 0),
+        "takes 2 parameters in the last dimension": lambda: run(SGD(momentum=0.9), sgd_params(0.1), task, key, 3),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            what()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -241,7 +241,7 @@ def test_refusals_say_what_to_do():
         evaluate(tower, [])
     with pytest.raises(ValueError, match="problems must be a whole number of at least 1, got 0"):
         evaluate(tower, [state], problems=0)
-    over_a_tower = Tower(tower.bound_levels[0], Level(optimizer=SGD()))
+    over_a_tower = Tower(tower.bound[0], Level(optimizer=SGD()))
     with pytest.raises(TypeError, match="held-out"):
         evaluate(over_a_tower, [over_a_tower.init(0)])
 

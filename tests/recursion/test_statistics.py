@@ -1,4 +1,6 @@
-"""Interquartile means, their intervals and probabilities of improvement, against scipy, counts by hand and coverage."""
+"""Means, interquartile means, their intervals and probabilities of improvement: scipy, counts by hand and coverage."""
+
+import math
 
 import numpy as np
 import pytest
@@ -7,32 +9,16 @@ from scipy.stats import trim_mean
 from recursion.evaluate.statistics import (
     Estimate,
     difference,
+    estimate,
     improvement,
     interquartile_mean,
     interval,
     level,
     lower,
     mean,
-)
+)  # fmt: skip
 
 INF = np.inf
-
-
-@pytest.mark.parametrize("runs", [1, 2, 3, 4, 5, 7, 8, 320])
-def test_the_interquartile_mean_is_scipys(runs):
-    values = np.random.default_rng(runs).exponential(1.0, (6, runs))
-    assert interquartile_mean(values) == pytest.approx(trim_mean(values, 0.25, axis=-1), rel=1e-12)
-
-
-def test_a_diverged_run_is_among_the_worst_and_never_dropped():
-    assert interquartile_mean(np.array([1.0, 2.0, 3.0, INF])) == 2.5  # not the 2 of the three that are finite
-    assert interquartile_mean(np.array([1.0, 2.0, INF, INF])) == INF
-    assert np.isnan(interquartile_mean(np.array([-INF, -INF, INF, INF])))
-
-
-def covered(draw, truth, statistic=interquartile_mean, trials=400):
-    found = [interval(draw(np.random.default_rng(trial)), statistic, seed=trial) for trial in range(trials)]
-    return np.mean([each.low <= truth <= each.high for each in found])
 
 
 def crossed(seed_effect, problem_effect, noise, shape):
@@ -46,82 +32,103 @@ def crossed(seed_effect, problem_effect, noise, shape):
     return draw
 
 
-@pytest.mark.parametrize(
-    ("effects", "shape"),
-    [((1.0, 1.0, 0.5), (5, 32)), ((1.0, 0.0, 0.3), (5, 32)), ((0.2, 1.0, 0.5), (5, 32)), ((0.0, 1.0, 0.0), (1, 32))],
-    ids=["seeds and problems", "seeds", "problems", "one seed"],
-)
+def covered(draw, truth, of, trials=400):
+    found = [of(draw(np.random.default_rng(trial)), seed=trial) for trial in range(trials)]
+    return np.mean([each.low <= truth <= each.high for each in found])
+
+
+def test_the_bootstrap_interval_is_the_normal_one_for_many_values():
+    values = np.random.default_rng(1).normal(3.0, 2.0, (1, 400))
+    found, half = estimate(values), 1.96 * values.std() / math.sqrt(400)
+    assert found.value == values.mean()
+    assert found.low == pytest.approx(values.mean() - half, abs=0.12 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.12 * half)
+    assert 0.9 <= covered(crossed(0.0, 1.0, 0.0, (1, 60)), 1.0, estimate, 200) <= 0.985
+
+
+def test_training_seeds_are_resampled_too():
+    generator = np.random.default_rng(3)
+    seeds, problems = generator.normal(0, 1.0, (8, 1)), generator.normal(0, 0.5, (1, 100))
+    found, half = estimate(seeds + problems), 1.96 * math.sqrt(seeds.var() / 8 + problems.var() / 100)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
+
+
+def test_an_interval_with_diverged_runs_does_not_pretend():
+    values = np.ones((1, 50))
+    values[0, 0] = INF
+    assert estimate(values) == Estimate(INF, 1.0, INF)
+    values[0, 1] = -INF
+    found = estimate(values)
+    assert (found.low, found.high, found.sign) == (-INF, INF, 0)
+
+
+def test_signs_and_differences():
+    values = np.random.default_rng(4).normal(0.0, 1.0, (1, 50))
+    signs = [estimate(each).sign for each in (values + 5, values - 5, values - values.mean(), np.zeros((1, 5)))]
+    assert signs == [1, -1, 0, 0]
+    ours, theirs = np.array([[1.0, INF, INF], [2.0, 1.0, 5.0]]), np.array([[3.0, INF, 2.0]])
+    assert difference(ours, theirs).tolist() == [[-2.0, 0.0, INF], [-1.0, -INF, 3.0]]
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 4, 5, 7, 8, 320])
+def test_the_interquartile_mean_is_scipys(runs):
+    values = np.random.default_rng(runs).exponential(1.0, (6, runs))
+    assert interquartile_mean(values) == pytest.approx(trim_mean(values, 0.25, axis=-1), rel=1e-12)
+
+
+def test_a_diverged_run_is_among_the_worst_and_never_dropped():
+    assert interquartile_mean(np.array([1.0, 2.0, 3.0, INF])) == 2.5  # not the 2 of the three that are finite
+    assert interquartile_mean(np.array([1.0, 2.0, INF, INF])) == INF
+    assert np.isnan(interquartile_mean(np.array([-INF, -INF, INF, INF])))
+    found = interval(np.array([[1.0, 2.0, 3.0, 4.0, INF, INF], [1.1, 2.1, 3.1, 4.1, INF, 2.0]]))
+    assert np.isfinite([found.value, found.low]).all()
+    assert found.high == INF
+
+
+@pytest.mark.parametrize(("effects", "shape"), [
+    ((1.0, 1.0, 0.5), (5, 32)), ((1.0, 0.0, 0.3), (5, 32)), ((0.2, 1.0, 0.5), (5, 32)), ((0.0, 1.0, 0.0), (1, 32)),
+])  # fmt: skip
 def test_a_95_percent_interval_covers_the_truth_that_often(effects, shape):
-    assert 0.92 <= covered(crossed(*effects, shape), 1.0) <= 0.98
+    assert 0.92 <= covered(crossed(*effects, shape), 1.0, interval) <= 0.98
 
 
 def test_the_interval_of_a_probability_covers_it():
     def draw(generator):
-        ours, theirs = (crossed(1.0, 2.0, 1.0, (8, 32))(generator) for _ in range(2))
-        return lower(ours, theirs)
+        return lower(*(crossed(1.0, 2.0, 1.0, (8, 32))(generator) for _ in range(2)))
 
-    assert 0.92 <= covered(draw, 0.5, mean) <= 0.99  # each value is 0 or 1, so that most of it is noise of the pair
-
-
-def test_one_seed_and_one_problem_say_nothing_about_others():
-    assert interval(np.array([[3.0]])) == Estimate(3.0, -INF, INF)
+    of = lambda values, seed: interval(values, mean, seed=seed)  # noqa: E731
+    assert 0.92 <= covered(draw, 0.5, of) <= 0.99  # each value is 0 or 1, so that most of it is noise of the pair
 
 
 def test_equal_values_have_no_width_and_an_interval_moves_with_its_values():
+    assert interval(np.array([[3.0]])) == Estimate(3.0, -INF, INF)
     assert interval(np.full((3, 4), 2.0)) == Estimate(2.0, 2.0, 2.0)
     values = np.random.default_rng(1).normal(0.0, 1.0, (4, 9))
     here, there = interval(values), interval(3 * values + 5)
     assert (there.value, there.low, there.high) == pytest.approx([3 * x + 5 for x in (here.value, here.low, here.high)])
-
-
-def test_a_seed_more_is_worth_more_than_a_problem_more_where_seeds_differ():
-    draw = crossed(1.0, 0.01, 0.01, (4, 8))
-    values = draw(np.random.default_rng(0))
-    width = interval(values).high - interval(values).low
-    problems = np.tile(values, (1, 8))
-    assert interval(problems).high - interval(problems).low == pytest.approx(width, rel=0.15)
-
-
-def test_diverged_runs_open_the_interval_upwards_only():
-    values = np.array([[1.0, 2.0, 3.0, 4.0, INF, INF], [1.1, 2.1, 3.1, 4.1, INF, 2.0]])
-    found = interval(values)
-    assert np.isfinite(found.value)
-    assert np.isfinite(found.low)
-    assert found.high == INF
+    values = crossed(1.0, 0.01, 0.01, (4, 8))(np.random.default_rng(0))  # more problems do not stand for more seeds
+    few, many = interval(values), interval(np.tile(values, (1, 8)))
+    assert many.high - many.low == pytest.approx(few.high - few.low, rel=0.15)
 
 
 def test_probability_of_improvement_counts_pairs_and_halves_ties():
-    ours = np.array([[1.0, 2.0, INF, INF], [3.0, 1.0, 1.0, INF]])
-    theirs = np.array([[2.0, 2.0, INF, 1.0], [1.0, 2.0, INF, 5.0]])
+    ours, theirs = np.array([[1.0, 2.0, INF, INF], [3.0, 1.0, 1.0, INF]]), np.array([[2.0, 2, INF, 1], [1, 2, INF, 5]])
     assert lower(ours, theirs).tolist() == [[1.0, 0.5, 0.5, 0.0], [0.0, 1.0, 1.0, 0.0]]
     found = improvement(ours, theirs)
-    assert found.value == 4.0 / 8
-    assert 0.0 <= found.low < found.value < found.high <= 1.0
-    assert improvement(theirs, ours).value == pytest.approx(1 - found.value)
-
-
-def test_losses_that_hold_for_sure_have_probability_one():
-    ours = np.random.default_rng(2).uniform(0.0, 1.0, (3, 10))
-    assert improvement(ours, ours + 0.1) == Estimate(1.0, 1.0, 1.0)
-    assert interval(difference(ours, ours + 0.1)).sign == -1
+    assert 0.0 <= found.low < found.value == 0.5 < found.high <= 1.0
+    assert improvement(theirs, ours).value == pytest.approx(0.5)
+    sure = np.random.default_rng(2).uniform(0.0, 1.0, (3, 10))
+    assert improvement(sure, sure + 0.1) == Estimate(1.0, 1.0, 1.0)
+    assert interval(difference(sure, sure + 0.1)).sign == -1
 
 
 def test_the_interval_of_a_level_covers_and_stays_above_zero():
     def draw(generator):
         return np.exp(crossed(0.7, 0.7, 0.2, (5, 32))(generator) - 1.0)
 
-    truth = interquartile_mean(draw_many(draw))
-    found = [level(draw(np.random.default_rng(trial)), seed=trial) for trial in range(400)]
-    assert 0.92 <= np.mean([each.low <= truth <= each.high for each in found]) <= 0.98
-    assert all(each.low > 0 for each in found)
-
-
-def draw_many(draw):
-    """One value each of many independent seeds and problems."""
-    return np.array([draw(np.random.default_rng(10_000 + trial))[0, 0] for trial in range(20_000)])
-
-
-def test_a_level_that_is_not_above_zero_is_like_any_number():
+    many = np.array([draw(np.random.default_rng(10_000 + trial))[0, 0] for trial in range(20_000)])
+    assert 0.92 <= covered(draw, interquartile_mean(many), level) <= 0.98
+    assert all(level(draw(np.random.default_rng(trial))).low > 0 for trial in range(20))
     values = np.random.default_rng(3).normal(0.0, 1.0, (3, 8))
     assert level(values) == interval(values)
     assert level(np.exp(values)) != interval(np.exp(values))

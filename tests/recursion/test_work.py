@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 
 from levels import LSTM, PES, SGD, Adam, Exact, Level, Quadratic, keys
-from levels.layout import Layout
 from levels.base import Problem
+from levels.layout import Layout
 from levels.tree import State
 from recursion import Tower
 from recursion.analysis.metering import Operations
-from recursion.notation import parse
-from recursion.evaluate.observed import Observed, Tally
 from recursion.analysis.work import base_flops, lived_work, own_work, own_work_under, use_work, work_of
+from recursion.evaluate.observed import Observed, Tally
+from recursion.notation import parse
 
 N = 6
 
