@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 import torch
-
-from benchmarks.harness import Numbers
 from levels.captured import KIND, capturing
 from levels.compiled import compiling
+
+from benchmarks.harness import Numbers
 from recursion import Tower
 from recursion.notation import parse
 

@@ -290,11 +290,11 @@ def show(result: dict[str, Any]) -> None:
             expected, (mean, spread) = result["lines"][line][lookahead], center(learned)
             cost = cost_of(line, 10**mean)
             print(
-                f"{method:>20} {ahead:>6}: {expected:.4f}  {10**mean:.4f} {mean - math.log10(expected):+.4f}"
+                f"{method:>20} {lookahead:>6}: {expected:.4f}  {10**mean:.4f} {mean - math.log10(expected):+.4f}"
                 f" {spread:.4f}  {cost.mean:.3g} {cost.last:.3g}"
             )
     for lookahead, cost in result["anew"].items():
-        print(f"{'anew':>20} {ahead:>6}:  {cost.mean:.3g} {cost.last:.3g}")
+        print(f"{'anew':>20} {lookahead:>6}:  {cost.mean:.3g} {cost.last:.3g}")
     print("forward mode at one step size: steps, slope, standard error, closed form, z, peak KiB")
     for step, found in result["slopes"].items():
         print("  ".join([f"{step:>6}", *(f"{value:.4g}" for value in list(found.values())[:-1])]), end="  ")

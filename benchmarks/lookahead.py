@@ -269,7 +269,7 @@ def draw_ends(axes: Axes, found: dict[str, Any]) -> None:
     if faded:
         reach = [1 / (1 - float(name.split()[1])) for name in faded]
         bar(axes, reach, np.array([each["end"] for each in faded.values()]), fmt="s--", color="C2",
-            label=f"look-ahead {ahead[-1]}, discounted, at 1 / (1 - discount)")  # fmt: skip
+            label=f"look-ahead {lookahead[-1]}, discounted, at 1 / (1 - discount)")  # fmt: skip
     value, low, high = runs["online"]["end"]
     axes.axhline(value, color="C1", label="chosen online")
     axes.axhspan(low, high, color="C1", alpha=0.2, lw=0)

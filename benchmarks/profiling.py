@@ -20,9 +20,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from levels.compiled import compiling
 from matplotlib.axes import Axes
 
-from levels.compiled import compiling
 from recursion import Tower
 from recursion.notation import parse
 

@@ -162,9 +162,7 @@ class HyperparamOptimizer(Optimizer):
         """The hyperparameters in ``theta`` ``[*batch, m]``; each broadcasts against ``x`` ``[*batch, copies, n]``."""
         found = {}
         for (name, hyper), part in zip(self.hypers.items(), torch.split_with_sizes(theta, self._own_layout.sizes, -1)):
-            single = (
-                hyper.shared_over == "value" and part.shape[-1] == 1
-            )  # [*batch, 1]: the most frequent, in few calls
+            single = hyper.shared_over == "value" and part.shape[-1] == 1  # [*batch, 1]: most frequent, in few calls
             found[name] = hyper.constrain(part).unsqueeze(-1) if single else hyper.read(part, self._below)
         return found
 

@@ -76,7 +76,7 @@ class Entry:
 
     def _changed(self, level: Level, text: str) -> Level | None:
         if self.name in OWN:
-            own = {name: getattr(level, name) for name in OWN}
+            own = {word: value for word, value in settings(level).items() if word in OWN}
             made: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
             return made
         optimizer = self._inside(level.optimizer, text)

@@ -87,7 +87,8 @@ def _searched(run: Run, rules: list[Optimizer], bench: Bench) -> dict[str, Any]:
         return in_seconds and first[-1] - first[0] >= terms.budget.amount
 
     found = search(
-        [rule for rule in rules if isinstance(rule, HyperparamOptimizer)], bench.task, bench.key("select"), steps=terms.steps,
+        [rule for rule in rules if isinstance(rule, HyperparamOptimizer)], bench.task, bench.key("select"),
+        steps=terms.steps,
         budget=1e15 if in_seconds else terms.budget.amount, method=terms.search, seed=run.seed,
         tell=lambda what, fraction: bench.tell(what, LEARNING * fraction), work=bench.work, over=over,
     )  # fmt: skip

@@ -1,9 +1,9 @@
 """A run whose tower learns an optimizer: train it, put snapshots to work, choose one, report it.
 
-From depth 3 on a snapshot is a trainer, which `recursion.evaluate.deploy.learned` puts to work on a fresh tower below. The
-budget pays for start-up, training, the deployment of each snapshot and its use on the problems to select by. Where
-deployment and selection would take more than half of it, fewer snapshots are compared, at least the last. What a start
-is worth, before any training, is found for the report and charged to it.
+From depth 3 on a snapshot is a trainer, which `deploy.learned` puts to work on a fresh tower below. The budget pays for
+start-up, training, the deployment of each snapshot and its use on the problems to select by. Where deployment and
+selection would take more than half of it, fewer snapshots are compared, at least the last. What a start is worth,
+before any training, is found for the report and charged to it.
 """
 
 import math

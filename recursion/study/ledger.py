@@ -1,8 +1,8 @@
 """What each stage of a run costs, and what of it is each level's.
 
 `recursion.evaluate.observed` counts the gradients of the task, `recursion.analysis.work` says what windows and updates
-of an optimizer cost; both in base steps. Seconds are the processor's. A level's share of the seconds of a training, and the
-bytes that it holds in a window beside those of the window below it, are measured on one top step.
+of an optimizer cost; both in base steps. Seconds are the processor's. A level's share of the seconds of a training, and
+the bytes that it holds in a window beside those of the window below it, are measured on one top step.
 """
 
 import resource
@@ -57,8 +57,8 @@ class Ledger:
 def profile(tower: Tower) -> dict[str, list[float]]:
     """What one top step shows, as plain data.
 
-    ``work``: `own_work`. ``shares``: of the seconds of a training, the task's first and then each level's. ``bytes``: of
-    each level's tensors in a window, without those of the window below.
+    ``work``: `own_work`. ``shares``: of the seconds of a training, the task's first and then each level's. ``bytes``:
+    of each level's tensors in a window, without those of the window below.
     """
     operations, live = Operations(), LiveBytes()
     looks = min(LOOKS, max(1, round(ENOUGH / tower.base_steps)))
