@@ -250,14 +250,14 @@ def slopes(rate: float = START, runs: int = 256) -> dict[int, dict[str, float]]:
 
     The memory is the peak of a window, in bytes, with the state that it is handed.
     """
-    laid = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
+    level = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
     key, found = keys.split(keys.seed(1), runs), {}
-    params, rates = laid.init(key), torch.tensor([rate], dtype=torch.float64)
-    state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
+    params, rates = level.init(key), torch.tensor([rate], dtype=torch.float64)
+    state, total = level.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
     for step in range(10, LONG + 1, 10):
         held = sum(leaf.nbytes for leaf in leaves(state))
         with LiveBytes() if step in AHEAD else nullcontext() as live:
-            _, grad, state = laid.value_and_grad(params, state)
+            _, grad, state = level.value_and_grad(params, state)
         total = total + grad[:, 0]
         if live is not None:
             expected = rate * float(exact_slope(TASK, rates, fresh(TASK), step))

@@ -151,7 +151,7 @@ def test_of_a_window_only_the_first_state_is_stored():
             one.step(state)
             peaks.append(live.peak - before)
     assert peaks[0] > 10 * state_bytes
-    assert peaks[1] < 6 * state_bytes
+    assert peaks[1] < 9 * state_bytes
 
 
 def test_without_a_compiler_the_cells_stay_plain(monkeypatch):
@@ -192,7 +192,7 @@ class Looks(Quadratic):
 
     def value_and_grad(self, params, state):
         f, g, state = super().value_and_grad(params, state)
-        return (f, g, state) if float(f.sum()) < 1e9 else (f, 0 * g, state)
+        return (f, g, state) if float(f.detach().sum()) < 1e9 else (f, 0 * g, state)
 
 
 STRAIGHT = ["sgd(lr=1e-2)", "sgd(momentum=0.5) / sgd / sgd", "adam(eps=1e-2) / sgd(lr=1e-4)", "rmsprop / adagrad / sgd"]
