@@ -52,6 +52,15 @@ WHOLE = (
 """Replaced words that no name may be; they may be a part of one, where they can be plain English."""
 
 
+TODAY = {
+    "lines of levels + recursion": 18_720, "lines of levels": 9_400, "lines of recursion": 9_340,
+    "lines of accelerate": 2_160, "lines of tests": 19_900, "longest Python file": 324,
+    "lines of the afternoon's reading": 1_475, "imports inside functions": 5, "replaced words": 290,
+    f"runs of {SAME} equal lines": 1,
+}  # fmt: skip
+"""The ratchet: where this tree is still over a limit, it may not get worse. Lower these, and never raise them."""
+
+
 class Row(NamedTuple):
     """A line of the table; ``today`` is None where what is measured is missing."""
 
@@ -239,10 +248,15 @@ def table(rows: list[Row], most: int) -> str:
 
 
 def main() -> int:
-    """Exit status: 1 where a limit is passed."""
+    """Exit status: 1 where a limit is passed by more than the ratchet allows."""
     rows = measure(Path(__file__).parents[1])
     sys.stdout.write(table(rows, 10_000 if "--all" in sys.argv[1:] else 8) + "\n")
-    return int(any(row.over for row in rows))
+    return int(any(worse(row) for row in rows))
+
+
+def worse(row: Row) -> bool:
+    """Whether this tree passes a limit by more than the ratchet allows."""
+    return row.today is None or row.today > max(row.limit, TODAY.get(row.what, 0))
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def test_conformance(rule):
     """Torch's defaults. Eight updates, for RAdam reads beta2 from the sixth on only."""
     below = MATRICES if rule.rule == "muon" else BELOW
     steps = 8 if rule.rule == "radam" else 3
-    check_optimizer(rule, below=below, steps=steps, differentiable=rule.traits.differentiable)
+    check_optimizer(rule, below=below, steps=steps)
 
 
 CONFORMING = [
@@ -238,7 +238,7 @@ CONFORMING = [
 @pytest.mark.parametrize("rule", CONFORMING, ids=str)
 def test_conformance_with_options(rule):
     below = MATRICES if rule.rule == "muon" else BELOW
-    check_optimizer(rule, below=below, steps=3, differentiable=rule.traits.differentiable)
+    check_optimizer(rule, below=below, steps=3)
 
 
 @pytest.mark.parametrize("name", sorted({rule.rule for rule in SMOOTH}))
@@ -492,7 +492,7 @@ def test_a_black_box_remembers_numbers_groups_and_its_start():
         expected = expected - rates * (t * 0.5**t * g + 0.1 * start)
         assert torch.allclose(x, expected, rtol=1e-13, atol=1e-13)
     assert {tuple(leaf.shape[:2]) for leaf in leaves(state)} == {(2, 3)}
-    check_optimizer(TorchOptim(Strange, lr=Log(0.1, PER)), below=BELOW, differentiable=False)
+    check_optimizer(TorchOptim(Strange, lr=Log(0.1, PER)), below=BELOW)
 
 
 def test_black_boxes_stand_at_the_top_and_not_where_a_gradient_passes():
