@@ -44,9 +44,9 @@ def whole_episode(level: Any, theta: Tensor, key: Tensor) -> Tensor:
 
 def check_problem(level: Any, problem: Any) -> None:
     """ValueError unless the problem has parameters, and a gradient if the level's optimizer reads one."""
-    require(problem.layout.size > 0, f"{level} has nothing to optimize; the problem below has no parameters")
     if is_level(problem) and level.optimizer.traits.reads_grad:
         problem.gradient.check(problem)
+    require(problem.layout.size > 0, f"{level} has nothing to optimize; the problem below has no parameters")
 
 
 def resolved(level: Any) -> tuple[int, int | None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from levels import keys
-from levels.config import Config
+from levels.config import Config, settings
 from levels.layout import Layout
 from levels.tree import State, leaves, map_leaves, named_leaves
 
@@ -48,7 +48,9 @@ def check_part(part: object, layout: Any, least: int) -> None:
     if isinstance(part, Config) and dataclasses.is_dataclass(part):
         bare, fix = repr(part).startswith(f"{type(part).__qualname__}("), "decorate it with @dataclass(..., repr=False)"
         expect(not bare, part, "the repr of a plain dataclass", "the one that notation reads", fix)
-        again, fix = repr(dataclasses.replace(part)), "let __post_init__ leave settings that are in their final form"
+        free = any("free" in field.metadata for field in dataclasses.fields(part))
+        again = repr(type(part)(**settings(part)) if free else dataclasses.replace(part))
+        fix = "let __post_init__ leave settings that are in their final form"
         expect(again == repr(part), part, f"{again} when built from its settings", "itself", fix)
 
 

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from benchmarks import peers_sides, peers_work, w2
-from benchmarks.harness import Row, judge
+from benchmarks.harness import Row, check_proofs
 from benchmarks.peers_towers import Gdtuo, Ours, TorchOptim
 from benchmarks.peers_work import Work
 
@@ -14,7 +14,7 @@ NEEDS = {"higher": "higher", "torchopt": "torchopt", "JAX scan": "jax", "JAX sca
 
 def agree(proofs, tolerance):
     rows = {side: Row() for side in proofs}
-    judge(rows, proofs, tolerance)
+    check_proofs(rows, proofs, tolerance)
     return {side: row.why for side, row in rows.items() if row.why}
 
 

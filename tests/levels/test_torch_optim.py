@@ -400,7 +400,7 @@ def test_names_are_the_shortest_that_lead_back():
         TorchOptim(torch.optim.NAdam, lr=0.1) == TorchOptim("NAdam", lr=0.1) == TorchOptim("torch.optim.NAdam", lr=0.1)
     )
     assert str(TorchOptim(Strange)) == f"torch({__name__}.Strange)"
-    assert not TorchOptim(Strange).differentiable, "a subclass may step otherwise"
+    assert not TorchOptim(Strange).traits.differentiable, "a subclass may step otherwise"
 
     class Local(torch.optim.SGD):
         pass
