@@ -10,9 +10,9 @@ level 3; all are SGD, in linear space. Three families, told apart by where hyper
 - one wrong: the step size a thousandth of that;
 - two wrong: that, and the step size of level 2 a thousandth of what serves.
 
-On each, towers of depths 1 to 4, and one of four levels with gates between them (`recursion.analysis.depth`), moved by SGD under
-a level that does nothing else. All are given the same base steps, 5 seeds of 32 copies. What they end with (the pruned
-tower, of the gated one, its half-open gates as they are, or rounded) then runs on problems that nobody saw, with all
+On each, towers of depths 1 to 4, and one of four levels with gates between them (`recursion.group`), moved by SGD
+under a level that does nothing else. All are given the same base steps, 5 seeds of 32 copies. What they end with (the
+pruned tower, of the gated one, its half-open gates as they are, or rounded) then runs on held-out problems, with all
 from level 2 on fixed. Trying every depth costs four runs, the gates one. Compared is with the depth that does best on
 the held-out problems themselves. Noise, price and paces were chosen with other seeds, of training and of problems.
 
@@ -34,9 +34,10 @@ from torch import Tensor
 
 from levels import LSTM, SGD, Adam, Fixed, Gated, Level, Linear, MeanLog, NoisyQuadratic, keys
 from recursion import Tower, TowerState
-from recursion.analysis.depth import Depth, depth, gates
+from recursion.analysis.depth import gates
 from recursion.analysis.pruning import prune
 from recursion.evaluate.statistics import estimate
+from recursion.group import Depth, gated_levels
 
 TASK = NoisyQuadratic(noise=2.0)
 LIFE, UNROLL, COPIES, SEEDS = 100, 50, 32, 5
@@ -69,21 +70,21 @@ def fixed(family: str, height: int) -> Tower:
 def gated(family: str) -> Tower:
     """Four levels with gates, under a level that moves the last gate and nothing else."""
     settings = Depth(gates=SGD(lr=Fixed(PACE)), price=PRICE)
-    return Tower(TASK, *depth(TASK, levels_of(family), Level(optimizer=IDLE, batch=SEEDS), settings))
+    return Tower(TASK, *gated_levels(TASK, levels_of(family), Level(optimizer=IDLE, batch=SEEDS), settings))
 
 
 def gated_by_lstm(family: str) -> Tower:
     """Two levels with one gate, moved by an LSTM that Adam trains."""
     above = Level(optimizer=IDLE, unroll=LSTM_UNROLL, horizon=None, batch=1)
     settings = Depth(gates=LSTM(hidden=10, layers=1), price=PRICE)
-    levels = depth(TASK, levels_of(family)[:2], above, settings)
+    levels = gated_levels(TASK, levels_of(family)[:2], above, settings)
     return Tower(TASK, *levels, Level(optimizer=Adam(lr=LSTM_RATE), batch=SEEDS))
 
 
 def train(tower: Tower, windows: int) -> dict[str, Any]:
     """The state after so many windows of level 2, and the gates on the way: ``[steps, gates, seeds]``."""
     state, begun, path = tower.init(seed=TRAINED), time.perf_counter(), []
-    for _ in range(windows * UNROLL // int(tower.base_steps)):
+    for _ in range(windows * UNROLL // int(tower.costs[-1])):
         state, _ = tower.step(state)
         path.append([by_seed(gate.each) for gate in gates(tower, state)])
     seconds = round(time.perf_counter() - begun, 1)
@@ -103,10 +104,10 @@ def held_out(tower: Tower, params: Tensor | None) -> list[float]:
     first, second = tower.levels[0], levels_of("right")[1]
     rule = IDLE if params is None else tower.levels[1].optimizer
     rule = dataclasses.replace(rule, price=0.0) if isinstance(rule, Gated) else rule
-    laid = Tower(TASK, first, dataclasses.replace(second, optimizer=rule)).bound_levels[1].on("test")
+    level = Tower(TASK, first, dataclasses.replace(second, optimizer=rule)).bound[1].on("test")
     key = keys.split(keys.seed(TRIED), PROBLEMS)
-    params = laid.init(key) if params is None else params.expand(PROBLEMS, -1)
-    return [round(loss, 6) for loss in (laid.evaluate_from_scratch(params, key) / UNROLL).tolist()]
+    params = level.init(key) if params is None else params.expand(PROBLEMS, -1)
+    return [round(loss, 6) for loss in (level.evaluate_from_scratch(params, key) / UNROLL).tolist()]
 
 
 def of_fixed(tower: Tower, state: TowerState) -> list[list[float]]:
@@ -123,9 +124,9 @@ def of_gated(tower: Tower, state: TowerState, most: int, rounded: bool) -> tuple
     depths, losses = [], []
     for copy in range(1, SEEDS + 1):
         shallow, left = prune(tower, state, rounded=rounded, copy=copy)
-        depths.append(min(shallow.depth, most))  # what is above them moved gates, and nothing else
-        params = [*(carry.x for carry in shallow.carries(left)[2:]), left.params]
-        losses.append(held_out(shallow, params[0].reshape(-1) if shallow.depth > 1 else None))
+        depths.append(min(len(shallow.levels), most))  # what is above them moved gates, and nothing else
+        params = [*(carry.x for carry in shallow.carries(left)[2:]), left.theta]
+        losses.append(held_out(shallow, params[0].reshape(-1) if len(shallow.levels) > 1 else None))
     return depths, losses
 
 
@@ -226,7 +227,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     draw_gates(panels[1, 0], "gate of level 2, moved by an LSTM", by_lstm)
     draw_losses(panels[1, 1], families)
     draw_gaps(panels[1, 2], families)
-    for axes in panels.ravel:
+    for axes in panels.flat:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

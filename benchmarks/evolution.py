@@ -49,12 +49,12 @@ def expected(name: str) -> list[float]:
 
 def by_place(gradient: Estimator, draws: int) -> list[float]:
     """Variance of the estimate in each window of a trajectory."""
-    laid = Level(optimizer=Forget(), horizon=WINDOWS, batch=1, gradient=gradient).over(Plane())
-    params = laid.init(keys.seed(0)).expand(draws, -1)
-    state, variances = laid.init_state(params, keys.split(keys.seed(1), draws)), []
+    level = Level(optimizer=Forget(), horizon=WINDOWS, batch=1, gradient=gradient).over(Plane())
+    params = level.init(keys.seed(0)).expand(draws, -1)
+    state, variances = level.init_state(params, keys.split(keys.seed(1), draws)), []
     scale = torch.tensor(Plane().slopes, dtype=torch.float64).square().sum()
     for _ in range(WINDOWS):
-        _, grad, state = laid.value_and_grad(params, state)
+        _, grad, state = level.value_and_grad(params, state)
         variances.append(float(grad.var(0).sum() / scale))
     return variances
 
@@ -62,11 +62,11 @@ def by_place(gradient: Estimator, draws: int) -> list[float]:
 def by_cuts(gradient: Estimator, cuts: int, draws: int) -> float:
     """Variance of the estimates summed over a trajectory of influence balancing that is cut into windows."""
     level = Level(optimizer=Balance(), unroll=TRAJECTORY // cuts, horizon=TRAJECTORY, batch=1, gradient=gradient)
-    laid = level.over(Target())
-    params = laid.init(keys.seed(0)).expand(draws, -1)
-    state, total = laid.init_state(params, keys.split(keys.seed(1), draws)), torch.zeros_like(params)
+    level = level.over(Target())
+    params = level.init(keys.seed(0)).expand(draws, -1)
+    state, total = level.init_state(params, keys.split(keys.seed(1), draws)), torch.zeros_like(params)
     for _ in range(cuts):
-        _, grad, state = laid.value_and_grad(params, state)
+        _, grad, state = level.value_and_grad(params, state)
         total = total + grad
     return float(total.var(0).sum())
 

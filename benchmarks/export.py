@@ -35,7 +35,7 @@ def network() -> nn.Module:
 
 def exported(rule: Optimizer) -> Make:
     """The rule as it starts: what it costs does not depend on what it learned."""
-    return export(rule, rule.over(ONE).init(keys.seed(0)))
+    return export(rule, rule.bind(ONE).init(keys.seed(0)))
 
 
 OPTIMIZERS: dict[str, Make] = {

@@ -35,7 +35,8 @@ from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, Quadratic, 
 from levels.tree import map_leaves
 from recursion import Tower, TowerState
 from recursion.analysis.ensembles import Compared, compare
-from recursion.evaluate.deploy import Watched, run
+from recursion.evaluate.deploy import run
+from recursion.evaluate.observed import Observed, Tally
 from recursion.evaluate.statistics import Values, difference, estimate
 
 SEEDS, PROBLEMS, POINTS = 5, 32, 10
@@ -109,15 +110,15 @@ def held_out(family: Family, params: Tensor) -> Values:
 
 def train(family: Family, name: str, budget: float, clock: Clock) -> tuple[dict[str, Any], Tower, TowerState]:
     """One mover for all seeds at once, and what it came to on held-out problems on its way."""
-    watched = Watched(family.task)
-    tower = Tower(watched, family.level, Level(optimizer=family.movers[name], batch=SEEDS))
-    copies = SEEDS * tower.bound_levels[0].batch
+    tally = Tally()
+    tower = Tower(Observed(family.task, tally), family.level, Level(optimizer=family.movers[name], batch=SEEDS))
+    copies = SEEDS * tower.bound[0].copies
     state, begun = tower.init(seed=0), time.perf_counter()
     values = [held_out(family, tower.result(state))]
-    spent, at = [watched.base_steps / copies], 0.0
+    spent, at = [tally.gradients / copies], 0.0
     while at < budget:
         state, _ = tower.step(state)
-        at = watched.base_steps / copies
+        at = tally.gradients / copies
         if at >= budget * len(values) / POINTS:
             values.append(held_out(family, tower.result(state)))
             clock.tell(f"{name}: {at:,.0f} base steps, loss {values[-1].mean():.4g}", at - spent[-1])

@@ -250,14 +250,14 @@ def slopes(rate: float = START, runs: int = 256) -> dict[int, dict[str, float]]:
 
     The memory is the peak of a window, in bytes, with the state that it is handed.
     """
-    laid = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
+    level = Level(optimizer=SGD(lr=rate), unroll=10, horizon=None, batch=1, gradient=Forward()).over(TASK)
     key, found = keys.split(keys.seed(1), runs), {}
-    params, rates = laid.init(key), torch.tensor([rate], dtype=torch.float64)
-    state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
+    params, rates = level.init(key), torch.tensor([rate], dtype=torch.float64)
+    state, total = level.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
     for step in range(10, LONG + 1, 10):
         held = sum(leaf.nbytes for leaf in leaves(state))
         with LiveBytes() if step in AHEAD else nullcontext() as live:
-            _, grad, state = laid.value_and_grad(params, state)
+            _, grad, state = level.value_and_grad(params, state)
         total = total + grad[:, 0]
         if live is not None:
             expected = rate * float(exact_slope(TASK, rates, fresh(TASK), step))
@@ -290,11 +290,11 @@ def show(result: dict[str, Any]) -> None:
             expected, (mean, spread) = result["lines"][line][lookahead], center(learned)
             cost = cost_of(line, 10**mean)
             print(
-                f"{method:>20} {ahead:>6}: {expected:.4f}  {10**mean:.4f} {mean - math.log10(expected):+.4f}"
+                f"{method:>20} {lookahead:>6}: {expected:.4f}  {10**mean:.4f} {mean - math.log10(expected):+.4f}"
                 f" {spread:.4f}  {cost.mean:.3g} {cost.last:.3g}"
             )
     for lookahead, cost in result["anew"].items():
-        print(f"{'anew':>20} {ahead:>6}:  {cost.mean:.3g} {cost.last:.3g}")
+        print(f"{'anew':>20} {lookahead:>6}:  {cost.mean:.3g} {cost.last:.3g}")
     print("forward mode at one step size: steps, slope, standard error, closed form, z, peak KiB")
     for step, found in result["slopes"].items():
         print("  ".join([f"{step:>6}", *(f"{value:.4g}" for value in list(found.values())[:-1])]), end="  ")

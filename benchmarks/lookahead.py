@@ -35,6 +35,7 @@ from torch import Tensor
 
 from benchmarks.horizon import Underway, excess, start_of
 from levels import SGD, Adam, DigitsMLP, Discounted, Level, NoisyQuadratic, Online, Task, keys
+from levels.restart import is_due
 from recursion import Tower, TowerState
 from recursion.evaluate.statistics import Estimate, estimate
 
@@ -100,12 +101,12 @@ def worth(family: Family) -> Callable[[Tensor], np.ndarray]:
         return lambda logs: (excess(task, logs.double().exp()[:, None], begun, family.episode_length) / best)[
             :, None
         ].numpy()
-    laid = replace(family.level(), batch=1).over(task.on("test"))
+    level = replace(family.level(), batch=1).over(task.on("test"))
     key = keys.split(keys.seed(1), PROBLEMS)
 
     def tried(logs: Tensor) -> np.ndarray:
-        params = logs[:, None, None].to(laid.layout.dtype).expand(-1, PROBLEMS, 1)
-        return (laid.evaluate_from_scratch(params, key.expand(len(logs), -1)) / UNROLL).double().numpy()
+        params = logs[:, None, None].to(level.layout.dtype).expand(-1, PROBLEMS, 1)
+        return (level.evaluate_from_scratch(params, key.expand(len(logs), -1)) / UNROLL).double().numpy()
 
     return tried
 
@@ -145,8 +146,8 @@ class Counter:
     """Counts task gradients ``[seeds]`` for each copy: an online choice says so itself, else restarts are added."""
 
     def __init__(self, tower: Tower) -> None:
-        self.bound_levels = tower.bound_levels[0]
-        self.online = isinstance(self.bound_levels.level.gradient, Online)
+        self.level = tower.bound[0]
+        self.online = isinstance(self.level.gradient, Online)
         self.total = torch.zeros(SEEDS, dtype=torch.float64)
         self.due: Tensor | None = None
 
@@ -158,8 +159,8 @@ class Counter:
             return state.carry.below.memory.spent / copies
         restarts = torch.zeros(SEEDS) if self.due is None else self.due.sum(-1)
         first = 1 if self.due is None else 0
-        self.total = self.total + first + float(self.bound_levels.cost) + restarts / copies
-        self.due = self.bound_levels.due(carry.age)
+        self.total = self.total + first + float(self.level.traits.evals) + restarts / copies
+        self.due = is_due(self.level, carry.age)
         return self.total
 
 
@@ -269,7 +270,7 @@ def draw_ends(axes: Axes, found: dict[str, Any]) -> None:
     if faded:
         reach = [1 / (1 - float(name.split()[1])) for name in faded]
         bar(axes, reach, np.array([each["end"] for each in faded.values()]), fmt="s--", color="C2",
-            label=f"look-ahead {ahead[-1]}, discounted, at 1 / (1 - discount)")  # fmt: skip
+            label=f"look-ahead {lookahead[-1]}, discounted, at 1 / (1 - discount)")  # fmt: skip
     value, low, high = runs["online"]["end"]
     axes.axhline(value, color="C1", label="chosen online")
     axes.axhspan(low, high, color="C1", alpha=0.2, lw=0)

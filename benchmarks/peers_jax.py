@@ -102,7 +102,7 @@ class Jax:
         side, windows = Jax(self.work, checkpoint=self.checkpoint, dtype=dtype), []
         for _ in range(2):
             side.held, (loss, slopes) = side.unit(side.held, side.data)
-            windows.append(Window(float(loss), flat(side, slopes), flat(side, side.held[0])))
+            windows.append(Window(float(loss), ravel(side, slopes), ravel(side, side.held[0])))
         return as_numbers(dtype, windows)
 
 

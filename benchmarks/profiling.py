@@ -5,8 +5,8 @@
 Two runs of the same steps. Under cProfile, the time of torch's own functions counts for the function of this project
 that called them, directly or through torch's Python; under torch's profiler, each operation counts without those that
 it calls, and what is left of the wall clock is Python and what this project has in C++. Both profilers slow what they
-watch: a picture has their shares of the processor time of a step without either. Plain steps and compiled ones
-(`levels.compiled`) are drawn side by side and, where numbers from before a change lie beside them, as
+watch: a picture has their shares of the processor time of a step without either. Plain steps and accelerated ones
+(`recursion.accelerate`) are drawn side by side and, where numbers from before a change lie beside them, as
 ``profile_w1_before.json``, those too. One thread.
 """
 
@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 
-from levels.compiled import compiling
 from recursion import Tower
+from recursion.accelerate import accelerate
 from recursion.notation import parse
 
 TOWERS = {
@@ -32,7 +32,7 @@ TOWERS = {
 }
 OURS = ("levels", "recursion")
 OUTSIDE = "Python, and C++ of our own"
-COLORS = {"before": "0.75", "plain": "C1", "compiled": "C0"}
+COLORS = {"before": "0.75", "plain": "C1", "accelerated": "C0"}
 SHOWN = 12
 Caller = tuple[str, int, str]
 
@@ -41,9 +41,8 @@ def profile(name: str, out: Path, *, steps: int = 20, suffix: str = "") -> Path:
     """Profile a tower of `TOWERS` and write ``profile_NAME.json`` and ``.png`` into ``out``; returns the picture."""
     torch.set_num_threads(1)
     tower, runs = parse(TOWERS[name]), {}
-    for how in ("plain", "compiled"):
-        with compiling(how == "compiled"):
-            runs[how] = measure(tower, steps)
+    for how in ("plain", "accelerated"):
+        runs[how] = measure(accelerate(tower) if how == "accelerated" else tower, steps)
     out.mkdir(parents=True, exist_ok=True)
     (out / f"profile_{name}{suffix}.json").write_text(json.dumps({"tower": repr(tower), **runs}, indent=1) + "\n")
     before = out / f"profile_{name}_before.json"

@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from levels import keys
-from levels.restart import NonFiniteError
+from levels import NonFiniteError, keys
 from recursion import Tower
-from recursion.evaluate.deploy import Watched
+from recursion.evaluate.observed import Observed, Tally
 from recursion.evaluate.statistics import estimate
 from recursion.notation import parse
 
@@ -70,20 +69,20 @@ FAMILIES = {
 def follow(notation: str, budget: float, family: Family, seed: int) -> dict[str, Any]:
     """One run: base steps for each copy of the task, held-out losses ``[points, trials]``, notes, by what was spent."""
     plain = parse(notation)
-    watched = Watched(plain.task)
-    tower = Tower(watched, *plain.levels)
-    copies = float(np.prod([laid.batch for laid in tower.bound_levels]))
-    test, key = plain.bound_levels[0].on("test"), keys.split(keys.seed(12345), family.trials)
+    tally = Tally()
+    tower = Tower(Observed(plain.task, tally), *plain.levels)
+    copies = float(np.prod([level.copies for level in tower.bound]))
+    test, key = plain.bound[0].on("test"), keys.split(keys.seed(12345), family.trials)
     state = tower.init(seed)
     found: dict[str, Any] = {"spent": [], "losses": [], "notes": {}, "died": None}
     for point in range(family.points + 1):
-        while watched.base_steps / copies < budget * point / family.points:
+        while tally.gradients / copies < budget * point / family.points:
             try:
                 state, report = tower.step(state)
             except NonFiniteError as error:
                 return found | {"died": str(error)}
             found["notes"] = dict(report.metrics)
-        found["spent"].append(watched.base_steps / copies)
+        found["spent"].append(tally.gradients / copies)
         found["losses"].append(test.evaluate_from_scratch(tower.result(state).expand(family.trials, -1), key).tolist())
     return found
 

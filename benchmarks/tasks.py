@@ -116,9 +116,9 @@ def figure(results: dict[str, dict[str, Any]], path: Path) -> None:
     columns = min(6, len(results))
     rows = -(-len(results) // columns)
     plot, panels = plt.subplots(rows, columns, figsize=(2.9 * columns, 2.3 * rows), squeeze=False)
-    for axes, (name, found) in zip(panels.ravel, results.items()):
+    for axes, (name, found) in zip(panels.flat, results.items()):
         draw(axes, name, found)
-    for axes in panels.ravel[len(results) :]:
+    for axes in panels.flat[len(results) :]:
         axes.set_visible(False)
     plot.supxlabel("step of Adam, step size tuned on validation problems", fontsize=9)
     plot.supylabel("loss: median and quartiles of test problems", fontsize=9)

@@ -3,8 +3,8 @@
 The network is that of gdtuo's README: 784-128-10 with tanh on hidden and output units, log-softmax, negative
 log-likelihood. All sides see the same minibatch of 256 images at each step, so none pays for drawing. A unit is one
 step of training: forward, backward, each level's update, and the loss as a Python number. Not included: data, building,
-compiling (the first step tells). ``ours, accelerated`` is the same tower as ``tower train --compile on`` runs it: a step
-of it is one compiled call (`recursion.accelerate.fused`).
+compiling (the first step tells). ``ours, accelerated`` is the same tower as ``tower train --compile on`` runs it: a
+step of it is one compiled call (`recursion.accelerate.fused`).
 
 ``sgd / sgd``: SGD at each level; ``adam / sgd``: Adam below, SGD at each level above; ``adam / adam``: Adam at each.
 A height counts the optimizers. Ours learns lr, beta1 and beta2 of an Adam and lr of an SGD, as gdtuo; gdtuo hands on an
