@@ -11,8 +11,8 @@ level 3; all are SGD, in linear space. Three families, told apart by where hyper
 - two wrong: that, and the step size of level 2 a thousandth of what serves.
 
 On each, towers of depths 1 to 4, and one of four levels with gates between them (`recursion.group`), moved by SGD
-under a level that does nothing else. All are given the same base steps, 5 seeds of 32 copies. What they end with (the pruned
-tower, of the gated one, its half-open gates as they are, or rounded) then runs on problems that nobody saw, with all
+under a level that does nothing else. All are given the same base steps, 5 seeds of 32 copies. What they end with (the
+pruned tower, of the gated one, its half-open gates as they are, or rounded) then runs on held-out problems, with all
 from level 2 on fixed. Trying every depth costs four runs, the gates one. Compared is with the depth that does best on
 the held-out problems themselves. Noise, price and paces were chosen with other seeds, of training and of problems.
 

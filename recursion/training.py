@@ -44,8 +44,9 @@ def train(
 
     ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be. ``resume``: go on from the folder's
     checkpoint if it has one; a run that is already there is left as it is. ``every``: seconds between checkpoints, at
-    least 0. ``compile``: whether to step the accelerated tower (`recursion.accelerate`); ``auto`` if the run is long
-    enough to repay it. ``on_report`` gets the report of each step, ``on_notice`` sentences that a user should read.
+    least 0. ``compile``: whether to step the accelerated tower (`recursion.accelerate`); ``auto`` does, and
+    compiles what it can if the run is long enough to repay that. ``on_report`` gets the report of each step,
+    ``on_notice`` sentences that a user should read.
 
     Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
     Raises ValueError for settings out of range, and for a folder that holds a run when ``resume`` is false, or one of
@@ -55,7 +56,7 @@ def train(
     _check(steps, seed, every)
     folder = Path(out)
     fast = repays(tower, steps) if compile == "auto" else compile
-    about = _surroundings(tower) | ({"updates": "compiled"} if fast else {})
+    about = _surroundings(tower) | ({"updates": "compiled" if fast else "accelerated"} if compile else {})
     with explained("make the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     state, seconds = _start(tower, seed, folder / CHECKPOINT, resume, about, on_notice)
@@ -69,7 +70,7 @@ def train(
         if metrics.last < done:
             on_notice(f"{metrics.path} has no lines for steps {metrics.last + 1} to {done}")
         began = time.monotonic() - seconds
-        running = Running(accelerate(tower) if fast else tower, state)
+        running = Running(accelerate(tower, compiled=fast) if compile else tower, state)
         run = _Run(tower, running, seed, folder, metrics, began, about)
         if checkpoint.spec_of(tower) is not None:
             replace_file(folder / SPEC, dumps(tower).encode())

@@ -3,10 +3,10 @@
     fast = accelerate(tower)
     state, report = fast.step(state)
 
-What there is: first-order windows of small rules by closed forms, without a graph (`windows`, `closed_forms`); LSTM and
-RNNProp in C++ (`learned`, built in 2 s); the step of a tower whose unrolls are all 1 (`straight`), compiled whole over
-a traceable task (`fused`, 10 to 40 s); what exact gradients ask of a traceable task, compiled (`traced`, `followed`, 15
-to 60 s). Each build is stored, and serves later runs.
+There are twins for first-order windows of small rules, by closed forms (`windows`, `closed_forms`); for LSTM and
+RNNProp, in C++ (`learned`, built in 2 s); for the step of a tower whose unrolls are all 1 (`straight`), which is
+compiled whole over a traceable task (`fused`, 10 to 40 s); and for what exact gradients ask of a traceable task
+(`traced`, `followed`, compiled in 15 to 60 s). Each build is stored, and serves later runs.
 
 Twins are chosen once, by exact types (`parts`); a subclass takes the plain way. Nothing outside knows of this folder.
 """

@@ -63,7 +63,7 @@ def compiles_whole(tower: Tower) -> bool:
 def accelerate(tower: Tower, *, compiled: bool = True) -> Tower:
     """The same tower, faster: the same states to rounding, the same reports, ``repr`` and checkpoints.
 
-    ``compiled``: whether a C++ compiler may be used, for LSTM cells (2 s), for the whole step of a tower of unroll 1
-    and for what exact gradients ask of the task (up to a minute, at first use). Closed forms are used either way.
+    ``compiled``: whether a compiler may be used: for LSTM cells (2 s), for the whole step of a tower of unroll 1, for
+    what exact gradients ask of the task (up to a minute, at first use). Closed forms are used either way.
     """
     return Accelerated(tower, compiled=compiled)

@@ -238,7 +238,7 @@ def test_a_state_that_is_not_finite_is_stepped_plainly(interpreted):
     far = state.carry.below.carry._replace(x=state.carry.below.carry.x + 1e30)
     state = state._replace(carry=state.carry._replace(below=state.carry.below._replace(carry=far)))
     for stepped in (plain.step, running.tower.step, lambda state: Running(running.tower, state).step()):
-        with pytest.raises(NonFiniteError, match="level 1 .* loss is not finite at top step 2"):
+        with pytest.raises(NonFiniteError, match=r"level 1 .* loss is not finite at top step 2"):
             stepped(state)
 
 
