@@ -253,13 +253,15 @@ def settled(copies: Any) -> Any:
     return [_constant(copy._replace(below=None))._replace(below=settled(copy.below)) for copy in copies]
 
 
-def compare(ours: Any, theirs: Any, windows: int, *, batch: int = 1, move: float = 0.01, also: Any = None) -> float:
+def compare(
+    ours: Any, theirs: Any, windows: int, *, batch: int = 1, move: float = 0.01, also: Any = None, seed: int = 7
+) -> float:
     """Largest error of values, gradients and carries over some windows, ``batch`` levels side by side.
 
     Parameters move along the gradient in between, each side's along its own. ``also(state, copies, index)``: an error
     of whatever else the estimator remembers.
     """
-    key = keys.split(keys.seed(7), batch)
+    key = keys.split(keys.seed(seed), batch)
     params = ours.init(key)
     state, mine = ours.init_state(params, key), list(params.clone())
     copies = [theirs.start(row, k) for row, k in zip(mine, key)]
