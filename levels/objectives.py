@@ -14,6 +14,7 @@ from torch import Tensor
 
 from levels.base import Objective
 from levels.config import Above, Positive
+from levels.layout import constants
 
 
 class Weighted(Objective):
@@ -27,7 +28,7 @@ class Weighted(Objective):
         return (self.weights(losses) * losses).sum(0)
 
     def weights(self, losses: Tensor) -> Tensor:
-        weights = torch.tensor(self.numbers(len(losses)), dtype=losses.dtype, device=losses.device)
+        weights = constants(self.numbers(len(losses)), losses)
         return weights.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
 
 

@@ -148,15 +148,15 @@ def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at: int, tmp_path
 
 @pytest.mark.parametrize("error", [NonFiniteError, RuntimeError])
 def test_an_error_keeps_the_last_good_state(error: type[Exception], tmp_path: Path, fragile) -> None:
-    whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")
+    whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole", compile=False)
     if error is NonFiniteError:
         fragile(12)
     else:
         fragile(12, error=error("broken"))
     with pytest.raises(error, match=r"level 1 .* at top step 3" if error is NonFiniteError else "broken"):
-        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped")
+        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", compile=False)
     assert int(checkpoint.load(tmp_path / "stopped" / "checkpoint.safetensors", FRAGILE).state.step) == 2
-    assert_same(train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", resume=True), whole)
+    assert_same(train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", resume=True, compile=False), whole)
 
 
 def test_a_run_that_stopped_goes_on_skipping(tmp_path: Path, fragile) -> None:
@@ -164,9 +164,9 @@ def test_a_run_that_stopped_goes_on_skipping(tmp_path: Path, fragile) -> None:
                                            nonfinite=Skip()) for level in FRAGILE.levels))  # fmt: skip
     fragile(12)
     with pytest.raises(NonFiniteError):
-        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path)
+        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path, compile=False)
     fragile(6)  # the template's start takes four
-    train(skipping, steps=STEPS, seed=1, out=tmp_path, resume=True)
+    train(skipping, steps=STEPS, seed=1, out=tmp_path, resume=True, compile=False)
     assert [line["skipped"] for line in metrics(tmp_path)] == [[0, 0]] * 2 + [[2, 0]] * 4
     assert json.loads((tmp_path / "spec.json").read_text())["levels"][0]["nonfinite"]["name"] == "skip"
 
@@ -253,7 +253,8 @@ def test_other_threads_are_told(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert len(notices) == 1
-    assert f"threads {threads}, it goes on with torch {torch.__version__}, threads {threads + 1}" in notices[0]
+    assert f"threads {threads}, updates accelerated, it goes on with" in notices[0]
+    assert f"threads {threads + 1}, updates accelerated: last digits may differ" in notices[0]
 
 
 @pytest.mark.parametrize(
