@@ -153,10 +153,10 @@ class Counter:
 
     def after(self, state: TowerState) -> Tensor:
         """The count at this state, asked once for each."""
-        carry = state.carry.below.carry
+        carry = state.carry.problem_state.carry
         copies = carry.age.shape[-1]
         if self.online:
-            return state.carry.below.memory.spent / copies
+            return state.carry.problem_state.memory.spent / copies
         restarts = torch.zeros(SEEDS) if self.due is None else self.due.sum(-1)
         first = 1 if self.due is None else 0
         self.total = self.total + first + float(self.level.traits.evals) + restarts / copies
@@ -166,7 +166,7 @@ class Counter:
 
 def arm_of(level: Level, state: TowerState) -> Tensor:
     if isinstance(level.gradient, Online):
-        return state.carry.below.memory.arm.double()
+        return state.carry.problem_state.memory.arm.double()
     return torch.full((SEEDS,), -1.0, dtype=torch.float64)
 
 

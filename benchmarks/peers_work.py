@@ -96,11 +96,11 @@ class Work:
         theta = level.init(keys.split(key, 2)[..., 0])  # [1, m]
         carry = level.init_state(theta, keys.split(key, 2)[..., 1]).carry
         weights = {name: view[0].numpy() for name, view in level.layout.unravel(theta).items()}
-        return LearnedInit(weights, carry.x[0].numpy(), carry.g[0].numpy(), self._data(dtype, carry.below))
+        return LearnedInit(weights, carry.x[0].numpy(), carry.g[0].numpy(), self._data(dtype, carry.problem_state))
 
-    def _data(self, dtype: str, below: Any) -> Arrays:
+    def _data(self, dtype: str, problem_state: Any) -> Arrays:
         if self.task == "quadratic":
-            return {"w": below.w[0].numpy(), "y": below.y[0].numpy()}
+            return {"w": problem_state.w[0].numpy(), "y": problem_state.y[0].numpy()}
         images, labels = minibatch(torch.float64 if dtype == "float64" else torch.float32)
         return {"images": images.numpy(), "labels": labels.numpy()}
 

@@ -32,7 +32,13 @@ def stop_gradient(state: State) -> State:
 
 @torch.no_grad()
 def as_data(
-    problem: Problem, x: Tensor, below: State, answer: Answer | None = None, *, outer: bool = True, grad: bool = True
+    problem: Problem,
+    x: Tensor,
+    problem_state: State,
+    answer: Answer | None = None,
+    *,
+    outer: bool = True,
+    grad: bool = True,
 ) -> Answer:
     """The problem's answer at ``x`` as constants.
 
@@ -43,24 +49,24 @@ def as_data(
         return answer
     x = x.detach()
     if grad:
-        f, g, below = problem.value_and_grad(x, below)
+        f, g, problem_state = problem.value_and_grad(x, problem_state)
     else:
-        (f, below), g = problem.value(x, below), torch.zeros_like(x)
+        (f, problem_state), g = problem.value(x, problem_state), torch.zeros_like(x)
     loss, slope = f, g
     if outer:
-        loss, slope, below = problem.outer_value_and_grad(x, below, f, g)
-    return Answer(f, g, below, loss, slope)
+        loss, slope, problem_state = problem.outer_value_and_grad(x, problem_state, f, g)
+    return Answer(f, g, problem_state, loss, slope)
 
 
-def followed(problem: Problem, x: Tensor, below: State, answer: Answer | None = None) -> Answer:
+def followed(problem: Problem, x: Tensor, problem_state: State, answer: Answer | None = None) -> Answer:
     """The problem's answer at ``x`` as a function of ``x``; the state, or a function that makes it, is a constant."""
-    f, g, behind, loss, slope = as_data(problem, x, below, answer)
+    f, g, behind, loss, slope = as_data(problem, x, problem_state, answer)
 
     def inner(at: Tensor) -> tuple[Tensor, Tensor]:
-        return problem.value_and_grad(at, below() if callable(below) else below)[:2]
+        return problem.value_and_grad(at, problem_state() if callable(problem_state) else problem_state)[:2]
 
     def outer(at: Tensor) -> tuple[Tensor, Tensor]:
-        between = problem.value_and_grad(at.detach(), below)[2]
+        between = problem.value_and_grad(at.detach(), problem_state)[2]
         return problem.outer_value_and_grad(at, between, f, g)[:2]
 
     same = loss is f

@@ -69,7 +69,7 @@ class Carry(NamedTuple):
     state: State  # the optimizer's
     f: Tensor  # [*batch, copies] value at x
     g: Tensor  # [*batch, copies, n] gradient at x
-    below: State  # the problem's
+    problem_state: State  # the problem's
     age: Tensor  # int64, updates since the trajectory began; RESET: restart before the next window
     key: Tensor  # int64
     skipped: Tensor  # int64, windows in which the copy failed and was skipped
@@ -80,7 +80,7 @@ class Answer(NamedTuple):
 
     f: Tensor  # [*batch, copies] value, which the optimizer reads
     g: Tensor  # [*batch, copies, n] gradient, which the optimizer reads
-    below: State  # the problem's next state
+    problem_state: State  # the problem's next state
     loss: Tensor  # [*batch, copies] what the meta-loss counts: f, or the loss on other data
     slope: Tensor  # [*batch, copies, n] its gradient: g, or that of the loss on other data
 
@@ -238,8 +238,8 @@ class Optimizer(Config, ABC):
     @property
     def layout(self) -> Layout:
         """Layout of the rule's own parameters; same dtype and device."""
-        below = self.param_layout
-        return Layout.of(self.shapes(below), below.dtype, below.device)
+        given = self.param_layout
+        return Layout.of(self.shapes(given), given.dtype, given.device)
 
 
 class LevelLike(Protocol):

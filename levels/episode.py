@@ -76,19 +76,19 @@ def tolerant(problem: Any) -> Any:
 
 def level_traits(level: Any) -> ProblemTraits:
     """What a level above must know of ``level``; evals are task gradients for each copy of the task."""
-    below, optimizer = level.problem.traits, level.optimizer.traits
-    starting = below.init_evals + below.evals
-    each, span = below.evals + below.outer_evals + optimizer.evals, level.lookahead or level.unroll
+    given, optimizer = level.problem.traits, level.optimizer.traits
+    starting = given.init_evals + given.evals
+    each, span = given.evals + given.outer_evals + optimizer.evals, level.lookahead or level.unroll
     evals = level.gradient.evals(level)
-    products = Fraction(evals - span * each) / below.product_evals  # that the gradient takes itself, as exact does
-    swept = span * below.product_evals  # those of a product with its Jacobian
-    if below.outer_evals:  # the loss that counts has another gradient, and the state between is made again
-        swept += span * (below.evals + below.outer_evals) - below.product_evals
+    products = Fraction(evals - span * each) / given.product_evals  # that the gradient takes itself, as exact does
+    swept = span * given.product_evals  # those of a product with its Jacobian
+    if given.outer_evals:  # the loss that counts has another gradient, and the state between is made again
+        swept += span * (given.evals + given.outer_evals) - given.product_evals
     return ProblemTraits(
         differentiable=level.gradient.traits.differentiable,
         evals=evals,
         init_evals=starting,
         scratch_evals=starting + episode_windows(level) * span * each,
-        product_evals=evals + swept + products * below.again_evals,
-        again_evals=swept + span * below.again_evals + 2 * products * below.again_evals,
+        product_evals=evals + swept + products * given.again_evals,
+        again_evals=swept + span * given.again_evals + 2 * products * given.again_evals,
     )

@@ -18,9 +18,9 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient is not finite: ``what`` happened at which level, and the ``fix``."""
 
     def __init__(self, level: Any, what: str, fix: str, step: int | None = None) -> None:
-        number, below = 1, level.problem
-        while is_level(below):
-            number, below = number + 1, below.problem
+        number, problem = 1, level.problem
+        while is_level(problem):
+            number, problem = number + 1, problem.problem
         when = "" if step is None else f" at top step {step}"
         super().__init__(f"level {number} ({level}): {what}{when}; {fix}")
         self.level, self.what, self.fix, self.number = level, what, fix, number

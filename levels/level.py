@@ -86,13 +86,13 @@ class Level(Config, Problem):
 
         ``evaluate`` is how the problem is asked. Copies in the mask ``skip`` stand still at the carry.
         """
-        x, state, f, g, below, *_ = carry
+        x, state, f, g, problem_state, *_ = carry
         for _ in range(self.lookahead or self.unroll):
             if skip is not None:
                 x, state, f, g = choose(skip, carry[:4], (x, state, f, g))
             x, state = self.optimizer.update(theta, x, state, f, g)
-            answer = evaluate(self.problem, x, below)
-            f, g, below = answer.f, answer.g, answer.below
+            answer = evaluate(self.problem, x, problem_state)
+            f, g, problem_state = answer.f, answer.g, answer.problem_state
             yield Step(x, state, answer)
 
     def begin(self, theta: Tensor, key: Tensor) -> Carry:

@@ -29,15 +29,15 @@ def replayed(
 
     Copies in ``failed`` stand still at ``first``. The states in ``answers`` may be None if ``evaluate`` reads none.
     """
-    x, _, f, g, below = stop_gradient(first[:5])
+    x, _, f, g, problem_state = stop_gradient(first[:5])
     known = [stop_gradient(answer) for answer in answers]
     if failed is not None:
-        still = Answer(f, g, None if known[0].below is None else below, f, torch.zeros_like(g))
+        still = Answer(f, g, None if known[0].problem_state is None else problem_state, f, torch.zeros_like(g))
         known = [keep_named("skipped", choose(failed, still, answer), answer) for answer in known]
     left = iter(known)
 
-    def replay(problem: Problem, at: Tensor, below: Any) -> Answer:
+    def replay(problem: Problem, at: Tensor, problem_state: Any) -> Answer:
         at = at if failed is None else torch.where(failed[..., None], x, at)
-        return evaluate(problem, at, below, next(left))
+        return evaluate(problem, at, problem_state, next(left))
 
     return list(level.window(theta, first, replay, failed))

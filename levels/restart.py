@@ -47,10 +47,8 @@ def run(
         failed = ~torch.stack([is_sound(window.losses), *(is_sound(one.answer.f[None], one.answer.g)
                                                         for one in (*steps, end, step))]).all(0)  # fmt: skip
         window, end = _skip(level, theta, start, window, failed, end, evaluate)
-    moved = Carry(
-        end.x.detach(), stop_gradient(end.state), end.answer.f.detach(), end.answer.g.detach(), end.answer.below,
-        start.age + level.unroll, start.key, start.skipped,
-    )  # fmt: skip
+    x, state, f, g = stop_gradient((end.x, end.state, end.answer.f, end.answer.g))
+    moved = Carry(x, state, f, g, end.answer.problem_state, start.age + level.unroll, start.key, start.skipped)
     if window.was_skipped is not None:
         failed = window.was_skipped
         moved = keep_named("skipped", choose(failed, start, moved), moved)
@@ -126,7 +124,7 @@ def begun(level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate) -> 
     x = level.optimizer.init_x(theta, for_x)
     state = level.optimizer.init_state(theta, x, keys.fold_in(carry.key, STATE))
     x, state = choose(is_first, (x, state), (carry.x, carry.state))
-    known = Answer(carry.f, carry.g, carry.below, carry.f, carry.g)
+    known = Answer(carry.f, carry.g, carry.problem_state, carry.f, carry.g)
     answer = evaluate(level.problem, x, partial(level.problem.init_state, x.detach(), for_problem), known)
     f, g = choose(is_first, (answer.f, answer.g), (carry.f, carry.g))
     return carry._replace(x=x, state=state, f=f, g=g)

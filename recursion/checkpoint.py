@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file that holds a tower's whole state and says which tower it is of.
 
-Tensors go by their path in the state (``carry.below.carry.x``). The file also holds the tower's spec in full and its
+Tensors go by their path in the state (``carry.problem_state.carry.x``). The file also holds the tower's spec and its
 notation, the step, the seed, and what the writer adds (`recursion.sealed`).
 
     save("first.safetensors", tower, state, seed=0, extra={"seconds": 12.5})

@@ -31,7 +31,7 @@ def report_of(levels: Sequence[Level], carries: Sequence[Carry], losses: Tensor,
     for number, (level, carry) in enumerate(zip(levels, carries), 1):
         found |= {f"level {number} {name}": one for name, one in level.optimizer.metrics(carry.state).items()}
         if number < len(carries):
-            metrics = level.gradient.metrics(carries[number].below)
+            metrics = level.gradient.metrics(carries[number].problem_state)
             found |= {f"level {number} {name}": one for name, one in metrics.items()}
     means = [*(carry.f for carry in carries[:-1]), losses, *found.values()]
     sums = [one.double().sum() for one in (*means, *(carry.skipped for carry in carries))]

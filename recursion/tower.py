@@ -49,13 +49,13 @@ class Tower:
         require(bool(levels), "a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
         self.task, self.levels = task, levels  # as given
         self.bound: list[Level] = []  # each over the one before
-        below = task
+        problem = task
         for number, level in enumerate(levels, 1):
             try:
-                below = level.over(below)
+                problem = level.over(problem)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"level {number} ({level}): {error}") from error
-            self.bound.append(below)
+            self.bound.append(problem)
         self.top = self.bound[-1]
         chooses = self.top.gradient.traits.chooses_lookahead
         what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
@@ -95,10 +95,10 @@ class Tower:
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
-        carries, below = [state.carry], state.carry.below
-        while isinstance(below, LevelState):
-            carries.append(below.carry)
-            below = below.carry.below
+        carries, problem_state = [state.carry], state.carry.problem_state
+        while isinstance(problem_state, LevelState):
+            carries.append(problem_state.carry)
+            problem_state = problem_state.carry.problem_state
         return carries[::-1]
 
     def result(self, state: TowerState) -> Tensor:
@@ -111,8 +111,8 @@ class Tower:
 
         The product of the unrolls in first order; see `Estimator.evals` for the others. A mean where it varies.
         """
-        below, asked = self.top.problem.traits.evals, self.top.optimizer.traits.evals
-        costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (below + asked)]
+        evals, asked = self.top.problem.traits.evals, self.top.optimizer.traits.evals
+        costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (evals + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]
 
     depth = property(lambda self: len(self.levels), doc="Number of levels.")

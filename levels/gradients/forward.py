@@ -88,15 +88,20 @@ class Forward(Estimator):
         if window.is_first.any():
             slopes = _restarted(level, theta, window.start, slopes)
         weights = level.objective.weights(window.losses) / window.losses.shape[-1]
-        grad, carried, read, below = torch.zeros_like(theta), slopes, window.start[:4], window.start.below
+        grad, carried, read, problem_state = (
+            torch.zeros_like(theta),
+            slopes,
+            window.start[:4],
+            window.start.problem_state,
+        )
         for t, (step, weight) in enumerate(zip(window.steps, weights), 1):
-            slopes = _advance(level, theta, read, step.x, below, step.answer.g, slopes)
+            slopes = _advance(level, theta, read, step.x, problem_state, step.answer.g, slopes)
             if window.was_skipped is not None:  # the problem may answer anything there
                 slopes = choose(window.was_skipped, map_leaves(torch.zeros_like, slopes), slopes)
             grad = grad + ((weight[..., None] * step.answer.slope)[..., None, :] * slopes.x).sum((-3, -1))
             if t == level.unroll:
                 carried = slopes
-            read, below = (step.x, step.state, *step.answer[:2]), step.answer.below
+            read, problem_state = (step.x, step.state, *step.answer[:2]), step.answer.problem_state
             if window.was_skipped is not None:
                 read = choose(window.was_skipped, window.start[:4], read)
         sound = torch.stack([torch.isfinite(leaf).flatten(theta.dim()).all(-1) for leaf in leaves(carried)]).all(0)
@@ -105,11 +110,17 @@ class Forward(Estimator):
 
 
 def _advance(
-    level: LevelLike, theta: Tensor, read: Any, new_x: Tensor, below: State, new_g: Tensor, slopes: Sensitivities
+    level: LevelLike,
+    theta: Tensor,
+    read: Any,
+    new_x: Tensor,
+    problem_state: State,
+    new_g: Tensor,
+    slopes: Sensitivities,
 ) -> Sensitivities:
     """Sensitivities behind one update, which ``read`` ``(x, state, f, g)``, and the answer ``new_g`` at ``new_x``.
 
-    ``below``: the state with which the problem was asked.
+    ``problem_state``: the state with which the problem was asked.
     """
     x, state, f, g = read
 
@@ -119,7 +130,7 @@ def _advance(
 
     given = [_tangents_first(leaf, theta) for leaf in (*slopes[:3], *slopes.state)]
     dx, *dstate = jvp(update, (theta, f, g, x, *_floats(state)), [_directions(theta), *given])
-    return _sensitivities(level.problem, theta, new_x, below, new_g, dx, dstate)
+    return _sensitivities(level.problem, theta, new_x, problem_state, new_g, dx, dstate)
 
 
 def _restarted(level: LevelLike, theta: Tensor, carry: Carry, slopes: Sensitivities) -> Any:
@@ -144,15 +155,15 @@ def _at_start(level: LevelLike, theta: Tensor, carry: Carry) -> Sensitivities:
     if not optimizer.traits.learns_init:
         dg = _tangents_last(dx, theta)
         return Sensitivities(dg[..., 0], dg, dg, tuple(_tangents_last(leaf, theta) for leaf in dstate))
-    below = problem.init_state(carry.x, for_problem)
-    return _sensitivities(problem, theta, carry.x, below, carry.g, dx, dstate)
+    problem_state = problem.init_state(carry.x, for_problem)
+    return _sensitivities(problem, theta, carry.x, problem_state, carry.g, dx, dstate)
 
 
 def _sensitivities(
-    problem: Problem, theta: Tensor, x: Tensor, below: State, g: Tensor, dx: Tensor, dstate: list[Tensor]
+    problem: Problem, theta: Tensor, x: Tensor, problem_state: State, g: Tensor, dx: Tensor, dstate: list[Tensor]
 ) -> Sensitivities:
-    """Sensitivities at ``x``, where the problem, asked with ``below``, answers ``g``; tangents come first in ``dx``."""
-    (dg,) = jvp(lambda x: problem.value_and_grad(x, below)[1:2], [x], [dx])
+    """Sensitivities at ``x``, where the problem answers ``g``; tangents come first in ``dx``."""
+    (dg,) = jvp(lambda x: problem.value_and_grad(x, problem_state)[1:2], [x], [dx])
     df = (g * dx).sum(-1)
     f, g, x, *rest = (_tangents_last(leaf, theta) for leaf in (df, dg, dx, *dstate))
     return Sensitivities(f, g, x, tuple(rest))

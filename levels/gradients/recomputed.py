@@ -60,9 +60,9 @@ class Recomputed(Backpropagation):
         answers: list[Answer] = []
         reads_state = self.evaluate is not as_data  # whether the problem is asked again, at the states that it had
 
-        def recorded(problem: Problem, x: Tensor, below: Any, answer: Answer | None = None) -> Answer:
-            answer = as_data(problem, x, below, answer)
-            answers.append(answer if reads_state else answer._replace(below=None))
+        def recorded(problem: Problem, x: Tensor, problem_state: Any, answer: Answer | None = None) -> Answer:
+            answer = as_data(problem, x, problem_state, answer)
+            answers.append(answer if reads_state else answer._replace(problem_state=None))
             return answer
 
         with torch.no_grad():

@@ -35,15 +35,15 @@ class BoxState(NamedTuple):
 class BlackBox:
     """A torch optimizer over a layout. Raises ValueError if it does not run there, or if its state cannot be read."""
 
-    def __init__(self, build: Build, starts: Mapping[str, float], below: Layout, label: str) -> None:
-        self.build, self.below, self.label = build, below, label
+    def __init__(self, build: Build, starts: Mapping[str, float], layout: Layout, label: str) -> None:
+        self.build, self.layout, self.label = build, layout, label
         self.counted: list[set[str]] = []  # for each param group, the entries that change
-        ones = torch.ones(below.size, dtype=below.dtype, device=below.device)
+        ones = torch.ones(layout.size, dtype=layout.dtype, device=layout.device)
         generator = torch.get_rng_state()
         try:
-            first, last, fault = self._probe(ones, [starts] * len(below.entries))
+            first, last, fault = self._probe(ones, [starts] * len(layout.entries))
         except Exception as error:  # whatever foreign code raises
-            names = ", ".join(f"{name}{list(shape)}" for name, shape in below.entries)
+            names = ", ".join(f"{name}{list(shape)}" for name, shape in layout.entries)
             raise ValueError(f"{label} does not run over {names}: {error}") from error
         drew = not torch.equal(generator, torch.get_rng_state())
         torch.set_rng_state(generator)
@@ -66,7 +66,7 @@ class BlackBox:
         slots = [slot.flatten(0, dims - 1) for slot in state.slots]
         rows = []
         for i, (old, grad, t) in enumerate(zip(x.reshape(-1, n), g.reshape(-1, n), state.t.flatten())):
-            groups = [{name: copies[i][j] for name, copies in flat.items()} for j in range(len(self.below.entries))]
+            groups = [{name: copies[i][j] for name, copies in flat.items()} for j in range(len(self.layout.entries))]
             rows.append(self._step_alone(old, grad, groups, [slot[i] for slot in slots] if t > 0 else None))
         stacked = [torch.stack(column) for column in zip(*rows)]
         new, *new_slots = (column.reshape(lead + column.shape[1:]) for column in stacked)
@@ -83,7 +83,7 @@ class BlackBox:
         same = _kinds(memory) == _kinds(optree.tree_unflatten(self.spec, self.values))
         require(same, f"{self.label} remembers something else than at its first steps; it cannot run here")
         kept = [one.to(x.device) for one in map(_as_tensor, optree.tree_leaves(memory)) if one is not None]
-        return [self.below.ravel(dict(zip(dict(self.below.entries), (p.detach() for p in tensors)))), *kept]
+        return [self.layout.ravel(dict(zip(dict(self.layout.entries), (p.detach() for p in tensors)))), *kept]
 
     def _probe(self, x: Tensor, groups: Groups) -> tuple[Any, Any, str]:
         """What it remembers after one step and after `PROBES`, and what it keeps elsewhere, if anything."""
@@ -104,11 +104,11 @@ class BlackBox:
         return (first, last[1]), last, ", ".join(faults + [kind.__name__ for kind in odd])
 
     def _tensors(self, x: Tensor) -> list[nn.Parameter]:
-        return [nn.Parameter(view.clone()) for view in self.below.unravel(x).values()]
+        return [nn.Parameter(view.clone()) for view in self.layout.unravel(x).values()]
 
     @torch.no_grad()
     def _advance(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], g: Tensor) -> None:
-        for tensor, grad in zip(tensors, self.below.unravel(g).values()):
+        for tensor, grad in zip(tensors, self.layout.unravel(g).values()):
             tensor.grad = grad.clone()
         optimizer.step()
 

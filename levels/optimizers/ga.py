@@ -41,7 +41,7 @@ class Lives(NamedTuple):
     inner: State
     f: Tensor  # value where the member is
     g: Tensor  # [..., n] gradient there
-    below: State  # the problem's
+    problem_state: State  # the problem's
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,9 +100,9 @@ class GA(Search):
         traits = super().traits
         if self.inner is None or not isinstance(self.site, Problem):
             return traits
-        below = self.site.traits
-        moves = (self.population - self.resting) * self.steps * (below.evals + self.inner.traits.evals)
-        return traits._replace(evals=traits.evals + moves + self.children * (below.init_evals + below.evals))
+        given = self.site.traits
+        moves = (self.population - self.resting) * self.steps * (given.evals + self.inner.traits.evals)
+        return traits._replace(evals=traits.evals + moves + self.children * (given.init_evals + given.evals))
 
     def bind(self, site: Problem | Layout) -> Self:
         if self.inner is None:
@@ -172,22 +172,22 @@ class GA(Search):
         count, dims = members.shape[-2], key.dim()
         inner = self.inner.init_state(self._by_copy(theta, key), members, keys.split(key, count))
         if self.on_task:
-            below = repeated(task, dims, count)
+            problem_state = repeated(task, dims, count)
         else:
-            below = self._tolerant.init_state(members, key[..., None].expand(members.shape[:-1]))
-        return Lives(inner, *self._tolerant.value_and_grad(members, below))
+            problem_state = self._tolerant.init_state(members, key[..., None].expand(members.shape[:-1]))
+        return Lives(inner, *self._tolerant.value_and_grad(members, problem_state))
 
     def _moved(self, theta: Tensor, state: Population) -> Population:
         """The members after ``steps`` updates, each on its own gradients; the resting one as it was."""
         assert self.inner is not None
         place, own = state.key.dim(), self._by_copy(theta, state.key)  # place: the dimension of the members
         still, members = state.members.tensor_split([self.resting], -2)
-        inner, f, g, below = map_leaves(lambda leaf: leaf.tensor_split([self.resting], place)[1], state.memory)
+        inner, f, g, problem_state = map_leaves(lambda leaf: leaf.tensor_split([self.resting], place)[1], state.memory)
         for _ in range(self.steps):
             members, inner = self.inner.update(own, members, inner, f, g)
-            f, g, below = self._tolerant.value_and_grad(members, below)
+            f, g, problem_state = self._tolerant.value_and_grad(members, problem_state)
         rest = map_leaves(lambda leaf: leaf.narrow(place, 0, self.resting), state.memory)
-        lives = map_leaves(lambda a, b: torch.cat((a, b), place), rest, Lives(inner, f, g, below))
+        lives = map_leaves(lambda a, b: torch.cat((a, b), place), rest, Lives(inner, f, g, problem_state))
         return state._replace(members=torch.cat((still, members), -2), memory=lives)
 
     def _inner_theta(self, theta: Tensor) -> Tensor:

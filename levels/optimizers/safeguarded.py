@@ -65,7 +65,7 @@ class Watch(NamedTuple):
     """What the guard remembers; leading dimensions ``[*batch, copies]``."""
 
     hidden: Tensor  # [..., n] where the hidden trajectory stands; where the run stands, if there is one trajectory only
-    below: State  # the problem's, for the hidden one; None if nothing is asked
+    problem_state: State  # the problem's, for the hidden one; None if nothing is asked
     shown: Tensor  # bool, whether the inner optimizer is shown
     lag: Tensor  # of the inner optimizer behind the fallback, from -1 to 1
     stride: Tensor  # running mean of the lengths of the inner optimizer's steps
@@ -119,14 +119,16 @@ class Safeguarded(Guard):
         return torch.cat((learned, self.fallback.init(key)), dim=-1)
 
     def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> Watch:
-        none, zero, below = torch.zeros_like(key), x.new_zeros(key.shape), None
+        none, zero, problem_state = torch.zeros_like(key), x.new_zeros(key.shape), None
         if self.watch != 0:
             _, for_problem = keys.split(keys.unfold_in(key, STATE), 2).unbind(-1)  # as `Level.begin` has it
-            below = self._problem.init_state(x, for_problem)
-            below = self._problem.value_and_grad(x, below)[2]  # the answer that the run reads in its first update
+            problem_state = self._problem.init_state(x, for_problem)
+            problem_state = self._problem.value_and_grad(x, problem_state)[
+                2
+            ]  # the answer that the run reads in its first update
         shown = torch.full(key.shape, self.watch == 0, device=key.device)
         asked = none + (self.watch != 0)
-        return Watch(x, below, shown, zero, zero, none, zero, zero, x, none, none, asked, key)
+        return Watch(x, problem_state, shown, zero, zero, none, zero, zero, x, none, none, asked, key)
 
     def own_metrics(self, own: Watch) -> dict[str, Tensor]:
         return {"fell back": own.fell} | ({"asked": own.asked} if self.watch != 0 else {})
@@ -182,9 +184,11 @@ class Safeguarded(Guard):
         if not ask.any():
             return known, own
         rows, dims = ask.flatten().nonzero().squeeze(-1), ask.dim()
-        x, below = map_leaves(lambda leaf: leaf.flatten(0, dims - 1)[rows][:, None], (own.hidden, own.below))
-        f, g, below = self._problem.value_and_grad(x, below)
-        own = own._replace(below=scatter(rows, below, own.below, dims), asked=own.asked + ask)
+        x, problem_state = map_leaves(
+            lambda leaf: leaf.flatten(0, dims - 1)[rows][:, None], (own.hidden, own.problem_state)
+        )
+        f, g, problem_state = self._problem.value_and_grad(x, problem_state)
+        own = own._replace(problem_state=scatter(rows, problem_state, own.problem_state, dims), asked=own.asked + ask)
         return scatter(rows, Point(f, g, x), known, dims), own
 
     def _recorded(self, own: Watch, run: Point, ours: Tensor, theirs: Tensor, watched: Tensor, alone: Tensor) -> Watch:

@@ -60,20 +60,20 @@ class SelfUpdate(HyperparamOptimizer):
     def bind(self, site: Problem | Layout) -> Self:
         bound = super().bind(site)
         purpose = "applies the optimizer below to itself"
-        below = asked(bound, purpose)
-        require(is_level(below), f"{self} {purpose}; below is {below}, a task")
-        rule, size = bound.inner, below.layout.size
-        what = f"{self}: {rule} over its own {size} parameters would take {rule.layout.size}"
+        level = asked(bound, purpose)
+        require(is_level(level), f"{self} {purpose}; below is {level}, a task")
+        inner, size = bound.inner, level.layout.size
+        what = f"{self}: {inner} over its own {size} parameters would take {inner.layout.size}"
         fix = "use an optimizer whose parameters do not depend on what it updates, as lstm"
-        require(rule.layout.size == size, f"{what}, so it cannot be its own optimizer; {fix}")
+        require(inner.layout.size == size, f"{what}, so it cannot be its own optimizer; {fix}")
         return bound
 
     @cached_property
     def inner(self) -> Optimizer:
         """The optimizer of the level below, bound to its own parameters."""
         level: Any = self.site
-        rule: Optimizer = level.optimizer.bind(level.layout)
-        return rule
+        inner: Optimizer = level.optimizer.bind(level.layout)
+        return inner
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> SelfUpdateState:
         state = self.inner.init_state(x, x[..., None, :], key[..., None])

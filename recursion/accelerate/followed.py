@@ -21,14 +21,14 @@ from levels.tree import State
 from recursion.accelerate.traced import CompiledTask
 
 
-def quickly_followed(problem: Problem, x: Tensor, below: State, answer: Answer | None = None) -> Answer:
+def quickly_followed(problem: Problem, x: Tensor, problem_state: State, answer: Answer | None = None) -> Answer:
     """As `levels.autodiff.followed`, for one derivative where the problem is a compiled task."""
     if not isinstance(problem, CompiledTask):
-        return followed(problem, x, below, answer)
-    f, g, behind, loss, slope = answer = as_data(problem, x, below, answer)
+        return followed(problem, x, problem_state, answer)
+    f, g, behind, loss, slope = answer = as_data(problem, x, problem_state, answer)
     if loss is not f or slope is not g:
-        return followed(problem, x, below, answer)
-    f, g = _Quickly.apply(x, f, g, problem, below)  # type: ignore[no-untyped-call]
+        return followed(problem, x, problem_state, answer)
+    f, g = _Quickly.apply(x, f, g, problem, problem_state)  # type: ignore[no-untyped-call]
     return Answer(f, g, behind, f, g)
 
 
@@ -36,10 +36,12 @@ class _Quickly(torch.autograd.Function):
     """A value and a gradient that are known at ``x``, as functions of ``x`` that can be differentiated once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: Tensor, g: Tensor, task: CompiledTask, below: State) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, f: Tensor, g: Tensor, task: CompiledTask, problem_state: State
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, g)
-        ctx.task, ctx.below = task, below
+        ctx.task, ctx.problem_state = task, problem_state
         return f.clone(), g.clone()
 
     @staticmethod
@@ -48,7 +50,7 @@ class _Quickly(torch.autograd.Function):
         x, g = ctx.saved_tensors
         dx = None
         if dg is not None:
-            dx = ctx.task.hvp(x, ctx.below() if callable(ctx.below) else ctx.below, dg)
+            dx = ctx.task.hvp(x, ctx.problem_state() if callable(ctx.problem_state) else ctx.problem_state, dg)
         if df is not None:
             dx = df[..., None] * g if dx is None else torch.addcmul(dx, df[..., None], g)
         return dx, None, None, None, None

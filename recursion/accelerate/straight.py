@@ -50,27 +50,27 @@ def advanced(top: Level, theta: Tensor, carry: Carry) -> tuple[Carry, Tensor, Te
     sweep = SWEEPS[type(top.optimizer)](top.optimizer, theta)
     x, rest = sweep.update(Read(carry.x, carry.state, carry.f, carry.g))
     found: list[Tensor] = []
-    f, g, below = _asked(top.problem, x, carry.below, found)
+    f, g, problem_state = _asked(top.problem, x, carry.problem_state, found)
     losses = torch.stack([*(loss.mean() for loss in found[::2])])
     total = torch.stack([one.sum() for one in found]).sum()
-    return carry._replace(x=x, state=rest, f=f, g=g, below=below, age=carry.age + 1), losses, total
+    return carry._replace(x=x, state=rest, f=f, g=g, problem_state=problem_state, age=carry.age + 1), losses, total
 
 
-def _asked(problem: Any, x: Tensor, below: State, found: list[Tensor]) -> tuple[Tensor, Tensor, State]:
+def _asked(problem: Any, x: Tensor, problem_state: State, found: list[Tensor]) -> tuple[Tensor, Tensor, State]:
     """What the problem answers at ``x``; losses and gradients of all levels are added to ``found``, level 1 first."""
     if not is_level(problem):
-        f, g, below = problem.value_and_grad(x, below)
+        f, g, problem_state = problem.value_and_grad(x, problem_state)
     else:
-        carry = below.carry
+        carry = problem_state.carry
         sweep, read = SWEEPS[type(problem.optimizer)](problem.optimizer, x), Read(*carry[:4])
         at, rest = sweep.update(read)
-        loss, slope, inner = _asked(problem.problem, at, carry.below, found)
+        loss, slope, inner = _asked(problem.problem, at, carry.problem_state, found)
         f, cotangent = _counted(problem.objective, loss, slope)
         g = sweep.vjp([read], cotangent[None])
-        moved = carry._replace(x=at, state=rest, f=loss, g=slope, below=inner, age=carry.age + 1)
-        below = LevelState(moved, None)
+        moved = carry._replace(x=at, state=rest, f=loss, g=slope, problem_state=inner, age=carry.age + 1)
+        problem_state = LevelState(moved, None)
     found += [f, g]
-    return f, g, below
+    return f, g, problem_state
 
 
 def _counted(objective: Objective, loss: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:

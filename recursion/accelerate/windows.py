@@ -47,18 +47,18 @@ def _swept(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, 
     """The answer of the window, or None where something is not finite."""
     start = restarted(level, theta, state.carry)
     sweep = SWEEPS[type(level.optimizer)](level.optimizer, theta)
-    x, rest, f, g, below = start[:5]
+    x, rest, f, g, problem_state = start[:5]
     reads, losses, slopes = [], [], []
     for t in range(1, (level.lookahead or level.unroll) + 1):
         read = Read(x, rest, f, g)
         reads.append(read._replace(state=None) if sweep.replays and t > 1 else read)
         x, rest = sweep.update(read)
-        f, g, below = level.problem.value_and_grad(x, below)
-        loss, slope, below = level.problem.outer_value_and_grad(x, below, f, g)
+        f, g, problem_state = level.problem.value_and_grad(x, problem_state)
+        loss, slope, problem_state = level.problem.outer_value_and_grad(x, problem_state, f, g)
         losses.append(loss)
         slopes.append(slope)
         if t == level.unroll:
-            end = Carry(x, rest, f, g, below, start.age + level.unroll, start.key, start.skipped)
+            end = Carry(x, rest, f, g, problem_state, start.age + level.unroll, start.key, start.skipped)
     together = torch.stack(losses)
     if not is_finite(together, g, end.f):
         return None

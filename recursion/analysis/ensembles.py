@@ -145,7 +145,7 @@ def mean_predictions(optimizer: Optimizer, members: Tensor, task: Task, key: Ten
     bound, rows = optimizer.bind(task), []
     for part in _parts(key, members, task):
         points = walk(bound, members, task, part, steps)
-        rows.append(torch.stack([_together(task, point.x, point.below) for point in points]))
+        rows.append(torch.stack([_together(task, point.x, point.state) for point in points]))
     losses = torch.cat(rows, -1)
     return losses.masked_fill(losses.isnan(), torch.inf)
 
@@ -156,9 +156,9 @@ def no_predictions(task: Task) -> str | None:
     return None if isinstance(task, Predicting) else f"{task} makes no predictions that could be averaged; {fix}"
 
 
-def _together(task: Predicting, x: Tensor, below: Any) -> Tensor:
+def _together(task: Predicting, x: Tensor, state: Any) -> Tensor:
     """The loss ``[P]`` of the mean probabilities of networks ``[K, P, n]``, all on the same minibatches."""
-    inputs, labels = task.examples(below)
+    inputs, labels = task.examples(state)
     logs = task.predict(x, inputs).log_softmax(-1)
     return cross_entropy(logs.logsumexp(0) - math.log(len(x)), labels[0])
 

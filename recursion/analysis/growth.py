@@ -159,8 +159,8 @@ class _Ruler:
 def _beside(level: Level, ruler: _Ruler, base: Carry, window: Window, key: Tensor) -> Carry:
     """``base``, to which ``window`` of one update led, perturbed; the problem is asked there as it was asked before."""
     moved = ruler.moved(base, key)
-    f, g, below = level.problem.value_and_grad(moved.x, window.start.below)
-    return ruler.kept(base, moved._replace(f=f, g=g, below=below))
+    f, g, problem_state = level.problem.value_and_grad(moved.x, window.start.problem_state)
+    return ruler.kept(base, moved._replace(f=f, g=g, problem_state=problem_state))
 
 
 def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
@@ -177,5 +177,7 @@ def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
         crossed = ((moved < 0) & (low >= 0)) | ((moved > 0) & (high <= 0))
         return torch.where(crossed, b, moved)
 
-    scaled: Carry = map_leaves(partial(scale, factor), base, other._replace(below=base.below))
-    return scaled._replace(below=map_leaves(partial(scale, factor.clamp_max(1.0)), base.below, other.below))
+    scaled: Carry = map_leaves(partial(scale, factor), base, other._replace(problem_state=base.problem_state))
+    return scaled._replace(
+        problem_state=map_leaves(partial(scale, factor.clamp_max(1.0)), base.problem_state, other.problem_state)
+    )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,12 +14,9 @@ from rich.table import Table
 
 from recursion.analysis.advice import LIMIT, short
 from recursion.analysis.probe import LevelGrowth
-from recursion.evaluate.reporting import COLOURS, finish, interval_text, make_folder
+from recursion.evaluate.reporting import COLOURS, Axes, finish, interval_text, make_folder
 from recursion.evaluate.reporting import picture as drawn
 from recursion.files import replace_file
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 NOTE = (
     "Growth of a perturbation for each update, as a natural logarithm: in the run, and where gradients are data. "
@@ -68,17 +64,17 @@ def picture(found: Sequence[LevelGrowth], title: str) -> bytes:
 def _panel(each: LevelGrowth, axes: Axes) -> None:
     axes.plot(_factors(each.path), color="black", linewidth=1.8, label="perturbation of the run")
     line = [each.path[each.aligned] + each.growth.value * t for t in range(len(each.path) - each.aligned)]
-    axes.plot(range(each.aligned, len(each.path)), _factors(line), color=COLOURS[5], linestyle="--", linewidth=1.4,
-              label="exp(growth t)")  # fmt: skip
+    counted, style = range(each.aligned, len(each.path)), {"linewidth": 1.4}
+    axes.plot(counted, _factors(line), color=COLOURS[5], linestyle="--", label="exp(growth t)", **style)
     if each.path_as_data is not None:
-        axes.plot(_factors(each.path_as_data), color=COLOURS[0], linestyle="-.", linewidth=1.4,
-                  label="with gradients as data")  # fmt: skip
+        data = _factors(each.path_as_data)
+        axes.plot(data, color=COLOURS[0], linestyle="-.", label="with gradients as data", **style)
     axes.axvspan(0, each.aligned, color="0.93", linewidth=0, label="aligning, not counted")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.3), max(high, 3.0))
-    name = f"level {each.level}: {each.name}@{each.unroll}, {each.verdict}"
-    finish(axes, name, "updates", "size, 1 at the start")
+    title = f"level {each.level}: {each.name}@{each.unroll}, {each.verdict}"
+    finish(axes, title, "updates", "size, 1 at the start")
 
 
 def _factors(logs: Sequence[float]) -> list[float]:

@@ -29,9 +29,8 @@ from levels.base import LevelState, Problem
 from levels.config import unwritten
 from levels.faults import Skip
 from levels.level import Level
-from levels.tree import State
 from recursion.analysis.memory import LiveBytes
-from recursion.evaluate.observed import Observed
+from recursion.evaluate.observed import Observed, Observer
 from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ
@@ -103,12 +102,12 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
     Nothing that is counted depends on a seed, or on whether numbers are finite.
     """
     meter = Meter()
-    below: Problem = Observed(tower.task, meter)
+    problem: Problem = Observed(tower.task, meter)
     for number, level in enumerate(tower.levels, 1):
         given = {field.name: getattr(level, field.name) for field in fields(level) if field.init}
-        below = _Metered(**given | {"nonfinite": Skip()}, number=number, meter=meter).over(below)
-    assert isinstance(below, Level)
-    top, found, device = below, [], below.layout.device
+        problem = _Metered(**given | {"nonfinite": Skip()}, number=number, meter=meter).over(problem)
+    assert isinstance(problem, Level)
+    top, found, device = problem, [], problem.layout.device
     evaluate = partial(as_data, outer=False, grad=top.optimizer.traits.reads_grad)
     with torch.no_grad():
         theta = top.init(keys.seed(0, device=device))
@@ -123,7 +122,7 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
     return found
 
 
-class Meter:
+class Meter(Observer):
     """Books what a reading gains in a call of a level, less what it gains in calls of the levels below.
 
     It observes the task (place 0); levels report by `at`.
@@ -167,11 +166,7 @@ class Meter:
                 self.live.peak = max(most, self.live.peak)
 
     def asked(self, gradients: float) -> AbstractContextManager[object]:
-        """The task is called."""
         return self.at(0, gradients)
-
-    def began(self, params: Tensor, state: State) -> None:
-        """Nothing to book."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

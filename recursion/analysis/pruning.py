@@ -26,7 +26,6 @@ from levels.gradients.first_order import Backpropagation
 from levels.gradients.forward import Forward
 from levels.hyper import Fixed
 from levels.layout import Layout
-from levels.level import Level
 from levels.optimizers.gated import Gated
 from levels.optimizers.partition import Partition
 from levels.tree import State, leaves, map_leaves, with_leaves
@@ -85,7 +84,7 @@ class _Pruned(NamedTuple):
 def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, TowerState]:
     """Every level with its gates removed or fixed, from the bottom up; with each goes a parameter of its level."""
     carries, levels = tower.carries(state), []
-    rows, below = torch.arange(tower.task.layout.size), carries[0].below
+    rows, problem_state = torch.arange(tower.task.layout.size), carries[0].problem_state
     for i, (level, bound, carry) in enumerate(zip(tower.levels, tower.bound, carries)):
         theta = carries[i + 1].x if i + 1 < tower.depth else state.theta
         try:
@@ -94,30 +93,35 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
             raise ValueError(f"level {i + 1} ({level}): {error}") from error
         if len(pruned.rows) == 0 and i + 1 < tower.depth:  # what is above has nothing left to train
             return _ungated(*_cut(tower, state, i + 2), rounded)
-        left = carry._replace(x=carry.x[..., rows], g=carry.g[..., rows], state=pruned.state, below=below)
+        left = carry._replace(
+            x=carry.x[..., rows], g=carry.g[..., rows], state=pruned.state, problem_state=problem_state
+        )
         if i + 1 < tower.depth:
-            whole = len(pruned.rows) == theta.shape[-1]
-            below = LevelState(left, _remembered(level, carries[i + 1].below.memory, whole))
+            memory, all_left = carries[i + 1].problem_state.memory, len(pruned.rows) == theta.shape[-1]
+            fix = "use gradient=first-order or gradient=exact on levels with gates"
+            what = f"{level}: {level.gradient} remembers each parameter, the gate too; {fix}"
+            require(all_left or not leaves(memory), what)
+            problem_state = LevelState(left, memory)
         levels.append(replace(level, optimizer=pruned.optimizer))
         rows = pruned.rows
     step = torch.zeros_like(state.step)
     return Tower(tower.task, *levels), TowerState(state.theta[..., rows], left, step)
 
 
-def _pruned(optimizer: Optimizer, theta: Tensor, state: State, below: Tensor, rounded: bool) -> _Pruned:
-    """A bound optimizer, its parameters ``[*batch, m]`` and its state, where only the rows ``below`` are left."""
+def _pruned(optimizer: Optimizer, theta: Tensor, state: State, rows_left: Tensor, rounded: bool) -> _Pruned:
+    """A bound optimizer, its parameters ``[*batch, m]`` and its state, where only the rows ``rows_left`` are left."""
     if isinstance(optimizer, Gated):
-        return _pruned_gate(optimizer, theta, state, below, rounded)
+        return _pruned_gate(optimizer, theta, state, rows_left, rounded)
     if isinstance(optimizer, Partition):
-        return _pruned_partition(optimizer, theta, state, below, rounded)
-    rows, all_left = torch.arange(theta.shape[-1]), len(below) == optimizer.param_layout.size
-    left = state if all_left else _narrowed(optimizer, state, below)
+        return _pruned_partition(optimizer, theta, state, rows_left, rounded)
+    rows, all_left = torch.arange(theta.shape[-1]), len(rows_left) == optimizer.param_layout.size
+    left = state if all_left else _narrowed(optimizer, state, rows_left)
     return _Pruned(replace(optimizer, site=None), rows, left)
 
 
-def _pruned_gate(gated: Gated, theta: Tensor, state: tuple[Tensor, State], below: Tensor, rounded: bool) -> _Pruned:
+def _pruned_gate(gated: Gated, theta: Tensor, state: tuple[Tensor, State], rows_left: Tensor, rounded: bool) -> _Pruned:
     own = gated.split_theta(theta)[0].shape[-1]
-    inner = _pruned(gated.inner, theta[..., own:], state[1], below, rounded)
+    inner = _pruned(gated.inner, theta[..., own:], state[1], rows_left, rounded)
     gate = _common_gate(gated.open(theta), rounded)
     if gate == 1:
         return inner._replace(rows=inner.rows + own)
@@ -126,13 +130,13 @@ def _pruned_gate(gated: Gated, theta: Tensor, state: tuple[Tensor, State], below
 
 
 def _pruned_partition(
-    partition: Partition, theta: Tensor, state: tuple[State, ...], below: Tensor, rounded: bool
+    partition: Partition, theta: Tensor, state: tuple[State, ...], rows_left: Tensor, rounded: bool
 ) -> _Pruned:
     """The optimizers that have something left to update; a single one needs no names."""
     patterns, kept, start = [], [], 0
     parts = zip(partition.patterns, partition.optimizers, partition.split_theta(theta)[1:], state[1:])
     for number, (pattern, one, own, inner_state) in enumerate(parts):
-        left = torch.isin(partition.rows[number], below).nonzero().squeeze(-1)
+        left = torch.isin(partition.rows[number], rows_left).nonzero().squeeze(-1)
         if len(left):
             inner = _pruned(one, own, inner_state, left, rounded)
             kept.append(inner._replace(rows=inner.rows + start))
@@ -154,18 +158,18 @@ def _common_gate(gate: Tensor, rounded: bool) -> float:
     return low
 
 
-def _narrowed(optimizer: Optimizer, state: State, below: Tensor) -> State:
-    """The state of an elementwise optimizer, where only the coordinates ``below`` are left."""
+def _narrowed(optimizer: Optimizer, state: State, rows_left: Tensor) -> State:
+    """The state of an elementwise optimizer, where only the coordinates ``rows_left`` are left."""
     free = optimizer.traits.locality == "elementwise" and fits_any_layout(optimizer)
     why = f"{optimizer} does not treat each coordinate by itself, so what moved the gates cannot be taken"
     fix = "let them be moved by a rule without parameters, as sgd(lr=fixed(0.1))"
     require(free, f"{why} from beneath it; {fix}")
     layout, size = optimizer.param_layout, optimizer.param_layout.size
-    old, new = (_state_shapes(optimizer, layout, n) for n in (size, len(below)))
+    old, new = (_state_shapes(optimizer, layout, n) for n in (size, len(rows_left)))
     tensors = []
     for leaf, before, after in zip(leaves(state), old, new):
-        axes = [i - len(before) for i, sizes in enumerate(zip(before, after)) if sizes == (size, len(below))]
-        tensors.append(leaf.index_select(axes[0], below) if axes else leaf)
+        axes = [i - len(before) for i, sizes in enumerate(zip(before, after)) if sizes == (size, len(rows_left))]
+        tensors.append(leaf.index_select(axes[0], rows_left) if axes else leaf)
     return with_leaves(state, tensors)
 
 
@@ -174,10 +178,3 @@ def _state_shapes(optimizer: Optimizer, like: Layout, n: int) -> list[torch.Size
     bound = optimizer.bind(Layout.of({"some": (n,)}, like.dtype, like.device))
     theta, x = (torch.zeros(*shape, dtype=like.dtype, device=like.device) for shape in ((bound.layout.size,), (1, n)))
     return [leaf.shape for leaf in leaves(bound.init_state(theta, x, torch.zeros(1, dtype=torch.int64)))]
-
-
-def _remembered(level: Level, memory: State, whole: bool) -> State:
-    """What the level's estimator remembers; it is of every parameter, so none may be gone."""
-    fix = "use gradient=first-order or gradient=exact on levels with gates"
-    require(whole or not leaves(memory), f"{level}: {level.gradient} remembers each parameter, the gate too; {fix}")
-    return memory

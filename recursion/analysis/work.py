@@ -127,10 +127,10 @@ def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float
         trajectories = level.copies * updates / (level.lookahead or level.unroll)
         begun = [a + b for a, b in zip(start, first)]  # for each trajectory that begins
         often = level.unroll / level.episode_length if restarts and level.episode_length is not None else 0.0
-        below = [level.copies * asked * each for each in window]
-        below[0] += float(level.copies * updates * level.optimizer.traits.evals * math.prod(_copies_below(level)))
-        start, first = [*(trajectories * a for a in begun), 0.0], [*below, 1.0]
-        window = [*(a + often * trajectories * b for a, b in zip(below, begun)), 1.0]
+        evaluations = [level.copies * asked * each for each in window]
+        evaluations[0] += float(level.copies * updates * level.optimizer.traits.evals * math.prod(_copies_below(level)))
+        start, first = [*(trajectories * a for a in begun), 0.0], [*evaluations, 1.0]
+        window = [*(a + often * trajectories * b for a, b in zip(evaluations, begun)), 1.0]
     return start, window
 
 

@@ -61,7 +61,7 @@ def run_afresh(
     state = TowerState(theta, whole.top.begin(theta, _up(key, span - 1)), torch.zeros((), dtype=torch.int64))
     for _ in range(steps + 1 - len(recorded.losses)):  # start-up makes depth - 1 steps
         state, _report = whole.step(state)
-    if bool((whole.carries(state)[0].below.run != recorded.runs).any()):  # a copy restarted
+    if bool((whole.carries(state)[0].problem_state.run != recorded.runs).any()):  # a copy restarted
         raise ArithmeticError("a level above level 1 met a meta-loss that is not finite; is its objective a log?")
     losses = torch.stack(recorded.losses[: steps + 1])
     return Afresh(losses[:, None], key, int(tally.gradients))

@@ -91,9 +91,9 @@ def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:
     """A decade more of exponents at each edge where some measure has its best."""
     low, high = min(scores["final"]), max(scores["final"])
     best = {_best(values) for values in scores.values()}
-    below = range(low - PER_DECADE, low) if low in best else ()
+    lower = range(low - PER_DECADE, low) if low in best else ()
     above = range(high + 1, high + 1 + PER_DECADE) if high in best else ()
-    return [*below, *above]
+    return [*lower, *above]
 
 
 def _best(values: dict[int, float]) -> int:

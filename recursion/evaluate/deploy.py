@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
     x: Tensor  # [S, P, n]
     f: Tensor
-    below: State  # with which the task was asked there
+    problem_state: State  # with which the task was asked there
     state: State  # the optimizer's
 
 
@@ -78,10 +78,10 @@ def walk(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps
     for_x, for_state = keys.split(key.expand(len(params), -1), 2).unbind(-1)  # [S, P] each
     x = optimizer.init_x(params, for_x)
     state = optimizer.init_state(params, x, keys.fold_in(key.expand(len(params), -1), STATE))
-    below = task.init_state(x, for_state)
+    task_state = task.init_state(x, for_state)
     for step in range(steps + 1):
-        asked = below
-        f, g, below = task.value_and_grad(x, asked)
+        asked = task_state
+        f, g, task_state = task.value_and_grad(x, asked)
         yield Point(x, f, asked, state)
         if step < steps:
             x, state = optimizer.update(params, x, state, f, g)
@@ -105,14 +105,14 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
         return Learned(trained, 0)
     under, tally = tower.under(), Tally()
     counted = Tower(Observed(tower.task, tally), *under.levels)
-    found, spent = [], 0
+    results, spent = [], 0
     for params in trained:
         ways = _run_under(counted, params, windows or trained_windows(tower.levels[-2]), seed)
         deeper = under.depth > 2
-        below = learned(under, ways[-1], windows=windows, seed=seed) if deeper else _best(under, ways, seed)
-        found.append(below.params)
-        spent += below.base_steps
-    return Learned(torch.cat(found), int(tally.gradients) + spent)
+        deeper_result = learned(under, ways[-1], windows=windows, seed=seed) if deeper else _best(under, ways, seed)
+        results.append(deeper_result.params)
+        spent += deeper_result.base_steps
+    return Learned(torch.cat(results), int(tally.gradients) + spent)
 
 
 def trained_windows(level: Level) -> int:
@@ -122,16 +122,13 @@ def trained_windows(level: Level) -> int:
 
 def _run_under(under: Tower, params: Tensor, count: int, seed: int) -> list[TowerState]:
     """States after each step of a fresh run; fewer than ``count`` if it diverges."""
-    state = under.init(seed, theta=params)
     states: list[TowerState] = []
-    for _ in range(count):
-        try:
-            state, _report = under.step(state)
-        except NonFiniteError:
-            if not states:
-                raise
-            break
-        states.append(state)
+    try:
+        for state, _report in under.run(under.init(seed, theta=params), count):
+            states.append(state)
+    except NonFiniteError:
+        if not states:
+            raise
     return states
 
 
@@ -161,8 +158,8 @@ class Subject(NamedTuple):
         if is_optimizer(tower):
             distinct = torch.unique(torch.stack([state.theta for state in states]), dim=0)
             return cls(tower, True, list(distinct[:, None]), 0)
-        found = [learned(tower, state, windows=windows, seed=seed) for state in states]
-        return cls(tower, False, [each.params for each in found], sum(each.base_steps for each in found))
+        results = [learned(tower, state, windows=windows, seed=seed) for state in states]
+        return cls(tower, False, [each.params for each in results], sum(each.base_steps for each in results))
 
     @property
     def sizes(self) -> list[int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 from torch import Tensor
 
@@ -19,29 +18,26 @@ from levels.layout import Layout
 from levels.tree import State
 
 
-class Observer(Protocol):
-    """What an observed problem reports to."""
+class Observer:
+    """What an observed problem reports to; by default it ignores the reports."""
 
     def asked(self, gradients: float) -> AbstractContextManager[object]:
         """The problem is about to compute that many gradients, each copy counted, inside the context returned."""
+        return nullcontext()
 
     def began(self, params: Tensor, state: State) -> None:
         """Copies have begun at ``params`` ``[*batch, n]`` with these fresh states."""
 
 
-class Tally:
-    """An observer that counts gradients."""
+class Tally(Observer):
+    """An observer that counts gradients; those of a start too."""
 
     def __init__(self) -> None:
         self.gradients = 0.0
 
     def asked(self, gradients: float) -> AbstractContextManager[object]:
-        """Count them."""
         self.gradients += gradients
         return nullcontext()
-
-    def began(self, params: Tensor, state: State) -> None:
-        """A start is not counted; the gradients asked there are."""
 
 
 class Observed(Problem):

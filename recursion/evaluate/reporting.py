@@ -12,21 +12,19 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recursion.evaluate.evaluation import Evaluation, Measured, Scenario
+from recursion.evaluate.evaluation import Evaluation, Scenario
 from recursion.evaluate.statistics import Estimate
 from recursion.files import explained, replace_file
 from recursion.metrics import FILE as METRICS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+Axes = Any  # matplotlib's, which is imported where something is drawn
 # Okabe and Ito (2008), "Color universal design": distinct with any colour vision. Line styles differ too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 DASHES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -45,7 +43,9 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
     make_folder(directory)
     for scenario in evaluation.scenarios:
         console.print(table(scenario))
-        for sentence in verdicts(scenario):
+        for each in scenario.comparisons:
+            gap, share = interval_text(each.difference), f"lower in {each.share_lower:.0%} of runs"
+            sentence = f"{TITLES[each.measure]}: {each.verdict}; difference {gap}, {share}"
             console.print(sentence, markup=False, highlight=False)
         console.print()
     for sentence in footnotes(evaluation):
@@ -58,7 +58,7 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
 
 
 def make_folder(directory: Path) -> None:
-    """Make ``directory`` unless it is there. Raises OSError with its name if it cannot be made."""
+    """Make ``directory`` unless it is there; OSError with its name if that fails."""
     with explained("make", directory):
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -77,18 +77,13 @@ def table(scenario: Scenario) -> Table:
     best = {measure: min(result.measures[measure].mean.value for result in scenario.results) for measure in TITLES}
     for result in scenario.results:
         measures = [result.measures[measure] for measure in TITLES]
-        cells = [_cell(each, bold=each.mean.value == best[name]) for name, each in zip(TITLES, measures)]
+        texts = [escape(interval_text(each.mean)) for each in measures]
+        lowest = [each.mean.value == best[name] for name, each in zip(TITLES, measures)]
+        cells = [f"[bold]{text}[/bold]" if bold else text for text, bold in zip(texts, lowest)]
         cells.append(" / ".join(f"{each.step_size:.2g}" for each in measures if each.step_size is not None))
         cells += [" / ".join(str(each.diverged) for each in measures)] * diverged
         rows.add_row(escape(result.name), *cells)
     return rows
-
-
-def verdicts(scenario: Scenario) -> Iterator[str]:
-    """One sentence a measure."""
-    for each in scenario.comparisons:
-        gap, share = interval_text(each.difference), f"lower in {each.share_lower:.0%} of runs"
-        yield f"{TITLES[each.measure]}: {each.verdict}; difference {gap}, {share}"
 
 
 def footnotes(evaluation: Evaluation) -> Iterator[str]:
@@ -190,11 +185,6 @@ def interval_text(found: Estimate) -> str:
         for each in (found.value, found.low, found.high)
     )
     return f"{value} [{low}, {high}]"
-
-
-def _cell(measured: Measured, *, bold: bool) -> str:
-    text = escape(interval_text(measured.mean))
-    return f"[bold]{text}[/bold]" if bold else text
 
 
 def _drawable(values: Sequence[float]) -> list[float]:

@@ -172,8 +172,8 @@ def _freedom(values: Values, statistic: Statistic, seed: int, count: int = 400) 
         if not np.isfinite(found).all():
             return few
         parts.append(float(found.var()))
-    below = sum(part**2 / n for part, n in zip(parts, sides) if n)
-    return sum(parts) ** 2 / below if below > 0 else few
+    variance = sum(part**2 / n for part, n in zip(parts, sides) if n)
+    return sum(parts) ** 2 / variance if variance > 0 else few
 
 
 def _student(freedom: float) -> float:

@@ -48,10 +48,10 @@ class ExactLevel(NaiveLevel):
 
     cut = False  # whether updates read gradients as data
 
-    def __init__(self, level: Level, below: Any) -> None:
-        super().__init__(level, below)
+    def __init__(self, level: Level, problem: Any) -> None:
+        super().__init__(level, problem)
         self.exact = not isinstance(level.gradient, FirstOrder)
-        self.true = self.exact and level.clip is None and below.true
+        self.true = self.exact and level.clip is None and problem.true
 
     def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
         """Value, gradient and the copies behind the window; the first two as graphs of ``theta``."""
@@ -72,7 +72,7 @@ class ExactLevel(NaiveLevel):
         """Losses and gradients of one copy's window, what each update read (through aliases) and returned, the end."""
         if self.level.episode_length is not None and copy.age >= self.level.episode_length:
             copy = self.begin(keys.fold_in(copy.key, -1))
-        x, s, _, g, below, age, key = copy
+        x, s, _, g, problem_state, age, key = copy
         losses, grads, reads, returns = [], [], [], []
         for t in range(1, (self.level.lookahead or self.level.unroll) + 1):
             read = alias(theta), alias(s), alias(x)
@@ -80,21 +80,21 @@ class ExactLevel(NaiveLevel):
             reads.append(read)
             returns.append((x, s))
             x = x if x.requires_grad else x.requires_grad_()
-            f, g, below = self.below.ask(x, below)
-            loss, slope, below = self.counted(x, f, g, below)
+            f, g, problem_state = self.problem.ask(x, problem_state)
+            loss, slope, problem_state = self.counted(x, f, g, problem_state)
             losses.append(loss)
             grads.append(slope)
             if t == self.level.unroll:
-                end = self.kept(Copy(x, s, f, g, below, age + t, key))
+                end = self.kept(Copy(x, s, f, g, problem_state, age + t, key))
         return losses, grads, reads, returns, end
 
-    def counted(self, x: Tensor, f: Tensor, g: Tensor, below: Any) -> tuple[Tensor, Tensor, Any]:
+    def counted(self, x: Tensor, f: Tensor, g: Tensor, problem_state: Any) -> tuple[Tensor, Tensor, Any]:
         """What the meta-loss counts at ``x``, where the problem answered ``f`` and ``g``."""
-        return f, g, below
+        return f, g, problem_state
 
     def kept(self, copy: Copy) -> Copy:
         """What a copy carries on: constants; the problem below keeps what it wants to."""
-        return on_tensors(torch.detach, copy._replace(below=None))._replace(below=copy.below)
+        return on_tensors(torch.detach, copy._replace(problem_state=None))._replace(problem_state=copy.problem_state)
 
     def first_order(self, losses: list[Tensor], grads: list[Tensor], reads: list[Any], returns: list[Any]) -> Tensor:
         """Backpropagation that stops at gradients, as a graph: only what was read through aliases is followed."""
@@ -112,9 +112,9 @@ class ExactLevel(NaiveLevel):
         return dtheta
 
     def begin(self, key: Tensor) -> Copy:
-        x = self.below.init(keys.fold_in(key, 1)).requires_grad_()
-        f, g, below = self.below.ask(x, self.below.start(x.detach(), keys.fold_in(key, 2)))
-        return Copy(x.detach(), None, f.detach(), g.detach(), below, 0, key)
+        x = self.problem.init(keys.fold_in(key, 1)).requires_grad_()
+        f, g, problem_state = self.problem.ask(x, self.problem.start(x.detach(), keys.fold_in(key, 2)))
+        return Copy(x.detach(), None, f.detach(), g.detach(), problem_state, 0, key)
 
 
 def alias(tree: Any) -> Any:
@@ -139,8 +139,8 @@ def tensors(tree: Any) -> list[Tensor]:
 class Whole(ExactLevel):
     """Forward mode: trajectories stay one graph, of one shift that is added to the parameters of all windows."""
 
-    def __init__(self, level: Level, below: Any) -> None:
-        super().__init__(level, below)
+    def __init__(self, level: Level, problem: Any) -> None:
+        super().__init__(level, problem)
         self.shift = torch.zeros(self.layout.size, dtype=torch.float64, requires_grad=True)
 
     def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
@@ -156,8 +156,8 @@ class Whole(ExactLevel):
 class BootLevel(ExactLevel):
     """1/2 |x_T - x_ahead|^2 as a graph of ``theta`` through T updates, x_ahead being data."""
 
-    def __init__(self, level: Level, below: Any) -> None:
-        super().__init__(level, below)
+    def __init__(self, level: Level, problem: Any) -> None:
+        super().__init__(level, problem)
         self.cut, self.true = isinstance(level.gradient.through, FirstOrder), False
 
     def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:

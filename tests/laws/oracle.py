@@ -47,7 +47,7 @@ class Copy(NamedTuple):
     s: Any
     f: Tensor  # []
     g: Tensor  # [n]
-    below: Any  # state of the problem
+    problem_state: Any  # state of the problem
     age: int
     key: Tensor  # []
 
@@ -154,9 +154,9 @@ class NaiveTask:
 class NaiveLevel:
     """A level over a `NaiveTask` or `NaiveLevel`; its state is the list of its copies."""
 
-    def __init__(self, level: Level, below: Any) -> None:
-        self.level, self.below = level, below
-        self.optimizer = level.optimizer.bind(below.layout)
+    def __init__(self, level: Level, problem: Any) -> None:
+        self.level, self.problem = level, problem
+        self.optimizer = level.optimizer.bind(problem.layout)
         self.layout, self.init = self.optimizer.layout, self.optimizer.init
 
     def start(self, theta: Tensor, key: Tensor) -> list[Copy]:
@@ -168,9 +168,9 @@ class NaiveLevel:
         return [copy._replace(age=i * windows // self.level.batch * self.level.unroll) for i, copy in enumerate(copies)]
 
     def begin(self, key: Tensor) -> Copy:
-        x = self.below.init(keys.fold_in(key, 1))
-        f, g, below = evaluate(self.below, x, self.below.start(x, keys.fold_in(key, 2)))
-        return Copy(x, None, f.detach(), g, below, 0, key)
+        x = self.problem.init(keys.fold_in(key, 1))
+        f, g, problem_state = evaluate(self.problem, x, self.problem.start(x, keys.fold_in(key, 2)))
+        return Copy(x, None, f.detach(), g, problem_state, 0, key)
 
     def value(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, list[Copy]]:
         """The meta-loss of one window as a graph of ``theta``, and the copies behind it."""
@@ -185,13 +185,13 @@ class NaiveLevel:
         """One copy's part of `value`; a copy whose trajectory is over starts afresh first."""
         if self.level.episode_length is not None and copy.age >= self.level.episode_length:
             copy = self.begin(keys.fold_in(copy.key, -1))
-        x, s, _, g, below, age, key = copy
+        x, s, _, g, problem_state, age, key = copy
         losses = []
         for _ in range(self.level.unroll):
             x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
-            f, g, below = evaluate(self.below, x, below)
+            f, g, problem_state = evaluate(self.problem, x, problem_state)
             losses.append(f)
-        end = Copy(x.detach(), _constant(s), losses[-1].detach(), g, below, age + self.level.unroll, key)
+        end = Copy(x.detach(), _constant(s), losses[-1].detach(), g, problem_state, age + self.level.unroll, key)
         return OBJECTIVES[type(self.level.objective)](self.level.objective, losses), end
 
 
@@ -241,8 +241,8 @@ def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = (
         if copy.s is not None:
             pairs += list(zip(leaves(carry.state), leaves(copy.s), strict=True))
         worst = max(worst, *(error(a[at], b) for a, b in pairs))
-        if isinstance(carry.below, LevelState):
-            worst = max(worst, state_error(carry.below, copy.below, at))
+        if isinstance(carry.problem_state, LevelState):
+            worst = max(worst, state_error(carry.problem_state, copy.problem_state, at))
     return worst
 
 
@@ -250,7 +250,10 @@ def settled(copies: Any) -> Any:
     """Copies as constants at all depths."""
     if not isinstance(copies, list):
         return copies
-    return [_constant(copy._replace(below=None))._replace(below=settled(copy.below)) for copy in copies]
+    return [
+        _constant(copy._replace(problem_state=None))._replace(problem_state=settled(copy.problem_state))
+        for copy in copies
+    ]
 
 
 def compare(

@@ -107,9 +107,9 @@ class Flash(Poisoned):
     name = "flash"
 
     def value_and_grad(self, params: Tensor, state: Doomed) -> tuple[Tensor, Tensor, Doomed]:
-        f, g, below = Quadratic.value_and_grad(self, params, state.below)
+        f, g, problem_state = Quadratic.value_and_grad(self, params, state.problem_state)
         dead = state.dies & (state.calls + 1 == self.fatal)
-        return f.where(~dead, math.inf), g, Doomed(below, state.calls + 1, state.dies)
+        return f.where(~dead, math.inf), g, Doomed(problem_state, state.calls + 1, state.dies)
 
 
 @pytest.mark.parametrize("kind", [Poisoned, Flash])
@@ -122,7 +122,7 @@ def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name, kind):
     key = keys.seed(2)
     params = three.ours.init(key)
     state = three.ours.init_state(params, key)
-    dead = state.carry.below.dies
+    dead = state.carry.problem_state.dies
     assert 0 < dead.sum() < len(dead)
     value, grad, after = three.ours.value_and_grad(params, state)
     gone = three.near.value_and_grad(params, state)[2]

@@ -15,7 +15,7 @@ from recursion import Tower
 class Doomed(NamedTuple):
     """A quadratic, how often this copy was evaluated, and whether it dies."""
 
-    below: Any
+    problem_state: Any
     calls: Tensor
     dies: Tensor
 
@@ -31,12 +31,12 @@ class Dying(Quadratic):
         return Doomed(super().init_state(params, key), torch.zeros_like(key), key % 3 == 0)
 
     def value_and_grad(self, params: Tensor, state: Doomed) -> tuple[Tensor, Tensor, Doomed]:
-        f, g, below = super().value_and_grad(params, state.below)
+        f, g, problem_state = super().value_and_grad(params, state.problem_state)
         dead = state.dies & (state.calls + 1 == self.fatal)
         return (
             f.where(~dead, torch.inf),
             g.where(~dead[..., None], torch.nan),
-            Doomed(below, state.calls + 1, state.dies),
+            Doomed(problem_state, state.calls + 1, state.dies),
         )
 
 
@@ -44,7 +44,7 @@ class NaiveDying(NaiveTask):
     """The oracle's: its copies never die."""
 
     def value(self, x: Tensor, state: Doomed) -> tuple[Tensor, Doomed]:
-        return (state.below.w @ x - state.below.y).square().sum(), state._replace(calls=state.calls + 1)
+        return (state.problem_state.w @ x - state.problem_state.y).square().sum(), state._replace(calls=state.calls + 1)
 
 
 TASK = Dying(dims=3, dtype="float64")
@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_living(optimizer):
     key = keys.seed(2)
     params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)
-    dead = state.carry.below.dies
+    dead = state.carry.problem_state.dies
     assert 0 < dead.sum() < 6
 
     value, grad, state = laid.value_and_grad(params, state)
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_the_living(optimizer):
         oracle.begin(keys.fold_in(copy.key, -1)) if gone else oracle.one(theta, copy)[1]
         for copy, gone in zip(copies, dead)
     ]
-    fresh = torch.stack([copy.below.dies for copy in ends])
+    fresh = torch.stack([copy.problem_state.dies for copy in ends])
     assert not (fresh & dead).any(), "pick a seed whose restarted copies live"
     value, grad, state = laid.value_and_grad(params, state)
     f, g, ends = evaluate(oracle, params, ends)
@@ -99,7 +99,7 @@ def test_the_error_names_level_and_step():
               Level(optimizer=SGD(lr=0.001), batch=1)]  # fmt: skip
     tower = Tower(Dying(dims=2, fatal=16), *levels)
     state = tower.init(seed=0)
-    assert tower.carries(state)[0].below.dies.any()
+    assert tower.carries(state)[0].problem_state.dies.any()
     state, _ = tower.step(state)
     with pytest.raises(NonFiniteError, match=r"^level 1 \(sgd\(lr=0\.001\)@2.*loss is not finite at top step 2; "):
         tower.step(state)
@@ -110,7 +110,7 @@ def test_a_dead_copy_below_does_not_stop_the_levels_above():
               Level(optimizer=Adam(), unroll=2, horizon=None, batch=1)]  # fmt: skip
     tower = Tower(Dying(dims=2, fatal=8), *levels)
     state = tower.init(seed=0)
-    deaths = int(tower.carries(state)[0].below.dies.sum())
+    deaths = int(tower.carries(state)[0].problem_state.dies.sum())
     assert deaths > 0
     for _ in range(3):
         state, report = tower.step(state)

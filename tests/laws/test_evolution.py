@@ -67,8 +67,8 @@ def window_gradients(laid: Level, params: Tensor, state: Any) -> tuple[Tensor, T
     whole, alone = torch.zeros_like(params), torch.zeros_like(params)
     for t in range(1, unroll + 1):
         x = end - (unroll - t) * params[:, None]
-        residual = (carry.below.w @ x[..., None])[..., 0] - carry.below.y
-        slope = 2 * (carry.below.w.mT @ residual[..., None])[..., 0]
+        residual = (carry.problem_state.w @ x[..., None])[..., 0] - carry.problem_state.y
+        slope = 2 * (carry.problem_state.w.mT @ residual[..., None])[..., 0]
         whole += ((carry.age - unroll + t)[..., None] * slope).mean(1)
         alone += (t * slope).mean(1)
     return whole, alone
@@ -231,8 +231,8 @@ def test_small_noise_from_a_fresh_start_gives_the_true_directional_derivative(ru
             key = keys.split(carry.key[:1], 2)[..., 0]
             x, s, total = laid.optimizer.init_x(theta, key), fresh.state, 0.0
             for t in range(6):
-                residual = fresh.below.w[0] @ x[0] - fresh.below.y[0]
-                f, g = residual.square().sum()[None], (2 * residual @ fresh.below.w[0])[None]
+                residual = fresh.problem_state.w[0] @ x[0] - fresh.problem_state.y[0]
+                f, g = residual.square().sum()[None], (2 * residual @ fresh.problem_state.w[0])[None]
                 total = total + f if t else total
                 x, s = laid.optimizer.update(theta, x, s, f, g)
         (true,) = torch.autograd.grad(total.sum(), theta)

@@ -260,16 +260,16 @@ class Poisoned(Dying):
     name = "poisoned"
 
     def value_and_grad(self, params: Tensor, state: Doomed) -> tuple[Tensor, Tensor, Doomed]:
-        f, g, below = Quadratic.value_and_grad(self, params, state.below)
+        f, g, problem_state = Quadratic.value_and_grad(self, params, state.problem_state)
         poison = torch.where(state.dies & (state.calls + 1 == self.fatal), torch.nan, 1.0).to(f.dtype)
-        return f * poison, g * poison[..., None], Doomed(below, state.calls + 1, state.dies)
+        return f * poison, g * poison[..., None], Doomed(problem_state, state.calls + 1, state.dies)
 
 
 class ExactDying(ExactTask):
     """The oracle's `Dying`: its copies never die."""
 
     def value(self, x: Tensor, state: Doomed) -> tuple[Tensor, Doomed]:
-        return (state.below.w @ x - state.below.y).square().sum(), state._replace(calls=state.calls + 1)
+        return (state.problem_state.w @ x - state.problem_state.y).square().sum(), state._replace(calls=state.calls + 1)
 
 
 @pytest.mark.parametrize("fatal", [2, 3])
@@ -279,11 +279,11 @@ def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer, fatal):
     part = level(optimizer, 3, batch=6, nonfinite=Skip())
     task = Poisoned(dims=3, dtype="float64", fatal=fatal)
     laid, oracle = part.over(task), exactly(task, part)
-    oracle.below = ExactDying(task)
+    oracle.problem = ExactDying(task)
     key = keys.seed(2)
     params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)
-    dead = state.carry.below.dies
+    dead = state.carry.problem_state.dies
     assert 0 < dead.sum() < 6
     _, grad, after = laid.value_and_grad(params, state)
     living = [copy for copy, gone in zip(copies, dead) if not gone]

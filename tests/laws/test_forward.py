@@ -183,8 +183,8 @@ def test_differences(name):
         grads.append(grad)
     slopes = []
     for direction in step * torch.eye(len(params), dtype=torch.float64):
-        above, below = (run(laid, params + sign * direction, key, windows) for sign in (1, -1))
-        slopes.append((above - below) / (2 * step))
+        above, problem_state = (run(laid, params + sign * direction, key, windows) for sign in (1, -1))
+        slopes.append((above - problem_state) / (2 * step))
     assert error(torch.stack(grads), torch.stack(slopes, -1)) < 1e-7
 
 
@@ -289,10 +289,10 @@ def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer):
     part = level(optimizer, 3, batch=6, nonfinite=Skip())
     task = Poisoned(dims=3, dtype="float64", fatal=5)  # in the second window
     laid, oracle, key = part.over(task), exactly(task, part), keys.seed(2)
-    oracle.below = ExactDying(task)
+    oracle.problem = ExactDying(task)
     params = laid.init(key)
     state, copies = laid.init_state(params, key), oracle.start(params, key)
-    dead = state.carry.below.dies
+    dead = state.carry.problem_state.dies
     assert 0 < dead.sum() < 6
     living = [copy for copy, gone in zip(copies, dead) if not gone]
     _, _, state = laid.value_and_grad(params, state)

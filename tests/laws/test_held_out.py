@@ -61,7 +61,9 @@ def test_trajectories_are_those_of_the_bare_task(gradient):
     for _ in range(4):
         value, grad, state = ours.value_and_grad(params, state)
         loss, slope, other = bare.value_and_grad(params, other)
-        assert equal(state._replace(carry=state.carry._replace(below=state.carry.below.training)), other)
+        assert equal(
+            state._replace(carry=state.carry._replace(problem_state=state.carry.problem_state.training)), other
+        )
         assert not torch.equal(value, loss)
         assert not torch.equal(grad, slope)
 
@@ -75,7 +77,7 @@ def test_a_tower_of_one_level_never_looks_at_other_data():
     assert runs[0] == runs[1]
     assert towers[0].costs == towers[1].costs == [3]
     state = towers[0].step(towers[0].init(0))[0]
-    assert (state.carry.below.counted.step == 0).all()
+    assert (state.carry.problem_state.counted.step == 0).all()
 
 
 # The oracle: naive autograd through training steps, of validation losses.
@@ -99,10 +101,10 @@ class HeldTask(ExactTask):
 class Counting:
     """For a level whose losses are those of validation data; their gradients stay in the graph."""
 
-    below: HeldTask
+    problem_state: HeldTask
 
     def counted(self, x: Tensor, f: Tensor, g: Tensor, state: HeldOutState) -> tuple[Tensor, Tensor, HeldOutState]:
-        loss, after = self.below.counted.value(x, state.counted)
+        loss, after = self.problem.counted.value(x, state.counted)
         (slope,) = torch.autograd.grad(loss, x, create_graph=True)
         return loss, slope, state._replace(counted=after)
 
@@ -214,7 +216,7 @@ def test_a_model_that_overfits_shows_it():
     params = laid.init(keys.seed(0))
     state, values = laid.init_state(params, keys.seed(0)), []
     for _ in range(4):
-        training = state._replace(carry=state.carry._replace(below=state.carry.below.training))
+        training = state._replace(carry=state.carry._replace(problem_state=state.carry.problem_state.training))
         value, grad, state = laid.value_and_grad(params, state)
         values.append(float(value) / 20)
     loss, slope, _ = bare.value_and_grad(params, training)
@@ -231,7 +233,7 @@ def test_the_optimizer_reads_training_losses_and_the_report_says_them():
     assert report.losses[0] == float(tower.carries(state)[0].f.mean())
     assert report.losses[1] == float(state.carry.f.mean())
     own = BARE.own(keys.split(tower.carries(state)[0].key, 2)[..., 1])
-    assert torch.equal(tower.carries(state)[0].below.training.key, own)
+    assert torch.equal(tower.carries(state)[0].problem_state.training.key, own)
 
 
 # Splits and dtypes.

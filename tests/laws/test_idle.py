@@ -36,9 +36,9 @@ def test_an_idle_level_changes_nothing_below(task, rule):
     idle = [Level(optimizer=SGD(lr=Linear(0.0)), unroll=unroll, horizon=None, batch=1) for unroll in (3, 2)]
     tower = Tower(task, level, *idle)
     state = tower.init(seed=4)
-    below = tower.carries(state)[0]
+    problem_state = tower.carries(state)[0]
     params = tower.carries(state)[1].x[0, 0]
-    alone = map_leaves(lambda leaf: leaf[0, 0], below)
+    alone = map_leaves(lambda leaf: leaf[0, 0], problem_state)
     for _ in range(4):
         state, _ = tower.step(state)
         for _ in range(6):
@@ -46,7 +46,7 @@ def test_an_idle_level_changes_nothing_below(task, rule):
         bottom = tower.carries(state)[0]
         assert torch.equal(tower.carries(state)[1].x[0, 0], params)
         assert same(map_leaves(lambda leaf: leaf[0, 0], bottom), alone)
-    assert not torch.equal(bottom.x, below.x)
+    assert not torch.equal(bottom.x, problem_state.x)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)

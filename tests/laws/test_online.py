@@ -158,8 +158,8 @@ def by_hand(laid: Level, params: torch.Tensor, state: LevelState) -> float:
     carry = fresh.begin(params, keys.split(state.memory.key, laid.copies))
     for _ in range(laid.episode_length):
         x = carry.x - params.exp() * carry.g
-        f, g, below = fresh.problem.value_and_grad(x, carry.below)
-        carry = carry._replace(x=x, g=g, below=below)
+        f, g, problem_state = fresh.problem.value_and_grad(x, carry.problem_state)
+        carry = carry._replace(x=x, g=g, problem_state=problem_state)
         total += float(f.mean())
     return total / (laid.episode_length // laid.unroll)
 
@@ -400,6 +400,6 @@ def test_what_its_windows_cannot_be_differentiated_by_is_refused():
         "has a gradient that cannot be differentiated by exact": online(2, 4, through=Exact()),
     }
     for message, part in over.items():
-        below = replace(bottom, gradient=Online((2, 4)))
+        problem_state = replace(bottom, gradient=Online((2, 4)))
         with pytest.raises(ValueError, match=message):
-            Tower(Quadratic(), below, part, top)
+            Tower(Quadratic(), problem_state, part, top)

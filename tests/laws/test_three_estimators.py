@@ -69,8 +69,8 @@ PERIODS = {FullES: 2, TruncatedES: 2, PES: 2, ESSingle: 4, NRES: 4}  # updates f
 class EvolutionLevel(ExactLevel):
     """Truncated or summed draws, by the table in `levels.gradients.evolution`."""
 
-    def __init__(self, part: Level, below: Any) -> None:
-        super().__init__(part, below)
+    def __init__(self, part: Level, problem_state: Any) -> None:
+        super().__init__(part, problem_state)
         gradient = part.gradient
         self.true, self.pairs, self.sigma = False, gradient.pairs, gradient.sigma
         general = isinstance(gradient, Evolution)
@@ -134,15 +134,18 @@ def remembered(state: LevelState, swarm: Any, index: tuple[int, ...] = ()) -> fl
             at = (*index, place)
             assert int(state.memory.key[at]) == int(draw.key)
             worst = max(worst, error(state.memory.noise[at], draw.noise), error(state.memory.seen[at], draw.seen))
-    if isinstance(state.carry.below, LevelState):
-        return max(worst, *(remembered(state.carry.below, copy.below, (*index, i)) for i, copy in enumerate(swarm)))
+    if isinstance(state.carry.problem_state, LevelState):
+        return max(
+            worst,
+            *(remembered(state.carry.problem_state, copy.problem_state, (*index, i)) for i, copy in enumerate(swarm)),
+        )
     return worst
 
 
 def starts(state: LevelState) -> list[int]:
     """Copies in the first window of a trajectory, level 1 first."""
     mine = [int((state.carry.age == 2).sum())]
-    return [*starts(state.carry.below), *mine] if isinstance(state.carry.below, LevelState) else mine
+    return [*starts(state.carry.problem_state), *mine] if isinstance(state.carry.problem_state, LevelState) else mine
 
 
 MOVED, STEP, SMALL = Adam(0.1, eps=1e-3), SGD(0.3), SGD(0.02)

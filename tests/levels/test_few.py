@@ -74,7 +74,7 @@ def test_in_a_tower_they_come_back_after_restarts():
     state, seen = tower.init(seed=0), []
     for _ in range(6):
         state, _ = tower.step(state)
-        seen.append(state.carry.below.w.flatten(1))
+        seen.append(state.carry.problem_state.w.flatten(1))
     assert len(torch.unique(torch.cat(seen), dim=0)) == 2
 
 

@@ -99,22 +99,24 @@ def test_written_form():
 
 
 def test_nothing_to_optimize_is_refused():
-    below = Level(optimizer=SGD(lr=Fixed(0.1))).over(quadratic())
+    lower = Level(optimizer=SGD(lr=Fixed(0.1))).over(quadratic())
     with pytest.raises(ValueError, match=r"^adam@1 has nothing to optimize; the problem below has no parameters$"):
-        Level(optimizer=Adam()).over(below)
+        Level(optimizer=Adam()).over(lower)
 
 
 def test_one_window_of_gradient_descent_by_hand():
     laid, params, state = lay(SGD(lr=0.01, momentum=0.9), unroll=3, batch=2, objective=Discounted(0.5), horizon=None)
     carry = state.carry
     x, b, g = carry.x, torch.zeros_like(carry.x), carry.g
-    assert torch.allclose(carry.f, (carry.below.w @ x[..., None]).squeeze(-1).sub(carry.below.y).square().sum(-1))
+    assert torch.allclose(
+        carry.f, (carry.problem_state.w @ x[..., None]).squeeze(-1).sub(carry.problem_state.y).square().sum(-1)
+    )
     losses = []
     for _ in range(3):
         b = 0.9 * b + g
         x = x - 0.01 * b
-        residual = (carry.below.w @ x[..., None]).squeeze(-1) - carry.below.y
-        g = 2 * (residual[..., None, :] @ carry.below.w).squeeze(-2)
+        residual = (carry.problem_state.w @ x[..., None]).squeeze(-1) - carry.problem_state.y
+        g = 2 * (residual[..., None, :] @ carry.problem_state.w).squeeze(-2)
         losses.append(residual.square().sum(-1))
     value, _, after = laid.value_and_grad(params, state)
     assert torch.allclose(value, (losses[0] + 0.5 * losses[1] + 0.25 * losses[2]).mean(), rtol=1e-13)
@@ -135,7 +137,7 @@ def test_the_hypergradient_of_a_window_by_naive_autograd(objective, weights):
     rule = SGD(lr=0.02, momentum=0.8)
     laid, params, state = lay(rule, unroll=4, batch=3, objective=objective, horizon=None)
     for _ in range(2):
-        w, y = state.carry.below
+        w, y = state.carry.problem_state
         raw = params.clone().requires_grad_()
         x, b, g, loss = state.carry.x, state.carry.state, state.carry.g, 0.0
         for weight in weights:
@@ -186,13 +188,13 @@ def test_restarts_come_at_the_horizon_and_to_the_copies_due_only(optimizer):
         after = state.carry
         for copy in range(4):
             due = ages[copy] == horizon
-            assert due != torch.equal(after.below.w[copy], before.below.w[copy])
+            assert due != torch.equal(after.problem_state.w[copy], before.problem_state.w[copy])
             assert due != torch.equal(after.key[copy], before.key[copy])
             assert due != torch.equal(after.x[copy], expected.x[copy])
             for mine, theirs in zip(leaves(after), leaves(expected), strict=True):
                 assert due or torch.equal(mine[copy], theirs[copy])
             ages[copy] = unroll + (0 if due else ages[copy])
-            problems.add(tuple(after.below.y[copy].tolist()))
+            problems.add(tuple(after.problem_state.y[copy].tolist()))
         assert after.age.tolist() == ages
     assert len(problems) == 4 + 2 + 2 + 3 + 3  # first problems; restarts of copies that began at ages 0, 0, 2, 4
 
@@ -212,7 +214,7 @@ def test_a_restarted_copy_starts_like_any_other():
     assert not torch.equal(first.x[0], carry.x[0])
     assert torch.equal(first.state.m[0], torch.zeros(3, dtype=torch.float64))
     assert first.state.t.tolist() == [0, 0]
-    residual = all_end.below.w @ first.x[..., None] - all_end.below.y[..., None]
+    residual = all_end.problem_state.w @ first.x[..., None] - all_end.problem_state.y[..., None]
     assert float(first.f[0]) == pytest.approx(float(residual[0].square().sum()), rel=1e-12)
 
 
@@ -334,13 +336,13 @@ def test_starts_that_are_never_finite_stop_even_where_copies_are_skipped():
 def test_skipped_copies_stand_still_count_and_restart(what, optimizer):
     unroll = 1 if what == "gradient" else 2
     laid, params, state = lay(optimizer, Fragile(what), unroll=unroll, batch=8, horizon=None, nonfinite=Skip())
-    bad, before = state.carry.below.odd, state.carry
+    bad, before = state.carry.problem_state.odd, state.carry
     assert 0 < int(bad.sum()) < 8
     value, grad, state = laid.value_and_grad(params, state)
     after = state.carry
     assert torch.equal(after.skipped, bad.long())
     assert torch.equal(after.age, torch.where(bad, RESET, unroll))
-    for mine, was in zip(leaves((after.x, after.state, after.f, after.g, after.below)), leaves(before[:5])):
+    for mine, was in zip(leaves((after.x, after.state, after.f, after.g, after.problem_state)), leaves(before[:5])):
         assert torch.equal(mine[bad], was[bad])
     whole = Level(optimizer=optimizer, unroll=unroll, batch=8, horizon=None).over(Fragile(at=99))
     _, window = run(whole, params, before)
@@ -359,15 +361,15 @@ def test_skipped_copies_stand_still_count_and_restart(what, optimizer):
 
 def test_counts_survive_restarts_at_both_levels():
     """The level above restarts its trajectory at every window; what the level below has skipped stays counted."""
-    below = Level(optimizer=SGD(lr=0.1), unroll=2, batch=4, horizon=2, nonfinite=Skip()).over(Fragile(at=2))
-    above = Level(optimizer=SGD(lr=0.1), unroll=2, horizon=2, batch=1).over(below)
+    lower = Level(optimizer=SGD(lr=0.1), unroll=2, batch=4, horizon=2, nonfinite=Skip()).over(Fragile(at=2))
+    above = Level(optimizer=SGD(lr=0.1), unroll=2, horizon=2, batch=1).over(lower)
     params = above.init(keys.seed(0))
     state = above.init_state(params, keys.seed(1))
-    counts = [int(state.carry.below.carry.skipped.sum())]
+    counts = [int(state.carry.problem_state.carry.skipped.sum())]
     seen = {int(state.carry.key)}
     for _ in range(6):
         _, _, state = above.value_and_grad(params, state)
-        counts.append(int(state.carry.below.carry.skipped.sum()))
+        counts.append(int(state.carry.problem_state.carry.skipped.sum()))
         seen.add(int(state.carry.key))
     assert len(seen) == 6  # the window at start-up is followed by five restarts
     assert counts == sorted(counts)
@@ -402,14 +404,14 @@ class Spoiled(Problem):
 
 
 def test_what_the_level_below_skipped_counts_even_where_the_level_above_skips_the_window():
-    below = Level(optimizer=SGD(lr=0.1), batch=8, nonfinite=Skip()).over(Fragile())
-    above = Level(optimizer=SGD(lr=0.1), batch=2, nonfinite=Skip()).over(Spoiled(below))
+    lower = Level(optimizer=SGD(lr=0.1), batch=8, nonfinite=Skip()).over(Fragile())
+    above = Level(optimizer=SGD(lr=0.1), batch=2, nonfinite=Skip()).over(Spoiled(lower))
     params = above.init(keys.seed(0))
     state = above.init_state(params, keys.seed(1))
     _, _, after = above.value_and_grad(params, state)
     assert after.carry.skipped.tolist() == [1, 1]
     assert torch.equal(after.carry.x, state.carry.x)
-    before, now = state.carry.below.inner.carry, after.carry.below.inner.carry
+    before, now = state.carry.problem_state.inner.carry, after.carry.problem_state.inner.carry
     assert torch.equal(now.x, before.x)
     assert (now.skipped >= before.skipped).all()
     assert int(now.skipped.sum()) > int(before.skipped.sum())

@@ -132,11 +132,11 @@ class Hand:
         for_x, for_problem = keys.split(key[None], 2).unbind(-1)
         self.x = task.init(for_x)
         self.state = self.safe.init_state(self.theta, self.x, keys.fold_in(key[None], STATE))
-        self.f, self.g, self.below = task.value_and_grad(self.x, task.init_state(self.x, for_problem))
+        self.f, self.g, self.problem_state = task.value_and_grad(self.x, task.init_state(self.x, for_problem))
 
     def step(self):
         self.x, self.state = self.safe.update(self.theta, self.x, self.state, self.f, self.g)
-        self.f, self.g, self.below = self.task.value_and_grad(self.x, self.below)
+        self.f, self.g, self.problem_state = self.task.value_and_grad(self.x, self.problem_state)
 
     @property
     def watch(self):
@@ -151,9 +151,9 @@ def path_of(rule, task, key, steps):
     for_x, for_problem = keys.split(key[None], 2).unbind(-1)
     bound = rule.bind(task)
     theta, x = bound.init(KEY)[None], task.init(for_x)
-    state, below, path = bound.init_state(theta, x, key[None]), task.init_state(x, for_problem), []
+    state, problem_state, path = bound.init_state(theta, x, key[None]), task.init_state(x, for_problem), []
     for _ in range(steps):
-        f, g, below = task.value_and_grad(x, below)
+        f, g, problem_state = task.value_and_grad(x, problem_state)
         x, state = bound.update(theta, x, state, f, g)
         path.append(x)
     return path
@@ -267,8 +267,8 @@ def test_a_level_gives_its_copies_the_same_problem_after_restarts():
     state = tower.init(0)
     for _ in range(5):
         carry = tower.carries(state)[0]
-        assert torch.equal(carry.below.w, carry.state[0].below.w)
-        assert torch.equal(carry.below.y, carry.state[0].below.y)
+        assert torch.equal(carry.problem_state.w, carry.state[0].problem_state.w)
+        assert torch.equal(carry.problem_state.y, carry.state[0].problem_state.y)
         state, report = tower.step(state)
     assert set(report.metrics) == {"level 1 fell back", "level 1 asked"}
     assert tower.costs[-1] == 2 * 2 * (1 + 1)

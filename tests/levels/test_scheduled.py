@@ -163,7 +163,7 @@ def test_a_first_order_gradient_through_a_schedule():
     state = level.init_state(theta, KEY)
     carry = state.carry
     log_lr = theta.clone().requires_grad_()
-    x, w, y = carry.x, carry.below.w, carry.below.y
+    x, w, y = carry.x, carry.problem_state.w, carry.problem_state.y
     for t in range(5):
         residual = (w @ x.detach()[..., None]).squeeze(-1) - y
         g = 2 * (residual[..., None, :] @ w).squeeze(-2)

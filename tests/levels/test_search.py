@@ -98,8 +98,8 @@ def generation_by_hand(search, problem, sigma, members, losses, number, key, mov
 
 
 def born(problem, rule, own, x, key):
-    below = tolerant(problem).init_state(x, key)
-    return rule.init_state(own, x[None], key[None]), *tolerant(problem).value_and_grad(x, below)
+    problem_state = tolerant(problem).init_state(x, key)
+    return rule.init_state(own, x[None], key[None]), *tolerant(problem).value_and_grad(x, problem_state)
 
 
 @pytest.mark.parametrize("rule", [None, Adam(lr=0.1), SelfUpdate(scale=0.3)], ids=str)
@@ -119,12 +119,14 @@ def test_a_generation_is_what_a_loop_over_members_does(rule):
         if rule is None:
             return member, None
         mover, own = search.inner, theta[1:]
-        remembered, f, g, below = born(problem, mover, own, member, life) if isinstance(life, torch.Tensor) else life
+        remembered, f, g, problem_state = (
+            born(problem, mover, own, member, life) if isinstance(life, torch.Tensor) else life
+        )
         for _ in range(steps):
             stepped, remembered = mover.update(own, member[None], remembered, f[None], g[None])
             member = stepped[0]
-            f, g, below = tolerant(problem).value_and_grad(member, below)
-        return member, (remembered, f, g, below)
+            f, g, problem_state = tolerant(problem).value_and_grad(member, problem_state)
+        return member, (remembered, f, g, problem_state)
 
     for number in range(4):
         x, state = updated(search, theta, state, x)
@@ -176,7 +178,7 @@ def test_over_a_task_members_are_judged_on_the_problem_of_their_copy(task, rule)
         losses, _ = task.value(population.members, alike)
         torch.testing.assert_close(population.losses, losses)
     _, _, where = task.value_and_grad(state.carry.x, population.task)
-    for ours, theirs in zip(leaves(where), leaves(state.carry.below), strict=True):
+    for ours, theirs in zip(leaves(where), leaves(state.carry.problem_state), strict=True):
         torch.testing.assert_close(ours, theirs)  # the level asked once more, at its start
 
 

@@ -82,7 +82,7 @@ def test_the_loss_after_self_updates_is_differentiated_through_them(h):
     start = carry.x[0].detach().requires_grad_()
     own = SelfUpdate(scale=0.2, norm=None).bind(problem)
     scale = own.init(KEY).requires_grad_()
-    x, f, g, inner = start[None], carry.f, carry.g, carry.below
+    x, f, g, inner = start[None], carry.f, carry.g, carry.problem_state
     mine = own.init_state(scale, x, carry.key)
     for _ in range(h):
         x, mine = own.update(scale, x, mine, f, g)

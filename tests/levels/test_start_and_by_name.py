@@ -44,7 +44,7 @@ def test_the_gradient_of_a_start_is_first_order_maml_by_hand():
     for _ in range(3):  # each window is a trajectory of its own, and begins at the start
         value, grad, new = level.value_and_grad(theta, state)
         start = (TASK.init(keys.seed(0)) + theta[:4]).requires_grad_()
-        problem = new.carry.below  # the three quadratics of this window
+        problem = new.carry.problem_state  # the three quadratics of this window
         x = start.expand(3, 4)
         for _ in range(2):
             residual = torch.einsum("bij,bj->bi", problem.w, x) - problem.y

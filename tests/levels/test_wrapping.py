@@ -101,8 +101,8 @@ def test_a_mixture_in_a_tower():
     state = tower.init(seed=0)
     for _ in range(5):
         carry = state.carry
-        assert torch.equal((carry.x[..., 2:] == 0).all(-1), carry.below.member == 0)
-        assert 0 < int((carry.below.member == 0).sum()) < 32
+        assert torch.equal((carry.x[..., 2:] == 0).all(-1), carry.problem_state.member == 0)
+        assert 0 < int((carry.problem_state.member == 0).sum()) < 32
         state, _ = tower.step(state)
 
 

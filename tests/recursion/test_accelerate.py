@@ -235,8 +235,8 @@ def test_a_state_that_is_not_finite_is_stepped_plainly(interpreted):
     plain = parse("quadratic(dims=3): sgd / sgd")
     running, _ = Running(accelerate(plain), plain.init(0)).step()
     state = running.state
-    far = state.carry.below.carry._replace(x=state.carry.below.carry.x + 1e30)
-    state = state._replace(carry=state.carry._replace(below=state.carry.below._replace(carry=far)))
+    far = state.carry.problem_state.carry._replace(x=state.carry.problem_state.carry.x + 1e30)
+    state = state._replace(carry=state.carry._replace(problem_state=state.carry.problem_state._replace(carry=far)))
     for stepped in (plain.step, running.tower.step, lambda state: Running(running.tower, state).step()):
         with pytest.raises(NonFiniteError, match=r"level 1 .* loss is not finite at top step 2"):
             stepped(state)
@@ -369,9 +369,11 @@ def test_skipped_copies_are_counted_as_in_the_plain_tower():
     ends = []
     for tower in (plain, accelerate(plain)):
         state = tower.init(0)
-        below = state.carry.below
-        x = below.carry.x.index_fill(1, torch.tensor(1), 1e200)
-        state = state._replace(carry=state.carry._replace(below=below._replace(carry=below.carry._replace(x=x))))
+        problem_state = state.carry.problem_state
+        x = problem_state.carry.x.index_fill(1, torch.tensor(1), 1e200)
+        state = state._replace(
+            carry=state.carry._replace(problem_state=problem_state._replace(carry=problem_state.carry._replace(x=x)))
+        )
         for _ in range(3):
             state, report = tower.step(state)
         ends.append((state, report))

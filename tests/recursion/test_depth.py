@@ -84,7 +84,7 @@ def set_gates(tower: Tower, state: TowerState, stands: dict[int, float]) -> Towe
     below = carries[0]
     for number in range(2, tower.depth + 1):
         carry = carries[number - 1]
-        carry = carry._replace(below=type(carry.below)(below, carry.below.memory))
+        carry = carry._replace(problem_state=type(carry.problem_state)(below, carry.problem_state.memory))
         if number - 1 in stands:
             names, stand = [], stands[number - 1]
             for name, shape in tower.bound[number - 2].layout.entries:

@@ -37,14 +37,14 @@ DATA = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torc
 LABELS = torch.randint(3, (60,), generator=torch.Generator().manual_seed(1))
 
 
-def weights_of(rule: Optimizer, below: Layout, seed: int = 0) -> torch.Tensor:
-    return rule.bind(below).init(keys.seed(seed))
+def weights_of(rule: Optimizer, problem_state: Layout, seed: int = 0) -> torch.Tensor:
+    return rule.bind(problem_state).init(keys.seed(seed))
 
 
 def exported(rule: Optimizer = SMALL, dtype: torch.dtype = torch.float64, model: nn.Module | None = None):
     shapes = {"x": (1,)} if model is None else {name: tuple(p.shape) for name, p in model.named_parameters()}
-    below = Layout.of(shapes, dtype)
-    return export(rule, weights_of(rule, below), layout=None if model is None else below)
+    problem_state = Layout.of(shapes, dtype)
+    return export(rule, weights_of(rule, problem_state), layout=None if model is None else problem_state)
 
 
 def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
@@ -81,7 +81,7 @@ def check_steps(rule: Optimizer, make, steps: int) -> None:
     weights = weights_of(rule, task().layout)
     tower = Tower(task(), Level(optimizer=rule, horizon=None, batch=1))
     state = tower.init(seed=3, theta=weights)
-    key, start = state.carry.below.key[0], state.carry.x[0]
+    key, start = state.carry.problem_state.key[0], state.carry.x[0]
     model, views = network(), task().layout.unravel(start)
     model.load_state_dict({name: views[name] for name in model.state_dict()})
     optimizer = make(weights)(model.named_parameters())

@@ -67,42 +67,24 @@ class Map(Optimizer):
         return self.next(theta[..., None, :], g, x), None
 
 
-class Logistic(Map):
-    """x <- r x (1 - x): at r = 4 the exponent is ln 2 (Ulam and von Neumann 1947)."""
-
-    name = "logistic-map"
-
-    def next(self, r, g, x):
-        return r * x * (1 - x)
+class Logistic(Map):  # at r = 4 the exponent is ln 2 (Ulam and von Neumann 1947)
+    name, next = "logistic-map", staticmethod(lambda r, g, x: r * x * (1 - x))
 
 
-class ByGradient(Map):
-    """The same map over f = x^2 / 2, but all that it knows of x comes by the gradient: x <- x + (r g (1 - g) - g)."""
-
-    name = "by-gradient"
-
-    def next(self, r, g, x):
-        return x + (r * g * (1 - g) - g)
+class ByGradient(Map):  # the same map over f = x^2 / 2, but all that it knows of x comes by the gradient
+    name, next = "by-gradient", staticmethod(lambda r, g, x: x + (r * g * (1 - g) - g))
 
 
-class Forgets(Map):
-    """x <- r / 10: no perturbation survives."""
-
-    name = "forgets"
-
-    def next(self, r, g, x):
-        return (r / 10).expand_as(x)
+class Forgets(Map):  # no perturbation survives
+    name, next = "forgets", staticmethod(lambda r, g, x: (r / 10).expand_as(x))
 
 
 class Drifts(Map):
-    name = "drifts"
-
-    def next(self, r, g, x):
-        return x + r
+    name, next = "drifts", staticmethod(lambda r, g, x: x + r)
 
 
 class Hidden(Map):
-    """A logistic map in the state, which moves x: x <- x + s / 1000."""
+    """A logistic map in the state, which moves x."""
 
     name = "hidden"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from recursion.evaluate.statistics import (
+from recursion.evaluate.statistics import (  # isort: skip
     Estimate,
     difference,
     estimate,
