@@ -145,7 +145,7 @@ def mean_predictions(optimizer: Optimizer, members: Tensor, task: Task, key: Ten
     bound, rows = optimizer.bind(task), []
     for part in _parts(key, members, task):
         points = walk(bound, members, task, part, steps)
-        rows.append(torch.stack([_together(task, point.x, point.state) for point in points]))
+        rows.append(torch.stack([_together(task, point.x, point.problem_state) for point in points]))
     losses = torch.cat(rows, -1)
     return losses.masked_fill(losses.isnan(), torch.inf)
 
