@@ -19,6 +19,8 @@ from torch import Tensor
 from levels.base import Answer, Optimizer, Problem
 from levels.tree import State, leaves, map_leaves, with_leaves
 
+Ask = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> value and gradient
+
 
 def is_followed(params: Tensor) -> bool:
     """Whether the answer at ``params`` must be a function of them, rather than data."""
@@ -32,41 +34,32 @@ def stop_gradient(state: State) -> State:
 
 @torch.no_grad()
 def as_data(
-    problem: Problem,
-    x: Tensor,
-    problem_state: State,
-    answer: Answer | None = None,
-    *,
-    outer: bool = True,
-    grad: bool = True,
+    problem: Problem, x: Tensor, state: State, answer: Answer | None = None, *, outer: bool = True, grad: bool = True
 ) -> Answer:
-    """The problem's answer at ``x`` as constants.
+    """The problem's answer at ``x`` as constants; an ``answer`` that is known already is taken as it is.
 
-    Without ``outer``, what the optimizer reads is also what counts. Without ``grad``, gradients are zeros and none is
-    computed: for optimizers that read none.
+    Without ``outer``, the loss that the optimizer reads also counts. Without ``grad``, gradients are zeros, uncomputed.
     """
     if answer is not None:
         return answer
     x = x.detach()
     if grad:
-        f, g, problem_state = problem.value_and_grad(x, problem_state)
+        f, g, state = problem.value_and_grad(x, state)
     else:
-        (f, problem_state), g = problem.value(x, problem_state), torch.zeros_like(x)
-    loss, slope = f, g
-    if outer:
-        loss, slope, problem_state = problem.outer_value_and_grad(x, problem_state, f, g)
-    return Answer(f, g, problem_state, loss, slope)
+        (f, state), g = problem.value(x, state), torch.zeros_like(x)
+    loss, slope, state = problem.outer_value_and_grad(x, state, f, g) if outer else (f, g, state)
+    return Answer(f, g, state, loss, slope)
 
 
-def followed(problem: Problem, x: Tensor, problem_state: State, answer: Answer | None = None) -> Answer:
+def followed(problem: Problem, x: Tensor, state: State, answer: Answer | None = None) -> Answer:
     """The problem's answer at ``x`` as a function of ``x``; the state, or a function that makes it, is a constant."""
-    f, g, behind, loss, slope = as_data(problem, x, problem_state, answer)
+    f, g, behind, loss, slope = as_data(problem, x, state, answer)
 
     def inner(at: Tensor) -> tuple[Tensor, Tensor]:
-        return problem.value_and_grad(at, problem_state() if callable(problem_state) else problem_state)[:2]
+        return problem.value_and_grad(at, state() if callable(state) else state)[:2]
 
     def outer(at: Tensor) -> tuple[Tensor, Tensor]:
-        between = problem.value_and_grad(at.detach(), problem_state)[2]
+        between = problem.value_and_grad(at.detach(), state)[2]
         return problem.outer_value_and_grad(at, between, f, g)[:2]
 
     same = loss is f
@@ -79,7 +72,7 @@ class _Followed(torch.autograd.Function):
     """A value and a gradient that are known at ``x``, as functions of ``x``; ``ask`` computes them again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: Tensor, g: Tensor, ask: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, f: Tensor, g: Tensor, ask: Ask) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, f, g)
         ctx.ask = ask
@@ -88,56 +81,42 @@ class _Followed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         x, f, g = ctx.saved_tensors
-        again = torch.is_grad_enabled()  # whether this product is differentiated in its turn
-        dx = None
-        if dg is not None:
-            dx = grad_vjp(ctx.ask, x, dg)
+        dx = None if dg is None else grad_vjp(ctx.ask, x, dg)
         if df is not None:
+            again = torch.is_grad_enabled()  # whether this product is differentiated in its turn
             slope = _Followed.apply(x, f, g, ctx.ask)[1] if again else g  # type: ignore[no-untyped-call]
             dx = df[..., None] * slope if dx is None else torch.addcmul(dx, df[..., None], slope)
         return dx, None, None, None
 
 
-def grad_vjp(ask: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, v: Tensor) -> Tensor:
-    """``J^T v [*batch, n]`` for the gradient that ``ask(x)`` returns second; for a task, the Hessian-vector product."""
-    again = torch.is_grad_enabled()
+def vjp(function: Callable[[Tensor], Tensor | None], x: Tensor, v: Tensor) -> Tensor:
+    """``J^T v``, shaped as ``x``, for the Jacobian of ``function`` at ``x``; 0 where it is constant (None, for one).
+
+    With autograd on, the product is a function of ``x`` and ``v`` in its turn.
+    """
+    again = torch.is_grad_enabled() and (x.requires_grad or v.requires_grad)
     with torch.enable_grad():
-        at = x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
-        grad = ask(at)[1]
-        if not grad.requires_grad:
+        at = _alias(x if again else x.detach())
+        value = function(at)
+        if value is None or not value.requires_grad:
             return torch.zeros_like(x)
-        (product,) = torch.autograd.grad(grad, at, v, create_graph=again, materialize_grads=True)
-    return product
+        return torch.autograd.grad(value, at, v, create_graph=again, materialize_grads=True)[0]
+
+
+def grad_vjp(ask: Ask, x: Tensor, v: Tensor) -> Tensor:
+    """`vjp` of the gradient that ``ask`` returns second, ``[*batch, n]``; for a task, the Hessian-vector product."""
+    return vjp(lambda at: ask(at)[1], x, v)
+
+
+def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
+    """The Hessian of a task at ``x`` times ``v``; for any problem, its gradient's Jacobian, transposed, times ``v``."""
+    return vjp(lambda at: problem.value_and_grad(at, state)[1], x, v)
 
 
 def _alias(tensor: Tensor) -> Tensor:
     """The same tensor as a node of its own, at which a derivative ends that is taken at it."""
     alias = tensor.view_as(tensor)
     return alias if alias.requires_grad or not alias.is_floating_point() else alias.requires_grad_()
-
-
-def slope(function: Callable[[Tensor], Tensor | None], theta: Tensor) -> Tensor:
-    """The gradient ``[*batch, m]`` of ``function(theta)`` ``[*batch]``; a function of theta where that is followed."""
-    again = is_followed(theta)
-    with torch.enable_grad():
-        at = theta.view_as(theta) if again else theta.detach().requires_grad_()
-        value = function(at)
-        if value is None or not value.requires_grad:  # a constant, as the price of a gate that is fixed
-            return torch.zeros_like(theta)
-        grad: Tensor = torch.autograd.grad(value.sum(), at, create_graph=again, materialize_grads=True)[0]
-    return grad
-
-
-def clipped(grad: Tensor, largest: float) -> Tensor:
-    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer."""
-    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
-    scale: Tensor = largest / norm.clamp_min(largest)
-    return grad * scale.to(grad.dtype)
-
-
-def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
-    """The Hessian of a task at ``x`` times ``v``; for any problem, its gradient's Jacobian, transposed, times ``v``."""
-    return grad_vjp(lambda at: problem.value_and_grad(at, state)[:2], x, v)
 
 
 def update_vjp(
@@ -155,9 +134,14 @@ def update_vjp(
         outputs = [new_x, *(leaf for leaf in leaves(new_state) if leaf.is_floating_point())]
         pairs = [(out, slope) for out, slope in zip(outputs, [dx, *(dstate or [None] * len(floats))])
                  if slope is not None and out.requires_grad]  # fmt: skip
-        inputs = [theta, x, *floats]
-        dtheta, dx, *dfloats = torch.autograd.grad(
-            [out for out, _ in pairs], inputs, [slope for _, slope in pairs], create_graph=True, allow_unused=True
-        )
-    zero = torch.zeros_like
-    return zero(theta) if dtheta is None else dtheta, zero(x) if dx is None else dx, dfloats
+        outs, slopes = [out for out, _ in pairs], [slope for _, slope in pairs]
+        grads = torch.autograd.grad(outs, [theta, x, *floats], slopes, create_graph=True, allow_unused=True)
+    dtheta, dx = (torch.zeros_like(a) if grad is None else grad for a, grad in zip((theta, x), grads))
+    return dtheta, dx, list(grads[2:])
+
+
+def clipped(grad: Tensor, largest: float) -> Tensor:
+    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer."""
+    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
+    scale: Tensor = largest / norm.clamp_min(largest)
+    return grad * scale.to(grad.dtype)

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
@@ -49,7 +50,7 @@ class OptimizerTraits(NamedTuple):
 
     differentiable: bool = True  # whether a level above can train it by backpropagation
     reads_loss: bool = False  # whether `update` reads ``f``; if not, it may be given anything
-    reads_grad: bool = True  # whether `update` reads ``g``; if not, it is given zeros, and no gradient is made for it
+    reads_grad: bool = True  # whether `update` reads ``g``; if not, it is given zeros
     learns_init: bool = False  # whether `init_x` or `init_state` depends on theta
     locality: Locality = "global"  # what an update of one coordinate reads: that coordinate, its tensor, everything
     evals: Evals = 0  # task gradients that an `update` asks for itself, for each copy of the task
@@ -86,10 +87,10 @@ class Answer(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One update of a window."""
+    """One update of a window: what stands after it."""
 
-    x: Tensor  # [*batch, copies, n] after the update
-    state: State  # the optimizer's, after the update
+    x: Tensor  # [*batch, copies, n]
+    state: State  # the optimizer's
     answer: Answer  # the problem's, at x
 
 
@@ -101,11 +102,6 @@ class Window(NamedTuple):
     losses: Tensor  # [T, *batch, copies] what the meta-loss counts
     was_skipped: Tensor | None = None  # [*batch, copies] copies that failed and stood still; None: no copy did
 
-    @property
-    def is_first(self) -> Tensor:
-        """Whether the copy's trajectory began with this window: ``[*batch, copies]``."""
-        return self.start.age == 0
-
 
 class LevelState(NamedTuple):
     """State of a level: what its window carries, and what its estimator remembers (None if nothing)."""
@@ -114,7 +110,7 @@ class LevelState(NamedTuple):
     memory: Any
 
 
-Evaluate = Callable[..., Answer]  # (problem, x, below, answer=None): how a window asks; a known answer is taken
+Evaluate = Callable[..., Answer]  # (problem, x, problem_state, answer=None): how a window asks its problem
 
 
 class Problem(ABC):
@@ -136,7 +132,7 @@ class Problem(ABC):
 
     @abstractmethod
     def init_state(self, params: Tensor, key: Tensor) -> State:
-        """State of fresh copies, for parameters ``[*batch, n]`` and keys ``[*batch]``; leaves ``[*batch, ...]``."""
+        """State of fresh copies with parameters ``[*batch, n]`` and keys ``[*batch]``; leaves ``[*batch, ...]``."""
 
     @abstractmethod
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
@@ -148,18 +144,12 @@ class Problem(ABC):
         return value, state
 
     def outer_value_and_grad(self, params: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, State]:
-        """What the meta-loss of the level above counts at ``params``, by default ``f`` and ``g``, just answered there.
-
-        A problem that trains on some data and counts other data overrides this (`levels.tasks.held_out`).
-        """
+        """What the meta-loss counts at ``params``: ``f`` and ``g``, just answered there, or a loss on other data."""
         return f, g, state
 
     @torch.no_grad()
     def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
-        """Losses ``[*batch]`` of parameters ``[*batch, n]`` on what keys ``[*batch]`` draw; inf where not finite.
-
-        Equal keys draw equal problems and data, so the losses of several parameters compare. No state is kept.
-        """
+        """Losses ``[*batch]`` of parameters ``[*batch, n]`` on what keys ``[*batch]`` draw; inf where not finite."""
         state = self.init_state(params, key)
         f, g, state = self.value_and_grad(params, state)
         value = self.outer_value_and_grad(params, state, f, g)[0]
@@ -174,8 +164,7 @@ class Problem(ABC):
 class Optimizer(Config, ABC):
     """An update rule with parameters ``theta`` of its own: a step size, the weights of an LSTM.
 
-    A subclass writes `shapes`, `init`, `init_state` and `update`, in plain operations. Before use a rule is bound to
-    its site: the problem that it works on, or the layout alone where there is no problem (an exported optimizer).
+    Before use it is bound to its ``site``: the problem that it works on, or a layout where there is none (an export).
     """
 
     site: Problem | Layout | None = field(default=None, kw_only=True, compare=False, metadata={"unwritten": True})
@@ -199,15 +188,11 @@ class Optimizer(Config, ABC):
 
     @abstractmethod
     def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
-        """The next ``x`` and the next state; ``f`` and ``g`` are the value and gradient at ``x``.
-
-        Where `OptimizerTraits.differentiable`, autograd must be able to differentiate this in all that it reads, twice
-        for exact gradients.
-        """
+        """The next ``x`` and state; ``f``, ``g`` belong to ``x``. Autograd must be able to differentiate it twice."""
 
     def init_x(self, theta: Tensor, key: Tensor) -> Tensor:
         """Where trajectories begin, ``[*batch, copies, n]`` for keys ``[*batch, copies]``: as the problem says."""
-        assert isinstance(self.site, Problem), "a rule over a layout alone is given its start"
+        assert isinstance(self.site, Problem), "over a layout alone, the caller says where to start"
         return self.site.init(key)
 
     def result(self, state: State, x: Tensor) -> Tensor:
@@ -215,7 +200,7 @@ class Optimizer(Config, ABC):
         return x
 
     def penalty(self, theta: Tensor) -> Tensor | None:
-        """What the level adds to its meta-loss for such parameters: ``[*batch]``, or None for nothing."""
+        """What the level adds to its meta-loss: ``[*batch]``, or None for nothing."""
         return None
 
     def metrics(self, state: State) -> dict[str, Tensor]:
@@ -223,21 +208,21 @@ class Optimizer(Config, ABC):
         return {}
 
     def bind(self, site: Problem | Layout) -> Self:
-        """This rule for the parameters of ``site``. Raises ValueError if it does not fit them."""
+        """This optimizer for the parameters of ``site``. Raises ValueError if it does not fit them."""
         bound = replace(self, site=site)
         bound.shapes(bound.param_layout)  # refuses here what does not fit
         return bound
 
-    @property
+    @cached_property
     def param_layout(self) -> Layout:
-        """Layout of the parameters that this rule updates."""
+        """Layout of the parameters that it updates."""
         if self.site is None:
             raise ValueError(f"{self} is not bound yet; call bind(problem) or bind(layout) first")
         return self.site.layout if isinstance(self.site, Problem) else self.site
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
-        """Layout of the rule's own parameters; same dtype and device."""
+        """Layout of its own parameters; same dtype and device."""
         given = self.param_layout
         return Layout.of(self.shapes(given), given.dtype, given.device)
 

@@ -48,11 +48,9 @@ class Hyper(Config):
         return {"value": (), "tensor": (len(layout.entries),), "coordinate": (layout.size,)}[self.shared_over]
 
     def read(self, stored: Tensor, layout: Layout) -> Tensor:
-        """Stored numbers ``[*batch, *shape]`` as values that broadcast against ``[*batch, copies, n]``."""
+        """Stored numbers ``[*batch, k]`` as values that broadcast against ``[*batch, copies, n]``."""
         value = self.constrain(stored)
-        if self.shared_over == "value":
-            return value[..., None, None]
-        return (layout.spread(value) if self.shared_over == "tensor" else value)[..., None, :]
+        return (layout.spread(value) if self.shared_over == "tensor" else value).unsqueeze(-2)
 
 
 class Linear(Hyper):
@@ -107,7 +105,7 @@ class Fixed(Hyper):
         return value
 
     def constrain(self, stored: Tensor) -> Tensor:
-        return stored.new_full(stored.shape[:-1], self.start)
+        return stored.new_full((*stored.shape[:-1], 1), self.start)
 
     def shape(self, layout: Layout) -> tuple[int, ...]:
         return (0,)
@@ -120,56 +118,45 @@ def hyper(default: float | None, space: type[Hyper]) -> Any:
 
 @dataclass(frozen=True, repr=False)
 class HyperparamOptimizer(Optimizer):
-    """A rule whose only parameters are hyperparameters, declared as fields with `hyper`; abstract.
+    """An optimizer whose only parameters are hyperparameters, declared as fields with `hyper`; abstract.
 
-    A rule writes `init_state` and `update`, which reads its numbers by ``h = self.read(theta)``.
+    A subclass writes `init_state` and `update`, which reads its numbers by ``h = self.read(theta)``.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in dataclasses.fields(self):
-            given, space = getattr(self, field.name), field.metadata.get("space")
-            if space is None or given is None or isinstance(given, Hyper):
+        for name, given, space in self._declared():
+            if isinstance(given, Hyper):
                 continue
             good = isinstance(given, (int, float)) and not isinstance(given, bool)
-            require(good, f"{self.name}: {field.name} must be a number, got {format_value(given)}")
+            require(good, f"{self.name}: {name} must be a number, got {format_value(given)}")
             within = f"none to leave it out, or linear({given}) to let it start there"
             fix = within if given == space.low else "a value in between"
-            what = f"{self.name}: {field.name}={given} is outside ({space.low}, {space.high}); use {fix}"
+            what = f"{self.name}: {name}={given} is outside ({space.low}, {space.high}); use {fix}"
             require(space.low < given < space.high, what)
+
+    def _declared(self) -> list[tuple[str, Any, type[Hyper]]]:
+        """Name, value and space of each hyperparameter; those left out (None) are not among them."""
+        fields = [(field.name, getattr(self, field.name), field.metadata.get("space"))
+                  for field in dataclasses.fields(self)]  # fmt: skip
+        return [(name, given, space) for name, given, space in fields if space is not None and given is not None]
 
     @cached_property
     def hypers(self) -> dict[str, Hyper]:
-        """The hyperparameters of this rule by field name; those left out (None) are not among them."""
-        found = {}
-        for field in dataclasses.fields(self):
-            given, space = getattr(self, field.name), field.metadata.get("space")
-            if space is not None and given is not None:
-                found[field.name] = given if isinstance(given, Hyper) else space(float(given))
-        return found
+        """The hyperparameters by field name; those left out are not among them."""
+        return {name: given if isinstance(given, Hyper) else space(float(given))
+                for name, given, space in self._declared()}  # fmt: skip
 
     def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return {name: hyper.shape(layout) for name, hyper in self.hypers.items()}
 
     def init(self, key: Tensor) -> Tensor:
-        layout = self.layout
-        parts = [torch.full((size,), hyper.unconstrain(hyper.start), dtype=layout.dtype, device=layout.device)
-                 for hyper, size in zip(self.hypers.values(), layout.sizes)]  # fmt: skip
-        nothing = torch.zeros(0, dtype=layout.dtype, device=layout.device)
-        return torch.cat([nothing, *parts]).repeat(*key.shape, 1)
+        empty = torch.zeros(0, dtype=self.layout.dtype, device=self.layout.device)
+        starts = [empty.new_full((size,), hyper.unconstrain(hyper.start))
+                  for hyper, size in zip(self.hypers.values(), self.layout.sizes)]  # fmt: skip
+        return torch.cat([empty, *starts]).repeat(*key.shape, 1)
 
     def read(self, theta: Tensor) -> dict[str, Tensor]:
         """The hyperparameters in ``theta`` ``[*batch, m]``; each broadcasts against ``x`` ``[*batch, copies, n]``."""
-        found = {}
-        for (name, hyper), part in zip(self.hypers.items(), torch.split_with_sizes(theta, self._own_layout.sizes, -1)):
-            single = hyper.shared_over == "value" and part.shape[-1] == 1  # [*batch, 1]: most frequent, in few calls
-            found[name] = hyper.constrain(part).unsqueeze(-1) if single else hyper.read(part, self._below)
-        return found
-
-    @cached_property
-    def _own_layout(self) -> Layout:
-        return self.layout
-
-    @cached_property
-    def _below(self) -> Layout:
-        return self.param_layout
+        parts = torch.split_with_sizes(theta, self.layout.sizes, -1)
+        return {name: hyper.read(part, self.param_layout) for (name, hyper), part in zip(self.hypers.items(), parts)}

@@ -7,22 +7,21 @@ first loss, contributes nothing to the meta-gradient, and restarts before its ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from levels import keys
 from levels.autodiff import as_data, is_followed, stop_gradient
-from levels.base import RESET, STATE, Answer, Carry, Evaluate, LevelLike, Step, Window
+from levels.base import RESET, STATE, Answer, Carry, Evaluate, LevelLike, Window
 from levels.faults import NonFiniteError, Stop, is_finite, is_sound
-from levels.replay import replayed
+from levels.replay import skipped
 from levels.tree import choose, keep_named, scatter
 
 RESTART = -1  # folded into a copy's key for its next trajectory
 DRAWS = 8  # failed starts in a row after which a copy is given up
+SMALLER = "start its parameters smaller"
 
 
 def run(
@@ -44,9 +43,10 @@ def run(
     assert end is not None
     window = Window(first, steps, torch.stack(losses))
     if not is_finite(window.losses, step.answer.g, end.answer.f):
-        failed = ~torch.stack([is_sound(window.losses), *(is_sound(one.answer.f[None], one.answer.g)
-                                                        for one in (*steps, end, step))]).all(0)  # fmt: skip
-        window, end = _skip(level, theta, start, window, failed, end, evaluate)
+        answers = [one.answer for one in (*steps, end, step)]
+        failed = ~torch.stack([is_sound(window.losses), *(is_sound(each.f[None], each.g) for each in answers)]).all(0)
+        if failed.any():
+            window, end = skipped(level, theta, window, failed, end, evaluate)
     x, state, f, g = stop_gradient((end.x, end.state, end.answer.f, end.answer.g))
     moved = Carry(x, state, f, g, end.answer.problem_state, start.age + level.unroll, start.key, start.skipped)
     if window.was_skipped is not None:
@@ -81,14 +81,12 @@ def fresh(level: LevelLike, theta: Tensor, key: Tensor) -> Carry:
         if not failed.any():
             return carry
         what = "gradient" if torch.isfinite(carry.f).all() else "loss"
-        level.nonfinite.handle(
-            level, f"a freshly started problem's {what} is not finite", "start its parameters smaller"
-        )
+        level.nonfinite.handle(level, f"a freshly started problem's {what} is not finite", SMALLER)
         key = torch.where(failed, keys.fold_in(key, RESTART), key)
         drawn = level.begin(theta, key)
         carry = choose(failed, drawn, carry)._replace(skipped=carry.skipped + failed)
         failed = ~is_sound(carry.f[None], carry.g)
-    raise NonFiniteError(level, f"{DRAWS} starts in a row are not finite", "start its parameters smaller")
+    raise NonFiniteError(level, f"{DRAWS} starts in a row are not finite", SMALLER)
 
 
 def started(level: LevelLike, theta: Tensor, key: Tensor) -> Carry:
@@ -128,20 +126,3 @@ def begun(level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate) -> 
     answer = evaluate(level.problem, x, partial(level.problem.init_state, x.detach(), for_problem), known)
     f, g = choose(is_first, (answer.f, answer.g), (carry.f, carry.g))
     return carry._replace(x=x, state=state, f=f, g=g)
-
-
-def _skip(
-    level: Any, theta: Tensor, start: Carry, window: Window, failed: Tensor, end: Step, evaluate: Callable[..., Answer]
-) -> tuple[Window, Step]:
-    """The window with the copies in ``failed`` standing still: updates are made again, nothing is evaluated again."""
-    if not failed.any():
-        return window, end
-    what = "gradient" if torch.isfinite(window.losses).all() else "loss"
-    fix = "lower its learning rate, or skip such copies with nonfinite=skip"
-    level.nonfinite.handle(level, f"the problem's {what} is not finite", fix)
-    if not window.steps:
-        losses = torch.where(failed, start.f, window.losses)
-        return window._replace(losses=losses, was_skipped=failed), end
-    steps = replayed(level, theta, window.start, [step.answer for step in window.steps], evaluate, failed)
-    losses = torch.stack([step.answer.loss for step in steps])
-    return Window(window.start, steps, losses, failed), steps[level.unroll - 1]

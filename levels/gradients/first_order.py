@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from levels.autodiff import as_data, followed, is_followed, update_vjp
+from levels.autodiff import as_data, followed, is_followed
 from levels.base import Estimator, EstimatorTraits, Evaluate, LevelLike, LevelState, Window
 from levels.config import format_value, require
+from levels.replay import swept
 from levels.restart import run, started
-from levels.tree import choose
 
 
 class Backpropagation(Estimator):
@@ -64,19 +64,9 @@ class FirstOrder(Backpropagation):
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if not is_followed(theta):
             return super().value_and_grad(level, theta, state)
-        # An exact level above differentiates this answer. In the sum above g is data, but the sum is a function of g.
-        carry, window = run(level, theta, state.carry, followed)
-        reads = [window.start[:4], *((step.x, step.state, *step.answer[:2]) for step in window.steps[:-1])]
-        dtheta, dx = torch.zeros_like(theta), torch.zeros_like(carry.x)
-        dstate: list[Any] = []
-        for read, slope in zip(reversed(reads), meta_cotangents(level, window).flip(0)):
-            if window.was_skipped is not None:
-                read = choose(window.was_skipped, window.start[:4], read)
-            step, dx, dstate = update_vjp(level.optimizer, theta, *read, dx + slope, dstate)
-            dtheta = dtheta + step
-        if window.start.x.requires_grad:  # a learned start
-            dtheta = dtheta + torch.autograd.grad(window.start.x, theta, dx, create_graph=True)[0]
-        return level.objective.value(window.losses).mean(-1), dtheta, LevelState(carry, None)
+        carry, window = run(level, theta, state.carry, followed)  # for an exact level above: the sum is a function of g
+        grad = swept(level, theta, window, meta_cotangents(level, window))
+        return level.objective.value(window.losses).mean(-1), grad, LevelState(carry, None)
 
 
 def meta_cotangents(level: LevelLike, window: Window) -> Tensor:
@@ -95,8 +85,7 @@ def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = Fa
     if not xs.requires_grad:
         return torch.zeros_like(theta)
     cotangents = meta_cotangents(level, window)
-    (grad,) = torch.autograd.grad(xs, theta, cotangents, create_graph=again, materialize_grads=True)
-    return grad
+    return torch.autograd.grad(xs, theta, cotangents, create_graph=again, materialize_grads=True)[0]
 
 
 def require_differentiable(estimator: Estimator, level: LevelLike) -> None:

@@ -85,7 +85,7 @@ class Forward(Estimator):
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         carry, window = run(level, theta, state.carry)
         slopes: Sensitivities = state.memory
-        if window.is_first.any():
+        if (window.start.age == 0).any():
             slopes = _restarted(level, theta, window.start, slopes)
         weights = level.objective.weights(window.losses) / window.losses.shape[-1]
         grad, carried, read, problem_state = (

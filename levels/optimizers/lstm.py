@@ -44,10 +44,6 @@ class LSTM(Optimizer):
         """The network."""
         return Cells(2, self.hidden, self.layers)
 
-    @cached_property
-    def _own_layout(self) -> Layout:
-        return self.layout
-
     def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return self.cells.shapes()
 
@@ -58,7 +54,7 @@ class LSTM(Optimizer):
         return self.cells.init_state(x)
 
     def update(self, theta: Tensor, x: Tensor, state: LSTMState, f: Tensor, g: Tensor) -> tuple[Tensor, LSTMState]:
-        weights = self._own_layout.unravel(theta.reshape(-1, theta.shape[-1]))
-        inputs = log_and_sign(g.reshape(len(theta.reshape(-1, theta.shape[-1])), -1), self.p, dim=-2)
+        groups = theta.reshape(-1, theta.shape[-1])
+        weights, inputs = self.layout.unravel(groups), log_and_sign(g.reshape(len(groups), -1), self.p, dim=-2)
         out, new = self.cells.step(weights, inputs, state)
         return torch.add(x, out.reshape(x.shape), alpha=self.scale), new

@@ -107,7 +107,7 @@ class MLPOptimizer(Optimizer):
         views = self.layout.unravel(theta)
         out = self._network(views, by_feature(self._features(g, state, x)).mT)
         direction, magnitude = out.reshape(*x.shape, 2).unbind(-1)
-        rate = self.rate.read(views["lr"], self.param_layout)
+        rate = self.rate.read(views["lr"].reshape(*theta.shape[:-1], -1), self.param_layout)
         return x - rate * self._unit(direction) * magnitude.exp(), state
 
     def _advance(self, g: Tensor, state: MLPState) -> MLPState:

@@ -57,7 +57,7 @@ class Muon(HyperparamOptimizer):
     @cached_property
     def of_matrices(self) -> Tensor:
         """Which coordinates belong to matrices: bool ``[n]``."""
-        shapes, device = (shape for _, shape in self._below.entries), self._below.device
+        shapes, device = (shape for _, shape in self.param_layout.entries), self.param_layout.device
         return torch.cat([torch.full((math.prod(shape),), len(shape) > 1, device=device) for shape in shapes])
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
@@ -66,16 +66,16 @@ class Muon(HyperparamOptimizer):
     def update(self, theta: Tensor, x: Tensor, state: AdamState, f: Tensor, g: Tensor) -> tuple[Tensor, AdamState]:
         h = self.read(theta)
         m_hat, root, state = moments(h["momentum"], h["beta2"], g, state)
-        directions = self._below.unravel(m_hat / (root + 1e-8))
-        steady = self._below.unravel(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
-        for name, shape in self._below.entries:
+        directions = self.param_layout.unravel(m_hat / (root + 1e-8))
+        steady = self.param_layout.unravel(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
+        for name, shape in self.param_layout.entries:
             if len(shape) > 1:
                 matrix = steady[name].flatten(x.dim())
                 directions[name] = self._direction(matrix).reshape(directions[name].shape)
         rate = h["lr"] * torch.where(self.of_matrices, 1.0, h["vectors"])
         if "weight_decay" in h:
             x = x * (1 - rate * h["weight_decay"])
-        return x - rate * self._below.ravel(directions), state
+        return x - rate * self.param_layout.ravel(directions), state
 
     def _direction(self, matrix: Tensor) -> Tensor:
         """The step of matrices ``[..., rows, columns]`` at step size 1."""

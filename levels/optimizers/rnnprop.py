@@ -58,18 +58,14 @@ class RNNProp(Optimizer):
         """The recurrent part of the network."""
         return Cells(self.hidden, self.hidden, self.layers)
 
-    @cached_property
-    def _own_layout(self) -> Layout:
-        return self.layout
-
     def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return {"in.weight": (2, self.hidden), "in.bias": (self.hidden,), **self.cells.shapes()}
 
     def init(self, key: Tensor) -> Tensor:
-        views = self.cells.init(self._own_layout, key)
+        views = self.cells.init(self.layout, key)
         views["in.weight"] = views["in.weight"] * (self.hidden / 2) ** 0.5  # within 1 / sqrt(its 2 inputs)
         views["in.bias"] = torch.zeros_like(views["in.bias"])
-        return self._own_layout.ravel(views)
+        return self.layout.ravel(views)
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> RNNPropState:
         return RNNPropState(no_moments(x), self.cells.init_state(x))
@@ -77,7 +73,7 @@ class RNNProp(Optimizer):
     def update(
         self, theta: Tensor, x: Tensor, state: RNNPropState, f: Tensor, g: Tensor
     ) -> tuple[Tensor, RNNPropState]:
-        weights = self._own_layout.unravel(theta.reshape(-1, theta.shape[-1]))
+        weights = self.layout.unravel(theta.reshape(-1, theta.shape[-1]))
         m_hat, root, adam = moments(self.beta1, self.beta2, g, state.adam)
         inputs = by_feature(torch.stack((m_hat / (root + EPS), g / (root + EPS)), dim=-1))  # [groups, 2, rows]
         u = torch.nn.functional.elu(weights["in.weight"].mT @ inputs + weights["in.bias"][..., None])

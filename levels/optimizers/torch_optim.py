@@ -90,7 +90,7 @@ class TorchOptim(HyperparamOptimizer):
 
     def bind(self, site: Problem | Layout) -> Self:
         bound = copy.copy(self)
-        for cached in ("_black_box", "_below", "_own_layout"):
+        for cached in ("_black_box", "param_layout", "layout"):
             vars(bound).pop(cached, None)
         object.__setattr__(bound, "site", site)
         _ = None if self._known else bound._black_box  # refuses here what does not run over it
@@ -124,7 +124,7 @@ class TorchOptim(HyperparamOptimizer):
 
     @cached_property
     def _black_box(self) -> BlackBox:
-        return BlackBox(self._over_tensors, self._starts, self._below, repr(self))
+        return BlackBox(self._over_tensors, self._starts, self.param_layout, repr(self))
 
     @cached_property
     def _complete(self) -> dict[str, Any]:
@@ -179,8 +179,8 @@ class TorchOptim(HyperparamOptimizer):
 
     def _each_tensor(self, value: Tensor, x: Tensor) -> Tensor:
         """A hyperparameter that broadcasts against ``x``, for each tensor: ``[*batch, copies, tensors]``."""
-        firsts = [0, *accumulate(self._below.sizes)][:-1]
-        return value.expand(x.shape)[..., [min(first, self._below.size - 1) for first in firsts]]
+        firsts = [0, *accumulate(self.param_layout.sizes)][:-1]
+        return value.expand(x.shape)[..., [min(first, self.param_layout.size - 1) for first in firsts]]
 
     # What is refused, by name.
 

@@ -77,7 +77,7 @@ def follow(level: Level, theta: Tensor, carry: Carry, key: Tensor, updates: int,
         x, state = single.optimizer.update(theta, data.x, data.state, window.start.f, window.start.g)
         data = base._replace(x=x, state=state)
         after = [ruler.distance(base, each) for each in (real, data)]
-        new, least = window.is_first | (base.skipped > skipped), ruler.target(base) * ruler.step
+        new, least = (window.start.age == 0) | (base.skipped > skipped), ruler.target(base) * ruler.step
         fresh = [new | (b == 0) | ~torch.isfinite(a) for b, a in zip(before, after)]
         factors = [torch.maximum(a, least) / b for b, a in zip(before, after)]
         logs.append([factor.log().masked_fill(f, math.nan) for factor, f in zip(factors, fresh)])

@@ -22,7 +22,7 @@ from levels import (
     Quadratic,
     keys,
 )  # fmt: skip
-from levels.autodiff import slope, update_vjp
+from levels.autodiff import update_vjp, vjp
 from levels.testing import check_optimizer
 from levels.tree import leaves
 from recursion.notation import parse
@@ -141,7 +141,7 @@ def test_the_price_is_that_of_how_far_it_is_open(stored):
         return 2.0 * wide[0] + 0.5 * wide[1]
 
     torch.testing.assert_close(gated.penalty(theta), price(theta))
-    grad = slope(gated.penalty, theta)
+    grad = vjp(gated.penalty, theta, torch.ones(theta.shape[:-1], dtype=theta.dtype))
     for step in 1e-6 * torch.eye(3, dtype=torch.float64):
         torch.testing.assert_close(
             (grad * step).sum(), (price(theta + step) - price(theta - step)) / 2, atol=1e-14, rtol=1e-8
@@ -154,7 +154,7 @@ def test_by_name_charges_for_each_of_its_optimizers():
     torch.testing.assert_close(both.penalty(theta), torch.tensor([1.5, 1.5], dtype=torch.float64))
     expected = torch.zeros_like(theta)
     expected[:, 4] = 3.0 * 0.3  # half open: 1.2 / 4
-    torch.testing.assert_close(slope(both.penalty, theta), expected)
+    torch.testing.assert_close(vjp(both.penalty, theta, torch.ones(theta.shape[:-1], dtype=theta.dtype)), expected)
 
 
 def test_where_a_gate_begins_is_reported():

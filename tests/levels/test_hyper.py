@@ -65,7 +65,7 @@ def test_bad_settings():
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
 def test_reading_broadcasts_over_copies_and_coordinates(batch):
     raw = torch.randn(*batch, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.equal(Log(1.0).read(raw[..., 0], BELOW), raw[..., 0].exp()[..., None, None])
+    assert torch.equal(Log(1.0).read(raw[..., :1], BELOW), raw[..., 0].exp()[..., None, None])
     tensors = Log(1.0, "tensor").read(raw[..., :2], BELOW)
     assert tensors.shape == (*batch, 1, 7)
     assert torch.equal(tensors, torch.cat([raw[..., :1].exp()] * 4 + [raw[..., 1:2].exp()] * 3, -1)[..., None, :])

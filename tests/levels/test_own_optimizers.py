@@ -70,8 +70,7 @@ def torch_group(rule, h):
 
 def torch_run(rule, params, x, grads, pieces):
     """The trajectory of torch's own optimizer, one group for each piece, a slice of the coordinates and a shape."""
-    views = rule.layout.unravel(params)
-    h = {name: hyper.read(views[name], rule.param_layout).expand(1, len(x))[0] for name, hyper in rule.hypers.items()}
+    h = {name: value.expand(1, len(x))[0] for name, value in rule.read(params).items()}
     tensors = [nn.Parameter(x[where].reshape(shape).clone()) for where, shape in pieces]
     boxes = [
         torch_kind(rule)([tensor], **torch_group(rule, {name: float(value[where][0]) for name, value in h.items()}))
