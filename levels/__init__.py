@@ -28,7 +28,7 @@ from levels.gradients.recomputed import Recomputed
 from levels.hyper import Fixed, Hyper, HyperparamOptimizer, Linear, Log, Logit, hyper
 from levels.layout import Layout
 from levels.level import Level
-from levels.objectives import Discounted, Last, MeanLog, Sum, TimeTo, Weighted
+from levels.objectives import Discounted, Last, MeanLog, Sum, TimeTo
 from levels.optimizers.adagrad import Adagrad
 from levels.optimizers.adam import Adam
 from levels.optimizers.adamw import AdamW
@@ -85,6 +85,6 @@ __all__ = [
     "NonFiniteError", "Objective", "Online", "Optimizer", "OptimizerTraits", "Partition", "Photo", "Predicting",
     "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Recomputed", "Rosenbrock",
     "Safeguarded", "Schedule", "Scheduled", "Search", "Self", "SelfUpdate", "Skip", "Step", "Stop", "Sum", "Switch",
-    "Task", "TaskWrapper", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Weighted", "Window", "Wrapper",
+    "Task", "TaskWrapper", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Window", "Wrapper",
     "hyper", "keys",
 ]  # fmt: skip

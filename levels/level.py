@@ -35,25 +35,20 @@ from levels.tree import choose
 class Level(Config, Problem):
     """One level. Without a ``problem`` it is a specification; `over` puts it on one.
 
-    ``optimizer``: the update rule. ``unroll``: updates in a window, T. ``horizon``: updates after which inner training
-    starts again from fresh parameters, a multiple of ``unroll``; None never; ``auto`` is 5 windows where ``unroll`` is
-    above 1 (the 2016 paper's 100 steps of 20), else None. ``batch``: copies of the problem; ``auto`` is the problem's
-    default where ``unroll`` is above 1, else 1. ``stagger``: whether first restarts are spread over the copies.
-    ``lookahead``: updates over which the meta-loss is computed, at least ``unroll``; the trajectory then continues from
-    update ``unroll``. ``objective``: how losses become a meta-loss. ``gradient``: how it is differentiated. ``clip``:
-    largest norm of that gradient; levels above see the clipped one. ``nonfinite``: what happens to copies that fail.
+    ``auto`` is, where ``unroll`` is above 1, a horizon of 5 windows (the 2016 paper's 100 steps of 20) and the
+    problem's default number of copies; else no horizon and one copy.
     """
 
-    optimizer: Optimizer
-    unroll: Count = 1
-    horizon: Count | Literal["auto"] | None = "auto"
-    batch: Count | Literal["auto"] = "auto"
-    stagger: bool = True
-    lookahead: Count | None = setting(None, word="ahead")
-    objective: Objective = Sum()
-    gradient: Estimator = FirstOrder()
-    clip: Positive | None = None
-    nonfinite: NonFinite = Stop()
+    optimizer: Optimizer  # the update rule
+    unroll: Count = 1  # updates in a window, T
+    horizon: Count | Literal["auto"] | None = "auto"  # updates from fresh parameters to the next; None: no restarts
+    batch: Count | Literal["auto"] = "auto"  # copies of the problem
+    stagger: bool = True  # whether first restarts are spread over the copies
+    lookahead: Count | None = setting(None, word="ahead")  # updates under the meta-loss; the next window starts at T
+    objective: Objective = Sum()  # how losses become a meta-loss
+    gradient: Estimator = FirstOrder()  # how it is differentiated
+    clip: Positive | None = None  # largest norm of that gradient; levels above see the clipped one
+    nonfinite: NonFinite = Stop()  # what happens to copies that fail
     problem: Problem = unwritten(None)
     copies: int = field(init=False, compare=False)
     episode_length: int | None = field(init=False, compare=False)

@@ -5,7 +5,6 @@ closed form, are the weights ``w_t`` of the gradients that enter the meta-gradie
 """
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,23 +16,8 @@ from levels.config import Above, Positive
 from levels.layout import constants
 
 
-class Weighted(Objective):
-    """A sum of losses with weights that are known beforehand; abstract."""
-
-    @abstractmethod
-    def numbers(self, count: int) -> list[float]:
-        """The weights of ``count`` losses, the first one's first."""
-
-    def value(self, losses: Tensor) -> Tensor:
-        return (self.weights(losses) * losses).sum(0)
-
-    def weights(self, losses: Tensor) -> Tensor:
-        weights = constants(self.numbers(len(losses)), losses)
-        return weights.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
-
-
 @dataclass(frozen=True, repr=False)
-class Sum(Weighted):
+class Sum(Objective):
     """L = sum_t f_t: every step counts (L2L 2016, equation 3 with w_t = 1)."""
 
     name = "sum"
@@ -41,12 +25,12 @@ class Sum(Weighted):
     def value(self, losses: Tensor) -> Tensor:
         return losses.sum(0)
 
-    def numbers(self, count: int) -> list[float]:
-        return [1.0] * count
+    def weights(self, losses: Tensor) -> Tensor:
+        return torch.ones_like(losses)
 
 
 @dataclass(frozen=True, repr=False)
-class Last(Weighted):
+class Last(Objective):
     """L = f_T: only the last loss of the window counts (L2L 2016, equation 2)."""
 
     name = "last"
@@ -54,8 +38,8 @@ class Last(Weighted):
     def value(self, losses: Tensor) -> Tensor:
         return losses[-1]
 
-    def numbers(self, count: int) -> list[float]:
-        return [0.0] * (count - 1) + [1.0]
+    def weights(self, losses: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(losses[:-1]), torch.ones_like(losses[-1:])])
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,36 +56,35 @@ class MeanLog(Objective):
 
 
 @dataclass(frozen=True, repr=False)
-class Discounted(Weighted):
+class Discounted(Objective):
     """L = sum_t discount^(t-1) f_t, t from 1; ``discount`` above 0 and at most 1."""
 
     name = "discounted"
     discount: Annotated[float, Above(0, at_most=1)] = 0.9
 
-    def numbers(self, count: int) -> list[float]:
-        return [self.discount**t for t in range(count)]
+    def value(self, losses: Tensor) -> Tensor:
+        return (self.weights(losses) * losses).sum(0)
+
+    def weights(self, losses: Tensor) -> Tensor:
+        each = constants([self.discount**t for t in range(len(losses))], losses)
+        return each.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
 
 
 @dataclass(frozen=True, repr=False)
 class TimeTo(Objective):
     """L = sum_t sigmoid((log f_t - log target) / width): updates of the window at which the loss is above ``target``.
 
-    Summed over the windows of a trajectory whose loss falls for good, this is the time to the target. ``width`` is the
-    range of log f in which an update counts in part. Losses further off have almost no gradient, so begin wide, or
-    estimate by evolution, for which a narrow width serves. Losses must be above 0.
+    Where the loss falls for good, the sum over windows is the time to the target. Losses further off than ``width``, in
+    log f, have almost no gradient: begin wide, or estimate by evolution. Losses must be above 0.
     """
 
     name = "time-to"
-
     target: Positive
     width: Positive = 1.0
 
     def value(self, losses: Tensor) -> Tensor:
-        return self._above(losses).sum(0)
+        return torch.sigmoid((losses.log() - math.log(self.target)) / self.width).sum(0)
 
     def weights(self, losses: Tensor) -> Tensor:
-        above = self._above(losses)
+        above = torch.sigmoid((losses.log() - math.log(self.target)) / self.width)
         return above * (1 - above) / (losses * self.width)
-
-    def _above(self, losses: Tensor) -> Tensor:
-        return torch.sigmoid((losses.log() - math.log(self.target)) / self.width)

@@ -4,9 +4,8 @@
     state = tower.init(seed=0)
     state, report = tower.step(state)
 
-Each level but the topmost, whose parameters are fixed, is trained by the one above it. One `step` is one window of the
-topmost level: with unrolls T1, ..., TN exactly T1 * ... * TN task gradients in first order, and one more evaluation of
-the problem below for each restart.
+Each level is trained by the one above; the topmost one's parameters are fixed. One `step` is one window of the topmost
+level: with unrolls T1, ..., TN exactly T1 * ... * TN task gradients in first order, restarts apart.
 """
 
 from __future__ import annotations
@@ -63,10 +62,7 @@ class Tower:
         require(not chooses and self.top.lookahead is None, f"{what}; {fix}")
 
     def init(self, seed: int, *, theta: Tensor | None = None) -> TowerState:
-        """State at the start. ``theta`` ``[m]``: of the topmost optimizer, if it is not to start with its own.
-
-        Start-up evaluates each level's problem once: 1 + T1 + T1*T2 + ... task gradients.
-        """
+        """State at the start, after 1 + T1 + T1*T2 + ... task gradients. ``theta`` ``[m]``: the topmost optimizer's."""
         for_theta, for_carry = keys.split(keys.seed(seed, device=self.top.layout.device), 2)
         theta = self.top.init(for_theta) if theta is None else theta
         takes = f"level {self.depth} ({self.levels[-1]}) takes {self.top.layout.size} parameters"
@@ -94,7 +90,7 @@ class Tower:
         return report_of(self.bound, self.carries(state), losses, int(state.step))
 
     def carries(self, state: TowerState) -> list[Carry]:
-        """What each level carries, level 1 first; leading dimensions are the copies, the topmost level's first."""
+        """What each level carries, level 1 first; the leading dimensions are copies, the topmost level's first."""
         carries, problem_state = [state.carry], state.carry.problem_state
         while isinstance(problem_state, LevelState):
             carries.append(problem_state.carry)
@@ -107,10 +103,7 @@ class Tower:
 
     @property
     def costs(self) -> list[Evals]:
-        """Task gradients that a window of each level costs, level 1 first, for each copy of the task; restarts apart.
-
-        The product of the unrolls in first order; see `Estimator.evals` for the others. A mean where it varies.
-        """
+        """Task gradients that a window of each level costs, level 1 first, for each copy of the task; restarts apart."""
         evals, asked = self.top.problem.traits.evals, self.top.optimizer.traits.evals
         costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (evals + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]
