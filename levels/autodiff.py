@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from levels.base import Answer, Optimizer, Problem
-from levels.tree import State, leaves, map_leaves, with_leaves
+from levels.base import Answer, Problem
+from levels.tree import State, map_leaves
 
 Ask = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> value and gradient
 
@@ -96,7 +96,7 @@ def vjp(function: Callable[[Tensor], Tensor | None], x: Tensor, v: Tensor) -> Te
     """
     again = torch.is_grad_enabled() and (x.requires_grad or v.requires_grad)
     with torch.enable_grad():
-        at = _alias(x if again else x.detach())
+        at = x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
         value = function(at)
         if value is None or not value.requires_grad:
             return torch.zeros_like(x)
@@ -111,33 +111,6 @@ def grad_vjp(ask: Ask, x: Tensor, v: Tensor) -> Tensor:
 def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
     """The Hessian of a task at ``x`` times ``v``; for any problem, its gradient's Jacobian, transposed, times ``v``."""
     return vjp(lambda at: problem.value_and_grad(at, state)[1], x, v)
-
-
-def _alias(tensor: Tensor) -> Tensor:
-    """The same tensor as a node of its own, at which a derivative ends that is taken at it."""
-    alias = tensor.view_as(tensor)
-    return alias if alias.requires_grad or not alias.is_floating_point() else alias.requires_grad_()
-
-
-def update_vjp(
-    optimizer: Optimizer, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor, dx: Tensor, dstate: list[Any]
-) -> tuple[Tensor, Tensor, list[Any]]:
-    """The vector-Jacobian product of one update in theta, ``x`` and the state, ``f`` and ``g`` being data.
-
-    ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each floating tensor of the state, None for zero) are the
-    cotangents of what `update` returns. The result can be differentiated again, in ``f`` and ``g`` too.
-    """
-    with torch.enable_grad():
-        theta, x, *tensors = (_alias(tensor) for tensor in (theta, x, *leaves(state)))
-        floats = [leaf for leaf in tensors if leaf.is_floating_point()]
-        new_x, new_state = optimizer.update(theta, x, with_leaves(state, tensors), f, g)
-        outputs = [new_x, *(leaf for leaf in leaves(new_state) if leaf.is_floating_point())]
-        pairs = [(out, slope) for out, slope in zip(outputs, [dx, *(dstate or [None] * len(floats))])
-                 if slope is not None and out.requires_grad]  # fmt: skip
-        outs, slopes = [out for out, _ in pairs], [slope for _, slope in pairs]
-        grads = torch.autograd.grad(outs, [theta, x, *floats], slopes, create_graph=True, allow_unused=True)
-    dtheta, dx = (torch.zeros_like(a) if grad is None else grad for a, grad in zip((theta, x), grads))
-    return dtheta, dx, list(grads[2:])
 
 
 def clipped(grad: Tensor, largest: float) -> Tensor:

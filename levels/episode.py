@@ -16,7 +16,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.autodiff import as_data
-from levels.base import LevelLike, ProblemTraits, is_level
+from levels.base import Estimator, LevelLike, ProblemTraits, is_level
 from levels.config import require
 from levels.faults import Skip, is_sound
 from levels.restart import run
@@ -47,6 +47,13 @@ def check_problem(level: Any, problem: Any) -> None:
     if is_level(problem) and level.optimizer.traits.reads_grad:
         problem.gradient.check(problem)
     require(problem.layout.size > 0, f"{level} has nothing to optimize; the problem below has no parameters")
+
+
+def require_differentiable(estimator: Estimator, level: LevelLike) -> None:
+    """ValueError, in the name of ``estimator``, unless the level's updates can be differentiated."""
+    fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
+    good = level.optimizer.traits.differentiable
+    require(good, f"{level.optimizer} cannot be differentiated by {estimator}; {fix}")
 
 
 def resolved(level: Any) -> tuple[int, int | None]:

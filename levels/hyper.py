@@ -1,13 +1,12 @@
 """Hyperparameters that can be learned: a number, the space in which it moves, and how finely it is shared.
 
-A step size of 0.01 that an optimizer above moves by gradient steps should move in its logarithm: it stays positive, and
-a step is a factor. `Log`, `Logit` and `Linear` say in which space; ``shared_over`` (``per`` in notation) says whether
-there is one number for the whole problem (``value``), one for each tensor, or one for each coordinate.
+A step size should move in its logarithm: it stays positive, and a step is a factor. `Log`, `Logit` and `Linear` say in
+which space; ``shared_over`` (``per`` in notation) says whether there is one number for the whole problem (``value``),
+one for each tensor, or one for each coordinate.
 """
 
 import dataclasses
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -22,7 +21,7 @@ from levels.layout import Layout
 
 @dataclass(frozen=True, repr=False)
 class Hyper(Config):
-    """A hyperparameter that starts at ``start`` and is stored as ``unconstrain(start)``; abstract."""
+    """A hyperparameter that starts at ``start`` and is stored as ``unconstrain(start)``."""
 
     start: float
     shared_over: Literal["value", "tensor", "coordinate"] = setting("value", word="per")
@@ -35,13 +34,13 @@ class Hyper(Config):
         inside = self.low < self.start < self.high
         require(inside, f"{self.name}({self.start}) is outside ({self.low}, {self.high}), where it has no stored value")
 
-    @abstractmethod
     def unconstrain(self, value: float) -> float:
         """The number that is stored and learned."""
+        return value
 
-    @abstractmethod
     def constrain(self, stored: Tensor) -> Tensor:
         """The number that the update rule reads, elementwise; the inverse of `unconstrain`."""
+        return stored
 
     def shape(self, layout: Layout) -> tuple[int, ...]:
         """Shape of the stored numbers over parameters with this ``layout``."""
@@ -57,12 +56,6 @@ class Linear(Hyper):
     """Stored as it is; any number."""
 
     name = "linear"
-
-    def unconstrain(self, value: float) -> float:
-        return value
-
-    def constrain(self, stored: Tensor) -> Tensor:
-        return stored
 
 
 class Log(Hyper):
@@ -98,11 +91,8 @@ class Fixed(Hyper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fix = f"drop per={self.shared_over}"
-        require(self.shared_over == "value", f"fixed: one constant serves all coordinates; {fix}")
-
-    def unconstrain(self, value: float) -> float:
-        return value
+        what = f"fixed: one constant serves all coordinates; drop per={self.shared_over}"
+        require(self.shared_over == "value", what)
 
     def constrain(self, stored: Tensor) -> Tensor:
         return stored.new_full((*stored.shape[:-1], 1), self.start)

@@ -7,14 +7,16 @@ the same answers give the first-order gradient as a function of the g_t (`swept`
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from levels.autodiff import stop_gradient, update_vjp
-from levels.base import Answer, Carry, Evaluate, LevelLike, Problem, Step, Window
-from levels.tree import choose, keep_named
+from levels import keys
+from levels.autodiff import is_followed, stop_gradient
+from levels.base import STATE, Answer, Carry, Evaluate, LevelLike, Optimizer, Problem, Step, Window
+from levels.tree import State, choose, keep_named, leaves, with_leaves
 
 
 def replayed(
@@ -72,3 +74,50 @@ def swept(level: LevelLike, theta: Tensor, window: Window, cotangents: Tensor) -
     if window.start.x.requires_grad:  # a learned start
         dtheta = dtheta + torch.autograd.grad(window.start.x, theta, dx, create_graph=True)[0]
     return dtheta
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same tensor as a node of its own, at which a derivative ends that is taken at it."""
+    alias = tensor.view_as(tensor)
+    return alias if alias.requires_grad or not alias.is_floating_point() else alias.requires_grad_()
+
+
+def update_vjp(
+    optimizer: Optimizer, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor, dx: Tensor, dstate: list[Any]
+) -> tuple[Tensor, Tensor, list[Any]]:
+    """The vector-Jacobian product of one update in theta, ``x`` and the state, ``f`` and ``g`` being data.
+
+    ``dx`` ``[*batch, copies, n]`` and ``dstate`` (one for each floating tensor of the state, None for zero) are the
+    cotangents of what `update` returns. The result can be differentiated again, in ``f`` and ``g`` too.
+    """
+    with torch.enable_grad():
+        theta, x, *tensors = (_alias(tensor) for tensor in (theta, x, *leaves(state)))
+        floats = [leaf for leaf in tensors if leaf.is_floating_point()]
+        new_x, new_state = optimizer.update(theta, x, with_leaves(state, tensors), f, g)
+        outputs = [new_x, *(leaf for leaf in leaves(new_state) if leaf.is_floating_point())]
+        pairs = [(out, slope) for out, slope in zip(outputs, [dx, *(dstate or [None] * len(floats))])
+                 if slope is not None and out.requires_grad]  # fmt: skip
+        outs, slopes = [out for out, _ in pairs], [slope for _, slope in pairs]
+        grads = torch.autograd.grad(outs, [theta, x, *floats], slopes, create_graph=True, allow_unused=True)
+    dtheta, dx = (torch.zeros_like(a) if grad is None else grad for a, grad in zip((theta, x), grads))
+    return dtheta, dx, list(grads[2:])
+
+
+def follow_init(level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate) -> Carry:
+    """The carry with learned starts as functions of theta, for copies that make their first update; f and g are kept.
+
+    Otherwise a learned start would have slope 0 in the only window that sees it.
+    """
+    if not (level.optimizer.traits.learns_init and is_followed(theta)):
+        return carry
+    is_first = carry.age == 0
+    if not is_first.any():
+        return carry
+    for_x, for_problem = keys.split(carry.key, 2).unbind(-1)
+    x = level.optimizer.init_x(theta, for_x)
+    state = level.optimizer.init_state(theta, x, keys.fold_in(carry.key, STATE))
+    x, state = choose(is_first, (x, state), (carry.x, carry.state))
+    known = Answer(carry.f, carry.g, carry.problem_state, carry.f, carry.g)
+    answer = evaluate(level.problem, x, partial(level.problem.init_state, x.detach(), for_problem), known)
+    f, g = choose(is_first, (answer.f, answer.g), (carry.f, carry.g))
+    return carry._replace(x=x, state=state, f=f, g=g)

@@ -7,16 +7,14 @@ first loss, contributes nothing to the meta-gradient, and restarts before its ne
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from levels import keys
-from levels.autodiff import as_data, is_followed, stop_gradient
-from levels.base import RESET, STATE, Answer, Carry, Evaluate, LevelLike, Window
+from levels.autodiff import as_data, stop_gradient
+from levels.base import RESET, Carry, Evaluate, LevelLike, Window
 from levels.faults import NonFiniteError, Stop, is_finite, is_sound
-from levels.replay import skipped
+from levels.replay import follow_init, skipped
 from levels.tree import choose, keep_named, scatter
 
 RESTART = -1  # folded into a copy's key for its next trajectory
@@ -32,7 +30,7 @@ def run(
     Without ``keep``, `Window.steps` is empty and memory does not grow with the unroll.
     """
     start = restarted(level, theta, carry)
-    first = begun(level, theta, start, evaluate)
+    first = follow_init(level, theta, start, evaluate)
     steps, losses, end = [], [], None
     for t, step in enumerate(level.window(theta, first, evaluate), 1):
         losses.append(step.answer.loss)
@@ -106,23 +104,3 @@ def first_ages(level: LevelLike, device: torch.device) -> Tensor:
 def is_due(level: LevelLike, age: Tensor) -> Tensor:
     """Whether a copy of this age restarts before its next window."""
     return age < 0 if level.episode_length is None else (age < 0) | (age >= level.episode_length)
-
-
-def begun(level: LevelLike, theta: Tensor, carry: Carry, evaluate: Evaluate) -> Carry:
-    """The carry with learned starts as functions of theta, for copies that make their first update; f and g are kept.
-
-    Otherwise a learned start would have slope 0 in the only window that sees it.
-    """
-    if not (level.optimizer.traits.learns_init and is_followed(theta)):
-        return carry
-    is_first = carry.age == 0
-    if not is_first.any():
-        return carry
-    for_x, for_problem = keys.split(carry.key, 2).unbind(-1)
-    x = level.optimizer.init_x(theta, for_x)
-    state = level.optimizer.init_state(theta, x, keys.fold_in(carry.key, STATE))
-    x, state = choose(is_first, (x, state), (carry.x, carry.state))
-    known = Answer(carry.f, carry.g, carry.problem_state, carry.f, carry.g)
-    answer = evaluate(level.problem, x, partial(level.problem.init_state, x.detach(), for_problem), known)
-    f, g = choose(is_first, (answer.f, answer.g), (carry.f, carry.g))
-    return carry._replace(x=x, state=state, f=f, g=g)

@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 import torch
 
 from levels import keys
-from levels.autodiff import followed, hvp, update_vjp
+from levels.autodiff import followed, hvp
 from levels.base import Estimator, Evaluate, LevelLike, Problem, is_level
 from levels.config import require
 from levels.gradients.first_order import Backpropagation
+from levels.replay import update_vjp
 
 
 @dataclass(frozen=True, repr=False)

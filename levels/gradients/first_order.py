@@ -20,6 +20,7 @@ from torch import Tensor
 from levels.autodiff import as_data, followed, is_followed
 from levels.base import Estimator, EstimatorTraits, Evaluate, LevelLike, LevelState, Window
 from levels.config import format_value, require
+from levels.episode import require_differentiable
 from levels.replay import swept
 from levels.restart import run, started
 
@@ -86,13 +87,6 @@ def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = Fa
         return torch.zeros_like(theta)
     cotangents = meta_cotangents(level, window)
     return torch.autograd.grad(xs, theta, cotangents, create_graph=again, materialize_grads=True)[0]
-
-
-def require_differentiable(estimator: Estimator, level: LevelLike) -> None:
-    """ValueError, in the name of ``estimator``, unless the level's updates can be differentiated."""
-    fix = "let it be the topmost level, use an optimizer that can be differentiated, or estimate by gradient=pes"
-    good = level.optimizer.traits.differentiable
-    require(good, f"{level.optimizer} cannot be differentiated by {estimator}; {fix}")
 
 
 def require_backpropagation(estimator: Estimator, through: object) -> None:

@@ -25,8 +25,8 @@ from levels.autodiff import as_data, is_followed
 from levels.base import Answer, Carry, LevelLike, LevelState, Problem, Window
 from levels.config import Count
 from levels.gradients.first_order import Backpropagation, FirstOrder, require_backpropagation, window_vjp
-from levels.replay import replayed
-from levels.restart import begun, run
+from levels.replay import follow_init, replayed
+from levels.restart import run
 from levels.tree import State, map_leaves
 
 
@@ -80,7 +80,7 @@ class Recomputed(Backpropagation):
         """The gradient ``[*batch, m]`` of the mean meta-loss of some copies; the answers of the window are known."""
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_()
-            first = begun(level, leaf, start, self.evaluate)
+            first = follow_init(level, leaf, start, self.evaluate)
             steps = replayed(level, leaf, first, answers, self.evaluate, failed)
         losses = torch.stack([step.answer.loss for step in steps])
         return window_vjp(level, leaf, Window(first, steps, losses, failed))

@@ -27,7 +27,7 @@ from levels import (
     Sum,
     keys,
 )
-from levels.autodiff import update_vjp
+from levels.replay import update_vjp
 from levels.tree import leaves, map_leaves, with_leaves
 
 BELOW = Layout.of({"w": (2, 2), "b": (1,)}, torch.float64)

@@ -22,7 +22,8 @@ from levels import (
     Quadratic,
     keys,
 )  # fmt: skip
-from levels.autodiff import update_vjp, vjp
+from levels.autodiff import vjp
+from levels.replay import update_vjp
 from levels.testing import check_optimizer
 from levels.tree import leaves
 from recursion.notation import parse

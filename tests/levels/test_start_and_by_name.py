@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from levels import SGD, Adam, Last, Layout, LearnedInit, Level, Linear, Log, Partition, Quadratic, keys
-from levels.autodiff import update_vjp
+from levels.replay import update_vjp
 from levels.testing import check_optimizer
 from recursion.notation import parse
 

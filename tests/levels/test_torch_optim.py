@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from levels import SGD, Adam, Fixed, Layout, Level, Linear, Log, Logit, Quadratic, TorchOptim
-from levels.autodiff import update_vjp
 from levels.optimizers import torch_rules
 from levels.optimizers.torch_names import classes
+from levels.replay import update_vjp
 from levels.testing import check_optimizer
 from levels.tree import leaves, map_leaves
 from recursion import Tower, spec
