@@ -272,8 +272,8 @@ class Objective(Config, ABC):
         """The meta-loss ``[...]`` of losses ``[T, ...]``, the loss after the first update first."""
 
     def weights(self, losses: Tensor) -> Tensor:
-        """Derivative of `value` with respect to ``losses``: ``[T, ...]``. By default autograd's."""
+        """Derivative of `value` in ``losses``, as a function of them where they are followed: ``[T, ...]``."""
+        again = torch.is_grad_enabled() and losses.requires_grad
         with torch.enable_grad():
-            leaf = losses.detach().requires_grad_()
-            (weights,) = torch.autograd.grad(self.value(leaf).sum(), leaf)
-        return weights
+            at = losses.view_as(losses) if again else losses.detach().requires_grad_()
+            return torch.autograd.grad(self.value(at).sum(), at, create_graph=again)[0]

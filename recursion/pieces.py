@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import Optimizer
 from levels.layout import Layout
-from levels.traits import Locality, Optimizer
+from levels.traits import Locality
 from levels.tree import State, leaves, named_leaves, with_leaves
 
 BUDGET = 2**20  # numbers of a chunk's state; what an update computes on its way is a few times that
