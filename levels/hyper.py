@@ -115,27 +115,28 @@ class HyperparamOptimizer(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, given, space in self._declared():
-            if isinstance(given, Hyper):
-                continue
-            good = isinstance(given, (int, float)) and not isinstance(given, bool)
-            require(good, f"{self.name}: {name} must be a number, got {format_value(given)}")
-            within = f"none to leave it out, or linear({given}) to let it start there"
-            fix = within if given == space.low else "a value in between"
-            what = f"{self.name}: {name}={given} is outside ({space.low}, {space.high}); use {fix}"
-            require(space.low < given < space.high, what)
-
-    def _declared(self) -> list[tuple[str, Any, type[Hyper]]]:
-        """Name, value and space of each hyperparameter; those left out (None) are not among them."""
-        fields = [(field.name, getattr(self, field.name), field.metadata.get("space"))
-                  for field in dataclasses.fields(self)]  # fmt: skip
-        return [(name, given, space) for name, given, space in fields if space is not None and given is not None]
+        _ = self.hypers  # refuses here what is outside its space
 
     @cached_property
     def hypers(self) -> dict[str, Hyper]:
-        """The hyperparameters by field name; those left out are not among them."""
-        return {name: given if isinstance(given, Hyper) else space(float(given))
-                for name, given, space in self._declared()}  # fmt: skip
+        """The hyperparameters by field name; those left out (None) are not among them."""
+        fields = [field for field in dataclasses.fields(self) if "space" in field.metadata]
+        given = {field.name: self._moving(field, getattr(self, field.name)) for field in fields}
+        return {name: hyper for name, hyper in given.items() if hyper is not None}
+
+    def _moving(self, field: dataclasses.Field[Any], given: Any) -> Hyper | None:
+        """What was given for a field, a bare number in the field's space. ValueError where it does not fit."""
+        optional = "None" in str(field.type)
+        if isinstance(given, Hyper) or (given is None and optional):
+            return given
+        space: type[Hyper] = field.metadata["space"]
+        good = isinstance(given, (int, float)) and not isinstance(given, bool)
+        require(good, f"{self.name}: {field.name} must be a number, got {format_value(given)}")
+        within = "none to leave it out, or " * optional + f"linear({given}) to let it start there"
+        fix = within if given == space.low else "a value in between"
+        what = f"{self.name}: {field.name}={given} is outside ({space.low}, {space.high}); use {fix}"
+        require(space.low < given < space.high, what)
+        return space(float(given))
 
     def shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return {name: hyper.shape(layout) for name, hyper in self.hypers.items()}

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, hyper
 
 
@@ -42,11 +41,6 @@ class Adagrad(HyperparamOptimizer):
     @property
     def traits(self) -> OptimizerTraits:
         return OptimizerTraits(locality="elementwise")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        missing = self.lr is None or self.eps is None
-        require(not missing, "adagrad: lr and eps must be numbers, got none for one of them")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdagradState:
         steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)

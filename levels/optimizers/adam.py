@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 
 
@@ -41,10 +40,6 @@ class Adam(HyperparamOptimizer):
     @property
     def traits(self) -> OptimizerTraits:
         return OptimizerTraits(locality="elementwise")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.hypers) == 4, "adam: lr, beta1, beta2 and eps must be numbers, got none for one of them")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
         return no_moments(x)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 from levels.optimizers.adam import AdamState, moments, no_moments
 
@@ -33,11 +32,6 @@ class AdamW(HyperparamOptimizer):
     @property
     def traits(self) -> OptimizerTraits:
         return OptimizerTraits(locality="elementwise")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fix = "adamw: lr, beta1, beta2, eps and weight_decay must be numbers, got none; adam has no weight_decay"
-        require(len(self.hypers) == 5, fix)
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
         return no_moments(x)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import Count, require
+from levels.config import Count
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 from levels.optimizers.adam import AdamState, moments, no_moments
 
@@ -48,11 +48,6 @@ class Muon(HyperparamOptimizer):
     @property
     def traits(self) -> OptimizerTraits:
         return OptimizerTraits(locality="per_tensor")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        missing = None in (self.lr, self.momentum, self.vectors, self.beta2)
-        require(not missing, "muon: lr, momentum, vectors and beta2 must be numbers, got none for one of them")
 
     @cached_property
     def of_matrices(self) -> Tensor:

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 
 
@@ -52,11 +51,6 @@ class RMSprop(HyperparamOptimizer):
     @property
     def traits(self) -> OptimizerTraits:
         return OptimizerTraits(locality="elementwise")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        missing = None in (self.lr, self.decay, self.eps)
-        require(not missing, "rmsprop: lr, decay and eps must be numbers, got none for one of them")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> RMSpropState:
         zeros = torch.zeros_like(x)

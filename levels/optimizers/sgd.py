@@ -35,7 +35,6 @@ class SGD(HyperparamOptimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.lr is not None, "sgd: lr must be a number, got none")
         require(not self.nesterov or self.momentum is not None, "sgd: nesterov needs momentum; set momentum=0.9")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor | None:
