@@ -74,14 +74,14 @@ def follow(notation: str, budget: float, family: Family, seed: int) -> dict[str,
     copies = float(np.prod([level.copies for level in tower.bound]))
     test, key = plain.bound[0].on("test"), keys.split(keys.seed(12345), family.trials)
     state = tower.init(seed)
-    found: dict[str, Any] = {"spent": [], "losses": [], "notes": {}, "died": None}
+    found: dict[str, Any] = {"spent": [], "losses": [], "metrics": {}, "died": None}
     for point in range(family.points + 1):
         while tally.gradients / copies < budget * point / family.points:
             try:
                 state, report = tower.step(state)
             except NonFiniteError as error:
                 return found | {"died": str(error)}
-            found["notes"] = dict(report.metrics)
+            found["metrics"] = dict(report.metrics)
         found["spent"].append(tally.gradients / copies)
         found["losses"].append(test.evaluate_from_scratch(tower.result(state).expand(family.trials, -1), key).tolist())
     return found
@@ -103,7 +103,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
         gap = estimate(np.log(np.array(whole[label])) - np.log(np.array(whole[ADAM])))
         worse = sum(np.mean(run["losses"][-1]) > np.mean(run["losses"][0]) for run in some)
         ratio = f"{np.exp(gap.value):.2f} [{np.exp(gap.low):.2f}, {np.exp(gap.high):.2f}] of Adam"
-        metrics = {name: np.mean([run["notes"][name] for run in some]).round(2) for name in some[0]["notes"]}
+        metrics = {name: np.mean([run["metrics"][name] for run in some]).round(2) for name in some[0]["metrics"]}
         said = ", ".join(f"{name.removeprefix('level 2 ')} {value:g}" for name, value in metrics.items())
         lines.append(
             f"  {label:42} {end.value:8.3g} [{end.low:.3g}, {end.high:.3g}]  {ratio}  worse than begun {worse}"

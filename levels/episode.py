@@ -42,10 +42,21 @@ def whole_episode(level: Any, theta: Tensor, key: Tensor) -> Tensor:
     return torch.where(sound, total, torch.inf)
 
 
+class RefusedError(ValueError):
+    """An estimator refuses the ``level`` that it belongs to, which is the problem of the level that was asked."""
+
+    level: Any = None
+
+
 def check_problem(level: Any, problem: Any) -> None:
     """ValueError unless the problem has parameters, and a gradient if the level's optimizer reads one."""
     if is_level(problem) and level.optimizer.traits.reads_grad:
-        problem.gradient.check(problem)
+        try:
+            problem.gradient.check(problem)
+        except ValueError as error:
+            refused = RefusedError(*error.args)
+            refused.level = problem
+            raise refused from error
     require(problem.layout.size > 0, f"{level} has nothing to optimize; the problem below has no parameters")
 
 

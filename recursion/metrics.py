@@ -3,8 +3,8 @@
     {"step": 1, "losses": [53.7, 1070.2], "skipped": [0, 0], "base_steps": 20, "seconds": 0.031}
 
 ``losses`` and ``skipped`` are those of `recursion.tower.Report`, level 1 first; a loss that is not finite is null.
-``notes``, where parts report any, are its metrics (``"level 2 refused": 3.0``). ``base_steps`` counts task gradients so
-far, start-up and restarts apart; ``seconds`` counts all sessions of the run.
+``metrics`` holds what parts report, if any does (``"level 2 refused": 3.0``). ``base_steps`` counts task gradients so far,
+start-up and restarts apart; ``seconds`` counts all sessions of the run.
 """
 
 import fcntl
@@ -49,7 +49,7 @@ class Metrics:
                          for values in (report.losses, report.metrics.values()))  # fmt: skip
         line: dict[str, Any] = {"step": report.step, "losses": losses, "skipped": report.skipped}
         line |= {"base_steps": base_steps, "seconds": round(seconds, 6)}
-        line |= {"notes": dict(zip(report.metrics, parts))} if parts else {}
+        line |= {"metrics": dict(zip(report.metrics, parts))} if parts else {}
         with explained("write", self.path):
             rest = memoryview(json.dumps(line).encode() + b"\n")
             while rest:
@@ -101,7 +101,7 @@ class Metrics:
 def _scalars(report: Report) -> Iterator[tuple[str, float]]:
     yield from ((f"loss/level {level}", loss) for level, loss in enumerate(report.losses, 1))
     yield from ((f"skipped/level {level}", count) for level, count in enumerate(report.skipped, 1))
-    yield from ((f"notes/{name}", value) for name, value in report.metrics.items())
+    yield from ((f"metrics/{name}", value) for name, value in report.metrics.items())
 
 
 def _step(line: bytes) -> int | None:

@@ -53,7 +53,9 @@ class Tower:
             try:
                 problem = level.over(problem)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"level {number} ({level}): {error}") from error
+                below = getattr(error, "level", None)  # an estimator refuses its own level, not the one above
+                who = f"level {number} ({level})" if below is None else f"level {number - 1} ({below})"
+                raise type(error)(f"{who}: {error}") from error
             self.bound.append(problem)
         self.top = self.bound[-1]
         chooses = self.top.gradient.traits.chooses_lookahead
@@ -103,7 +105,7 @@ class Tower:
 
     @property
     def costs(self) -> list[Evals]:
-        """Task gradients that a window of each level costs, level 1 first, for each copy of the task; restarts apart."""
+        """Task gradients of a window of each level, level 1 first, for each copy of the task; restarts apart."""
         evals, asked = self.top.problem.traits.evals, self.top.optimizer.traits.evals
         costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (evals + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]

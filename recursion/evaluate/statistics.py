@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -121,15 +122,15 @@ def improvement(ours: Values, theirs: Values, *, seed: int = 0) -> Estimate:
     Both are ``[seeds, problems]`` and paired: only runs of one problem and one seed are compared, where Agarwal et al.
     compare each run on a task with each.
     """
-    found = interval(lower(ours, theirs), mean, seed=seed)
-    return Estimate(found.value, max(found.low, 0.0), min(found.high, 1.0))
+    shares = interval(lower(ours, theirs), mean, seed=seed)
+    return Estimate(shares.value, max(shares.low, 0.0), min(shares.high, 1.0))
 
 
 def _ends(
     values: Values, statistic: Statistic, seed: int, about: float, scale: Callable[[float], float] = float
 ) -> list[float]:
     """The percentiles of resamples on a ``scale``, stretched about the estimate; infinite ones stay."""
-    stretch = _student(_freedom(values, statistic, seed)) / NORMAL
+    stretch = float(stdtrit(_freedom(values, statistic, seed), (1 + LEVEL) / 2)) / NORMAL
     ends = [scale(end) for end in _percentiles(_resampled(values, statistic, RESAMPLES, seed))]
     finite = np.isfinite([about, *ends])
     return [about + stretch * (end - about) if finite[0] and good else end for end, good in zip(ends, finite[1:])]
@@ -141,22 +142,22 @@ def _resampled(
     """``statistic`` of resamples of the two sides asked for, some at a time so that memory stays small."""
     generator = np.random.default_rng(seed)
     at_once = max(1, min(count, 500_000 // values.size))
-    found: list[Values] = []
+    values_of: list[Values] = []
     for start in range(0, count, at_once):
         size = min(at_once, count - start)
         rows, columns = (
             generator.integers(n, size=(size, max(n - 1, 1))) if wanted else np.broadcast_to(np.arange(n), (size, n))
             for n, wanted in zip(values.shape, (seeds, problems))
         )
-        found.append(statistic(values[rows[:, :, None], columns[:, None, :]].reshape(size, -1)))
-    return np.concatenate(found)
+        values_of.append(statistic(values[rows[:, :, None], columns[:, None, :]].reshape(size, -1)))
+    return np.concatenate(values_of)
 
 
-def _percentiles(found: Values) -> tuple[float, float]:
+def _percentiles(resampled: Values) -> tuple[float, float]:
     """The ends of the 95% interval of resamples; NaN counts as -inf below and as inf above."""
-    tail, unknown = (1 - LEVEL) / 2, np.isnan(found)
+    tail, unknown = (1 - LEVEL) / 2, np.isnan(resampled)
     low, high = (
-        np.quantile(np.where(unknown, end, found), share, method="inverted_cdf")
+        np.quantile(np.where(unknown, end, resampled), share, method="inverted_cdf")
         for end, share in ((-np.inf, tail), (np.inf, 1 - tail))
     )
     return float(low), float(high)
@@ -168,16 +169,9 @@ def _freedom(values: Values, statistic: Statistic, seed: int, count: int = 400) 
     few = float(min(n for n in sides if n))
     parts = []
     for n, (seeds, problems) in zip(sides, ((True, False), (False, True))):
-        found = _resampled(values, statistic, count, seed + 1, seeds=seeds, problems=problems) if n else np.zeros(1)
-        if not np.isfinite(found).all():
+        resampled = _resampled(values, statistic, count, seed + 1, seeds=seeds, problems=problems) if n else np.zeros(1)
+        if not np.isfinite(resampled).all():
             return few
-        parts.append(float(found.var()))
+        parts.append(float(resampled.var()))
     variance = sum(part**2 / n for part, n in zip(parts, sides) if n)
     return sum(parts) ** 2 / variance if variance > 0 else few
-
-
-def _student(freedom: float) -> float:
-    """The quantile of Student's t that leaves 2.5% above."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
-
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))

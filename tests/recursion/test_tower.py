@@ -7,6 +7,7 @@ import torch
 
 from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Problem, Quadratic
 from recursion import Tower
+from recursion.notation import parse
 
 STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam()))
 
@@ -46,6 +47,18 @@ def test_what_cannot_be_a_tower_is_refused():
         Tower("quadratic", *STACK)
     with pytest.raises(ValueError, match=r"level 3 \(adam@1\) takes 4 parameters, got shape \[5\]"):
         Tower(Quadratic(), *STACK).init(0, theta=torch.zeros(5))
+
+
+@pytest.mark.parametrize(("levels", "sentence"), {
+    "sgd@2[gradient=full-es, horizon=4] / adam": "level 1 (sgd@2[horizon=4, gradient=full-es]): full-es needs windows",
+    "sgd@2 / sgd@2[gradient=bootstrapped] / adam": "level 2 (sgd@2[gradient=bootstrapped]): bootstrapped moves towards",
+    "sgd@2 / by-name([y], [sgd])": "level 2 (by-name([y], [sgd])@1): ",
+    "sgd@2 / sgd[ahead=2]": "level 2 (sgd@1[ahead=2]) is the topmost: nothing is trained by what it looks ahead to",
+}.items())  # fmt: skip
+def test_a_refusal_names_the_level_that_is_wrong(levels, sentence):
+    with pytest.raises(ValueError) as refusal:
+        parse(f"quadratic: {levels}")
+    assert str(refusal.value).startswith(sentence)
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_another():
