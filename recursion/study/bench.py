@@ -24,10 +24,10 @@ from recursion.evaluate.afresh import run_afresh
 from recursion.evaluate.baselines import final_loss, mean_loss
 from recursion.evaluate.deploy import CHUNK, run, walk
 from recursion.evaluate.observed import Observed, Tally
-from recursion.study.kept import Kept
 from recursion.study.ledger import Ledger, Row, row
 from recursion.study.problems import known, problems
 from recursion.study.request import Terms
+from recursion.study.store import Store
 from recursion.tower import Tower
 
 SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
@@ -46,8 +46,8 @@ Tell = Callable[[str, float], None]
 class Bench:
     """``task`` and its problems on ``terms``; ``tell`` hears of each step."""
 
-    def __init__(self, task: Task, terms: Terms, kept: Kept, tell: Tell) -> None:
-        self.task, self.terms, self.kept, self.told = task, terms, kept, tell
+    def __init__(self, task: Task, terms: Terms, store: Store, tell: Tell) -> None:
+        self.task, self.terms, self.store, self.report = task, terms, store, tell
         self.ledger, self.done = Ledger(), 0.0
         self._works: dict[str, float] = {}
         self._charged: set[str] = set()  # names
@@ -55,7 +55,7 @@ class Bench:
     def tell(self, what: str, fraction: float) -> None:
         """Say what is being done, and how much of the run is."""
         self.done = max(self.done, min(fraction, 1.0))
-        self.told(what, self.done)
+        self.report(what, self.done)
 
     def key(self, split: str) -> Tensor:
         """Names of the problems of ``train``, ``select`` or ``report``: int64 ``[P]``."""
@@ -116,10 +116,10 @@ class Bench:
             return {"losses": losses, "shown": shown}
 
         work = Work(0.0, (len(params) * len(key) * steps * self.work(guard),))
-        found = self.charged("guarded on report", "reporting", work, make)
-        rescued = (~found["shown"]).any(0).double().tolist()  # 1 where a use ends as the fallback's
+        guarded = self.charged("guarded on report", "reporting", work, make)
+        rescued = (~guarded["shown"]).any(0).double().tolist()  # 1 where a use ends as the fallback's
         rows = [row("guarded", "rescued", value, split="report", problem=i) for i, value in enumerate(rescued)]
-        return guard, [*loss_rows("guarded", "report", found["losses"]), *rows]
+        return guard, [*loss_rows("guarded", "report", guarded["losses"]), *rows]
 
     def use_rows(self, work: float, make: Callable[[int], object]) -> list[Row]:
         """What a step of use costs: its ``work``, and the seconds of one that ``make(steps)`` makes."""
@@ -133,7 +133,7 @@ class Bench:
                 times.append(time.process_time() - began)
             return max(0.0, min(times[1::2]) - min(times[::2])) / TIMED
 
-        seconds = self.kept.numbers("seconds of a step", measured)
+        seconds = self.store.numbers("seconds of a step", measured)
         return [row("use", "work of a step", work), row("use", "seconds of a step", seconds)]
 
     def optimizer_rows(self, optimizer: Optimizer, params: Tensor) -> list[Row]:
@@ -141,10 +141,10 @@ class Bench:
         task, one = self.task.on("test"), self.key("report")[:1]
         return self.use_rows(self.work(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps))
 
-    def known_row(self, met: set[bytes]) -> Row:
+    def known_row(self, seen: set[bytes]) -> Row:
         """How many reported problems were trained or selected on."""
-        met = met | set(problems(self.task.on("validation"), self.key("select")))
-        return row("reporting", "problems trained on", known(self.task, self.key("report"), met), split="report")
+        seen = seen | set(problems(self.task.on("validation"), self.key("select")))
+        return row("reporting", "problems trained on", known(self.task, self.key("report"), seen), split="report")
 
     def charged(
         self, name: str, stage: str, work: Work, make: Callable[[Tally], dict[str, Tensor]], tally: Tally | None = None
@@ -152,19 +152,19 @@ class Bench:
         """The tensors that ``make`` finds, kept; a stage is charged once for its gradients, seconds and ``work``."""
         counts = tally or Tally()
 
-        def made() -> dict[str, Tensor]:
+        def make_tensors() -> dict[str, Tensor]:
             self.tell(f"{stage}: {name}", self._so_far())
             began = time.process_time()
-            found = make(counts)
+            counted = make(counts)
             spent = [counts.gradients, time.process_time() - began]
-            return found | {"spent": torch.tensor(spent, dtype=torch.float64)}
+            return counted | {"spent": torch.tensor(spent, dtype=torch.float64)}
 
-        found = self.kept.tensors(name, made)
-        gradients, seconds = found.pop("spent").tolist()
+        counted = self.store.tensors(name, make_tensors)
+        gradients, seconds = counted.pop("spent").tolist()
         if name not in self._charged:
             self._charged.add(name)
             self.ledger.add(stage, work._replace(gradients=gradients), seconds)
-        return found
+        return counted
 
     def _so_far(self) -> float:
         """The share of a run that is done: what of the budget is spent, and then how many pieces are reported."""
@@ -188,8 +188,8 @@ def loss_rows(stage: str, split: str, losses: Tensor) -> Iterator[Row]:
 
 def curve_rows(losses: Tensor) -> Iterator[Row]:
     """Median and quartiles over problems (and settings) at each step of the chosen one on reported problems."""
-    found: Any = np.quantile(losses.double().numpy(), [*QUARTILES.values()], axis=(1, 2), method="inverted_cdf")
-    for name, values in zip(QUARTILES, found):
+    quartiles: Any = np.quantile(losses.double().numpy(), [*QUARTILES.values()], axis=(1, 2), method="inverted_cdf")
+    for name, values in zip(QUARTILES, quartiles):
         yield from (row("chosen", name, value, split="report", step=step) for step, value in enumerate(values.tolist()))
 
 
@@ -201,8 +201,8 @@ def finite(value: float) -> float:
 @torch.no_grad()
 def _guarded(guard: Safeguarded, params: Tensor, task: Observed, key: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Losses ``[steps + 1, S, P]``, and ``[S, P]`` whether a use ends as the learned optimizer's."""
-    bound, found = guard.bind(task), []
+    bound, path = guard.bind(task), []
     for point in walk(bound, bound.joined(params), task, key, steps):
-        found.append(point.f)
-    losses = torch.stack(found)
+        path.append(point.f)
+    losses = torch.stack(path)
     return losses.masked_fill(losses.isnan(), torch.inf), point.state[0].shown

@@ -109,8 +109,8 @@ def break_even(data: Measurements, cell: Cell, baseline: Cell) -> BreakEven | No
     reached = _first(ours, target)
     saving = _costs(data, baseline, _first(theirs, target)) - _costs(data, cell, reached.replace(np.inf, 0.0))
     saving[np.isinf(reached)] = -np.inf
-    made, tuning = (data.paid(each).reindex(seeds, fill_value=0.0) for each in (cell, baseline))
-    after, full = ((cost / saving).clip(lower=0.0).where(saving > 0, np.inf) for cost in (made - tuning, made))
+    whole, tuning = (data.paid(each).reindex(seeds, fill_value=0.0) for each in (cell, baseline))
+    after, full = ((cost / saving).clip(lower=0.0).where(saving > 0, np.inf) for cost in (whole - tuning, whole))
     columns = {"uses": _median(after), "low": after.min(), "high": after.max(), "saving": _median(saving)}
     columns |= {"full": _median(full), "full_low": full.min(), "full_high": full.max()}
     return BreakEven(
@@ -122,8 +122,8 @@ def break_even(data: Measurements, cell: Cell, baseline: Cell) -> BreakEven | No
 
 def _first(curves: pd.DataFrame, target: pd.Series) -> pd.Series:
     """The first step of each seed at which its curve is at the target or below; infinite if there is none."""
-    below = curves.le(target, axis=0)
-    return below.idxmax(axis=1).astype(float).where(below.any(axis=1) & np.isfinite(target), np.inf)
+    under_target = curves.le(target, axis=0)
+    return under_target.idxmax(axis=1).astype(float).where(under_target.any(axis=1) & np.isfinite(target), np.inf)
 
 
 def _costs(data: Measurements, cell: Cell, steps: pd.Series) -> pd.DataFrame:

@@ -63,8 +63,8 @@ class Entry:
         for place in self.places(levels):
             with _named(f"level {place + 1} ({levels[place]})"):
                 changed[place] = self._changed(levels[place], text)
-        found = [changed.get(place) or level for place, level in enumerate(levels)]
-        return found if any(level is not None for level in changed.values()) else None
+        replaced = [changed.get(place) or level for place, level in enumerate(levels)]
+        return replaced if any(level is not None for level in changed.values()) else None
 
     def places(self, levels: Sequence[Level]) -> range:
         """Indices of the levels that it looks at."""
@@ -77,8 +77,8 @@ class Entry:
     def _changed(self, level: Level, text: str) -> Level | None:
         if self.name in OWN:
             own = {word: value for word, value in settings(level).items() if word in OWN}
-            made: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
-            return made
+            new: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
+            return new
         optimizer = self._inside(level.optimizer, text)
         return None if optimizer is None else replace(level, optimizer=optimizer)
 
@@ -114,17 +114,17 @@ def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
     _check(depths, grid)
     entries = []
     for name, values in grid:
-        found = NAME.fullmatch(name) or _fail(f"grid {name}: {ENTRIES}")
-        entries.append((Entry(name, found["where"], found["name"], bool(found["times"])), values))
+        matched = NAME.fullmatch(name) or _fail(f"grid {name}: {ENTRIES}")
+        entries.append((Entry(name, matched["where"], matched["name"], bool(matched["times"])), values))
     cuts = []
     for depth in depths:
         with _named(f"depth {depth}"):
             cuts.append((depth, _cut(written, repeats, depth)))
-    made = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
+    cells = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
     for entry, _ in entries:
-        if not any(entry.text in cell.factors for cell in made):
+        if not any(entry.text in cell.factors for cell in cells):
             _refuse(entry, max((cut for _, cut in cuts), key=lambda cut: cut.depth))
-    return made
+    return cells
 
 
 def task_of(text: str) -> str:
@@ -154,7 +154,7 @@ def parse_grid(words: Sequence[str]) -> Grid:
 
 def parse_depths(text: str) -> tuple[int, ...]:
     """Depths as a command line has them: ``1-6,10,25,50``. ValueError, in one line."""
-    found: list[int] = []
+    depths: list[int] = []
     for piece in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", piece)
         if ends is None:
@@ -162,8 +162,8 @@ def parse_depths(text: str) -> tuple[int, ...]:
         low, high = int(ends[1]), int(ends[2] or ends[1])
         if high < low:
             _fail(f"depths {low}-{high} are none; write {high}-{low}")
-        found += range(low, high + 1)
-    return tuple(found)
+        depths += range(low, high + 1)
+    return tuple(depths)
 
 
 def _read(text: str) -> tuple[Tower, bool]:
@@ -178,19 +178,19 @@ def _read(text: str) -> tuple[Tower, bool]:
 
 
 def _cut(tower: Tower, repeats: bool, depth: int) -> Tower:
-    *below, top = tower.levels
-    missing = depth - 1 - len(below)
+    *lower, top = tower.levels
+    missing = depth - 1 - len(lower)
     if missing > 0 and not repeats:
         _fail(f"the tower has {tower.depth} levels; write more, or '...' for one that is repeated")
-    return Tower(tower.task, *below[: depth - 1], *below[-1:] * missing, top)
+    return Tower(tower.task, *lower[: depth - 1], *lower[-1:] * missing, top)
 
 
 def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, ...]]]) -> Iterator[Cell]:
     """A cut with each combination of the values of the entries that concern it."""
-    found: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
+    grid: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
     for entry, values in entries:
         grown = []
-        for levels, factors, said in found:
+        for levels, factors, said in grid:
             for value in values:
                 with _named(f"grid {entry.text}={value} at depth {depth}"):
                     changed = entry.apply(levels, value)
@@ -198,8 +198,8 @@ def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, 
                     grown.append((levels, factors, said))
                     break
                 grown.append((changed, factors | {entry.text: value}, [*said, f"{entry.label} {value}"]))
-        found = grown
-    for levels, factors, said in found:
+        grid = grown
+    for levels, factors, said in grid:
         with _named(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
             tower = Tower(cut.task, *levels)
             if str(parse(str(tower))) != str(tower):

@@ -34,7 +34,7 @@ class Line:
 
     cell: Cell
     losses: dict[str, Estimate]
-    below: Comparison | None
+    lower: Comparison | None
     baseline: Comparison | None
     ledger: costs.Ledger | None
 
@@ -88,7 +88,9 @@ class Findings:
     def lowest(self) -> dict[str, float]:
         """The lowest loss of all lines, by measure."""
         losses = {measure: [e.losses[measure] for e in self.lines if measure in e.losses] for measure in MEASURES}
-        return {measure: min((each.value for each in found), default=math.inf) for measure, found in losses.items()}
+        return {
+            measure: min((each.value for each in estimates), default=math.inf) for measure, estimates in losses.items()
+        }
 
     @property
     def unequal(self) -> list[tuple[str, float]]:
@@ -105,7 +107,7 @@ def _line(data: Measurements, cell: Cell, compared: list[Comparison]) -> Line:
     return Line(
         cell=cell,
         losses={measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty},
-        below=ours.get("depth"),
+        lower=ours.get("depth"),
         baseline=ours.get(BASELINE),
         ledger=costs.ledger(data, cell),
     )

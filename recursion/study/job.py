@@ -4,7 +4,7 @@
 
 A tower that learns an optimizer is trained, and what it learned is used (`recursion.study.learning`). A tower that is
 an optimizer itself is run on each problem. A hand-made rule is tuned. Each piece is made once and kept in the folder
-(`recursion.study.kept`), and a run that was killed goes on from there. It works on one thread and without a compiler,
+(`recursion.study.store`), and a run that was killed goes on from there. It works on one thread and without a compiler,
 so its rows are the same whenever it is repeated, but for seconds and bytes.
 """
 
@@ -21,11 +21,11 @@ from recursion.analysis.work import Work, lived_work
 from recursion.evaluate import afresh
 from recursion.notation import parse
 from recursion.study.bench import BUDGETED, LEARNING, SPLITS, Bench, Tell, curve_rows, loss_rows, parameters
-from recursion.study.kept import Kept
 from recursion.study.learning import Learning
 from recursion.study.ledger import Row, process_peak, row
 from recursion.study.request import Run, Terms, plain
 from recursion.study.search import search
+from recursion.study.store import Store
 from recursion.tower import Tower
 
 
@@ -46,13 +46,13 @@ def perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
 
 def _perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
     tell("measuring", 0.0)
-    kept, ours = Kept(folder), {"run": plain(run), "terms": plain(terms)}
-    if kept.numbers("of", lambda: ours) != ours:
+    store, ours = Store(folder), {"run": plain(run), "terms": plain(terms)}
+    if store.numbers("of", lambda: ours) != ours:
         raise ValueError(f"{folder} holds a run of something else; choose another folder, or delete it")
     tower = parse(run.tower)
     if not isinstance(tower.task, Task):
         raise TypeError(f"a study needs a task with held-out splits, got {tower.task!r}")
-    bench = Bench(tower.task, terms, kept, tell)
+    bench = Bench(tower.task, terms, store, tell)
     if run.kind == "search":
         rows, facts = _tuned(run, bench)
     elif afresh.is_optimizer(tower):
@@ -67,14 +67,14 @@ def _perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]
 def _tuned(run: Run, bench: Bench) -> tuple[list[Row], dict[str, Any]]:
     """A hand-made rule, or the best of some, with step size and schedule searched for the whole budget."""
     task, rules = bench.task, [_optimizer(text, bench.task) for text in run.rules]
-    found = bench.kept.numbers("search", lambda: _searched(run, rules, bench))
-    bench.ledger.add("search", Work(found["gradients"], (found["work"],)), found["seconds"])
-    chosen, start = _optimizer(found["setting"], task), next((one for one in rules if repr(one) == "adam"), rules[0])
+    best = bench.store.numbers("search", lambda: _searched(run, rules, bench))
+    bench.ledger.add("search", Work(best["gradients"], (best["work"],)), best["seconds"])
+    chosen, start = _optimizer(best["setting"], task), next((one for one in rules if repr(one) == "adam"), rules[0])
     params = parameters(chosen, task)
     rows = [*bench.reported("start", "start", start, parameters(start, task))]
     rows += bench.reported("chosen", "chosen", chosen, params)
     rows += [*bench.optimizer_rows(chosen, params), bench.known_row(set())]
-    facts = {name: found[name] for name in ("setting", "tried", "ended")}
+    facts = {name: best[name] for name in ("setting", "tried", "ended")}
     return rows, {"steps": 0, "chosen": 0} | facts
 
 
@@ -86,13 +86,13 @@ def _searched(run: Run, rules: list[Optimizer], bench: Bench) -> dict[str, Any]:
         first.append(time.process_time())  # the clock starts with the first run; what is loaded before is not charged
         return in_seconds and first[-1] - first[0] >= terms.budget.amount
 
-    found = search(
-        [rule for rule in rules if isinstance(rule, HyperparamOptimizer)], bench.task, bench.key("select"),
+    searched = search(
+        [each for each in rules if isinstance(each, HyperparamOptimizer)], bench.task, bench.key("select"),
         steps=terms.steps,
         budget=1e15 if in_seconds else terms.budget.amount, method=terms.search, seed=run.seed,
         tell=lambda what, fraction: bench.tell(what, LEARNING * fraction), work=bench.work, over=over,
     )  # fmt: skip
-    return found._asdict() | {"tried": len(found.scores), "seconds": time.process_time() - began}
+    return searched._asdict() | {"tried": len(searched.scores), "seconds": time.process_time() - began}
 
 
 def _itself(run: Run, tower: Tower, bench: Bench) -> tuple[list[Row], dict[str, Any]]:

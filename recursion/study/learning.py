@@ -34,7 +34,7 @@ class Learning:
     def __init__(self, run: Run, tower: Tower, bench: Bench, folder: Path) -> None:
         self.run, self.tower, self.bench, self.terms = run, tower, bench, bench.terms
         self.folder, self.optimizer = folder, tower.levels[0].optimizer
-        self.profile = bench.kept.numbers("profile", lambda: profile(tower))
+        self.profile = bench.store.numbers("profile", lambda: profile(tower))
         own = tuple(self.profile["work"])
         self.lived = lived_work(tower, own)
         self.deployment = deployment(tower, own, self.terms.windows, bench.work(self.optimizer))
@@ -44,7 +44,7 @@ class Learning:
     def perform(self) -> tuple[list[Row], dict[str, Any]]:
         """Train, choose, report."""
         bench = self.bench
-        trained = Trained(**bench.kept.numbers("trained", self._train))
+        trained = Trained(**bench.store.numbers("trained", self._train))
         bench.ledger.add("training", trained.work(self.lived), trained.seconds)
         scores = {step: self._score(step) for step in trained.snapshots}
         best = min(scores, key=lambda step: scores[step])
@@ -97,11 +97,11 @@ class Learning:
 
     def _learner(self, step: int, stage: str) -> Tensor | None:
         """Parameters ``[S, m]`` that a snapshot finds for level 1; None if what it trains diverges."""
-        met = Met()
+        observer = Met()
 
         def make(_: Tally) -> dict[str, Tensor]:
-            observed = Tower(Observed(self.tower.task, met), *self.tower.levels)
-            met.reset()
+            observed = Tower(Observed(self.tower.task, observer), *self.tower.levels)
+            observer.reset()
             state = snapshot(self.tower, self.run.seed, self.folder, step)
             try:
                 learned = deploy.learned(observed, state, windows=self.terms.windows, seed=self.run.seed)
@@ -109,9 +109,9 @@ class Learning:
             except NonFiniteError:
                 return {}
             finally:
-                self.diary.append(met.prints)
+                self.diary.append(observer.prints)
 
-        return self.bench.charged(f"learner {step}", stage, self.deployment, make, met).get("params")
+        return self.bench.charged(f"learner {step}", stage, self.deployment, make, observer).get("params")
 
     def _training_rows(self, trained: Trained) -> list[Row]:
         """Losses on the way, and each level's share of seconds and memory."""
@@ -133,5 +133,5 @@ def deployment(tower: Tower, own: tuple[float, ...], windows: int | None, use: f
     lived = lived_work(under, own)
     runs, steps = float(count * under.top.copies * deploy.CHOOSING_PROBLEMS), deploy.CHOOSING_STEPS
     choosing = Work(runs * (steps + 1), (runs * steps * use,))
-    below = deployment(under, own, windows, use) if under.depth > 2 else choosing
-    return NOTHING.plus(lived.start.plus(lived.step, count).plus(below), tower.top.copies)
+    inner = deployment(under, own, windows, use) if under.depth > 2 else choosing
+    return NOTHING.plus(lived.start.plus(lived.step, count).plus(inner), tower.top.copies)

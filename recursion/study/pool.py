@@ -73,21 +73,21 @@ class Pool(Protocol):
 
 def events(pool: Pool, runs: Sequence[Run], job: Job) -> Iterator[Event]:
     """What happens, until all runs have ended."""
-    told: SimpleQueue[Event] = SimpleQueue()
+    messages: SimpleQueue[Event] = SimpleQueue()
     tasks: list[Task] = []
     stopping = threading.Event()
 
     def carry_out(run: Run) -> None:
-        told.put(Event(run, "started"))
+        messages.put(Event(run, "started"))
         try:
             task = pool.start(run, job)
             tasks.append(task)
             if stopping.is_set():
                 task.stop()
             for message in task:
-                told.put(Event(run, *message))
+                messages.put(Event(run, *message))
         except Exception as error:
-            told.put(Event(run, "failed", str(error) or type(error).__name__, everywhere=on_disk(error)))
+            messages.put(Event(run, "failed", str(error) or type(error).__name__, everywhere=on_disk(error)))
 
     with pool.connected() as size, ThreadPoolExecutor(size) as threads:
         for run in runs:
@@ -95,7 +95,7 @@ def events(pool: Pool, runs: Sequence[Run], job: Job) -> Iterator[Event]:
         try:
             left = len(runs)
             while left:
-                event = told.get()
+                event = messages.get()
                 left -= event.kind in ("done", "failed")
                 yield event
         finally:

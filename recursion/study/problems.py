@@ -62,13 +62,13 @@ class Diary:
         return {whole[start : start + SIZE] for start in range(0, len(whole), SIZE)}
 
 
-def known(task: Task, key: Tensor, met: set[bytes]) -> int:
+def known(task: Task, key: Tensor, seen: set[bytes]) -> int:
     """How many of the problems of the test split that ``key`` ``[P]`` names were met before, see above."""
     own = examples(task.on("test"))
     others = set(examples(task.on("train"))) | set(examples(task.on("validation"))) if own else set()
     if sum(each in others for each in own) > MANY * len(own):
         return len(key)
-    return sum(each in met for each in problems(task.on("test"), key))
+    return sum(each in seen for each in problems(task.on("test"), key))
 
 
 def problems(task: Problem, key: Tensor) -> list[bytes]:
@@ -91,10 +91,10 @@ def examples(task: Task) -> list[bytes]:
 def _hashes(parts: "list[Tensor] | tuple[Tensor, ...]", copies: int) -> list[bytes]:
     """A hash of each row of tensors whose leading dimensions are ``copies``."""
     rows = [part.detach().cpu().reshape(copies, -1).contiguous().numpy().view(np.uint8) for part in parts]
-    found = []
+    digests = []
     for copy in range(copies):
         summed = hashlib.blake2b(digest_size=SIZE)
         for part in rows:
             summed.update(part[copy].data)
-        found.append(summed.digest())
-    return found
+        digests.append(summed.digest())
+    return digests

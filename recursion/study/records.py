@@ -41,17 +41,17 @@ def read(folder: Path) -> dict[str, Any]:
     with explained("read", path):
         text = path.read_bytes()
     try:
-        found = json.loads(text)
+        study = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is {'garbled' if text else 'empty'}; {AGAIN}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(study, dict) or study.get("format") != FORMAT:
         raise ValueError(f"{path} is JSON of something else, not of a study; choose another folder")
-    if found.get("version") != VERSION:
-        theirs, ours = found.get("version"), f"this program reads version {VERSION}"
+    if study.get("version") != VERSION:
+        theirs, ours = study.get("version"), f"this program reads version {VERSION}"
         raise ValueError(f"{path} has study version {theirs}, {ours}; update descent-tower")
-    if not {"request", "when", "argv"} <= found.keys():
+    if not {"request", "when", "argv"} <= study.keys():
         raise ValueError(f"{path} is garbled; {AGAIN}")
-    return found
+    return study
 
 
 def run_folder(folder: Path, run: Run) -> Path:
@@ -78,10 +78,10 @@ def result_of(folder: Path, run: Run, terms: Terms) -> dict[str, Any]:
     status = "running" if place.exists() else "waiting"
     empty: dict[str, Any] = {"status": status, "why": "", "rows": [], "facts": {}, "about": {}}
     try:
-        found = json.loads((place / RESULT).read_bytes())
+        result = json.loads((place / RESULT).read_bytes())
         ours = [FORMAT, VERSION, plain(run), plain(terms.terms)]
-        same = [found[name] for name in ("format", "version", "run", "terms")] == ours
-        return found if same and empty.keys() <= found.keys() else empty
+        same = [result[name] for name in ("format", "version", "run", "terms")] == ours
+        return result if same and empty.keys() <= result.keys() else empty
     except (OSError, ValueError, KeyError, TypeError):
         return empty
 

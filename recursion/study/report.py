@@ -78,7 +78,7 @@ def _cells(lines: Sequence[Line]) -> Iterator[list[Text | str]]:
     for line in lines:
         bold = {m: "bold" if loss.value == lowest[m] else "" for m, loss in line.losses.items()}
         losses = [Text(interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
-        pairs = ["" if each is None else share(each.main.improvement) for each in (line.below, line.baseline)]
+        pairs = ["" if each is None else share(each.main.improvement) for each in (line.lower, line.baseline)]
         cost = "" if line.ledger is None else f"{line.ledger.spent:.3g}"
         yield [line.cell.label, *losses, *pairs, cost, f"{len(line.cell.done)}/{len(line.cell.runs)}"]
 

@@ -117,11 +117,11 @@ class Terms:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What `plain` wrote. ValueError, in one line, if it is something else."""
         try:
-            found = {**data, "budget": Budget.parse(data["budget"])}
-            if "grid" in found:
-                found["grid"] = tuple((name, tuple(values)) for name, values in data["grid"])
-                found["depths"] = tuple(data["depths"])
-            return cls(**found)
+            settings = {**data, "budget": Budget.parse(data["budget"])}
+            if "grid" in settings:
+                settings["grid"] = tuple((name, tuple(values)) for name, values in data["grid"])
+                settings["depths"] = tuple(data["depths"])
+            return cls(**settings)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"this is not the {cls.__name__.lower()} of a study: {error}") from error
 
@@ -152,22 +152,22 @@ class Request(Terms):
 
     def runs(self) -> list[Run]:
         """All runs, seed by seed, so that an unfinished study already compares all cells."""
-        made = [_run(cell, name) for cell, name in zip(self.cells(), _names(self.cells()))]
+        planned = [_run(cell, name) for cell, name in zip(self.cells(), _names(self.cells()))]
         if self.baseline:
             tower = f"{task_of(self.tower)}: adam"
-            made.append(Run(
+            planned.append(Run(
                 id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tower, rules=RULES
             ))  # fmt: skip
         seeds = range(self.seeds)
-        return [dataclasses.replace(run, id=f"{run.id}-seed-{seed}", seed=seed) for seed in seeds for run in made]
+        return [dataclasses.replace(run, id=f"{run.id}-seed-{seed}", seed=seed) for seed in seeds for run in planned]
 
 
 def plain(value: Run | Terms) -> dict[str, Any]:
     """As JSON has it."""
     data = dataclasses.asdict(value)
     data |= {"budget": repr(value.budget)} if isinstance(value, Terms) else {}
-    found: dict[str, Any] = json.loads(json.dumps(data))
-    return found
+    copied: dict[str, Any] = json.loads(json.dumps(data))
+    return copied
 
 
 @cache
@@ -177,17 +177,17 @@ def _cells(tower: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
 
 def _run(cell: Cell, name: str) -> Run:
     """The run of a cell. A lone hand-made rule has nothing to learn, so it is tuned; unless the grid sets it."""
-    rule, factors = cell.tower.levels[-1].optimizer, dict(cell.factors)
-    tuned = cell.tower.depth == 1 and isinstance(rule, HyperparamOptimizer) and set(factors) == {"depth"}
+    top, factors = cell.tower.levels[-1].optimizer, dict(cell.factors)
+    tuned = cell.tower.depth == 1 and isinstance(top, HyperparamOptimizer) and set(factors) == {"depth"}
     return Run(
         id=name, kind="search" if tuned else "tower", cell=cell.label, depth=cell.tower.depth, factors=factors,
-        tower=str(cell.tower), rules=(repr(rule),) if tuned else (),
+        tower=str(cell.tower), rules=(repr(top),) if tuned else (),
     )  # fmt: skip
 
 
-def _names(found: tuple[Cell, ...]) -> list[str]:
+def _names(cells: tuple[Cell, ...]) -> list[str]:
     """A name for each cell's runs; a hash tells two apart that would be alike, or too long."""
-    texts = ["-".join(f"{name}-{value}" for name, value in cell.factors.items()) for cell in found]
+    texts = ["-".join(f"{name}-{value}" for name, value in cell.factors.items()) for cell in cells]
     names = [re.sub(r"[^A-Za-z0-9._+]+", "-", text.replace("*", "x")).strip("-") for text in texts]
     often = Counter(name.lower() for name in names)
     return [

@@ -51,9 +51,9 @@ def load(folder: str | Path) -> Results:
     for run in request.runs():
         result = records.result_of(Path(folder), run, request)
         data = {name: getattr(run, name) for name in ("cell", "kind", "depth", "factors", "tower", "seed")}
-        told = {name: result[name] for name in ("status", "why", "facts")}
+        status = {name: result[name] for name in ("status", "why", "facts")}
         about = {name: result["about"].get(name) for name in ABOUT}
-        runs.append({"run": run.id} | data | told | about)
+        runs.append({"run": run.id} | data | status | about)
         rows += [(run.id, run.cell, run.seed, *row) for row in result["rows"]]
     measured = pd.DataFrame(rows, columns=["run", "cell", "seed", *MEASUREMENT]).fillna(ABSENT).astype(PLACES)
     return Results(request, study["argv"], study["when"], pd.DataFrame(runs).astype({"depth": "Int64"}), measured)

@@ -58,7 +58,7 @@ def search(
     copy, in base steps. ``over``: asked before each run whether to end here. ValueError for rules without a step size,
     and for a budget below the cost of one setting.
     """
-    if not rules or not all("lr" in rule.hypers for rule in rules):
+    if not rules or not all("lr" in base.hypers for base in rules):
         names = ", ".join(map(repr, rules)) or "no rules"
         raise ValueError(f"a search needs hand-made rules with a step size lr, as adam or sgd, got {names}")
     trials = Trials(task.on("validation"), key, steps, budget, tell, work, over)
@@ -106,8 +106,8 @@ class Trials:
 
     def _work(self, optimizer: Optimizer) -> float:
         """Base steps of one update, which its step size does not change."""
-        rule = set_to(optimizer.inner if isinstance(optimizer, Scheduled) else optimizer, "lr", 1.0)
-        kind = repr(dataclasses.replace(optimizer, inner=rule) if isinstance(optimizer, Scheduled) else rule)
+        base = set_to(optimizer.inner if isinstance(optimizer, Scheduled) else optimizer, "lr", 1.0)
+        kind = repr(dataclasses.replace(optimizer, inner=base) if isinstance(optimizer, Scheduled) else base)
         if kind not in self.works:
             self.works[kind] = self.work_of(optimizer)
         return self.works[kind]
@@ -116,8 +116,8 @@ class Trials:
 class Line:
     """A rule under a schedule, and its scores by step size: powers of 10^(1/32)."""
 
-    def __init__(self, trials: Trials, rule: HyperparamOptimizer, schedule: Schedule) -> None:
-        self.trials, self.rule, self.schedule = trials, rule, schedule
+    def __init__(self, trials: Trials, base: HyperparamOptimizer, schedule: Schedule) -> None:
+        self.trials, self.base, self.schedule = trials, base, schedule
         self.scores: dict[int, float] = {}
 
     def run(self, exponents: Iterable[int]) -> bool:
@@ -126,8 +126,8 @@ class Line:
         if not wanted:
             return True
         sizes = (_rounded(10.0 ** (exponent / FINE)) for exponent in wanted)
-        made = [made_of(set_to(self.rule, "lr", size), self.schedule, self.trials.steps) for size in sizes]
-        scores = self.trials.run(made)
+        candidates = [made_of(set_to(self.base, "lr", size), self.schedule, self.trials.steps) for size in sizes]
+        scores = self.trials.run(candidates)
         self.scores |= dict(zip(wanted, scores))
         return len(scores) == len(wanted)
 
@@ -165,13 +165,13 @@ def _grid(trials: Trials, rules: Sequence[HyperparamOptimizer]) -> bool:
     """From coarse to fine; False if the budget ended before."""
     middle = sum(DECADES) / len(DECADES)
     first = sorted(DECADES, key=lambda decade: abs(decade - middle))
-    pairs = [Line(trials, rule, schedule) for schedule in schedules(trials.steps) for rule in rules]
+    pairs = [Line(trials, base, schedule) for schedule in schedules(trials.steps) for base in rules]
     coarse = all(pair.run(FINE * decade for decade in first) for pair in pairs)
     if not (coarse and all(pair.extend() for pair in pairs) and _refine(pairs, FINE // 2)):
         return False
     best: dict[int, Line] = {}
     for pair in _sorted(pairs):
-        best.setdefault(list(rules).index(pair.rule), pair)
+        best.setdefault(list(rules).index(pair.base), pair)
     return all(pair.climb() for pair in best.values())
 
 
@@ -193,24 +193,24 @@ def _optuna(trials: Trials, rules: Sequence[HyperparamOptimizer], seed: int) -> 
     """By optuna's TPE sampler, one setting after another, until the budget ends."""
     import optuna
 
-    named = {repr(rule): rule for rule in rules}
+    named = {repr(base): base for base in rules}
     given = {repr(schedule): schedule for schedule in schedules(trials.steps)}
 
-    def suggested(trial: Any) -> Optimizer:
-        name = trial.suggest_categorical("rule", list(named))
-        schedule = given[trial.suggest_categorical("schedule", list(given))]
-        rule = set_to(named[name], "lr", _rounded(trial.suggest_float(f"{name} lr", 1e-5, 1e2, log=True)))
-        for rate in rates(rule):
-            gap = trial.suggest_float(f"{name} 1 - {rate}", 1e-4 if "2" in rate else 1e-2, 0.5, log=True)
-            rule = set_to(rule, rate, 1 - _rounded(gap))
-        return made_of(rule, schedule, trials.steps)
+    def suggested(suggestion: Any) -> Optimizer:
+        name = suggestion.suggest_categorical("rule", list(named))
+        schedule = given[suggestion.suggest_categorical("schedule", list(given))]
+        base = set_to(named[name], "lr", _rounded(suggestion.suggest_float(f"{name} lr", 1e-5, 1e2, log=True)))
+        for rate in rates(base):
+            gap = suggestion.suggest_float(f"{name} 1 - {rate}", 1e-4 if "2" in rate else 1e-2, 0.5, log=True)
+            base = set_to(base, rate, 1 - _rounded(gap))
+        return made_of(base, schedule, trials.steps)
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-        while scores := trials.run([suggested(trial := study.ask())]):
-            study.tell(trial, scores[0])
+        while scores := trials.run([suggested(suggestion := study.ask())]):
+            study.tell(suggestion, scores[0])
     finally:
         optuna.logging.set_verbosity(before)
     return False
@@ -224,40 +224,40 @@ def schedules(steps: int) -> list[Schedule]:
     return [schedule for schedule in every if schedule.least <= steps]
 
 
-def made_of(rule: HyperparamOptimizer, schedule: Schedule, steps: int) -> Optimizer:
+def made_of(base: HyperparamOptimizer, schedule: Schedule, steps: int) -> Optimizer:
     """The rule under the schedule; the rule itself under a constant one."""
-    return rule if isinstance(schedule, Constant) else Scheduled(rule, schedule, steps)
+    return base if isinstance(schedule, Constant) else Scheduled(base, schedule, steps)
 
 
-def set_to(rule: Optimizer, name: str, value: float) -> HyperparamOptimizer:
+def set_to(base: Optimizer, name: str, value: float) -> HyperparamOptimizer:
     """The rule with a hyperparameter that starts at ``value``; it stays in its space."""
-    assert isinstance(rule, HyperparamOptimizer)
-    known = settings(rule)
+    assert isinstance(base, HyperparamOptimizer)
+    known = settings(base)
     old = known.get(name)
     new = dataclasses.replace(old, start=value) if isinstance(old, Hyper) else value
-    return type(rule)(**known | {name: new})
+    return type(base)(**known | {name: new})
 
 
-def rates(rule: HyperparamOptimizer) -> list[str]:
+def rates(base: HyperparamOptimizer) -> list[str]:
     """The momenta and decay rates of a rule, but for those that are fixed."""
-    return [name for name, hyper in rule.hypers.items() if isinstance(hyper, Logit) and name in settings(rule)]
+    return [name for name, hyper in base.hypers.items() if isinstance(hyper, Logit) and name in settings(base)]
 
 
 def moves(pair: Line) -> list[tuple[HyperparamOptimizer, Schedule]]:
     """A pair with another momentum or decay rate, or a warm-up of another length."""
-    rules = [moved(pair.rule, name, factor) for name in rates(pair.rule) for factor in (FACTOR, 1 / FACTOR)]
+    rules = [moved(pair.base, name, factor) for name in rates(pair.base) for factor in (FACTOR, 1 / FACTOR)]
     others: list[Schedule] = []
     if isinstance(pair.schedule, Warmup):
         lengths = 2 * pair.schedule.warm, max(1, pair.schedule.warm // 2)
         others += [dataclasses.replace(pair.schedule, warm=warm) for warm in lengths]
-    fitting = [(pair.rule, schedule) for schedule in others if schedule.least <= pair.trials.steps]
-    return [*((rule, pair.schedule) for rule in rules), *fitting]
+    fitting = [(pair.base, schedule) for schedule in others if schedule.least <= pair.trials.steps]
+    return [*((base, pair.schedule) for base in rules), *fitting]
 
 
-def moved(rule: HyperparamOptimizer, name: str, factor: float) -> HyperparamOptimizer:
+def moved(base: HyperparamOptimizer, name: str, factor: float) -> HyperparamOptimizer:
     """The rule with a momentum whose distance to 1 is divided by ``factor``."""
-    gap = min((1 - rule.hypers[name].start) / factor, 0.9)
-    return set_to(rule, name, _rounded(1 - gap, 6))
+    gap = min((1 - base.hypers[name].start) / factor, 0.9)
+    return set_to(base, name, _rounded(1 - gap, 6))
 
 
 def _rounded(value: float, digits: int = 4) -> float:

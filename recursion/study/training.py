@@ -62,16 +62,16 @@ class Training:
     def __init__(self, tower: Tower, seed: int, folder: Path, allowance: Budget, lived: Lived, count: int) -> None:
         self.tower, self.seed, self.folder, self.lived = tower, seed, folder, lived
         self.allowance, self.in_seconds, self.count = allowance.amount, allowance.unit == "seconds", count
-        self.met, self.diary, self.path = Met(), Diary(folder / DIARY), folder / CHECKPOINT
-        self.observed = Tower(Observed(tower.task, self.met), *tower.levels)
-        self.met.reset()
+        self.observer, self.diary, self.path = Met(), Diary(folder / DIARY), folder / CHECKPOINT
+        self.observed = Tower(Observed(tower.task, self.observer), *tower.levels)
+        self.observer.reset()
         if self.path.exists():
             saved = checkpoint.load(self.path, tower)
             self.now = saved.state, Trained(**saved.extra)
-            self.met.reset(self.now[1].gradients)
+            self.observer.reset(self.now[1].gradients)
         else:
             state = checkpoint.settled(self.observed.init(seed))
-            self.now = state, Trained(gradients=self.met.gradients)
+            self.now = state, Trained(gradients=self.observer.gradients)
         self.before = self.written = self.now[1].prints  # fingerprints of earlier sessions, and in the file
         self.began = time.process_time() - self.now[1].seconds
 
@@ -105,7 +105,7 @@ class Training:
                 raise
             return state, replace(so_far, ended=str(error), done=True, seconds=time.process_time() - self.began)
         state, so_far.steps = checkpoint.settled(following), report.step
-        so_far.gradients, so_far.seconds = self.met.gradients, time.process_time() - self.began
+        so_far.gradients, so_far.seconds = self.observer.gradients, time.process_time() - self.began
         _note(so_far, report)
         each = so_far.seconds / so_far.steps if self.in_seconds else self.lived.step.total
         spent, part = self._spent(so_far), (len(so_far.snapshots) + 1) / self.count
@@ -117,7 +117,7 @@ class Training:
 
     def _save(self) -> None:
         """Fingerprints first: those without their state are met again, a state without its fingerprints is not."""
-        (state, so_far), prints = self.now, self.met.prints[self.written - self.before :]
+        (state, so_far), prints = self.now, self.observer.prints[self.written - self.before :]
         self.diary.append(prints, after=self.written)
         so_far.prints = self.written + len(prints)
         checkpoint.save(self.path, self.tower, state, seed=self.seed, extra=asdict(so_far))

@@ -68,9 +68,9 @@ def carry_out(run: Run, terms: Terms, folder: Path, perform: str, tell: Tell) ->
             torch.set_num_threads(1)
             home, _, name = perform.rpartition(".")
             started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-            found = getattr(import_module(home), name)(run, terms, place, tell)
+            done = getattr(import_module(home), name)(run, terms, place, tell)
             about = surroundings() | {"started": started, "seconds": time.monotonic() - began}
-            records.finish(folder, run, terms, found | {"about": about})
+            records.finish(folder, run, terms, done | {"about": about})
     except Exception as error:
         traceback.print_exc()
         return "failed", _reason(error), 0.0, on_disk(error)

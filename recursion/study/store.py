@@ -17,7 +17,7 @@ from torch import Tensor
 from recursion.files import explained, replace_file
 
 
-class Kept:
+class Store:
     """Pieces in ``folder``, by name; a missing one is made."""
 
     def __init__(self, folder: Path) -> None:
@@ -32,10 +32,10 @@ class Kept:
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A piece that is tensors, by name."""
 
-        def made() -> bytes:
+        def written() -> bytes:
             return bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}))
 
-        return dict(self._once(f"{name}.safetensors", made, load))
+        return dict(self._once(f"{name}.safetensors", written, load))
 
     def _once(self, name: str, make: Callable[[], bytes], read: Callable[[bytes], Any]) -> Any:
         path = self.folder / re.sub("[^a-z0-9.]+", "-", name.lower())
