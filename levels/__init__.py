@@ -64,6 +64,7 @@ from levels.tasks.logistic import Logistic
 from levels.tasks.mixture import Mixture
 from levels.tasks.mlp import MLP, DigitsMLP, FashionMLP, Mnist1dMLP, MnistMLP
 from levels.tasks.module import ModuleTask
+from levels.tasks.nets import Network
 from levels.tasks.noisy_quadratic import NoisyQuadratic
 from levels.tasks.photo import Photo
 from levels.tasks.predicting import Classifying, Predicting
@@ -81,7 +82,7 @@ __all__ = [
     "FashionMLP", "Few", "FirstOrder", "Fixed", "Forward", "FullES", "Gated", "Guard", "Guarded", "HeldOut",
     "Hyper", "HyperparamOptimizer", "Last", "Layout", "LearnedInit", "Level", "LevelState", "Linear", "LinearDecay",
     "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP",
-    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "NoisyQuadratic", "NonFinite",
+    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "Network", "NoisyQuadratic", "NonFinite",
     "NonFiniteError", "Objective", "Online", "Optimizer", "OptimizerTraits", "Partition", "Photo", "Predicting",
     "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Recomputed", "Rosenbrock",
     "Safeguarded", "Schedule", "Scheduled", "Search", "Self", "SelfUpdate", "Skip", "Step", "Stop", "Sum", "Switch",

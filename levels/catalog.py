@@ -38,7 +38,7 @@ PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
 MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.faults")
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 LISTS = (tuple, list, Sequence)
-OLDER = {"rule": "inner"}  # words of earlier notation and specs, still read
+OLDER = (("rule", "inner"), ("rule", "algorithm"))  # words of earlier notation and specs, still read
 
 
 class Setting(NamedTuple):
@@ -128,7 +128,7 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
 def setting_of(cls: type, name: str) -> Setting | None:
     """The setting of a class that notation calls ``name``, a field or a free one (`levels.config.free`), or None."""
     known = settings_of(cls)
-    name = name if name in known or OLDER.get(name) not in known else OLDER[name]
+    name = name if name in known else next((new for old, new in OLDER if old == name and new in known), name)
     if name in known or not dataclasses.is_dataclass(cls):
         return known.get(name)
     hints = (field.metadata["free"] for field in dataclasses.fields(cls) if "free" in field.metadata)

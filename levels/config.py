@@ -26,17 +26,17 @@ WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A finite number of at least ``low`` and, if given, below ``below``."""
+    """A finite number of at least ``low`` and, if given, below ``under``."""
 
     low: float
-    below: float = math.inf
+    under: float = math.inf
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is in the range."""
-        return self.low <= value < self.below
+        return self.low <= value < self.under
 
     def __str__(self) -> str:
-        return f"of at least {self.low:g}" + (f" and below {self.below:g}" if self.below < math.inf else "")
+        return f"of at least {self.low:g}" + (f" and below {self.under:g}" if self.under < math.inf else "")
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Between:
 
     low: float
     high: float
-    closed: bool = False
+    inclusive: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` is in the range."""
-        return self.low <= value <= self.high if self.closed else self.low < value < self.high
+        return self.low <= value <= self.high if self.inclusive else self.low < value < self.high
 
     def __str__(self) -> str:
-        return f"from {self.low:g} to {self.high:g}" if self.closed else f"between {self.low:g} and {self.high:g}"
+        return f"from {self.low:g} to {self.high:g}" if self.inclusive else f"between {self.low:g} and {self.high:g}"
 
 
 Range = AtLeast | Above | Between
@@ -76,8 +76,8 @@ Whole = Annotated[int, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Probability = Annotated[float, Between(0, 1)]
-DecayRate = Annotated[float, AtLeast(0, below=1)]
-UnitInterval = Annotated[float, Between(0, 1, closed=True)]
+DecayRate = Annotated[float, AtLeast(0, under=1)]
+UnitInterval = Annotated[float, Between(0, 1, inclusive=True)]
 
 
 class Config(ABC):  # noqa: B024, its kinds have abstract methods
@@ -198,29 +198,29 @@ def unwritten(default: Any) -> Any:
 
 def settings(part: Config) -> dict[str, Any]:
     """All settings that the constructor of a part takes, by name: its fields, and the `free` ones in one of them."""
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
-        return found
+        return given
     for field in dataclasses.fields(part):
         if field.init and "unwritten" not in field.metadata:
             value = getattr(part, field.name)
             word = field.metadata.get("word", field.name)
-            found |= dict(value) if "free" in field.metadata else {word: value}
-    return found
+            given |= dict(value) if "free" in field.metadata else {word: value}
+    return given
 
 
 def positional(part: Config) -> dict[str, Any]:
     """The leading fields without a default: written without their names."""
-    found: dict[str, Any] = {}
+    bare: dict[str, Any] = {}
     if not dataclasses.is_dataclass(part):
-        return found
+        return bare
     for field in dataclasses.fields(part):
         if field.kw_only or not field.init:
             continue
         if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
             break
-        found[field.name] = getattr(part, field.name)
-    return found
+        bare[field.name] = getattr(part, field.name)
+    return bare
 
 
 def changed(part: Config) -> dict[str, Any]:

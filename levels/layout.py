@@ -62,9 +62,9 @@ class Layout:
         parts = torch.split_with_sizes(flat, self.sizes, dim=-1)
         return {name: part.reshape(flat.shape[:-1] + shape) for (name, shape), part in zip(self.entries, parts)}
 
-    def ravel(self, views: Mapping[str, Tensor]) -> Tensor:
+    def ravel(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Named tensors ``[*batch, *shape]`` as one ``[*batch, n]``: the inverse of `unravel`."""
-        return torch.cat([views[name].flatten(views[name].dim() - len(shape)) if shape else views[name][..., None]
+        return torch.cat([tensors[name].flatten(tensors[name].dim() - len(shape)) if shape else tensors[name][..., None]
                           for name, shape in self.entries], dim=-1)  # fmt: skip
 
     def spread(self, per_tensor: Tensor) -> Tensor:

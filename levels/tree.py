@@ -62,6 +62,6 @@ def scatter(rows: Tensor, new: State, old: State, batch_dims: int) -> State:
 
 def keep_named(name: str, new: State, old: State) -> State:
     """``new``, but with the tensors of ``old`` wherever a field of that name holds one: counts survive a restart."""
-    kept = [before if path.rpartition(".")[2] == name else after
+    named = [before if path.rpartition(".")[2] == name else after
             for (path, after), before in zip(named_leaves(new).items(), leaves(old), strict=True)]  # fmt: skip
-    return with_leaves(new, kept)
+    return with_leaves(new, named)

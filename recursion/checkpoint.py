@@ -11,8 +11,8 @@ A tower whose parts notation does not know (a task made of your own `nn.Module`)
 loaded with the tower given, and is then compared by the names, shapes and dtypes of its tensors.
 """
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,17 +20,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from levels.config import require
 from levels.faults import Stop
 from levels.tree import map_leaves, named_leaves, with_leaves
 from recursion.sealed import Format, described, read_sealed, write_sealed
 from recursion.spec import from_spec, to_spec
 from recursion.tower import Tower, TowerState
 
-FORMAT = Format(
-    "descent-tower checkpoint", "checkpoint", 2, "a checkpoint of a tower",
-    lost="restore it from a copy, or delete it and train again",
-    older="go on with the older program, or train again in another folder",
-)  # fmt: skip
+IF_DAMAGED = "restore it from a copy, or delete it and train again"
+IF_OLDER = "go on with the older program, or train again in another folder"
+FORMAT = Format("descent-tower checkpoint", "checkpoint", 2, "a checkpoint of a tower", IF_DAMAGED, IF_OLDER)
 
 
 class Saved(NamedTuple):
@@ -54,8 +53,7 @@ def settled(state: TowerState) -> TowerState:
         whole = tensor.is_contiguous() and tensor.storage_offset() == 0
         return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
-    settled_state: TowerState = map_leaves(rest, state)
-    return settled_state
+    return TowerState(*map_leaves(rest, state))
 
 
 def save(
@@ -78,33 +76,29 @@ def load(path: str | Path, tower: Tower | None = None, *, device: str = "cpu") -
     tower = _rebuilt(path, content).to(device) if tower is None else tower
     spec = spec_of(tower)
     fits = spec is None if content["spec"] is None else spec is not None and same(_rebuilt(path, content), tower)
-    if not fits:
-        one, other = content["notation"], tower
-        raise ValueError(f"{path} is of the tower '{one}', not of '{other}'; give that one, or choose another folder")
+    which = f"{path} is of the tower '{content['notation']}', not of '{tower}'"
+    require(fits, f"{which}; give that one, or choose another folder")
     state = _restored(path, tower.init(content["seed"]), tensors)
     return Saved(tower, state, content["seed"], content["extra"])
 
 
 def spec_of(tower: Tower) -> dict[str, Any] | None:
-    """The tower's spec as JSON gives it back, or None if it has parts that notation does not know."""
-    try:
-        spec: dict[str, Any] = json.loads(json.dumps(to_spec(tower)))
-    except (TypeError, ValueError):
-        return None
-    return spec
+    """The tower's spec, or None if it has parts that notation does not know."""
+    with contextlib.suppress(TypeError, ValueError):
+        return to_spec(tower)
+    return None
 
 
 def same(one: Tower, other: Tower) -> bool:
     """Whether two towers do the same to finite numbers: their specs agree but for what is done to the others."""
-    specs = [spec_of(Tower(t.task, *(dataclasses.replace(level, nonfinite=Stop()) for level in t.levels)))
-             for t in (one, other)]  # fmt: skip
-    return specs[0] == specs[1]
+    strict = (Tower(t.task, *(dataclasses.replace(each, nonfinite=Stop()) for each in t.levels)) for t in (one, other))
+    first, second = map(spec_of, strict)
+    return first == second
 
 
 def _rebuilt(path: Path, content: Mapping[str, Any]) -> Tower:
-    if content["spec"] is None:
-        own = "has parts of your own; load it with the tower given"
-        raise ValueError(f"{path} is of {content['notation']}, which {own}")
+    own = f"{path} is of {content['notation']}, which has parts of your own; load it with the tower given"
+    require(content["spec"] is not None, own)
     try:
         return from_spec(content["spec"])
     except (TypeError, ValueError) as error:
@@ -116,8 +110,6 @@ def _restored(path: Path, template: TowerState, tensors: Mapping[str, Tensor]) -
     wanted = named_leaves(template)
     for name in sorted(wanted.keys() | tensors.keys()):
         has, needs = (described(group.get(name)) for group in (tensors, wanted))
-        if has != needs:
-            what = f"{name} is {has} in the file, the tower needs {needs}"
-            raise ValueError(f"{path} does not fit its tower: {what}; {FORMAT.lost}")
-    state: TowerState = with_leaves(template, [tensors[name].to(leaf.device) for name, leaf in wanted.items()])
-    return state
+        what = f"{name} is {has} in the file, the tower needs {needs}"
+        require(has == needs, f"{path} does not fit its tower: {what}; {IF_DAMAGED}")
+    return TowerState(*with_leaves(template, [tensors[name].to(leaf.device) for name, leaf in wanted.items()]))

@@ -6,9 +6,11 @@ imported before the arguments are understood.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from recursion.files import is_users, reason
@@ -22,8 +24,6 @@ examples:
   tower ablate "digits-mlp: lstm@20 / lstm@5 / adam" --depths 1-3 --seeds 5 --budget 2e6 --out runs/depths
 """
 NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
-ALIASES = {"ablate": ("study",)}  # other names of commands
-OF_STUDY = {"ablate": "ablate", "study": "ablate", "report": "report"}  # commands of `recursion.study.commands`
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
@@ -47,14 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the arguments say; torch is imported here. ValueError if a package of an extra is missing."""
-    studied = OF_STUDY.get(args.command)
     try:
-        module = import_module("recursion.study.commands" if studied else "recursion.commands")
+        module = import_module(args.module)
     except ModuleNotFoundError as error:
-        if not studied or error.name not in ("jinja2", "pandas"):
+        if error.name not in ("jinja2", "pandas"):
             raise
         raise ValueError(f"a study needs {error.name}, an extra: pip install 'descent-tower[study]'") from error
-    getattr(module, studied or args.command)(args)
+    getattr(module, args.function)(args)
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,30 +67,19 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     """A type for argparse: whole numbers from ``low`` to ``high``."""
 
     def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= high:
-            upper = f" and at most {high}" if high < 2**31 else ""
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {low}{upper}, got '{text[:40]}'")
-        return number
+        with contextlib.suppress(ValueError):
+            if low <= int(text) <= high:
+                return int(text)
+        upper = f" and at most {high}" if high < 2**31 else ""
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {low}{upper}, got '{text[:40]}'")
 
     return read
 
 
+Add = Callable[..., Any]
+"""``add_argument`` of a command."""
 COUNT = whole(1, 2**53)
 SEED = whole(-(2**63), 2**63 - 1)
-
-
-class Version(argparse.Action):
-    """Prints the version of the installed package and exits."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import version
-
-        sys.stdout.write(f"tower {version('descent-tower')}\n")
-        parser.exit()
 
 
 def build_parser() -> Parser:
@@ -99,36 +87,17 @@ def build_parser() -> Parser:
     summary = "Train towers of optimizers, and see whether what they learned beats tuned hand-made optimizers."
     style = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="tower", description=summary, epilog=EPILOG, formatter_class=style, allow_abbrev=False)
-    parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
+    shown = "print the version and exit"
+    parser.add_argument("--version", action="version", version=f"tower {version('descent-tower')}", help=shown)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, does, fill in (
-        ("train", "train a tower, then evaluate it on held-out problems", _train_options),
-        ("eval", "evaluate trained runs of one tower together", _eval_options),
-        (
-            "ablate",
-            "say whether another level pays: cut a tower at each depth, at the same total cost",
-            _ablate_options,
-        ),
-        ("report", "write the page of a study, as far as it is", _report_options),
-        (
-            "probe",
-            "say how fast perturbations grow at each level, and whether its gradient can bear it",
-            _probe_options,
-        ),
-        ("export", "write what a run learned to a file, to use as a torch.optim.Optimizer", _export_options),
-        ("prune", "cut a run down to what its gates let through", _prune_options),
-        ("show", "say what a tower is", _show_options),
-    ):
+    for name, (does, fill) in COMMANDS.items():
         command = commands.add_parser(
             name, help=does, description=does[0].upper() + does[1:] + ".", epilog=EPILOG, formatter_class=style,
-            allow_abbrev=False, aliases=ALIASES.get(name, ()),
+            allow_abbrev=False, aliases=("study",) if name == "ablate" else (),
         )  # fmt: skip
+        command.set_defaults(module=f"recursion.{'study.' * (name in STUDIES)}commands", function=name)
         fill(command.add_argument)
     return parser
-
-
-Add = Callable[..., Any]
-"""``add_argument`` of a command."""
 
 
 def _train_options(add: Add) -> None:
@@ -155,8 +124,7 @@ def _eval_options(add: Add) -> None:
     add("--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation")
     _where(add)
     add("--on", metavar="TASK", help="another task to evaluate on; default the tower's own")
-    less = "leave out other problems and ten times the steps"
-    add("--no-transfer", dest="transfer", action="store_false", help=less)
+    add("--no-transfer", dest="transfer", action="store_false", help="leave out other problems and ten times the steps")
     _evaluation_options(add)
 
 
@@ -187,8 +155,7 @@ def _prune_options(add: Add) -> None:
 
 def _ablate_options(add: Add) -> None:
     add("tower", help=f"{NOTATION}; '...' in front of the last level repeats the one before it as often as needed")
-    where = "where to cut it, as 1-4 or 1-6,10,25,50; default each depth that is written"
-    add("--depths", metavar="LIST", help=where)
+    add("--depths", metavar="LIST", help="where to cut it, as 1-4 or 1-6,10,25,50; default each depth that is written")
     varied = "a setting and its values: 1.unroll=5,20 (of level 1), gradient=first-order,exact (of all below the top), "
     varied += "top.lr=1e-4..1e-1 (each decade), lr*=1e-3,1,1e3 (times what it is); can be given again; default none"
     add("--grid", action="append", default=[], metavar="NAME=LIST", help=varied)
@@ -201,14 +168,12 @@ def _ablate_options(add: Add) -> None:
     _number(add, "--snapshots", 5, "snapshots of a training, beside its start")
     tuned = "how the hand-made rules are tuned, step size and schedule; optuna is an extra (tune); default grid"
     add("--search", choices=("grid", "optuna"), default="grid", help=tuned)
-    alone = "leave out the hand-made rules tuned at the same cost"
-    add("--no-baseline", dest="baseline", action="store_false", help=alone)
+    add("--no-baseline", dest="baseline", action="store_false", help="leave out the hand-made rules tuned at the same cost")
     _windows(add)
     add("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
     cluster = "on the Ray cluster at ADDRESS, or one that is there, or started here; an extra (ray); default processes"
     add("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
-    there = "folder of the study; default runs/ and the notation; in one that is begun, it goes on"
-    add("--out", metavar="DIR", help=there)
+    add("--out", metavar="DIR", help="folder of the study; default runs/ and the notation; in one that is begun, it goes on")
     add("--retry", action="store_true", help="try failed runs again; default they stay failed")
     add("--no-report", action="store_true", help="run only; default run and write the report")
 
@@ -253,6 +218,20 @@ def _number(add: Add, name: str, default: int | str, what: str) -> None:
 def _say(line: str, code: int) -> int:
     sys.stderr.write(line + "\n")
     return code
+
+
+STUDIES = ("ablate", "report")  # commands of `recursion.study.commands`
+COMMANDS: dict[str, tuple[str, Callable[[Add], None]]] = {
+    "train": ("train a tower, then evaluate it on held-out problems", _train_options),
+    "eval": ("evaluate trained runs of one tower together", _eval_options),
+    "ablate": ("say whether another level pays: cut a tower at each depth, at the same total cost", _ablate_options),
+    "report": ("write the page of a study, as far as it is", _report_options),
+    "probe": ("say how fast perturbations grow at each level, and whether its gradient can bear it", _probe_options),
+    "export": ("write what a run learned to a file, to use as a torch.optim.Optimizer", _export_options),
+    "prune": ("cut a run down to what its gates let through", _prune_options),
+    "show": ("say what a tower is", _show_options),
+}
+"""What each command does, and its options."""
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
 from levels.faults import NonFiniteError, Skip, Stop
 from levels.optimizers.learned_init import LearnedInit
-from levels.tasks.task import Task
 from recursion import checkpoint, training
 from recursion.analysis import depth, growth_report, pruning
 from recursion.analysis import probe as probing
@@ -26,7 +25,6 @@ from recursion.progress import Stages, Steps
 from recursion.spec import dumps, read_tower
 from recursion.tower import Tower, TowerState
 
-POLICIES = {"stop": Stop(), "skip": Skip()}
 COMPILE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}
 STEPS = 10  # before a tower in notation is probed
 
@@ -35,8 +33,8 @@ def train(args: argparse.Namespace) -> None:
     """``tower train``: train, then evaluate."""
     tower = read_tower(args.tower)
     if args.nonfinite is not None:
-        levels = (dataclasses.replace(level, nonfinite=POLICIES[args.nonfinite]) for level in tower.levels)
-        tower = Tower(tower.task, *levels)
+        policy = Skip() if args.nonfinite == "skip" else Stop()
+        tower = Tower(tower.task, *(dataclasses.replace(level, nonfinite=policy) for level in tower.levels))
     tower = tower.to(args.device)
     _use_threads(args)
     out = RUNS / f"{folder_name(str(tower))}-seed{args.seed}" if args.out is None else Path(args.out)
@@ -63,7 +61,7 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
     steps = sorted({int(one.state.step) for one in saved})
     if len(steps) > 1:
         _note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
-    on = None if args.on is None else _task(args.on).to(args.device)
+    on = None if args.on is None else parse(f"{args.on}: sgd").to(args.device).task
     out = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{folder_name(str(first))}-eval"
     _report(first, [one.state for one in saved], out if args.out is None else Path(args.out), args.seed, args, on)
 
@@ -126,28 +124,20 @@ def show(args: argparse.Namespace) -> None:
     sys.stdout.write(dumps(tower) if args.json else describe(tower))
 
 
-def _task(text: str) -> Task:
-    """The task of a notation."""
-    task = parse(f"{text}: sgd").task
-    if not isinstance(task, Task):
-        raise ValueError(f"--on takes a task, got '{text}'")
-    return task
-
-
 def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
-    """A run's tower and state, or a tower in notation after some steps; and where the picture goes."""
-    run = Path(args.tower)
+    """A run's tower and state, or a tower in notation after some steps; and the folder of the picture."""
+    out = run = Path(args.tower)
     if run.is_dir() or not (":" in args.tower or args.tower.endswith(".json")):
         if args.steps is not None:
             raise ValueError(f"--steps is for a tower that is not trained yet; {run} is probed where its checkpoint is")
-        saved = checkpoint.load(run / training.CHECKPOINT, device=args.device)
-        return saved.tower, saved.state, run if args.out is None else Path(args.out)
-    tower, steps = read_tower(args.tower).to(args.device), args.steps or STEPS
-    state = tower.init(args.seed)
-    with Steps(steps, sys.stderr) as shown:
-        for state, report in tower.run(state, steps):  # noqa: B007, B020
-            shown(report)
-    return tower, state, RUNS / f"{folder_name(str(tower))}-probe" if args.out is None else Path(args.out)
+        tower, state, *_ = checkpoint.load(run / training.CHECKPOINT, device=args.device)
+    else:
+        tower, steps = read_tower(args.tower).to(args.device), args.steps or STEPS
+        state, out = tower.init(args.seed), RUNS / f"{folder_name(str(tower))}-probe"
+        with Steps(steps, sys.stderr) as shown:
+            for state, report in tower.run(state, steps):  # noqa: B007, B020
+                shown(report)
+    return tower, state, out if args.out is None else Path(args.out)
 
 
 def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
@@ -168,8 +158,9 @@ def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
 
 
 def _report(
-    tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace, on: Task | None = None
+    tower: Tower, states: list[TowerState], out: Path, seed: int, args: argparse.Namespace, on: Any = None
 ) -> None:
+    """Evaluate, on another task if ``on`` is one, and write the report."""
     with Stages(sys.stderr) as stages:
         evaluation = evaluate(
             tower, states, on=on, seed=seed, problems=args.problems, steps=args.eval_steps, windows=args.windows,

@@ -25,10 +25,8 @@ from recursion.sealed import Format, read_sealed, write_sealed
 from recursion.spec import part_from_spec, part_to_spec
 from recursion.torch_optimizer import LearnedTorchOptimizer
 
-FORMAT = Format(
-    "descent-tower optimizer", "export", 1, "an exported optimizer (tower export writes one)",
-    lost="restore it from a copy, or export it again", older="export it again",
-)  # fmt: skip
+WHAT, IF_DAMAGED = "an exported optimizer (tower export writes one)", "restore it from a copy, or export it again"
+FORMAT = Format("descent-tower optimizer", "export", 1, WHAT, IF_DAMAGED, if_older="export it again")
 
 
 @dataclass(frozen=True, eq=False)

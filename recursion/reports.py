@@ -27,15 +27,15 @@ def report_of(levels: Sequence[Level], carries: Sequence[Carry], losses: Tensor,
 
     Waits for the device once.
     """
-    found: dict[str, Tensor] = {}
+    numbers: dict[str, Tensor] = {}
     for number, (level, carry) in enumerate(zip(levels, carries), 1):
-        found |= {f"level {number} {name}": one for name, one in level.optimizer.metrics(carry.state).items()}
+        numbers |= {f"level {number} {name}": one for name, one in level.optimizer.metrics(carry.state).items()}
         if number < len(carries):
             metrics = level.gradient.metrics(carries[number].problem_state)
-            found |= {f"level {number} {name}": one for name, one in metrics.items()}
-    means = [*(carry.f for carry in carries[:-1]), losses, *found.values()]
+            numbers |= {f"level {number} {name}": one for name, one in metrics.items()}
+    means = [*(carry.f for carry in carries[:-1]), losses, *numbers.values()]
     sums = [one.double().sum() for one in (*means, *(carry.skipped for carry in carries))]
     total = torch.stack(sums).tolist()
     values = [one / mean.numel() for one, mean in zip(total, means)]
     skipped = [int(one) for one in total[len(means) :]]
-    return Report(step, values[: len(carries)], skipped, MappingProxyType(dict(zip(found, values[len(carries) :]))))
+    return Report(step, values[: len(carries)], skipped, MappingProxyType(dict(zip(numbers, values[len(carries) :]))))

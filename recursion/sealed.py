@@ -15,14 +15,14 @@ from recursion.files import explained, replace_file
 
 
 class Format(NamedTuple):
-    """A kind of sealed file."""
+    """A kind of sealed file: how it calls itself, what messages call its version and it, and what to do about others."""
 
-    name: str  # in the file
-    word: str  # before its version
+    name: str
+    word: str
     version: int
-    what: str  # such a file is
-    lost: str  # what to do about one that is damaged
-    older: str  # what to do about one of an older version
+    what: str
+    if_damaged: str
+    if_older: str
 
 
 def write_sealed(path: Path, form: Format, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -43,9 +43,10 @@ def read_sealed(path: Path, form: Format) -> tuple[dict[str, Any], dict[str, Ten
             _check(path, form, metadata)
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole file, it is truncated or garbled ({error}); {form.lost}") from error
+        what = f"{path} is not a whole file, it is truncated or garbled ({error})"
+        raise ValueError(f"{what}; {form.if_damaged}") from error
     if _digest(metadata["content"], tensors) != metadata["digest"]:
-        raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {form.lost}")
+        raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {form.if_damaged}")
     return json.loads(metadata["content"]), tensors
 
 
@@ -61,10 +62,10 @@ def _check(path: Path, form: Format, metadata: Mapping[str, str]) -> None:
         raise ValueError(f"{path} is not {form.what}, it is {other}")
     if version.isdecimal() and int(version) != form.version:
         newer = int(version) > form.version
-        reads, fix = ("up to ", "update descent-tower") if newer else ("", form.older)
+        reads, fix = ("up to ", "update descent-tower") if newer else ("", form.if_older)
         raise ValueError(f"{path} has {form.word} version {version}, this program reads {reads}{form.version}; {fix}")
     if version != str(form.version) or not {"digest", "content"} <= metadata.keys():
-        raise ValueError(f"{path} is garbled, its metadata is incomplete; {form.lost}")
+        raise ValueError(f"{path} is garbled, its metadata is incomplete; {form.if_damaged}")
 
 
 def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:

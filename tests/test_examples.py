@@ -67,7 +67,7 @@ def test_lookahead():
         if t % 2 == 0:
             slow = y = slow + 0.3 * (y - slow)
         torch.testing.assert_close(x, y)
-    check_optimizer(part("lookahead")(SGD(lr=0.1), every=2), below=TASK.layout)
+    check_optimizer(part("lookahead")(SGD(lr=0.1), every=2), param_layout=TASK.layout)
 
 
 def test_a_random_unroll_is_a_first_order_window_of_the_length_drawn():

@@ -88,8 +88,8 @@ def _check_gradient(problem: Problem) -> None:
     except Exception as error:  # whatever a user's code raises
         raise ValueError(f"the gradient of {problem} cannot be differentiated ({_first(error)}); {fix}") from error
     expected, scale = (grad * v).sum(), grad.norm() * v.norm()
-    found = expected * 0 if slope is None else (slope * v).sum()
-    same = bool((found - expected).abs() <= 0.01 * scale)
+    measured = expected * 0 if slope is None else (slope * v).sum()
+    same = bool((measured - expected).abs() <= 0.01 * scale)
     require(same, f"{problem} cuts derivatives: its value has another one than its gradient; {fix}")
     lost = not product.any() and bool((beside - grad).norm() > 1e-5 * grad.norm())
     require(not lost, f"{problem} cuts derivatives: its gradient moves, but its derivative is 0; {fix}")

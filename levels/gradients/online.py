@@ -156,7 +156,7 @@ class Online(Estimator):
     def _compared(self, level: Any, theta: Tensor, carry: Carry, memory: Choice) -> Choice:
         """The block is over: its gain is added to its candidate's, and the next one is chosen."""
         key = keys.fold_in(memory.key, 1)
-        gain = _gain(*(self._trial(level, each, carry, key) for each in (memory.began, theta)))
+        gain = _gain(*(self._simulated(level, each, carry, key) for each in (memory.began, theta)))
         played = torch.nn.functional.one_hot(memory.arm, len(self.candidates)).double()
         mean = (played * memory.gains / memory.blocks.where(memory.blocks > 0, 1.0)).sum(-1)
         blocks = self.decay * memory.blocks + played
@@ -168,7 +168,7 @@ class Online(Estimator):
         left = torch.full_like(memory.left, self.every)
         return Choice(arm, left, theta, blocks, gains, squares, key, memory.spent + level.copies * comparison)
 
-    def _trial(self, level: Any, theta: Tensor, carry: Carry, key: Tensor) -> Tensor:
+    def _simulated(self, level: Any, theta: Tensor, carry: Carry, key: Tensor) -> Tensor:
         """What parameters are compared by, ``[*batch]``: the lower the better, inf if a copy fails."""
         if level.episode_length is not None:
             return level.on("validation").evaluate_from_scratch(theta, key)  # type: ignore[no-any-return]
@@ -183,8 +183,8 @@ class Online(Estimator):
     def _trial_evals(self, level: Any) -> Any:
         """Task gradients that `_trial` costs, for each copy."""
         if level.episode_length is None:
-            below = level.problem.traits
-            return self.candidates[-1] * (below.evals + below.outer_evals + level.optimizer.traits.evals)
+            given = level.problem.traits
+            return self.candidates[-1] * (given.evals + given.outer_evals + level.optimizer.traits.evals)
         return dataclasses.replace(level, gradient=self.through).on("validation").traits.scratch_evals
 
     def _with(self, level: Any, arm: int) -> Any:
@@ -231,9 +231,9 @@ def _by_group(group: Tensor, function: Callable[[int, Any], State], parts: State
     if len(numbers) == 1:
         return function(numbers[0], parts)
     rows = [(group.flatten() == number).nonzero().squeeze(-1) for number in numbers]
-    found = [
+    shared = [
         function(number, map_leaves(lambda leaf, at=at: leaf.flatten(0, group.dim() - 1)[at], parts))
         for number, at in zip(numbers, rows)
     ]
     order = torch.cat(rows).argsort()
-    return map_leaves(lambda *leaves: torch.cat(leaves)[order].reshape(*group.shape, *leaves[0].shape[1:]), *found)
+    return map_leaves(lambda *leaves: torch.cat(leaves)[order].reshape(*group.shape, *leaves[0].shape[1:]), *shared)

@@ -12,29 +12,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from levels.base import OptimizerTraits
-from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
-from levels.optimizers.adam import AdamState, moments, no_moments
+from levels.hyper import Hyper, Log, hyper
+from levels.optimizers.adam import Adam, AdamState, moments
 
 
 @dataclass(frozen=True, repr=False)
-class AdamW(HyperparamOptimizer):
-    """``lr``, ``eps`` and ``weight_decay`` move in log space, ``beta1`` and ``beta2`` in logit space."""
+class AdamW(Adam):
+    """The hyperparameters of `Adam`, and ``weight_decay``, which moves in log space."""
 
     name = "adamw"
 
-    lr: Hyper | float = hyper(1e-3, Log)
-    beta1: Hyper | float = hyper(0.9, Logit)
-    beta2: Hyper | float = hyper(0.999, Logit)
-    eps: Hyper | float = hyper(1e-8, Log)
     weight_decay: Hyper | float = hyper(0.01, Log)
-
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
-
-    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
-        return no_moments(x)
 
     def update(self, theta: Tensor, x: Tensor, state: AdamState, f: Tensor, g: Tensor) -> tuple[Tensor, AdamState]:
         h = self.read(theta)

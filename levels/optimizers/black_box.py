@@ -82,8 +82,8 @@ class BlackBox:
         memory = self._memory(optimizer, tensors)
         same = _kinds(memory) == _kinds(optree.tree_unflatten(self.spec, self.values))
         require(same, f"{self.label} remembers something else than at its first steps; it cannot run here")
-        kept = [one.to(x.device) for one in map(_as_tensor, optree.tree_leaves(memory)) if one is not None]
-        return [self.layout.ravel(dict(zip(dict(self.layout.entries), (p.detach() for p in tensors)))), *kept]
+        leaves = [one.to(x.device) for one in map(_as_tensor, optree.tree_leaves(memory)) if one is not None]
+        return [self.layout.ravel(dict(zip(dict(self.layout.entries), (p.detach() for p in tensors)))), *leaves]
 
     def _probe(self, x: Tensor, groups: Groups) -> tuple[Any, Any, str]:
         """What it remembers after one step and after `PROBES`, and what it keeps elsewhere, if anything."""

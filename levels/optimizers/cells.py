@@ -41,13 +41,13 @@ class Cells:
 
     def init(self, layout: Layout, key: Tensor) -> dict[str, Tensor]:
         """Fresh weights ``[*batch, *shape]`` for the whole ``layout`` that they stand in, see the top."""
-        views = layout.unravel((2 * keys.uniform(key, (layout.size,), layout.dtype) - 1) * self.hidden**-0.5)
+        weights = layout.unravel((2 * keys.uniform(key, (layout.size,), layout.dtype) - 1) * self.hidden**-0.5)
         forget = torch.zeros(4 * self.hidden, dtype=layout.dtype, device=layout.device)
         forget[self.hidden : 2 * self.hidden] = 1.0
         for layer in range(self.layers):
-            views[f"layer{layer}.bias"] = forget.expand(*key.shape, -1)
-        views["out.bias"] = torch.zeros_like(views["out.bias"])
-        return views
+            weights[f"layer{layer}.bias"] = forget.expand(*key.shape, -1)
+        weights["out.bias"] = torch.zeros_like(weights["out.bias"])
+        return weights
 
     def init_state(self, x: Tensor) -> LSTMState:
         """Zeros for ``x`` ``[*batch, copies, n]``."""

@@ -155,13 +155,13 @@ def advanced(d: Distribution, const: Constants, members: Tensor, losses: Tensor,
     p_c = (1 - const.c_c) * d.p_c + h * math.sqrt(spent * const.mu_eff) * step
     size = whitened(d, y).square().sum(-1)
     scaled = torch.where(weights >= 0, weights, weights * n / size.clamp_min(1e-300))
-    kept = 1 + const.c_1 * (1 - h) * spent - const.c_1 - const.c_mu * weights.sum()
+    share = 1 + const.c_1 * (1 - h) * spent - const.c_1 - const.c_mu * weights.sum()
     one = p_c[..., :, None] * p_c[..., None, :]
     many = torch.matmul((scaled[..., None] * y).mT, y)
     return decomposed(
         d.mean + d.sigma[..., None] * step,
         sigma,
-        kept[..., None] * d.c + const.c_1 * one + const.c_mu * many,
+        share[..., None] * d.c + const.c_1 * one + const.c_mu * many,
         p_sigma,
         p_c,
     )

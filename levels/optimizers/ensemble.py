@@ -72,9 +72,9 @@ class Ensemble(Wrapper):
         return moved.mean(-3), (None, self._swapped(new, x))
 
     def result(self, state: tuple[None, State], x: Tensor) -> Tensor:
-        found = self.inner.result(state[1], x[..., None, :].expand(*x.shape[:-1], self.members, -1))
-        same = (found == x[..., None, :]).all(-2)
-        return torch.where(same, x, found.mean(-2))  # a mean of equal numbers may round
+        results = self.inner.result(state[1], x[..., None, :].expand(*x.shape[:-1], self.members, -1))
+        same = (results == x[..., None, :]).all(-2)
+        return torch.where(same, x, results.mean(-2))  # a mean of equal numbers may round
 
     def penalty(self, theta: Tensor) -> Tensor | None:
         penalty = super().penalty(theta)

@@ -129,14 +129,14 @@ class GA(Search):
         return {name: value.double().mean(-1) for name, value in inner.items()} | super().metrics(state)
 
     def first(self, theta: Tensor, state: Population, x: Tensor) -> Population:
-        drawn, begun = keys.split(keys.fold_in(state.key, -1), 2).unbind(-1)
+        drawn, for_memory = keys.split(keys.fold_in(state.key, -1), 2).unbind(-1)
         state = state._replace(members=self.draw(theta, x, drawn))
-        return state._replace(memory=self._born(theta, state.members, state.task, begun))
+        return state._replace(memory=self._begin(theta, state.members, state.task, for_memory))
 
     def ask(self, theta: Tensor, state: Population, x: Tensor, key: Tensor) -> Population:
         is_first = state.generation == 0
         if not is_first.all():
-            members, lives = self._bred(theta, state, key)
+            members, lives = self._next_generation(theta, state, key)
             members = torch.where(is_first[..., None, None], state.members, members)
             state = state._replace(members=members, memory=choose(is_first, state.memory, lives))
         return state if self.inner is None else self._moved(theta, state)
@@ -144,17 +144,17 @@ class GA(Search):
     def tell(self, theta: Tensor, state: Population) -> tuple[Tensor, State]:
         return best(state), state.memory
 
-    def _bred(self, theta: Tensor, state: Population, key: Tensor) -> tuple[Tensor, Lives | None]:
+    def _next_generation(self, theta: Tensor, state: Population, key: Tensor) -> tuple[Tensor, Lives | None]:
         """The next generation, the elite first, and its lives."""
         order = state.losses.argsort(dim=-1, stable=True)
-        chosen, begun = keys.split(key, 2).unbind(-1)
+        chosen, for_memory = keys.split(key, 2).unbind(-1)
         children = self._children(theta, picked(order, state.members), chosen)
-        kept = torch.cat((order[..., : self.resting], order[..., : self.elite]), -1)
-        members = torch.cat((picked(kept, state.members), children), -2)
+        best_ones = torch.cat((order[..., : self.resting], order[..., : self.elite]), -1)
+        members = torch.cat((picked(best_ones, state.members), children), -2)
         if self.inner is None:
             return members, None
-        born = self._born(theta, children, state.task, begun)
-        return members, map_leaves(lambda a, b: torch.cat((a, b), key.dim()), picked(kept, state.memory), born)
+        young = self._begin(theta, children, state.task, for_memory)
+        return members, map_leaves(lambda a, b: torch.cat((a, b), key.dim()), picked(best_ones, state.memory), young)
 
     def _children(self, theta: Tensor, ranked: Tensor, key: Tensor) -> Tensor:
         """``[*batch, copies, children, n]`` of members in the order of their losses."""
@@ -165,7 +165,7 @@ class GA(Search):
         swapped = (chance[..., :1] < self.crossover) & (chance[..., 1:] < 0.5)
         return torch.where(swapped, other, one) + self.noise(theta, moved, count)
 
-    def _born(self, theta: Tensor, members: Tensor, task: State, key: Tensor) -> Lives | None:
+    def _begin(self, theta: Tensor, members: Tensor, task: State, key: Tensor) -> Lives | None:
         """Lives that begin, for members ``[*batch, copies, k, n]``; all of a copy begin on the same problems."""
         if self.inner is None:
             return None

@@ -70,8 +70,8 @@ class Gated(Wrapper):
     def combine(
         self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Tensor, f: Tensor, g: Tensor
     ) -> tuple[Tensor, Tensor]:
-        opened = self.open(own_theta)[..., None]
-        return towards(x, moves[0], opened[..., None]), opened.expand(x.shape[:-1])
+        openness = self.open(own_theta)[..., None]
+        return towards(x, moves[0], openness[..., None]), openness.expand(x.shape[:-1])
 
     def result(self, state: tuple[Tensor, object], x: Tensor) -> Tensor:
         return torch.where(state[0][..., None] == 0, x, super().result(state, x))

@@ -62,7 +62,7 @@ class Guard(Wrapper):
 class Kept(NamedTuple):
     """What a guard remembers; leading dimensions ``[*batch, copies]``."""
 
-    kept: Tensor  # [..., n] parameters that were last judged good
+    best: Tensor  # [..., n] parameters that were last judged good
     key: Tensor  # int64
     updates: Tensor  # int64, since the trajectory began
     scale: Tensor  # of the inner optimizer's steps
@@ -95,8 +95,8 @@ class Guarded(Guard):
         return Kept(x, key, count, x.new_ones(key.shape), count > 0, count, count)
 
     def own_metrics(self, own: Kept) -> dict[str, Tensor]:
-        found = {"refused": own.refused, "fell back": own.fell, "step scale": own.scale}
-        return {name: value for name, value in found.items() if name != "fell back" or self.fallback is not None}
+        numbers = {"refused": own.refused, "fell back": own.fell, "step scale": own.scale}
+        return {name: value for name, value in numbers.items() if name != "fell back" or self.fallback is not None}
 
     def update(
         self, theta: Tensor, x: Tensor, state: tuple[Any, ...], f: Tensor, g: Tensor
@@ -108,33 +108,33 @@ class Guarded(Guard):
             instead, other[0] = self.fallback.update(theirs[0], x, other[0], f, g)
             moved = torch.where(own.falling[..., None], instead, moved)
         own = own._replace(updates=own.updates + 1)
-        due = own.updates % self.every == 0
-        return self._judged(theta, moved, (own, inner, *other), due) if due.any() else (moved, (own, inner, *other))
+        now = own.updates % self.every == 0
+        return self._judged(theta, moved, (own, inner, *other), now) if now.any() else (moved, (own, inner, *other))
 
     def result(self, state: tuple[Any, ...], x: Tensor) -> Tensor:
-        kept: Tensor = state[0].kept
-        return kept
+        best: Tensor = state[0].best
+        return best
 
-    def _judged(self, theta: Tensor, x: Tensor, state: tuple[Any, ...], due: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+    def _judged(self, theta: Tensor, x: Tensor, state: tuple[Any, ...], now: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         """Keep where a block led, or drop it, for the copies that are ``due``."""
         own, *inner = state
         key = keys.fold_in(own.key, own.updates)
-        pair = torch.stack((own.kept, x), -2)
+        pair = torch.stack((own.best, x), -2)
         losses = self._held_out.evaluate_from_scratch(pair, torch.stack((key, key), -1))
         better = losses[..., 1] < losses[..., 0]
-        drop = due & ~better
+        drop = now & ~better
         falls = drop & ~own.falling & (self.fallback is not None)
-        kept = torch.where((due & better)[..., None], x, own.kept)
-        x = torch.where(drop[..., None], own.kept, x)
+        best = torch.where((now & better)[..., None], x, own.best)
+        x = torch.where(drop[..., None], own.best, x)
         scale = torch.where(better, 2 * own.scale, own.scale / 2).clamp(LEAST, 1.0)
         again = key if is_level(self.site) else own.key  # over a task, the key names the copy's problem
         fresh = self.inner_states(theta, x, again)
-        anew = drop | (due & own.falling)  # the inner optimizer does not know what the fallback did
+        anew = drop | (now & own.falling)  # the inner optimizer does not know what the fallback did
         begins = [anew, falls][: len(inner)]
         new = own._replace(
-            kept=kept,
-            scale=torch.where(due & ~own.falling, scale, own.scale),
-            falling=torch.where(due, falls, own.falling),
+            best=best,
+            scale=torch.where(now & ~own.falling, scale, own.scale),
+            falling=torch.where(now, falls, own.falling),
             refused=own.refused + (drop & ~own.falling),
             fell=own.fell + falls,
         )

@@ -92,11 +92,11 @@ class MLPOptimizer(Optimizer):
     def init(self, key: Tensor) -> Tensor:
         """Weights uniform within 1/sqrt(inputs), biases 0."""
         layout = self.layout
-        views = layout.unravel(2 * keys.uniform(key, (layout.size,), layout.dtype) - 1)
+        tensors = layout.unravel(2 * keys.uniform(key, (layout.size,), layout.dtype) - 1)
         for name, shape in layout.entries:
-            views[name] = views[name] * (shape[0] ** -0.5 if name.endswith("weight") else 0.0)
-        views["lr"] = views["lr"] + self.rate.unconstrain(self.rate.start)
-        return layout.ravel(views)
+            tensors[name] = tensors[name] * (shape[0] ** -0.5 if name.endswith("weight") else 0.0)
+        tensors["lr"] = tensors["lr"] + self.rate.unconstrain(self.rate.start)
+        return layout.ravel(tensors)
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> MLPState:
         m, v = (x.new_zeros(*x.shape[:-1], len(rates), x.shape[-1]) for rates in (self.momenta, self.moments))
@@ -104,10 +104,10 @@ class MLPOptimizer(Optimizer):
 
     def update(self, theta: Tensor, x: Tensor, state: MLPState, f: Tensor, g: Tensor) -> tuple[Tensor, MLPState]:
         state = self._advance(g, state)
-        views = self.layout.unravel(theta)
-        out = self._network(views, by_feature(self._features(g, state, x)).mT)
+        tensors = self.layout.unravel(theta)
+        out = self._network(tensors, by_feature(self._features(g, state, x)).mT)
         direction, magnitude = out.reshape(*x.shape, 2).unbind(-1)
-        rate = self.rate.read(views["lr"].reshape(*theta.shape[:-1], -1), self.param_layout)
+        rate = self.rate.read(tensors["lr"].reshape(*theta.shape[:-1], -1), self.param_layout)
         return x - rate * self._unit(direction) * magnitude.exp(), state
 
     def _advance(self, g: Tensor, state: MLPState) -> MLPState:
@@ -133,11 +133,11 @@ class MLPOptimizer(Optimizer):
         t, s = t.to(x.dtype)[..., None].square(), constants(self.times, x).square()
         return ((t - s) / (t + s))[..., None].expand(*t.shape[:-1], len(self.times), x.shape[-1])
 
-    def _network(self, views: dict[str, Tensor], z: Tensor) -> Tensor:
+    def _network(self, tensors: dict[str, Tensor], z: Tensor) -> Tensor:
         """``[groups, rows, features]`` to ``[groups, rows, 2]``."""
         for layer in range(len(self.hidden)):
-            z = torch.nn.functional.elu(_linear(views[f"layer{layer}.weight"], views[f"layer{layer}.bias"], z))
-        return _linear(views["out.weight"], views["out.bias"], z)
+            z = torch.nn.functional.elu(_linear(tensors[f"layer{layer}.weight"], tensors[f"layer{layer}.bias"], z))
+        return _linear(tensors["out.weight"], tensors["out.bias"], z)
 
     def _unit(self, values: Tensor) -> Tensor:
         """``values`` ``[..., n]`` of unit mean square over each tensor; less where that is below `FLAT`."""
@@ -145,9 +145,9 @@ class MLPOptimizer(Optimizer):
 
     def _means(self, values: Tensor) -> Tensor:
         """The mean over its tensor for each entry of ``[..., n]``."""
-        views = self.param_layout.unravel(values)
+        tensors = self.param_layout.unravel(values)
         means = [view.flatten(values.dim() - 1).mean(-1) if view.dim() >= values.dim() else view
-                 for view in views.values()]  # fmt: skip
+                 for view in tensors.values()]  # fmt: skip
         return self.param_layout.spread(torch.stack(means, dim=-1))
 
 

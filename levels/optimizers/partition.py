@@ -107,17 +107,17 @@ class Partition(Wrapper):
     def _together(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts), dim=-1)[..., self._places]
 
-    def _names(self, below: Layout) -> list[tuple[str, ...]]:
+    def _names(self, layout: Layout) -> list[tuple[str, ...]]:
         """The tensors of each optimizer."""
-        found: list[list[str]] = [[] for _ in self.patterns]
-        for name, _ in below.entries:
+        matched: list[list[str]] = [[] for _ in self.patterns]
+        for name, _ in layout.entries:
             matches = [place for place, pattern in enumerate(self.patterns) if fnmatchcase(name, pattern)]
             require(bool(matches), f'by-name: no pattern matches the tensor {name!r}; end with "*" for the rest')
-            found[matches[0]].append(name)
-        for pattern, names in zip(self.patterns, found):
-            known = ", ".join(name for name, _ in below.entries)
+            matched[matches[0]].append(name)
+        for pattern, names in zip(self.patterns, matched):
+            known = ", ".join(name for name, _ in layout.entries)
             require(bool(names), f"by-name: no tensor is left for the pattern {pattern!r}; there are {known}")
-        return [tuple(names) for names in found]
+        return [tuple(names) for names in matched]
 
 
 def selected(layout: Layout, names: Sequence[str]) -> Layout:

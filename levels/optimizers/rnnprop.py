@@ -62,10 +62,10 @@ class RNNProp(Optimizer):
         return {"in.weight": (2, self.hidden), "in.bias": (self.hidden,), **self.cells.shapes()}
 
     def init(self, key: Tensor) -> Tensor:
-        views = self.cells.init(self.layout, key)
-        views["in.weight"] = views["in.weight"] * (self.hidden / 2) ** 0.5  # within 1 / sqrt(its 2 inputs)
-        views["in.bias"] = torch.zeros_like(views["in.bias"])
-        return self.layout.ravel(views)
+        tensors = self.cells.init(self.layout, key)
+        tensors["in.weight"] = tensors["in.weight"] * (self.hidden / 2) ** 0.5  # within 1 / sqrt(its 2 inputs)
+        tensors["in.bias"] = torch.zeros_like(tensors["in.bias"])
+        return self.layout.ravel(tensors)
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> RNNPropState:
         return RNNPropState(no_moments(x), self.cells.init_state(x))

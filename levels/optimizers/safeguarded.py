@@ -72,7 +72,7 @@ class Watch(NamedTuple):
     strikes: Tensor  # int64, updates in a row that count against the inner optimizer
     smooth: Tensor  # running mean of the losses shown
     best: Tensor  # the lowest of these so far
-    kept: Tensor  # [..., n] where it was lowest
+    best_x: Tensor  # [..., n] where it was lowest
     updates: Tensor  # int64, since the trajectory began
     fell: Tensor  # int64, 1 once the inner optimizer was dropped
     asked: Tensor  # int64, evaluations of the problem that were asked
@@ -146,7 +146,7 @@ class Safeguarded(Guard):
         drop = ~dropped & self._is_wrong(own, at, moved, watched)
         back = drop & (alone | ~torch.isfinite(backup).all(-1))  # there is no sound trajectory to go on from
         if back.any():
-            backup = torch.where(back[..., None], own.kept, backup)
+            backup = torch.where(back[..., None], own.best_x, backup)
             new_fallback = choose(back, self.fallback.init_state(theirs, backup, own.key), new_fallback)
         length, usual = torch.linalg.vector_norm(moved - at.x, dim=-1), own.stride
         leads = (own.lag < 0) & (_relative(at.f, back_at.f) < SOON) & (length <= LEAP * usual)
@@ -206,7 +206,7 @@ class Safeguarded(Guard):
             strikes=torch.where(strike, own.strikes + 1, 0),
             smooth=smooth,
             best=best,
-            kept=torch.where(better[..., None], run.x, own.kept),
+            best_x=torch.where(better[..., None], run.x, own.best_x),
             updates=own.updates + 1,
         )
 
@@ -217,9 +217,9 @@ class Safeguarded(Guard):
         return lost | (own.strikes >= self.patience) | late
 
 
-def _advanced(rule: Optimizer, theta: Tensor, at: Point, state: State, needed: Tensor) -> tuple[Tensor, State]:
+def _advanced(optimizer: Optimizer, theta: Tensor, at: Point, state: State, needed: Tensor) -> tuple[Tensor, State]:
     """An update of an optimizer, if any copy needs it."""
-    return rule.update(theta, at.x, state, at.f, at.g) if needed.any() else (at.x, state)
+    return optimizer.update(theta, at.x, state, at.f, at.g) if needed.any() else (at.x, state)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -15,28 +15,28 @@ Kind = type[torch.optim.Optimizer]
 
 def classes() -> dict[str, Kind]:
     """The classes of torch.optim by their names in lower case, sorted."""
-    found = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
+    classes_by_name = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
     base = torch.optim.Optimizer
-    return {name: kind for name, kind in sorted(found.items()) if issubclass(kind, base) and kind is not base}
+    return {name: kind for name, kind in sorted(classes_by_name.items()) if issubclass(kind, base) and kind is not base}
 
 
-def find(rule: str | type) -> Kind:
+def find(given: str | type) -> Kind:
     """The class that a name or a path means. ValueError if there is none, or it is no optimizer."""
-    kind: Any = rule
-    if isinstance(rule, str) and "." in rule:
-        home, _, name = rule.rpartition(".")
+    kind: Any = given
+    if isinstance(given, str) and "." in given:
+        home, _, name = given.rpartition(".")
         try:
             kind = getattr(import_module(home), name, None)
         except ImportError as error:
             raise ValueError(f"torch: cannot import {home!r} ({error}); install it or put it on PYTHONPATH") from error
-    elif isinstance(rule, str):
+    elif isinstance(given, str):
         known = ", ".join(classes())
-        require(rule.lower() in classes(), f"torch: torch.optim has no {rule!r}; it has {known}")
-        kind = classes()[rule.lower()]
+        require(given.lower() in classes(), f"torch: torch.optim has no {given!r}; it has {known}")
+        kind = classes()[given.lower()]
     good = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    require(good, f"torch: {format_value(rule)} is not a subclass of torch.optim.Optimizer")
-    found: Kind = kind
-    return found
+    require(good, f"torch: {format_value(given)} is not a subclass of torch.optim.Optimizer")
+    chosen: Kind = kind
+    return chosen
 
 
 def name_of(kind: Kind) -> str | Kind:

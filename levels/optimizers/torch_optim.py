@@ -54,7 +54,7 @@ class TorchState(NamedTuple):
 
 @dataclass(frozen=True, repr=False, init=False)
 class TorchOptim(HyperparamOptimizer):
-    """``rule``: a class, its name in torch.optim, or its dotted path. ``settings``: what its constructor takes.
+    """``algorithm``: a class, its name in torch.optim, or its dotted path. ``settings``: what its constructor takes.
 
     A number moves in the space that suits it (``lr`` and the like in log, decay rates in logit), a `Hyper` in its own.
     A plain 0 switches something off, as in torch; ``linear(0)`` is learned from 0. ValueError for what a rule lacks.
@@ -62,14 +62,14 @@ class TorchOptim(HyperparamOptimizer):
 
     name = "torch"
 
-    rule: str | type
+    algorithm: str | type
     settings: tuple[tuple[str, Value], ...] = free(Value)
 
-    _rule: ClassVar[Any] = None  # higher's, of a class that can be differentiated
+    _higher: ClassVar[Any] = None  # higher's, of a class that can be differentiated
 
-    def __init__(self, rule: str | type, **settings: Value) -> None:
+    def __init__(self, algorithm: str | type, **settings: Value) -> None:
         pairs = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
-        object.__setattr__(self, "rule", torch_names.name_of(torch_names.find(rule)))
+        object.__setattr__(self, "algorithm", torch_names.name_of(torch_names.find(algorithm)))
         object.__setattr__(self, "settings", pairs)
         self._check()
 
@@ -80,13 +80,13 @@ class TorchOptim(HyperparamOptimizer):
     @cached_property
     def kind(self) -> torch_names.Kind:
         """The class."""
-        return torch_names.find(self.rule)
+        return torch_names.find(self.algorithm)
 
     @cached_property
     def hypers(self) -> dict[str, Hyper]:
         """The hyperparameters by torch's names; ``betas.0`` is the first of ``betas``."""
-        found = {name: self._hyper(name, given) for name, given in _flat(self._complete).items()}
-        return {name: hyper for name, hyper in found.items() if hyper is not None}
+        every = {name: self._hyper(name, given) for name, given in _flat(self._complete).items()}
+        return {name: hyper for name, hyper in every.items() if hyper is not None}
 
     def bind(self, site: Problem | Layout) -> Self:
         bound = copy.copy(self)
@@ -107,15 +107,15 @@ class TorchOptim(HyperparamOptimizer):
         h = self.read(theta)
         if not self._known:
             return self._black_box.step({name: self._each_tensor(h[name], x) for name in h}, g, state, x)
-        group, slots = self._rule.param_groups[0] | self._filled(h), dict(state.slots)
+        group, slots = self._higher.param_groups[0] | self._filled(h), dict(state.slots)
         g, decayed = torch_rules.prepared(group, g, x)
         # g is at hand, where higher's `step` would ask autograd for it; so the rule alone is called.
-        rule = copy.copy(self._rule)
-        rule.param_groups = [{**group, "params": [decayed], "weight_decay": 0, "maximize": False}]
-        rule.state = [{0: {"step": state.t[..., None].to(x.dtype), **slots}}]
-        rule._update([[g]])
-        new = rule.param_groups[0]["params"][0]
-        return new, TorchState(state.t + 1, {name: rule.state[0][0][name] for name in slots})
+        higher_rule = copy.copy(self._higher)
+        higher_rule.param_groups = [{**group, "params": [decayed], "weight_decay": 0, "maximize": False}]
+        higher_rule.state = [{0: {"step": state.t[..., None].to(x.dtype), **slots}}]
+        higher_rule._update([[g]])
+        new = higher_rule.param_groups[0]["params"][0]
+        return new, TorchState(state.t + 1, {name: higher_rule.state[0][0][name] for name in slots})
 
     @property
     def _known(self) -> bool:
@@ -200,7 +200,7 @@ class TorchOptim(HyperparamOptimizer):
             self._check_value(name, given)
         if self._known:
             try:
-                object.__setattr__(self, "_rule", self._of_higher())
+                object.__setattr__(self, "_higher", self._of_higher())
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self}: {error}") from error
 

@@ -237,12 +237,12 @@ RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
 REMEMBERS: dict[type[torch.optim.Optimizer], Remembers] = {
     torch.optim.Adadelta: {"square_avg": None, "acc_delta": None},
     torch.optim.Adamax: {"exp_avg": None, "exp_inf": None},
-    **{kind: rule.remembers for kind, rule in RULES.items()},
+    **{kind: cls.remembers for kind, cls in RULES.items()},
 }
 """What the rule of each class remembers; the first two are higher's own."""
 
 
 def register() -> None:
     """Put the rules into higher, for this process; they replace higher's own but Adadelta and Adamax."""
-    for kind, rule in RULES.items():
-        higher.register_optim(kind, rule)
+    for kind, cls in RULES.items():
+        higher.register_optim(kind, cls)

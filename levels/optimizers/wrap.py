@@ -67,14 +67,14 @@ class Wrapper(Optimizer):
     @cached_property
     def wrapped(self) -> dict[str, Optimizer]:
         """The inner optimizers by the prefix of their parameters' names: the field, or the place in a list."""
-        found: dict[str, Optimizer] = {}
+        inner: dict[str, Optimizer] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Optimizer):
-                found[field.name] = value
+                inner[field.name] = value
             elif _holds_optimizers(value):
-                found |= {str(place): one for place, one in enumerate(value)}
-        return found
+                inner |= {str(place): one for place, one in enumerate(value)}
+        return inner
 
     @property
     def traits(self) -> OptimizerTraits:
@@ -142,16 +142,16 @@ class Wrapper(Optimizer):
 
     def penalty(self, theta: Tensor) -> Tensor | None:
         _, *thetas = self.split_theta(theta)
-        found = [one.penalty(inner_theta) for one, inner_theta in zip(self.wrapped.values(), thetas)]
-        penalties = [penalty for penalty in found if penalty is not None]
+        terms = [one.penalty(inner_theta) for one, inner_theta in zip(self.wrapped.values(), thetas)]
+        penalties = [penalty for penalty in terms if penalty is not None]
         return torch.stack(penalties).sum(0) if penalties else None
 
     def metrics(self, state: State) -> dict[str, Tensor]:
-        found = own = self.own_metrics(state[0])
+        numbers = own = self.own_metrics(state[0])
         for (prefix, one), inner_state in zip(self.wrapped.items(), state[1:]):
             for name, value in one.metrics(inner_state).items():
-                found = found | {f"{prefix}.{name}" if len(self.wrapped) > 1 or name in own else name: value}
-        return found
+                numbers = numbers | {f"{prefix}.{name}" if len(self.wrapped) > 1 or name in own else name: value}
+        return numbers
 
     @cached_property
     def _sizes(self) -> list[int]:

@@ -6,21 +6,21 @@ of minibatches; splits share no image.
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from levels.base import ProblemTraits
 from levels.config import Count
 from levels.layout import Layout
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, require_fashion, require_installed
-from levels.tasks.nets import ACTIVATIONS, Activation, as_tuple, dense
+from levels.tasks.nets import ACTIVATIONS, Activation, Network, dense
 from levels.tasks.predicting import Classifying
 from levels.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
-class ConvNet(Classifying):
+class ConvNet(Network, Classifying):
     """A convolutional network on square grey images; abstract in the data.
 
     ``channels``: of each convolution. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
@@ -28,17 +28,11 @@ class ConvNet(Classifying):
     ``[channels in, 3, 3, channels out]``.
     """
 
+    widths: ClassVar[str] = "channels"
+
     channels: tuple[Count, ...] = (8, 16)
     activation: Activation = "relu"
     minibatch: Count = 64
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", as_tuple(self.channels))
-        super().__post_init__()
-
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=4)
 
     @property
     def layout(self) -> Layout:
@@ -57,10 +51,10 @@ class ConvNet(Classifying):
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
         side = math.isqrt(inputs.shape[-1])
         images = inputs.reshape(*inputs.shape[:-1], 1, side, side)
-        views = self.layout.unravel(params)
+        tensors = self.layout.unravel(params)
         for i in range(len(self.channels)):
-            images = ACTIVATIONS[self.activation](convolve(views, f"conv{i}", images))
-        return dense(views, "dense", images.flatten(-3))
+            images = ACTIVATIONS[self.activation](convolve(tensors, f"conv{i}", images))
+        return dense(tensors, "dense", images.flatten(-3))
 
     def variants(self) -> dict[str, Task]:
         if not self.channels:
@@ -71,12 +65,12 @@ class ConvNet(Classifying):
         }
 
 
-def convolve(views: dict[str, Tensor], name: str, images: Tensor) -> Tensor:
+def convolve(tensors: dict[str, Tensor], name: str, images: Tensor) -> Tensor:
     """A 3x3 convolution of stride 2, padded by 1: ``[*batch, m, in, s, s]`` to ``[*batch, m, out, t, t]``.
 
     t is half of s, rounded up; the kernel's view is ``[*batch, in, 3, 3, out]``. Copies are groups of channels.
     """
-    kernel, bias = views[f"{name}.weight"].movedim(-1, -4), views[f"{name}.bias"]
+    kernel, bias = tensors[f"{name}.weight"].movedim(-1, -4), tensors[f"{name}.bias"]
     copies = math.prod(bias.shape[:-1])
     side_by_side = images.reshape(copies, *images.shape[-4:]).transpose(0, 1).flatten(1, 2)  # [m, copies * in, s, s]
     weight = kernel.reshape(-1, *kernel.shape[-3:])  # [copies * out, in, 3, 3]

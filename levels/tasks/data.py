@@ -175,11 +175,11 @@ def _mnist1d_arrays() -> tuple[np.ndarray, np.ndarray]:
 
     ours, numpys = random.getstate(), np.random.get_state()
     try:
-        made = make_dataset(get_dataset_args())
+        generated = make_dataset(get_dataset_args())
     finally:
         random.setstate(ours)
         np.random.set_state(numpys)
-    return np.concatenate((made["x"], made["x_test"])), np.concatenate((made["y"], made["y_test"]))
+    return np.concatenate((generated["x"], generated["x_test"])), np.concatenate((generated["y"], generated["y_test"]))
 
 
 def _part(

@@ -54,13 +54,13 @@ class Logistic(LossTask):
 
     def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
         inputs, labels, _ = self.examples()
-        views = self.layout.unravel(params)
+        tensors = self.layout.unravel(params)
         if self.minibatch is not None:
             rows = state.draw(self.minibatch, len(labels))
             inputs, labels = inputs[rows], labels[rows]
-        logits = dense(views, "layer", inputs)
+        logits = dense(tensors, "layer", inputs)
         fit = cross_entropy(logits, torch.broadcast_to(labels, logits.shape[:-1]))
-        return fit + self.penalty / 2 * views["layer.weight"].square().sum((-2, -1)), state.next()
+        return fit + self.penalty / 2 * tensors["layer.weight"].square().sum((-2, -1)), state.next()
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         inputs, labels, _ = self.examples()

@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from levels.base import ProblemTraits
 from levels.config import Count
 from levels.layout import Layout
 from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, mnist1d, require_fashion, require_installed
-from levels.tasks.nets import Activation, as_tuple, dense_shapes, perceptron
+from levels.tasks.nets import Activation, Network, dense_shapes, perceptron
 from levels.tasks.predicting import Classifying
 from levels.tasks.task import Task
 
 
 @dataclass(frozen=True, repr=False)
-class MLP(Classifying):
+class MLP(Network, Classifying):
     """A perceptron on labelled data; abstract in the data.
 
     ``hidden``: units of each hidden layer. ``activation``: sigmoid, tanh or relu. ``minibatch``: examples in each loss,
@@ -28,14 +27,6 @@ class MLP(Classifying):
     hidden: tuple[Count, ...] = (20,)
     activation: Activation = "sigmoid"
     minibatch: Count = 128
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", as_tuple(self.hidden))
-        super().__post_init__()
-
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=4)
 
     @property
     def layout(self) -> Layout:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from levels import keys
+from levels.base import ProblemTraits
 from levels.layout import Layout
+from levels.tasks.task import Task
 
 Activation = Literal["sigmoid", "tanh", "relu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -50,8 +52,8 @@ def fresh(layout: Layout, key: Tensor) -> Tensor:
     ``weight`` is normal with deviation 1/sqrt(inputs), inputs being all dimensions but the last; ``embedding`` is
     standard normal; ``scale`` is 1; anything else is 0.
     """
-    views = layout.unravel(keys.normal(key, (layout.size,), layout.dtype))
-    return layout.ravel({name: _start(name, shape, views[name]) for name, shape in layout.entries})
+    tensors = layout.unravel(keys.normal(key, (layout.size,), layout.dtype))
+    return layout.ravel({name: _start(name, shape, tensors[name]) for name, shape in layout.entries})
 
 
 def _start(name: str, shape: tuple[int, ...], drawn: Tensor) -> Tensor:
@@ -72,15 +74,15 @@ def dense_shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def dense(views: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+def dense(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     """``x W + b`` of the layer ``name``: ``[*batch, rows, inputs]`` to ``[*batch, rows, outputs]``."""
-    return torch.matmul(x, views[f"{name}.weight"]) + views[f"{name}.bias"][..., None, :]
+    return torch.matmul(x, tensors[f"{name}.weight"]) + tensors[f"{name}.bias"][..., None, :]
 
 
-def perceptron(views: Mapping[str, Tensor], x: Tensor, activation: Activation) -> Tensor:
+def perceptron(tensors: Mapping[str, Tensor], x: Tensor, activation: Activation) -> Tensor:
     """Dense layers ``layer0``, ``layer1``, ... with an activation between them; the last is linear."""
-    for i in range(sum(name.endswith(".weight") for name in views)):
-        x = dense(views, f"layer{i}", ACTIVATIONS[activation](x) if i else x)
+    for i in range(sum(name.endswith(".weight") for name in tensors)):
+        x = dense(tensors, f"layer{i}", ACTIVATIONS[activation](x) if i else x)
     return x
 
 
@@ -90,6 +92,19 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.logsumexp(-1) - chosen).mean(-1)
 
 
-def as_tuple(value: object) -> tuple[object, ...]:
-    """A list of settings as a tuple; a bare setting stands for a list of one."""
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+class Network(Task):
+    """A task over a network with a setting for the width of each layer, called ``widths``; abstract.
+
+    A bare number stands for one layer.
+    """
+
+    widths: ClassVar[str] = "hidden"
+
+    def __post_init__(self) -> None:
+        given = getattr(self, self.widths)
+        object.__setattr__(self, self.widths, tuple(given) if isinstance(given, (tuple, list)) else (given,))
+        super().__post_init__()
+
+    @property
+    def traits(self) -> ProblemTraits:
+        return ProblemTraits(copies=4)

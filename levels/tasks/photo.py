@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.base import ProblemTraits
 from levels.config import Between, Count, Positive
 from levels.layout import Layout
 from levels.tasks.data import photos
-from levels.tasks.nets import Activation, Cursor, as_tuple, dense_shapes, fresh, perceptron
+from levels.tasks.nets import Activation, Cursor, Network, dense_shapes, fresh, perceptron
 from levels.tasks.task import LossTask, Task
 
 WIDEST = 128  # columns of the narrowest strip
@@ -35,7 +34,7 @@ class PhotoState(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Photo(LossTask):
+class Photo(Network, LossTask):
     """``hidden``: units of each hidden layer. ``activation``: sigmoid, tanh or relu. ``size``: pixels on a side of the
     piece, 2 to 128. ``features``: frequencies. ``bandwidth``: their deviation, in periods a piece, above 0.
     ``minibatch``: pixels in each loss, drawn with replacement. The loss is the mean square over pixels and colours,
@@ -46,18 +45,10 @@ class Photo(LossTask):
 
     hidden: tuple[Count, ...] = (32, 32)
     activation: Activation = "relu"
-    size: Annotated[int, Between(2, WIDEST, closed=True)] = 64
+    size: Annotated[int, Between(2, WIDEST, inclusive=True)] = 64
     features: Count = 32
     bandwidth: Positive = 4.0
     minibatch: Count = 256
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", as_tuple(self.hidden))
-        super().__post_init__()
-
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=4)
 
     @property
     def layout(self) -> Layout:

@@ -54,7 +54,7 @@ class Characters(Predicting):
         return topics(self.split).sha256
 
     @abstractmethod
-    def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
+    def logits(self, tensors: Mapping[str, Tensor], read: Tensor) -> Tensor:
         """Logits of the next character: ``[*batch, minibatch, length]`` to ``[*batch, minibatch * length, 96]``."""
 
     def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
@@ -100,17 +100,17 @@ class CharGRU(Characters):
         shapes |= _dense("state", units, 3 * units) | _dense("out", units, len(ALPHABET))
         return Layout.of(shapes, self.torch_dtype, self.device)
 
-    def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
-        gates = embed(views["gates.embedding"], read.flatten(-2)).reshape(*read.shape, -1)
+    def logits(self, tensors: Mapping[str, Tensor], read: Tensor) -> Tensor:
+        gates = embed(tensors["gates.embedding"], read.flatten(-2)).reshape(*read.shape, -1)
         h = gates.new_zeros(*read.shape[:-1], self.width)  # [*batch, minibatch, width]
         states = []
         for gate in gates.unbind(-2):  # one character after another
             r, z, n = gate.chunk(3, -1)
-            u_r, u_z, u_n = dense(views, "state", h).chunk(3, -1)
+            u_r, u_z, u_n = dense(tensors, "state", h).chunk(3, -1)
             z = torch.sigmoid(z + u_z)
             h = (1 - z) * torch.tanh(n + torch.sigmoid(r + u_r) * u_n) + z * h
             states.append(h)
-        return dense(views, "out", torch.stack(states, -2).flatten(-3, -2))
+        return dense(tensors, "out", torch.stack(states, -2).flatten(-3, -2))
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,31 +143,31 @@ class CharTransformer(Characters):
         shapes |= _norm("norm", width) | _dense("out", width, len(ALPHABET))
         return Layout.of(shapes, self.torch_dtype, self.device)
 
-    def logits(self, views: Mapping[str, Tensor], read: Tensor) -> Tensor:
+    def logits(self, tensors: Mapping[str, Tensor], read: Tensor) -> Tensor:
         count = read.shape[-2]
-        places = torch.cat([views["place.embedding"]] * count, -2)  # [*batch, minibatch * length, width]
-        x = embed(views["token.embedding"], read.flatten(-2)) + places
+        places = torch.cat([tensors["place.embedding"]] * count, -2)  # [*batch, minibatch * length, width]
+        x = embed(tensors["token.embedding"], read.flatten(-2)) + places
         for i in range(self.blocks):
-            x = x + self._attend(views, f"block{i}", normalise(views, f"block{i}.norm0", x), count)
-            up = dense(views, f"block{i}.up", normalise(views, f"block{i}.norm1", x))
-            x = x + dense(views, f"block{i}.down", torch.nn.functional.gelu(up))
-        return dense(views, "out", normalise(views, "norm", x))
+            x = x + self._attend(tensors, f"block{i}", normalise(tensors, f"block{i}.norm0", x), count)
+            up = dense(tensors, f"block{i}.up", normalise(tensors, f"block{i}.norm1", x))
+            x = x + dense(tensors, f"block{i}.down", torch.nn.functional.gelu(up))
+        return dense(tensors, "out", normalise(tensors, "norm", x))
 
-    def _attend(self, views: Mapping[str, Tensor], block: str, x: Tensor, count: int) -> Tensor:
+    def _attend(self, tensors: Mapping[str, Tensor], block: str, x: Tensor, count: int) -> Tensor:
         """Causal attention within each of ``count`` pieces: ``[*batch, count * length, width]`` to the same."""
-        mixed = dense(views, f"{block}.mix", x).reshape(*x.shape[:-2], count, self.length, 3, self.heads, -1)
+        mixed = dense(tensors, f"{block}.mix", x).reshape(*x.shape[:-2], count, self.length, 3, self.heads, -1)
         query, key, value = mixed.movedim((-3, -2), (0, -3)).unbind(0)  # [*batch, count, heads, length, width / heads]
         scores = torch.matmul(query, key.mT) / math.sqrt(key.shape[-1])
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
         shares = scores.masked_fill(future, -math.inf).softmax(-1)
         joined = torch.matmul(shares, value).transpose(-3, -2).flatten(-2).flatten(-3, -2)
-        return dense(views, f"{block}.join", joined)
+        return dense(tensors, f"{block}.join", joined)
 
 
-def normalise(views: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+def normalise(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     """Layer normalisation with each copy's own scale and shift, epsilon 1e-5: ``[*batch, rows, width]`` to the same."""
     variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    scale, shift = views[f"{name}.scale"][..., None, :], views[f"{name}.shift"][..., None, :]
+    scale, shift = tensors[f"{name}.scale"][..., None, :], tensors[f"{name}.shift"][..., None, :]
     return (x - mean) * torch.rsqrt(variance + 1e-5) * scale + shift
 
 

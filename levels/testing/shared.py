@@ -126,15 +126,15 @@ def check_slope(
     random = keys.normal(keys.seed(x.shape[-1], device=x.device), tuple(x.shape), x.dtype)
     along = scale * (normalize(scale * random, dim=-1, eps=tiny) + normalize(scale * claimed, dim=-1, eps=tiny))
     expected = (claimed * along).sum(-1)
-    allowed, found = 4 * eps ** (1 / 3) * torch.linalg.vector_norm(claimed * scale, dim=-1), None
+    allowed, near_enough = 4 * eps ** (1 / 3) * torch.linalg.vector_norm(claimed * scale, dim=-1), None
     for width in (eps ** (1 / 3), eps ** (1 / 3) / 16, 4 * eps ** (1 / 3)):
         up, down = terms(x + width * along), terms(x - width * along)
         measured = (up - down).sum(-1) / (2 * width)
         near = (measured - expected).abs() <= allowed + 8 * eps * up.abs().sum(-1) / width
-        found = near if found is None else found | near
-        if found.all():
+        near_enough = near if near_enough is None else near_enough | near
+        if near_enough.all():
             return
-    worst = int((measured - expected).abs().masked_fill(found, -1).flatten().nan_to_num(nan=math.inf).argmax())
+    worst = int((measured - expected).abs().masked_fill(near_enough, -1).flatten().nan_to_num(nan=math.inf).argmax())
     got = f"a {what} with slope {float(expected.flatten()[worst]):.6g} along a direction"
     expect(False, part, got, f"{float(measured.flatten()[worst]):.6g} as central differences say", fix)
 

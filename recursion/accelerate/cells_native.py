@@ -45,7 +45,7 @@ def forward(weights: Tensor, inputs: Tensor, state: LSTMState, *, p: float = 0.0
     return out, tuple(zip(new[::2], new[1::2]))
 
 
-def sweep(
+def window_vjp(
     weights: Tensor,
     inputs: Tensor,
     state: Sequence[Tensor],

@@ -43,17 +43,17 @@ SLOPES: dict[type[Hyper], Callable[[Tensor, Tensor], Tensor]] = {
 class ClosedForm(Sweep):
     """The sweep of a rule whose parameters are hyperparameters; abstract in `pull`."""
 
-    def __init__(self, rule: Any, theta: Tensor) -> None:
-        self.rule, self.theta = rule, theta
-        self.single = all(type(hyper) in SLOPES and hyper.shared_over == "value" for hyper in rule.hypers.values())
+    def __init__(self, optimizer: Any, theta: Tensor) -> None:
+        self.optimizer, self.theta = optimizer, theta
+        self.single = all(type(hyper) in SLOPES and hyper.shared_over == "value" for hyper in optimizer.hypers.values())
         if self.single:
-            self.h = rule.read(theta)
+            self.h = optimizer.read(theta)
         else:
             with torch.enable_grad():
                 self.leaf = theta.detach().requires_grad_()
-                self.followed = rule.read(self.leaf)
+                self.followed = optimizer.read(self.leaf)
             self.h = {name: value.detach() for name, value in self.followed.items()}
-        self.known = copy.copy(rule)  # the same rule, whose numbers are known
+        self.known = copy.copy(optimizer)  # the same rule, whose numbers are known
         object.__setattr__(self.known, "read", lambda _: self.h)
 
     def update(self, read: Read) -> tuple[Tensor, State]:
@@ -64,7 +64,7 @@ class ClosedForm(Sweep):
         total = self.slopes(reads, cotangents)
         if self.single:
             parts = [SLOPES[type(hyper)](self.h[name], total[name].sum((-2, -1), keepdim=True))[..., 0]
-                     for name, hyper in self.rule.hypers.items() if type(hyper) is not Fixed]  # fmt: skip
+                     for name, hyper in self.optimizer.hypers.items() if type(hyper) is not Fixed]  # fmt: skip
             return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else torch.zeros_like(self.theta)
         learned = [name for name, value in self.followed.items() if value.requires_grad]
         if not learned:
@@ -106,12 +106,12 @@ class SGDSweep(ClosedForm):
         if state is not None:
             direction = buffer = h["momentum"] * state + g
             dbuffer, through = along, None
-            if self.rule.nesterov:
+            if self.optimizer.nesterov:
                 direction = g + h["momentum"] * buffer
                 dbuffer, through = h["momentum"] * along, along * buffer
             dbuffer = dbuffer if dstate[0] is None else dbuffer + dstate[0]
             dh["momentum"] = dbuffer * state if through is None else through + dbuffer * state
-            dg = along + dbuffer if self.rule.nesterov else dbuffer
+            dg = along + dbuffer if self.optimizer.nesterov else dbuffer
             dstate = [h["momentum"] * dbuffer]
         dh["lr"] = -direction * dx
         if decayed:

@@ -141,8 +141,8 @@ class _Program:
 
     def is_sound(self, leaves: list[Tensor]) -> bool:
         """Whether the answer is the plain one, as far as that is finite."""
-        (packed, found), (plain, numbers) = self(self.packing.pack(leaves)), self._step(leaves)
-        fast = [*self.packing.unpack(packed), numbers.new_tensor(found)]
+        (packed, number), (plain, numbers) = self(self.packing.pack(leaves)), self._step(leaves)
+        fast = [*self.packing.unpack(packed), numbers.new_tensor(number)]
         return all(_close(a.double(), b.double()) for a, b in zip(fast, [*plain, numbers]))
 
     def _inputs(self, packed: Packed) -> list[Tensor]:
@@ -177,11 +177,11 @@ class _Packing:
 
     def unpack(self, packed: Packed) -> list[Tensor]:
         """The leaves: small ones are views."""
-        found = packed.moved[: len(self.alone)]
+        parts = packed.moved[: len(self.alone)]
         for tensor, shapes in zip(packed.moved[len(self.alone) :], self.shapes):
-            found.extend(_unflatten_dense_tensors(tensor, shapes))  # type: ignore[no-untyped-call]
-        found.extend(packed.fixed)
-        return [found[i] for i in self.order]
+            parts.extend(_unflatten_dense_tensors(tensor, shapes))  # type: ignore[no-untyped-call]
+        parts.extend(packed.fixed)
+        return [parts[i] for i in self.order]
 
 
 def _inverse(order: list[int]) -> list[int]:
@@ -244,11 +244,13 @@ def _number_once(graph: fx.Graph) -> None:
     """Store single numbers that many others are computed from. Inductor would compute them anew in the loop over those,
     and a power of a decay rate takes as long as the rest of such a loop."""
     for node in [*graph.nodes]:
-        made = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-        if made and _shape(node).numel() == 1 and _spreads(node):
+        is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+        if is_pointwise and _shape(node).numel() == 1 and _spreads(node):
             with graph.inserting_after(node):  # a strided result is stored
-                kept = graph.call_function(aten.as_strided.default, (node, list(_shape(node)), [1] * len(_shape(node))))
-            node.replace_all_uses_with(kept, delete_user_cb=lambda user, kept=kept: user is not kept)
+                moving = graph.call_function(
+                    aten.as_strided.default, (node, list(_shape(node)), [1] * len(_shape(node)))
+                )
+            node.replace_all_uses_with(moving, delete_user_cb=lambda user, moving=moving: user is not moving)
 
 
 def _spreads(node: fx.Node) -> bool:

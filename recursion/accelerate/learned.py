@@ -42,20 +42,22 @@ class LSTMSweep(Sweep):
 
     replays = True
 
-    def __init__(self, rule: LSTM, theta: Tensor) -> None:
-        self.rule, self.shape = rule, theta.shape
+    def __init__(self, optimizer: LSTM, theta: Tensor) -> None:
+        self.optimizer, self.shape = optimizer, theta.shape
         self.weights = theta.reshape(-1, theta.shape[-1]).contiguous()  # [groups, m]
 
     def update(self, read: Read) -> tuple[Tensor, State]:
         rows = read.g.reshape(len(self.weights), -1)
-        out, state = cells_native.forward(self.weights, rows, read.state, p=self.rule.p)
-        return torch.add(read.x, out, alpha=self.rule.scale), state
+        out, state = cells_native.forward(self.weights, rows, read.state, p=self.optimizer.p)
+        return torch.add(read.x, out, alpha=self.optimizer.scale), state
 
     def vjp(self, reads: list[Read], cotangents: Tensor) -> Tensor:
         shape = len(reads), len(self.weights), -1
         grads = torch.stack([read.g for read in reads]).reshape(shape)
-        dout = (self.rule.scale * cumulated(cotangents)).reshape(shape)
-        dweights, _ = cells_native.sweep(self.weights, grads, by_features(reads[0].state), dout, p=self.rule.p)
+        dout = (self.optimizer.scale * cumulated(cotangents)).reshape(shape)
+        dweights, _ = cells_native.window_vjp(
+            self.weights, grads, by_features(reads[0].state), dout, p=self.optimizer.p
+        )
         return dweights.reshape(self.shape)
 
 
@@ -76,28 +78,28 @@ class RNNPropSweep(Sweep):
 
     replays = True
 
-    def __init__(self, rule: RNNProp, theta: Tensor) -> None:
-        self.rule, self.shape = rule, theta.shape
+    def __init__(self, optimizer: RNNProp, theta: Tensor) -> None:
+        self.optimizer, self.shape = optimizer, theta.shape
         self.weights = theta.reshape(-1, theta.shape[-1])  # [groups, m]
-        first = 3 * rule.hidden
+        first = 3 * optimizer.hidden
         self.cell_weights = self.weights[:, first:].contiguous()
-        self.matrix = self.weights[:, : 2 * rule.hidden].reshape(-1, 2, rule.hidden)  # [groups, 2, hidden]
-        self.bias = self.weights[:, 2 * rule.hidden : first, None]
+        self.matrix = self.weights[:, : 2 * optimizer.hidden].reshape(-1, 2, optimizer.hidden)  # [groups, 2, hidden]
+        self.bias = self.weights[:, 2 * optimizer.hidden : first, None]
 
     def update(self, read: Read) -> tuple[Tensor, Any]:
         inputs, adam = self._inputs(read.g, read.state.adam)
         out, cells = cells_native.forward(self.cell_weights, self._first_layer(inputs), read.state.cells)
-        return read.x - self.rule.scale * torch.tanh(out), RNNPropState(adam, cells)
+        return read.x - self.optimizer.scale * torch.tanh(out), RNNPropState(adam, cells)
 
     def vjp(self, reads: list[Read], cotangents: Tensor) -> Tensor:
-        adam, found = reads[0].state.adam, []
+        adam, read_inputs = reads[0].state.adam, []
         for read in reads:
             inputs, adam = self._inputs(read.g, adam)
-            found.append(inputs)
-        inputs = torch.stack(found)  # [T, groups, 2, rows]
-        dout = (-self.rule.scale * cumulated(cotangents)).reshape(len(reads), len(self.weights), -1)
+            read_inputs.append(inputs)
+        inputs = torch.stack(read_inputs)  # [T, groups, 2, rows]
+        dout = (-self.optimizer.scale * cumulated(cotangents)).reshape(len(reads), len(self.weights), -1)
         state, u = by_features(reads[0].state.cells), self._first_layer(inputs)
-        rest, du = cells_native.sweep(self.cell_weights, u, state, dout, bounded=True, above=True)
+        rest, du = cells_native.window_vjp(self.cell_weights, u, state, dout, bounded=True, above=True)
         assert du is not None
         du = du * torch.where(u > 0, 1.0, u + 1)  # of ELU: u + 1 is exp of its argument below 0
         total = torch.cat(((inputs @ du.mT).sum(0).flatten(1), du.sum((0, -1)), rest), dim=-1)
@@ -105,7 +107,7 @@ class RNNPropSweep(Sweep):
 
     def _inputs(self, g: Tensor, adam: AdamState) -> tuple[Tensor, AdamState]:
         """What the network reads, ``[groups, 2, rows]``, and the next moments."""
-        m_hat, root, adam = moments(self.rule.beta1, self.rule.beta2, g, adam)
+        m_hat, root, adam = moments(self.optimizer.beta1, self.optimizer.beta2, g, adam)
         return by_feature(torch.stack((m_hat / (root + EPS), g / (root + EPS)), dim=-1)), adam
 
     def _first_layer(self, inputs: Tensor) -> Tensor:

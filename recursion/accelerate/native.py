@@ -57,13 +57,13 @@ def _warn(message: str) -> None:
 def library(source: Path) -> ctypes.CDLL:
     """The library made of one C++ file. ValueError if the compiler refuses it, OSError if it cannot be loaded."""
     place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "descent-tower"
-    made = place / f"{source.stem}-{_fingerprint(source)}.so"
-    if made.exists():
-        return ctypes.CDLL(str(made))
+    built = place / f"{source.stem}-{_fingerprint(source)}.so"
+    if built.exists():
+        return ctypes.CDLL(str(built))
     with tempfile.TemporaryDirectory() as directory:
-        fresh = Path(directory) / made.name
+        fresh = Path(directory) / built.name
         _build(source, fresh)
-        return ctypes.CDLL(str(_stored(fresh, made)))
+        return ctypes.CDLL(str(_stored(fresh, built)))
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -77,16 +77,16 @@ def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
-def _stored(fresh: Path, made: Path) -> Path:
+def _stored(fresh: Path, built: Path) -> Path:
     """The path to load a library from: ``made``, where it is copied to, or ``fresh`` if it cannot be stored."""
-    beside = made.with_suffix(f".{os.getpid()}")
+    beside = built.with_suffix(f".{os.getpid()}")
     try:
-        made.parent.mkdir(parents=True, exist_ok=True)
+        built.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(fresh, beside)
-        beside.replace(made)  # whole or not at all, if other processes build it too
+        beside.replace(built)  # whole or not at all, if other processes build it too
     except OSError:
         return fresh
-    return made
+    return built
 
 
 def _fingerprint(source: Path) -> str:
@@ -99,12 +99,12 @@ def _fingerprint(source: Path) -> str:
     return hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
 
 
-def _build(source: Path, made: Path) -> None:
+def _build(source: Path, built: Path) -> None:
     for machine in MACHINES:
-        command = [compiler(), *FLAGS, *machine, str(source), "-o", str(made)]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode == 0:
+        command = [compiler(), *FLAGS, *machine, str(source), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
             return
-    said = next((line for line in found.stderr.splitlines() if "error" in line), found.stderr[-200:])
+    said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-200:])
     got = f"{compiler()} cannot build {source.name} ({said.strip()})"
     raise ValueError(f"{got}; let CXX name a newer g++ or clang++, or run the plain tower")

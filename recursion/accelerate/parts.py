@@ -31,8 +31,8 @@ NATIVE: dict[type[Optimizer], type[Optimizer]] = {LSTM: NativeLSTM, RNNProp: Nat
 """Twins of optimizers, where there is a C++ compiler."""
 
 ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
-    **{(rule, FirstOrder): SweptFirstOrder for rule in (*closed_forms.RULES, *NATIVE.values())},
-    **{(rule, Recomputed): SweptRecomputed for rule in NATIVE.values()},
+    **{(cls, FirstOrder): SweptFirstOrder for cls in (*closed_forms.RULES, *NATIVE.values())},
+    **{(cls, Recomputed): SweptRecomputed for cls in NATIVE.values()},
 }
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
 
@@ -94,11 +94,11 @@ def _twin(part: Config, kind: type[Config] | None) -> Config:
 
 def holds(part: Config, kinds: Container[type]) -> bool:
     """Whether a part is one of some exact types, or holds one."""
-    found: list[bool] = []
+    fast: list[bool] = []
 
     def look(inner: Config) -> Config:
-        found.append(type(inner) in kinds)
+        fast.append(type(inner) in kinds)
         return inner
 
     replaced(part, look)
-    return any(found)
+    return any(fast)

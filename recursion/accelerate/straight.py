@@ -47,29 +47,29 @@ def advanced(top: Level, theta: Tensor, carry: Carry) -> tuple[Carry, Tensor, Te
 
     ``theta`` ``[m]`` and ``carry`` are those of the topmost level.
     """
-    sweep = SWEEPS[type(top.optimizer)](top.optimizer, theta)
-    x, rest = sweep.update(Read(carry.x, carry.state, carry.f, carry.g))
-    found: list[Tensor] = []
-    f, g, problem_state = _asked(top.problem, x, carry.problem_state, found)
-    losses = torch.stack([*(loss.mean() for loss in found[::2])])
-    total = torch.stack([one.sum() for one in found]).sum()
+    twin = SWEEPS[type(top.optimizer)](top.optimizer, theta)
+    x, rest = twin.update(Read(carry.x, carry.state, carry.f, carry.g))
+    answers: list[Tensor] = []
+    f, g, problem_state = _asked(top.problem, x, carry.problem_state, answers)
+    losses = torch.stack([*(loss.mean() for loss in answers[::2])])
+    total = torch.stack([one.sum() for one in answers]).sum()
     return carry._replace(x=x, state=rest, f=f, g=g, problem_state=problem_state, age=carry.age + 1), losses, total
 
 
-def _asked(problem: Any, x: Tensor, problem_state: State, found: list[Tensor]) -> tuple[Tensor, Tensor, State]:
+def _asked(problem: Any, x: Tensor, problem_state: State, answers: list[Tensor]) -> tuple[Tensor, Tensor, State]:
     """What the problem answers at ``x``; losses and gradients of all levels are added to ``found``, level 1 first."""
     if not is_level(problem):
         f, g, problem_state = problem.value_and_grad(x, problem_state)
     else:
         carry = problem_state.carry
-        sweep, read = SWEEPS[type(problem.optimizer)](problem.optimizer, x), Read(*carry[:4])
-        at, rest = sweep.update(read)
-        loss, slope, inner = _asked(problem.problem, at, carry.problem_state, found)
+        twin, read = SWEEPS[type(problem.optimizer)](problem.optimizer, x), Read(*carry[:4])
+        at, rest = twin.update(read)
+        loss, slope, inner = _asked(problem.problem, at, carry.problem_state, answers)
         f, cotangent = _counted(problem.objective, loss, slope)
-        g = sweep.vjp([read], cotangent[None])
+        g = twin.vjp([read], cotangent[None])
         moved = carry._replace(x=at, state=rest, f=loss, g=slope, problem_state=inner, age=carry.age + 1)
         problem_state = LevelState(moved, None)
-    found += [f, g]
+    answers += [f, g]
     return f, g, problem_state
 
 

@@ -80,7 +80,7 @@ class CompiledTask(Problem):
 
     def __init__(self, task: Problem, batch: tuple[int, ...]) -> None:
         self.task, self.batch = task, batch
-        self.made: dict[str, Method] = {}
+        self.compiled: dict[str, Method] = {}
 
     @property
     def layout(self) -> Layout:
@@ -126,9 +126,9 @@ class CompiledTask(Problem):
         return CompiledTask(self.task.on(split), self.batch)
 
     def _ask(self, name: str, plain: Method, params: Tensor, state: State, *directions: Tensor) -> Any:
-        if name not in self.made:
-            self.made[name] = _compiled(self.task, plain, params, state, directions)
-        return self.made[name](params, state, *directions)
+        if name not in self.compiled:
+            self.compiled[name] = _compiled(self.task, plain, params, state, directions)
+        return self.compiled[name](params, state, *directions)
 
 
 def _compiled(task: Problem, plain: Method, params: Tensor, state: State, directions: tuple[Tensor, ...]) -> Method:
@@ -183,21 +183,21 @@ class _Compiled:
             return leaves(plain(tensors[0], with_leaves(state, inner), *ways))
 
         parts = _part(_trace(flat, [params, *directions, *leaves(state)]), 1 + len(directions))
-        self.made, self.given, self.for_data, self.for_math = parts[2:]
+        self.outputs, self.given, self.for_data, self.for_math = parts[2:]
         with torch.no_grad():
-            read = [*_laid_out(*leaves(state)), *self.for_data]
-            moving = [*_laid_out(params.detach(), *directions), *parts.data(*read)[: self.given], *self.for_math]
+            read = [*_contiguous(*leaves(state)), *self.for_data]
+            moving = [*_contiguous(params.detach(), *directions), *parts.data(*read)[: self.given], *self.for_math]
             self.data = compile_graph(parts.data, read, **STORE)
             self.math = compile_graph(parts.math, moving)
 
     def __call__(self, params: Tensor, state: State, *directions: Tensor) -> Any:
         with torch.no_grad():
-            given = self.data(*_laid_out(*leaves(state)), *self.for_data)
-            found = self.math(*_laid_out(params.detach(), *directions), *given[: self.given], *self.for_math)
-        return optree.tree_unflatten(self.structure, [(found if made else given)[i] for made, i in self.made])
+            given = self.data(*_contiguous(*leaves(state)), *self.for_data)
+            computed = self.math(*_contiguous(params.detach(), *directions), *given[: self.given], *self.for_math)
+        return optree.tree_unflatten(self.structure, [(computed if moves else given)[i] for moves, i in self.outputs])
 
 
-def _laid_out(*tensors: Tensor) -> list[Tensor]:
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
     """Tensors in the one layout that is compiled for."""
     return [tensor.contiguous() for tensor in tensors]
 
@@ -224,7 +224,7 @@ class _Parts(NamedTuple):
 
     data: GraphModule  # (*leaves of the state, *for_data) -> what math is given, outputs without parameters in them
     math: GraphModule  # (params, *directions, *given, *for_math) -> the other outputs
-    made: list[tuple[bool, int]]  # for each output, whether math makes it, and its number there
+    outputs: list[tuple[bool, int]]  # for each output, whether math makes it, and its number there
     given: int  # how much of what data returns math is given
     for_data: tuple[Tensor, ...]
     for_math: tuple[Tensor, ...]
@@ -237,13 +237,13 @@ def _part(traced: GraphModule, moving: int) -> _Parts:
     nodes = {kind: [node for node in kinds if kinds[node] == kind] for kind in ("constant", "data", "moving")}
     given = _read_by("moving", nodes["data"], kinds)
     fixed = [node for node in outputs if kinds[node] != "moving"]
-    found = [node for node in outputs if kinds[node] == "moving"]
+    results = [node for node in outputs if kinds[node] == "moving"]
     once = _read_by("data", nodes["constant"], kinds, fixed), _read_by("moving", nodes["constant"], kinds)
     for_data, for_math = _copied(traced, nodes["constant"], [], once)()
     data = _copied(traced, nodes["data"], once[0], [*given, *fixed])
-    math = _copied(traced, nodes["moving"], [*given, *once[1]], found)
+    math = _copied(traced, nodes["moving"], [*given, *once[1]], results)
     places = {node: (False, len(given) + i) for i, node in enumerate(fixed)}
-    places |= {node: (True, i) for i, node in enumerate(found)}
+    places |= {node: (True, i) for i, node in enumerate(results)}
     return _Parts(data, math, [places[node] for node in outputs], len(given), for_data, for_math)
 
 

@@ -27,8 +27,8 @@ class SweptFirstOrder(FirstOrder):
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if is_followed(theta) or type(level.optimizer) not in SWEEPS:
             return super().value_and_grad(level, theta, state)
-        found = _swept(level, theta.detach(), state)
-        return super().value_and_grad(level, theta, state) if found is None else found
+        answer = _swept(level, theta.detach(), state)
+        return super().value_and_grad(level, theta, state) if answer is None else answer
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,21 +38,21 @@ class SweptRecomputed(Recomputed):
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
         if is_followed(theta) or type(self.through) is not SweptFirstOrder:
             return super().value_and_grad(level, theta, state)
-        found = _swept(level, theta.detach(), state)
-        return super().value_and_grad(level, theta, state) if found is None else found
+        answer = _swept(level, theta.detach(), state)
+        return super().value_and_grad(level, theta, state) if answer is None else answer
 
 
 @torch.no_grad()
 def _swept(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState] | None:
     """The answer of the window, or None where something is not finite."""
     start = restarted(level, theta, state.carry)
-    sweep = SWEEPS[type(level.optimizer)](level.optimizer, theta)
+    twin = SWEEPS[type(level.optimizer)](level.optimizer, theta)
     x, rest, f, g, problem_state = start[:5]
     reads, losses, slopes = [], [], []
     for t in range(1, (level.lookahead or level.unroll) + 1):
         read = Read(x, rest, f, g)
-        reads.append(read._replace(state=None) if sweep.replays and t > 1 else read)
-        x, rest = sweep.update(read)
+        reads.append(read._replace(state=None) if twin.replays and t > 1 else read)
+        x, rest = twin.update(read)
         f, g, problem_state = level.problem.value_and_grad(x, problem_state)
         loss, slope, problem_state = level.problem.outer_value_and_grad(x, problem_state, f, g)
         losses.append(loss)
@@ -63,5 +63,5 @@ def _swept(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, 
     if not is_finite(together, g, end.f):
         return None
     weights = level.objective.weights(together) / together.shape[-1]
-    grad = sweep.vjp(reads, weights[..., None] * torch.stack(slopes))
+    grad = twin.vjp(reads, weights[..., None] * torch.stack(slopes))
     return level.objective.value(together).mean(-1), grad, LevelState(end, None)

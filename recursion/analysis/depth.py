@@ -31,12 +31,12 @@ class Gate(NamedTuple):
         return float(self.each.mean())
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Exactly, in every copy."""
         return bool((self.each == 0).all())
 
     @property
-    def opened(self) -> bool:
+    def is_open(self) -> bool:
         """Exactly, in every copy."""
         return bool((self.each == 1).all())
 
@@ -56,8 +56,8 @@ def learned_depth(tower: Tower, state: TowerState) -> int:
 
     A gate that was put on one of several tensors by name does not count: it closes on those alone.
     """
-    closed = (gate.level for gate in gates(tower, state) if gate.closed and whole(tower.levels[gate.level - 1]))
-    return min(closed, default=tower.depth + 1) - 1
+    shut = (gate.level for gate in gates(tower, state) if gate.is_closed and whole(tower.levels[gate.level - 1]))
+    return min(shut, default=tower.depth + 1) - 1
 
 
 def whole(level: Level) -> bool:

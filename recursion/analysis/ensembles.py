@@ -82,12 +82,12 @@ def last_generation(tower: Tower, state: TowerState, *, members: int | None = No
     require(members is None or members >= 1, f"members must be at least 1, got {members}")
     population: Population = state.carry.state
     require(bool((population.generation > 0).all()), f"{who} is asked for, and it has judged none yet; train it first")
-    found = []
+    chosen = []
     for own, losses in zip(population.members, population.losses):
         order = losses.argsort(stable=True)[: int(torch.isfinite(losses).sum())]
         require(len(order) > 0, f"{who} has no member whose trial was finite; train it again with a smaller sigma")
-        found.append(own[order[:members]])
-    return found
+        chosen.append(own[order[:members]])
+    return chosen
 
 
 def compare(
@@ -129,8 +129,8 @@ def mean_weights(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor,
 
 def mean_updates(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
     """Losses ``[steps + 1, P]`` of one network, moved by the mean of their updates."""
-    rule, params = Ensemble(optimizer, len(members)), members.flatten()[None]
-    return torch.cat([run(rule, params, task, part, steps)[:, 0] for part in _parts(key, members, task)], -1)
+    ensemble, params = Ensemble(optimizer, len(members)), members.flatten()[None]
+    return torch.cat([run(ensemble, params, task, part, steps)[:, 0] for part in _parts(key, members, task)], -1)
 
 
 @torch.no_grad()

@@ -81,11 +81,11 @@ def follow(level: Level, theta: Tensor, carry: Carry, key: Tensor, updates: int,
         fresh = [new | (b == 0) | ~torch.isfinite(a) for b, a in zip(before, after)]
         factors = [torch.maximum(a, least) / b for b, a in zip(before, after)]
         logs.append([factor.log().masked_fill(f, math.nan) for factor, f in zip(factors, fresh)])
-        due = [again | (gap < least) for again, gap in zip(fresh, after)]
-        real, data = (ruler.kept(base, each) for each in (real, data))
-        if bool(due[0].any()) or bool(due[1].any()):
+        again_from = [again | (gap < least) for again, gap in zip(fresh, after)]
+        real, data = (ruler.renewed(base, each) for each in (real, data))
+        if bool(again_from[0].any()) or bool(again_from[1].any()):
             anew = _beside(single, ruler, base, window, keys.fold_in(key, t))
-            real, data = (choose(mask, anew, each) for mask, each in zip(due, (real, data)))
+            real, data = (choose(mask, anew, each) for mask, each in zip(again_from, (real, data)))
         tell(t / updates)
     return Logs(*(torch.stack(each).flatten(1) for each in zip(*logs)))
 
@@ -127,7 +127,7 @@ class _Ruler:
         """The distance at which perturbations of a carry are kept: `step`, or more of one that has grown itself."""
         return self.step * self._norm(self._floats(carry)).clamp_min(1.0)
 
-    def kept(self, base: Carry, other: Carry) -> Carry:
+    def renewed(self, base: Carry, other: Carry) -> Carry:
         """``other`` brought back to the distance at which it is kept, if rounding has not swallowed the difference."""
         distance, target = self.distance(base, other), self.target(base)
         return _scaled(base, other, torch.where(distance >= target * self.step, target / distance, 1.0))
@@ -160,7 +160,7 @@ def _beside(level: Level, ruler: _Ruler, base: Carry, window: Window, key: Tenso
     """``base``, to which ``window`` of one update led, perturbed; the problem is asked there as it was asked before."""
     moved = ruler.moved(base, key)
     f, g, problem_state = level.problem.value_and_grad(moved.x, window.start.problem_state)
-    return ruler.kept(base, moved._replace(f=f, g=g, problem_state=problem_state))
+    return ruler.renewed(base, moved._replace(f=f, g=g, problem_state=problem_state))
 
 
 def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:

@@ -25,12 +25,12 @@ NOTE = (
 )
 
 
-def table(found: Sequence[LevelGrowth]) -> Table:
+def table(growths: Sequence[LevelGrowth]) -> Table:
     """One row a level; for those below the topmost, growth where gradients are data as well."""
     rows = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("level", "unroll", "growth [95%]", "as data [95%]", "window", "horizon", "gradient", "run is"):
         rows.add_column(escape(heading), justify="left" if heading in ("level", "run is") else "right")
-    for each in found:
+    for each in growths:
         rates = (each.growth, each.as_data)
         factors = (each.over_window, each.over_horizon, each.in_gradient)
         rows.add_row(
@@ -43,22 +43,22 @@ def table(found: Sequence[LevelGrowth]) -> Table:
     return rows
 
 
-def write(found: Sequence[LevelGrowth], title: str, directory: Path, console: Console) -> None:
+def write(growths: Sequence[LevelGrowth], title: str, directory: Path, console: Console) -> None:
     """Print the table and a sentence a level, and write ``probe.png`` to ``directory``, made if missing.
 
     Raises OSError with the file's name if it cannot be written.
     """
     make_folder(directory)
-    console.print(table(found))
-    for each in found:
+    console.print(table(growths))
+    for each in growths:
         console.print(f"level {each.level}: {each.advice}", markup=False, highlight=False)
     console.print(NOTE, style="dim", markup=False, highlight=False)
-    replace_file(directory / "probe.png", picture(found, title))
+    replace_file(directory / "probe.png", picture(growths, title))
 
 
-def picture(found: Sequence[LevelGrowth], title: str) -> bytes:
+def picture(growths: Sequence[LevelGrowth], title: str) -> bytes:
     """PNG: size of the perturbation against updates, one panel a level, with the line of the measured rate."""
-    return drawn((title,), [partial(_panel, each) for each in found], height=3.4, rest=1.0, legend=2)
+    return drawn((title,), [partial(_panel, each) for each in growths], height=3.4, rest=1.0, legend=2)
 
 
 def _panel(each: LevelGrowth, axes: Axes) -> None:

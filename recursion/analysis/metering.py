@@ -107,7 +107,7 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
         given = {field.name: getattr(level, field.name) for field in fields(level) if field.init}
         problem = _Metered(**given | {"nonfinite": Skip()}, number=number, meter=meter).over(problem)
     assert isinstance(problem, Level)
-    top, found, device = problem, [], problem.layout.device
+    top, passed, device = problem, [], problem.layout.device
     evaluate = partial(as_data, outer=False, grad=top.optimizer.traits.reads_grad)
     with torch.no_grad():
         theta = top.init(keys.seed(0, device=device))
@@ -118,8 +118,8 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
             meter.reset(look)
             with look.within, meter.at(tower.depth, 1):
                 restart.run(top, theta, carry, evaluate, keep=False)
-            found.append(meter.measured(tower.depth))
-    return found
+            passed.append(meter.measured(tower.depth))
+    return passed
 
 
 class Meter(Observer):

@@ -85,7 +85,7 @@ def probe(
     lenient = Tower(tower.task, *(replace(level, nonfinite=Skip()) for level in tower.levels))
     plans = [Plan.of(level.unroll, windows) for level in tower.levels]
     costs = [float(plan.updates * cost) for plan, cost in zip(plans, [1, *tower.costs])]
-    found: list[LevelGrowth] = []
+    growths: list[LevelGrowth] = []
     for number, (carry, plan) in enumerate(zip(carries, plans), 1):
 
         def tell(share: float, number: int = number) -> None:
@@ -101,8 +101,8 @@ def probe(
             what = f"level {error.number} ({tower.levels[error.number - 1]}): {error.what}"
             error.args = (f"{what} while level {number} was probed; {error.fix}",)
             raise
-        found.append(_judged(tower.levels[number - 1], number, number == tower.depth, plan, logs))
-    return found
+        growths.append(_judged(tower.levels[number - 1], number, number == tower.depth, plan, logs))
+    return growths
 
 
 def _carries(tower: Tower, state: TowerState) -> list[Carry]:

@@ -54,8 +54,8 @@ def prune(
         tower = Tower(tower.task, *rest, replace(top, batch=1))
         state = state._replace(carry=map_leaves(lambda leaf: leaf[copy - 1 : copy], state.carry))
     for gate in gates(tower, state):
-        closed = float(gate.mean) < 0.5 if rounded else gate.closed
-        if closed and whole(tower.levels[gate.level - 1]):
+        shut = float(gate.mean) < 0.5 if rounded else gate.is_closed
+        if shut and whole(tower.levels[gate.level - 1]):
             tower, state = _cut(tower, state, gate.level)
             break
     return _ungated(tower, state, rounded)
@@ -133,19 +133,19 @@ def _pruned_partition(
     partition: Partition, theta: Tensor, state: tuple[State, ...], rows_left: Tensor, rounded: bool
 ) -> _Pruned:
     """The optimizers that have something left to update; a single one needs no names."""
-    patterns, kept, start = [], [], 0
+    patterns, left_over, start = [], [], 0
     parts = zip(partition.patterns, partition.optimizers, partition.split_theta(theta)[1:], state[1:])
     for number, (pattern, one, own, inner_state) in enumerate(parts):
         left = torch.isin(partition.rows[number], rows_left).nonzero().squeeze(-1)
         if len(left):
             inner = _pruned(one, own, inner_state, left, rounded)
-            kept.append(inner._replace(rows=inner.rows + start))
+            left_over.append(inner._replace(rows=inner.rows + start))
             patterns.append(pattern)
         start += own.shape[-1]
-    if len(kept) == 1:
-        return kept[0]
-    optimizer = Partition(tuple(patterns), tuple(one.optimizer for one in kept))
-    return _Pruned(optimizer, torch.cat([one.rows for one in kept]), (None, *(one.state for one in kept)))
+    if len(left_over) == 1:
+        return left_over[0]
+    optimizer = Partition(tuple(patterns), tuple(one.optimizer for one in left_over))
+    return _Pruned(optimizer, torch.cat([one.rows for one in left_over]), (None, *(one.state for one in left_over)))
 
 
 def _common_gate(gate: Tensor, rounded: bool) -> float:

@@ -101,13 +101,13 @@ def _update(optimizer: Optimizer, problem: Problem) -> float:
     key = keys.split(keys.seed(0, device=problem.layout.device), COPIES)
     operations, meter = Operations(), Meter()
     with torch.no_grad():
-        rule = optimizer.bind(problem if isinstance(problem, Level) else Observed(problem, meter))
-        theta, x = rule.init(key[0]), problem.init(key)
-        state, f, g = rule.init_state(theta, x, keys.fold_in(key, STATE)), torch.ones_like(x[..., 0]), x
-        x, state = rule.update(theta, x, state, f, g)
+        over_it = optimizer.bind(problem if isinstance(problem, Level) else Observed(problem, meter))
+        theta, x = over_it.init(key[0]), problem.init(key)
+        state, f, g = over_it.init_state(theta, x, keys.fold_in(key, STATE)), torch.ones_like(x[..., 0]), x
+        x, state = over_it.update(theta, x, state, f, g)
         meter.reset(Pass(operations, lambda: operations.count))
         with operations, meter.at(1, COPIES):
-            rule.update(theta, x, state, f, g)
+            over_it.update(theta, x, state, f, g)
     return meter.measured(1).own[1]
 
 
@@ -125,12 +125,12 @@ def windows_of(tower: Tower, *, restarts: bool) -> tuple[list[float], list[float
     for level in tower.bound:
         asked, updates = (level.unroll, level.unroll) if level is tower.top else _evaluations(level)
         trajectories = level.copies * updates / (level.lookahead or level.unroll)
-        begun = [a + b for a, b in zip(start, first)]  # for each trajectory that begins
+        begin = [a + b for a, b in zip(start, first)]  # for each trajectory that begins
         often = level.unroll / level.episode_length if restarts and level.episode_length is not None else 0.0
         evaluations = [level.copies * asked * each for each in window]
         evaluations[0] += float(level.copies * updates * level.optimizer.traits.evals * math.prod(_copies_below(level)))
-        start, first = [*(trajectories * a for a in begun), 0.0], [*evaluations, 1.0]
-        window = [*(a + often * trajectories * b for a, b in zip(evaluations, begun)), 1.0]
+        start, first = [*(trajectories * a for a in begin), 0.0], [*evaluations, 1.0]
+        window = [*(a + often * trajectories * b for a, b in zip(evaluations, begin)), 1.0]
     return start, window
 
 

@@ -84,7 +84,7 @@ def _params(optimizer: HyperparamOptimizer, task: Task, exponents: list[int]) ->
     """Parameters ``[S, m]`` of the optimizer with these step sizes."""
     key = keys.seed(0, device=task.layout.device)
     rules = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[call-arg]
-    return torch.stack([rule.bind(task.layout).init(key) for rule in rules])
+    return torch.stack([each.bind(task.layout).init(key) for each in rules])
 
 
 def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:

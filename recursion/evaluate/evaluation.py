@@ -187,10 +187,10 @@ def _scenario(subject: Subject, plan: _Plan, seed: int, spent: dict[str, int], t
     for measure in MEASURES:
         best = min(results[1:], key=lambda result: result.measures[measure].mean.value).name
         gap = difference(_values(measure, ours, subject.sizes), _values(measure, theirs[best][measure], [1]))
-        found, share = estimate(gap, seed=seed), float((gap < 0).mean())
+        estimated, share = estimate(gap, seed=seed), float((gap < 0).mean())
         words = {-1: f"lower than {best}", 0: f"no difference from {best} shown", 1: f"higher than {best}"}
-        comparisons.append(Comparison(measure=measure, baseline=best, difference=found, share_lower=share,
-                                      verdict=words[found.sign]))  # fmt: skip
+        comparisons.append(Comparison(measure=measure, baseline=best, difference=estimated, share_lower=share,
+                                      verdict=words[estimated.sign]))  # fmt: skip
     return Scenario(label=plan.label, task=repr(plan.task), steps=plan.steps, problems=plan.problems,
                     results=tuple(results), comparisons=tuple(comparisons))  # fmt: skip
 
@@ -200,9 +200,9 @@ def _result(name: str, losses: dict[str, Tensor], sizes: list[int], tuned: Tuned
     measures = {}
     for measure, run_losses in losses.items():
         finite, step_size = torch.isfinite(run_losses).all(0), None if tuned is None else tuned.step_sizes[measure]
-        found = estimate(_values(measure, run_losses, sizes), seed=seed)
+        estimated = estimate(_values(measure, run_losses, sizes), seed=seed)
         diverged, runs = int((~finite).sum()), finite.numel()
-        measures[measure] = Measured(mean=found, diverged=diverged, runs=runs, step_size=step_size)
+        measures[measure] = Measured(mean=estimated, diverged=diverged, runs=runs, step_size=step_size)
     drawn = losses["mean"].double().cpu().numpy()
     quartiles = np.quantile(drawn, (0.25, 0.5, 0.75), axis=(1, 2), method="inverted_cdf")
     low, median, high = (tuple(float(f"{value:.6g}") for value in row) for row in quartiles)

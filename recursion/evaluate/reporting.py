@@ -178,11 +178,11 @@ def finish(axes: Axes, title: str, across: str, up: str, values: Sequence[float]
         axes.spines[side].set_visible(False)
 
 
-def interval_text(found: Estimate) -> str:
+def interval_text(estimate: Estimate) -> str:
     """``value [low, high]``, three digits each."""
     value, low, high = (
         f"{each:.3g}" if math.isfinite(each) else "inf" if each > 0 else "-inf" if each < 0 else "none"
-        for each in (found.value, found.low, found.high)
+        for each in (estimate.value, estimate.low, estimate.high)
     )
     return f"{value} [{low}, {high}]"
 

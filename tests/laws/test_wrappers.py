@@ -266,7 +266,7 @@ def test_a_price_in_a_relay_and_in_a_guard_is_charged_whatever_the_depth(wrap):
 def test_an_ensemble_of_guards_comes_to_the_mean_of_what_they_kept():
     tower = Tower(TASK, Level(optimizer=Ensemble(Guarded(SGD(lr=0.01), 2), 3), batch=2))
     *_, (state, _) = tower.run(tower.init(0), 5)
-    kept = state.carry.state[1][0].kept  # [copies, members, n]
+    kept = state.carry.state[1][0].best  # [copies, members, n]
     torch.testing.assert_close(tower.result(state), kept.mean(1))
     assert not torch.equal(tower.result(state), state.carry.x)
 

@@ -54,7 +54,7 @@ def test_optimizers_conform(optimizer):
 
 
 def test_a_layout_of_ones_own():
-    check_optimizer(Adam(lr=Log(1e-3, "tensor")), below=DigitsMLP(hidden=(3,)).layout, steps=2)
+    check_optimizer(Adam(lr=Log(1e-3, "tensor")), param_layout=DigitsMLP(hidden=(3,)).layout, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_broken_estimators_are_named(kind, sentence):
 def test_the_errors_are_assertions_and_parts_are_left_alone():
     assert issubclass(ConformanceError, AssertionError)
     optimizer, state = Adam(), torch.get_rng_state()
-    check_optimizer(optimizer, below=Layout.of({"x": (2,)}))
+    check_optimizer(optimizer, param_layout=Layout.of({"x": (2,)}))
     assert optimizer.site is None
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -35,14 +35,14 @@ KEYS = keys.split(keys.seed(1), 2)
 
 @pytest.mark.parametrize("rule", [Gated(rule, price=0.1) for rule in RULES[:2]], ids=repr)
 def test_a_gate_keeps_the_contract(rule):
-    check_optimizer(rule, below=LAYOUT)
+    check_optimizer(rule, param_layout=LAYOUT)
 
 
 @pytest.mark.parametrize("gate", [Fixed(0.0), Fixed(0.3), Fixed(1.0), 0.95])
 def test_however_far_it_is_open(gate):
     rule = Gated(SGD(momentum=0.9), gate=gate)
     if gate != Fixed(0.0):  # nothing that is behind a closed gate matters
-        check_optimizer(rule, below=LAYOUT)
+        check_optimizer(rule, param_layout=LAYOUT)
     assert rule.bind(LAYOUT).init(keys.seed(0)).shape == ((2,) if isinstance(gate, Fixed) else (3,))
 
 

@@ -252,7 +252,7 @@ def test_a_rule_alone_goes_back_to_the_best_point_kept(fault):
         assert torch.isfinite(hand.x).all()
         if bool((hand.watch.fell > before.fell)[0, 0]):
             back = t
-            assert torch.equal(hand.x[0, 0], hand.watch.kept[0, 0])
+            assert torch.equal(hand.x[0, 0], hand.watch.best_x[0, 0])
             assert any(torch.equal(hand.x[0, 0], x[0, 0]) for x in seen)
             assert int(hand.state[2].t[0, 0]) == 0
             low = hand.f[0, 0].clone()

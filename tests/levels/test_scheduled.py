@@ -141,7 +141,7 @@ def test_each_copy_counts_its_own_steps():
 )
 def test_scheduled_rules_conform(optimizer):
     """Central differences in float64 among them."""
-    check_optimizer(optimizer, below=Layout.of({"weight": (3, 2), "bias": (2,)}))
+    check_optimizer(optimizer, param_layout=Layout.of({"weight": (3, 2), "bias": (2,)}))
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Warmup(LinearDecay(0.1), 2)], ids=str)

@@ -210,10 +210,10 @@ def test_what_the_guard_keeps_never_gets_worse_on_its_own_evaluations():
         after = state.carry.state[0]
         if number % 4 == 0:
             key = keys.fold_in(before.key, after.updates)
-            losses = [held_out.evaluate_from_scratch(own.kept, key) for own in (after, before)]
+            losses = [held_out.evaluate_from_scratch(own.best, key) for own in (after, before)]
             assert losses[0] <= losses[1]
         else:
-            assert torch.equal(before.kept, after.kept)
+            assert torch.equal(before.best, after.best)
 
 
 def test_copies_are_judged_each_by_itself():
@@ -225,7 +225,7 @@ def test_copies_are_judged_each_by_itself():
     _, (all_three, _) = level.optimizer.update(theta, x, state, f, g)
     one = map_leaves(lambda leaf: leaf[1:2], state)
     _, (alone, _) = level.optimizer.update(theta, x[1:2], one, f[1:2], g[1:2])
-    assert torch.equal(alone.kept[0], all_three.kept[1])
+    assert torch.equal(alone.best[0], all_three.best[1])
     assert alone.refused[0] == all_three.refused[1] == 1
     assert all_three.refused.tolist() == [0, 1, 0]
 

@@ -14,7 +14,7 @@ TASK = Quadratic(dims=4, dtype="float64")
 
 @pytest.mark.parametrize("rule", [SGD(momentum=0.9), Adam(), SGD(lr=Log(0.1, "coordinate"))], ids=repr)
 def test_a_start_keeps_the_contract(rule):
-    check_optimizer(LearnedInit(rule), below=LAYOUT)
+    check_optimizer(LearnedInit(rule), param_layout=LAYOUT)
 
 
 def test_an_untrained_start_is_one_draw_of_the_problem_for_all_copies():
@@ -96,7 +96,7 @@ def test_by_name_updates_each_tensor_as_its_optimizer_alone_would():
 
 
 def test_by_name_keeps_the_contract():
-    check_optimizer(Partition(("conv*", "*"), (SGD(momentum=0.5), LearnedInit(Adam()))), below=LAYOUT)
+    check_optimizer(Partition(("conv*", "*"), (SGD(momentum=0.5), LearnedInit(Adam()))), param_layout=LAYOUT)
 
 
 @pytest.mark.parametrize(

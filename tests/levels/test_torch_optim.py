@@ -60,7 +60,7 @@ RUNS = [
     (name, case) for name, cases in CASES.items() if isinstance(cases, list) and name in classes() for case in cases
 ]
 RULES = [TorchOptim(name, **case) for name, case in RUNS]
-SMOOTH = [rule for rule in RULES if rule.rule not in BLACK]
+SMOOTH = [rule for rule in RULES if rule.algorithm not in BLACK]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ HESSIAN = random(N, N, seed=1) @ random(N, N, seed=1).T / N
 
 
 def lay(rule):
-    return rule.bind(MATRICES if rule.rule == "muon" else BELOW)
+    return rule.bind(MATRICES if rule.algorithm == "muon" else BELOW)
 
 
 def shaken(rule):
@@ -156,9 +156,9 @@ def slope_through(rule, params, start, grads, end_slope):
 
 def test_every_class_of_torch_is_here():
     assert set(classes()) <= set(CASES), "torch has new optimizers: say here what they are tried with, or why not"
-    assert {rule.rule for rule in RULES} | {"lbfgs", "sparseadam"} == set(classes())
+    assert {rule.algorithm for rule in RULES} | {"lbfgs", "sparseadam"} == set(classes())
     for rule in RULES:
-        assert rule.traits.differentiable == (rule.rule not in BLACK)
+        assert rule.traits.differentiable == (rule.algorithm not in BLACK)
 
 
 @pytest.mark.parametrize("name", [name for name, cases in CASES.items() if isinstance(cases, str)])
@@ -222,9 +222,9 @@ def test_each_copy_counts_its_own_steps(rule):
 @pytest.mark.parametrize("rule", [rule for rule, (_, case) in zip(RULES, RUNS) if not case], ids=str)
 def test_conformance(rule):
     """Torch's defaults. Eight updates, for RAdam reads beta2 from the sixth on only."""
-    below = MATRICES if rule.rule == "muon" else BELOW
-    steps = 8 if rule.rule == "radam" else 3
-    check_optimizer(rule, below=below, steps=steps)
+    below = MATRICES if rule.algorithm == "muon" else BELOW
+    steps = 8 if rule.algorithm == "radam" else 3
+    check_optimizer(rule, param_layout=below, steps=steps)
 
 
 CONFORMING = [
@@ -237,11 +237,11 @@ CONFORMING = [
 
 @pytest.mark.parametrize("rule", CONFORMING, ids=str)
 def test_conformance_with_options(rule):
-    below = MATRICES if rule.rule == "muon" else BELOW
-    check_optimizer(rule, below=below, steps=3)
+    below = MATRICES if rule.algorithm == "muon" else BELOW
+    check_optimizer(rule, param_layout=below, steps=3)
 
 
-@pytest.mark.parametrize("name", sorted({rule.rule for rule in SMOOTH}))
+@pytest.mark.parametrize("name", sorted({rule.algorithm for rule in SMOOTH}))
 def test_second_derivatives_are_finite_where_a_gradient_is_always_0(name):
     """Exact gradients ask for them; with higher's own Adagrad they are nan."""
     rule = TorchOptim(name).bind(BELOW)
@@ -309,7 +309,7 @@ def test_centered_rmsprop_has_finite_hypergradients_behind_dead_units():
     assert x[0, 1] < 1.0
 
 
-@pytest.mark.parametrize("name", sorted({rule.rule for rule in SMOOTH}))
+@pytest.mark.parametrize("name", sorted({rule.algorithm for rule in SMOOTH}))
 def test_the_rules_serve_higher_as_well(name):
     """From a torch optimizer that has stepped already, in an ordinary loop of higher's."""
     torch_rules.register()
@@ -333,7 +333,7 @@ def test_the_rules_serve_higher_as_well(name):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("torch", "torch is missing its setting rule, a word or a Python object"),
+        ("torch", "torch is missing its setting algorithm, a word or a Python object"),
         ("torch(sgdd)", "torch: torch.optim has no 'sgdd'; it has adadelta, ada"),
         ("torch(math.pi)", "torch: math.pi is not a subclass of torch.optim.Optimizer"),
         ("torch(no.Such)", "torch: cannot import 'no' (No module named 'no'); install it or put it on PYTHONPATH"),
@@ -492,7 +492,7 @@ def test_a_black_box_remembers_numbers_groups_and_its_start():
         expected = expected - rates * (t * 0.5**t * g + 0.1 * start)
         assert torch.allclose(x, expected, rtol=1e-13, atol=1e-13)
     assert {tuple(leaf.shape[:2]) for leaf in leaves(state)} == {(2, 3)}
-    check_optimizer(TorchOptim(Strange, lr=Log(0.1, PER)), below=BELOW)
+    check_optimizer(TorchOptim(Strange, lr=Log(0.1, PER)), param_layout=BELOW)
 
 
 def test_black_boxes_stand_at_the_top_and_not_where_a_gradient_passes():

@@ -102,9 +102,13 @@ def test_gates_are_read_off_by_level_and_copy_and_stand_in_the_reports() -> None
     state = tower.init(0)
     found = gates(tower, state)
     assert [(gate.level, tuple(gate.each.shape)) for gate in found] == [(2, (1, 1, 1)), (3, (1, 1)), (4, (1,))]
-    assert all(gate.mean == pytest.approx(0.5, abs=0.05) and not gate.opened and not gate.closed for gate in found)
+    assert all(gate.mean == pytest.approx(0.5, abs=0.05) and not gate.is_open and not gate.is_closed for gate in found)
     state = set_gates(tower, state, {2: 1, 3: 0, 4: 0.0})
-    assert [(gate.closed, gate.opened) for gate in gates(tower, state)] == [(False, True), (True, False), (True, False)]
+    assert [(gate.is_closed, gate.is_open) for gate in gates(tower, state)] == [
+        (False, True),
+        (True, False),
+        (True, False),
+    ]
     _, report = tower.step(set_gates(tower, tower.init(0), {2: 1, 3: 0}))
     stand = {name: value for name, value in report.metrics.items() if "gate" in name}
     assert stand == pytest.approx({"level 2 gate": 1.0, "level 3 1.gate": 0.0, "level 4 1.gate": 0.5}, abs=0.02)

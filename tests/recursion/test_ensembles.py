@@ -21,7 +21,7 @@ PLAIN = "quadratic: adam@3[batch=1, horizon=6] / ga(population=5)"
 
 @pytest.mark.parametrize("inner", [SGD(lr=0.1, momentum=0.9), TINY], ids=str)
 def test_an_ensemble_keeps_the_contract(inner):
-    check_optimizer(Ensemble(inner, 2), below=Quadratic(dims=3).layout, steps=2)
+    check_optimizer(Ensemble(inner, 2), param_layout=Quadratic(dims=3).layout, steps=2)
 
 
 @pytest.mark.parametrize("inner", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01), TINY], ids=str)
