@@ -23,6 +23,7 @@ from torch import Tensor
 from levels.config import require
 from levels.faults import Stop
 from levels.tree import map_leaves, named_leaves, with_leaves
+from recursion.notation import located
 from recursion.sealed import Format, described, read_sealed, write_sealed
 from recursion.spec import from_spec, to_spec
 from recursion.tower import Tower, TowerState
@@ -99,10 +100,8 @@ def same(one: Tower, other: Tower) -> bool:
 def _rebuilt(path: Path, content: Mapping[str, Any]) -> Tower:
     own = f"{path} is of {content['notation']}, which has parts of your own; load it with the tower given"
     require(content["spec"] is not None, own)
-    try:
+    with located(path):
         return from_spec(content["spec"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _restored(path: Path, template: TowerState, tensors: Mapping[str, Tensor]) -> TowerState:

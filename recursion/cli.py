@@ -168,12 +168,21 @@ def _ablate_options(add: Add) -> None:
     _number(add, "--snapshots", 5, "snapshots of a training, beside its start")
     tuned = "how the hand-made rules are tuned, step size and schedule; optuna is an extra (tune); default grid"
     add("--search", choices=("grid", "optuna"), default="grid", help=tuned)
-    add("--no-baseline", dest="baseline", action="store_false", help="leave out the hand-made rules tuned at the same cost")
+    add(
+        "--no-baseline",
+        dest="baseline",
+        action="store_false",
+        help="leave out the hand-made rules tuned at the same cost",
+    )
     _windows(add)
     add("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
     cluster = "on the Ray cluster at ADDRESS, or one that is there, or started here; an extra (ray); default processes"
     add("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
-    add("--out", metavar="DIR", help="folder of the study; default runs/ and the notation; in one that is begun, it goes on")
+    add(
+        "--out",
+        metavar="DIR",
+        help="folder of the study; default runs/ and the notation; in one that is begun, it goes on",
+    )
     add("--retry", action="store_true", help="try failed runs again; default they stay failed")
     add("--no-report", action="store_true", help="run only; default run and write the report")
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from levels.base import Optimizer
 from levels.config import require
 from levels.layout import Layout
+from recursion.notation import located
 from recursion.pieces import fits_any_layout
 from recursion.sealed import Format, read_sealed, write_sealed
 from recursion.spec import part_from_spec, part_to_spec
@@ -77,9 +78,7 @@ def load(path: str | Path) -> Exported:
     """
     path = Path(path)
     content, tensors = read_sealed(path, FORMAT)
-    try:
+    with located(path):
         optimizer = part_from_spec(content["optimizer"], "optimizer")
         layout = None if content["below"] is None else Layout.of(dict(content["below"]), tensors["weights"].dtype)
         return export(optimizer, tensors["weights"], layout=layout, source=content["source"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

@@ -9,14 +9,15 @@ is short for
       / by-name(["*gate", "*"], [adam(lr=0.1), sgd])
 
 Each level of the group but the last has a gate on the update that it takes from the next (`levels.optimizers.gated`). A
-gate belongs to the optimizer whose updates it lets through, so the level above that one moves it: by name, by an
-optimizer of the same kind on each level. A trained tower is as deep as its gates leave it; `recursion.analysis` reads
-them.
+gate belongs to the optimizer whose updates it lets through, so the level above that one moves it, by name. A trained
+tower is as deep as its gates leave it; `recursion.analysis` reads them.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 from levels.base import Optimizer, Problem
 from levels.config import Config, NonNegative, Probability, require
@@ -54,7 +55,10 @@ def gated_levels(
     settings = settings or Depth()
     one = f"depth({', '.join(map(str, group))}): a group of one level has no depth to learn"
     require(len(group) >= 2, f"{one}; put another level into it")
-    costs = _costs(task, [*under, *group])[len(under) :] if settings.price else [0.0] * len(group)
+    costs = [0.0] * len(group)
+    if settings.price:
+        over: Iterator[Any] = accumulate((*under, *group), lambda problem, level: level.over(problem), initial=task)
+        costs = [float(problem.traits.evals) for problem in over][-len(group) :]
     mover = above.optimizer if settings.gates is None else settings.gates
     levels = [group[0]]
     for place, (level, cost) in enumerate(zip(group[1:], costs[1:])):
@@ -66,12 +70,3 @@ def gated_levels(
 def _moving(mover: Optimizer, inner: Optimizer, level: Level) -> Level:
     """``level`` with gates moved by ``mover`` and everything else by ``inner``."""
     return dataclasses.replace(level, optimizer=Partition(PATTERNS, (mover, inner)))
-
-
-def _costs(task: Problem, levels: Sequence[Level]) -> list[float]:
-    """Base steps of a window of each level."""
-    problem, costs = task, []
-    for level in levels:
-        problem = level.over(problem)
-        costs.append(float(problem.traits.evals))
-    return costs

@@ -3,16 +3,17 @@
     {"step": 1, "losses": [53.7, 1070.2], "skipped": [0, 0], "base_steps": 20, "seconds": 0.031}
 
 ``losses`` and ``skipped`` are those of `recursion.tower.Report`, level 1 first; a loss that is not finite is null.
-``metrics`` holds what parts report, if any does (``"level 2 refused": 3.0``). ``base_steps`` counts task gradients so far,
-start-up and restarts apart; ``seconds`` counts all sessions of the run.
+``metrics`` holds what parts report, if any does (``"level 2 refused": 3.0``). ``base_steps`` counts task gradients so
+far, start-up and restarts apart; ``seconds`` counts all sessions of the run.
 """
 
+import contextlib
 import fcntl
 import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,18 +46,20 @@ class Metrics:
 
     def write(self, report: Report, *, base_steps: int, seconds: float) -> None:
         """Append one step; in the operating system's hands when this returns, so a killed process loses none."""
-        losses, parts = ([value if math.isfinite(value) else None for value in values]
-                         for values in (report.losses, report.metrics.values()))  # fmt: skip
+        losses, metrics = map(_finite, (report.losses, report.metrics.values()))
         line: dict[str, Any] = {"step": report.step, "losses": losses, "skipped": report.skipped}
         line |= {"base_steps": base_steps, "seconds": round(seconds, 6)}
-        line |= {"metrics": dict(zip(report.metrics, parts))} if parts else {}
+        line |= {"metrics": dict(zip(report.metrics, metrics))} if metrics else {}
         with explained("write", self.path):
             rest = memoryview(json.dumps(line).encode() + b"\n")
             while rest:
                 rest = rest[self.file.write(rest) :]
         if self.board is not None:
+            scalars = {f"loss/level {level}": loss for level, loss in enumerate(report.losses, 1)}
+            scalars |= {f"skipped/level {level}": count for level, count in enumerate(report.skipped, 1)}
+            scalars |= {f"metrics/{name}": value for name, value in report.metrics.items()}
             with explained("write TensorBoard events in", self.path.parent):
-                for name, value in _scalars(report):
+                for name, value in scalars.items():
                     self.board.add_scalar(name, value, report.step)
 
     def flush(self) -> None:
@@ -69,14 +72,10 @@ class Metrics:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.file.close()
-        if self.board is None:
-            return
-        try:
-            with explained("write TensorBoard events in", self.path.parent):
+        if self.board is not None:
+            later = () if error is None else (OSError,)  # the first error is the one to report
+            with contextlib.suppress(*later), explained("write TensorBoard events in", self.path.parent):
                 self.board.close()
-        except OSError:
-            if error is None:  # else the first error is the one to report
-                raise
 
     def _lock(self) -> None:
         try:
@@ -98,10 +97,8 @@ class Metrics:
         return last
 
 
-def _scalars(report: Report) -> Iterator[tuple[str, float]]:
-    yield from ((f"loss/level {level}", loss) for level, loss in enumerate(report.losses, 1))
-    yield from ((f"skipped/level {level}", count) for level, count in enumerate(report.skipped, 1))
-    yield from ((f"metrics/{name}", value) for name, value in report.metrics.items())
+def _finite(values: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def _step(line: bytes) -> int | None:

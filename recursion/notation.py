@@ -7,21 +7,21 @@
     part   =  name ["(" settings ")"]                log(0.01, per=tensor)
     value  =  number | true | false | none | word | "text" | part | "[" [value ("," value)*] "]"
 
-Settings are separated by commas; those of a part may come without their names, first and in order. A name with
-dots is a class to import. White space is free. A group is short for levels with gates (`recursion.group`). Whether a
-word is a part depends on what its setting takes.
-A tokenizer and a recursive descent; nothing is evaluated. Every mistake is a ValueError of one line that says
-where it is: ``level 2 (lstm@0): unroll must be a whole number of at least 1, got 0``.
+Settings are separated by commas; those of a part may come without their names, first and in order. A name with dots
+is a class to import. White space is free. A group is short for levels with gates (`recursion.group`). Whether a word is
+a part depends on what its setting takes. A tokenizer and a recursive descent; nothing is evaluated. Every mistake is a
+ValueError of one line that says where it is: ``level 2 (lstm@0): unroll must be a whole number of at least 1, got 0``.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from levels import catalog
 from levels.catalog import Setting
-from levels.config import alternatives
+from levels.config import alternatives, require
 from levels.level import Level
 from recursion.group import Depth, gated_levels
 from recursion.tower import Tower
@@ -42,14 +42,6 @@ LEVELS = "a level is written 'lstm(hidden=20)@20[batch=64]'"
 GROUP = "depth"
 GROUPS = "a group is written 'depth(sgd@1 / sgd@1, price=1e-3) / adam'"
 WRITTEN_OUTSIDE = {"optimizer": "it stands before the brackets", "unroll": "it is written @20, before the brackets"}
-
-
-class Group(NamedTuple):
-    """Levels that have gates between them, by their place among all, from 0."""
-
-    first: int
-    last: int
-    settings: Depth
 
 
 class Token(NamedTuple):
@@ -88,43 +80,44 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
+@contextmanager
+def located(where: object) -> Iterator[None]:
+    """Put the place in front of a ValueError inside, and make it one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {one_line(error)}") from error
+
+
 class _Reader:
     """Recursive descent over the tokens of one text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = [
-            Token(kind, match[kind], match.start(kind), match.end())
-            for match in TOKEN.finditer(text)
-            for kind in [str(match.lastgroup)]
-        ]
+        matches = ((match, str(match.lastgroup)) for match in TOKEN.finditer(text))
+        self.tokens = [Token(kind, match[kind], match.start(kind), match.end()) for match, kind in matches]
         self.tokens.append(Token("end", "", len(text), len(text)))
         self.at = 0
 
     def tower(self) -> Tower:
-        where = self._where("task")
-        try:
+        with located(self._where("task")):
             if self.token.kind == "end":
                 _fail("a task", self.token, TOWERS)
             task = self._part("task")
             if not self._take(":"):
                 _fail("':' behind the task", self.token, TOWERS)
-        except ValueError as error:
-            raise ValueError(f"{where}: {one_line(error)}") from error
         levels: list[Level] = []
-        groups: list[Group] = []
+        groups: list[tuple[int, int, Depth]] = []
         self._floor(levels, groups)
         while self._take("/"):
             self._floor(levels, groups)
-        for group in groups:
-            above = group.last + 1
-            inside = levels[group.first : above]
-            under = levels[: group.first]
-            levels[group.first : above + 1] = gated_levels(task, inside, levels[above], group.settings, under=under)
+        for first, end, settings in groups:
+            gated = gated_levels(task, levels[first:end], levels[end], settings, under=levels[:first])
+            levels[first : end + 1] = gated
         return Tower(task, *levels)
 
-    def _floor(self, levels: list[Level], groups: list[Group]) -> None:
-        """The next level, or the levels of the next group."""
+    def _floor(self, levels: list[Level], groups: list[tuple[int, int, Depth]]) -> None:
+        """The next level, or those of the next group, which has the places of its first and behind its last, from 0."""
         if self.token.text != GROUP or self.tokens[self.at + 1].text != "(":
             levels.append(self._level(len(levels) + 1))
             return
@@ -133,27 +126,23 @@ class _Reader:
         levels.append(self._level(first + 1, grouped=True))
         while self._take("/"):
             levels.append(self._level(len(levels) + 1, grouped=True))
-        try:
-            groups.append(Group(first, len(levels) - 1, self._group_settings()))
-            if len(levels) == first + 1:
-                raise ValueError("a group of one level has no depth to learn; put another level into it")
+        alone = len(levels) == first + 1
+        with located(f"level {first + 1}" + ("" if alone else f" to {len(levels)}") + f" ({piece})"):
+            groups.append((first, len(levels), self._group_settings()))
+            require(not alone, "a group of one level has no depth to learn; put another level into it")
             if self.token.text != "/":
                 _fail("'/' and a level that moves the gates behind the group", self.token, GROUPS)
-        except ValueError as error:
-            where = f"level {first + 1}" + (f" to {len(levels)}" if len(levels) > first + 1 else "")
-            raise ValueError(f"{where} ({piece}): {one_line(error)}") from error
 
     def _group_settings(self) -> Depth:
-        if not self._take(","):
-            if not self._take(")"):
-                _fail("'/', ',' or ')' behind a level of the group", self.token, GROUPS)
+        if self._take(")"):
             return Depth()
+        if not self._take(","):
+            _fail("'/', ',' or ')' behind a level of the group", self.token, GROUPS)
         settings: Depth = catalog.make(Depth, self._settings(Depth, ")"))
         return settings
 
     def _level(self, number: int, grouped: bool = False) -> Level:
-        where = self._where(f"level {number}", grouped)
-        try:
+        with located(self._where(f"level {number}", grouped)):
             given = {"optimizer": self._part("optimizer")}
             if self._take("@"):
                 if self.token.kind != "number":
@@ -164,8 +153,6 @@ class _Reader:
             level: Level = catalog.make(Level, given)
             if not grouped and self.token.text not in ("/", ""):
                 _fail("'/' or the end behind a level", self.token, LEVELS)
-        except ValueError as error:
-            raise ValueError(f"{where}: {one_line(error)}") from error
         return level
 
     def _part(self, *kinds: str) -> Any:
@@ -198,8 +185,7 @@ class _Reader:
         if setting is None:
             note = f"; {name}: {WRITTEN_OUTSIDE[name]}" if cls is Level and name in WRITTEN_OUTSIDE else ""
             raise ValueError(catalog.unknown_setting(cls, name, list(known)) + note)
-        if setting.name in given:
-            raise ValueError(f"{catalog.label(cls)} is given {name} twice; leave one out")
+        require(setting.name not in given, f"{catalog.label(cls)} is given {name} twice; leave one out")
         return setting
 
     def _positional(self, cls: type, known: Mapping[str, Setting], given: dict[str, Any], named: bool) -> Setting:
@@ -220,7 +206,10 @@ class _Reader:
         if token.kind == "number":
             return int(token.text) if token.text.lstrip("+-").isdecimal() else float(token.text)
         if token.kind == "text":
-            return _unquoted(token)
+            try:
+                return json.loads(token.text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{token} is not a text as JSON writes it: {error.msg}") from error
         if token.text == "[":
             return self._list(setting)
         if token.kind != "word":
@@ -241,8 +230,8 @@ class _Reader:
 
     def _list(self, setting: Setting) -> tuple[Any, ...]:
         hint = next((one for one in alternatives(setting.hint) if catalog.is_list(one)), setting.hint)
-        if hint is not Any and not catalog.is_list(hint):
-            raise ValueError(f"{setting.name} must be {catalog.describe(setting.hint)}, got a list")
+        good = hint is Any or catalog.is_list(hint)
+        require(good, f"{setting.name} must be {catalog.describe(setting.hint)}, got a list")
         items: list[Any] = []
         while not self._take("]"):
             if items and not self._take(","):
@@ -282,13 +271,6 @@ class _Reader:
             if nested and token.kind == "mark":
                 inside += (token.text in "([") - (token.text in ")]")
         return one_line(self.text[self.token.start : end.start])
-
-
-def _unquoted(token: Token) -> str:
-    try:
-        return str(json.loads(token.text))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{token} is not a text as JSON writes it: {error.msg}") from error
 
 
 def _fail(expected: str, got: Token, fix: str) -> NoReturn:

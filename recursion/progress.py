@@ -17,13 +17,14 @@ class Display:
     """Shows work that is under way; a context manager."""
 
     def __init__(self, stream: TextIO, *columns: ProgressColumn, total: float) -> None:
-        text = TextColumn("{task.fields[status]}", markup=False)
-        left = TimeRemainingColumn(elapsed_when_finished=True)
+        text, left = TextColumn("{task.fields[status]}", markup=False), TimeRemainingColumn(elapsed_when_finished=True)
         self.stream, self.terminal = stream, stream.isatty()
         self.progress = Progress(BarColumn(), *columns, left, text, console=Console(file=stream))
         self.bar = self.progress.add_task("", total=total, status="")
 
     def __enter__(self) -> Self:
+        if self.terminal:
+            self.progress.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -43,9 +44,7 @@ class Steps(Display):
         done = report.step
         if self.before is None:
             self.before = done - 1
-            if self.terminal:
-                self.progress.reset(self.bar, completed=self.before)
-                self.progress.start()
+            self.progress.reset(self.bar, completed=self.before)
         if self.terminal:
             self.progress.update(self.bar, completed=done, status=status(report))
         elif done * LINES // self.steps > (done - 1) * LINES // self.steps:
@@ -60,11 +59,6 @@ class Stages(Display):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream, total=1.0)
-
-    def __enter__(self) -> Self:
-        if self.terminal:
-            self.progress.start()
-        return self
 
     def __call__(self, what: str, fraction: float) -> None:
         self.progress.update(self.bar, completed=fraction, status=what)

@@ -15,13 +15,13 @@ from recursion.files import explained, replace_file
 
 
 class Format(NamedTuple):
-    """A kind of sealed file: how it calls itself, what messages call its version and it, and what to do about others."""
+    """A kind of sealed file."""
 
-    name: str
-    word: str
+    name: str  # in the file
+    word: str  # before its version in messages
     version: int
-    what: str
-    if_damaged: str
+    what: str  # in messages
+    if_damaged: str  # what to do
     if_older: str
 
 

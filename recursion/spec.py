@@ -11,16 +11,15 @@ Settings that a spec leaves out take their defaults, so a spec outlives the sett
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from levels import catalog
-from levels.config import Config, alternatives, settings
+from levels.config import Config, Count, alternatives, fits, require, settings
 from levels.level import Level
 from recursion.files import explained
-from recursion.notation import one_line, parse
+from recursion.notation import located, one_line, parse
 from recursion.tower import Tower
 
 FORMAT = "descent-tower"
@@ -40,9 +39,10 @@ def to_spec(tower: Tower) -> dict[str, Any]:
 
 def from_spec(spec: object) -> Tower:
     """The tower that a spec describes. ValueError, in one line, for anything that is not such a spec."""
-    task, levels = _envelope(spec)
-    base = _at("task", lambda: _part("task", task, "task"))
-    return Tower(base, *(_at(f"level {number}", partial(_level, level)) for number, level in enumerate(levels, 1)))
+    written, levels = _envelope(spec)
+    with located("task"):
+        task = _part("task", written, "task")
+    return Tower(task, *(_level(number, level) for number, level in enumerate(levels, 1)))
 
 
 def part_to_spec(part: Config) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def part_to_spec(part: Config) -> dict[str, Any]:
 
 def part_from_spec(data: object, kind: str) -> Any:
     """The part of that kind (``optimizer``, ``task``, ...) that `part_to_spec` wrote. ValueError, in one line."""
-    return _at(kind, lambda: _part(kind, data, kind))
+    with located(kind):
+        return _part(kind, data, kind)
 
 
 def dumps(tower: Tower) -> str:
@@ -80,8 +81,8 @@ def read_tower(text: str) -> Tower:
     path = Path(text)
     with explained("read", path):
         data = path.read_bytes()
-    tower: Tower = _at(text, lambda: loads(data))
-    return tower
+    with located(text):
+        return loads(data)
 
 
 def _plain(where: str, name: str, value: Any) -> Any:
@@ -99,58 +100,42 @@ def _plain(where: str, name: str, value: Any) -> Any:
 
 
 def _named(where: str, field: str, part: Config) -> dict[str, Any]:
-    try:
+    with located(f"{one_line(where)}: {field}"):
         catalog.require_plain(type(part))
         name = catalog.name_of(type(part))
-    except ValueError as error:
-        raise ValueError(f"{one_line(where)}: {field}: {error}") from error
     inside = f"{where}: {field} {name}"
     return {"name": name} | {key: _plain(inside, key, value) for key, value in settings(part).items()}
 
 
-def _envelope(spec: object) -> tuple[object, list[object]]:
+def _envelope(spec: Any) -> tuple[object, list[object]]:
     """Task and levels of a spec whose envelope is right."""
-    if not isinstance(spec, dict):
-        raise ValueError(f"{FOREIGN}: expected an object with {', '.join(FIELDS)}, got {_brief(spec)}")
-    if spec.get("format") != FORMAT:
-        raise ValueError(f'{FOREIGN}: expected "format": "{FORMAT}", got {_brief(spec.get("format"))}')
-    version = spec.get("version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise ValueError(f"{FOREIGN}: version must be a whole number of at least 1, got {_brief(version)}")
-    if version > VERSION:
-        reads = f"this descent-tower reads up to version {VERSION}"
-        raise ValueError(f"this spec has version {version}, {reads}; upgrade descent-tower")
+    expected = f"{FOREIGN}: expected an object with {', '.join(FIELDS)}"
+    require(isinstance(spec, dict), f"{expected}, got {_brief(spec)}")
+    word, version = spec.get("format"), spec.get("version")
+    require(word == FORMAT, f'{FOREIGN}: expected "format": "{FORMAT}", got {_brief(word)}')
+    number = f"{FOREIGN}: version must be a whole number of at least 1, got {_brief(version)}"
+    require(fits(version, Count), number)
+    reads = f"this descent-tower reads up to version {VERSION}; upgrade descent-tower"
+    require(version <= VERSION, f"this spec has version {version}, {reads}")
     for name in spec:
-        if name not in FIELDS:
-            near = catalog.closest(str(name), FIELDS)
-            raise ValueError(f"a spec has no field {name!r}{near}; it has {', '.join(FIELDS)}")
+        near = catalog.closest(str(name), FIELDS)
+        require(name in FIELDS, f"a spec has no field {name!r}{near}; it has {', '.join(FIELDS)}")
     for name in FIELDS:
-        if name not in spec:
-            raise ValueError(f"a spec needs the field {name!r}, got only {', '.join(spec)}")
-    if not isinstance(spec["levels"], list):
-        raise ValueError(f"levels must be a list of objects, got {_brief(spec['levels'])}")
+        require(name in spec, f"a spec needs the field {name!r}, got only {', '.join(spec)}")
+    require(isinstance(spec["levels"], list), f"levels must be a list of objects, got {_brief(spec['levels'])}")
     return spec["task"], spec["levels"]
 
 
-def _at(where: str, read: Callable[[], Any]) -> Any:
-    """What ``read`` returns; a ValueError of it in one line, with the place in front."""
-    try:
-        return read()
-    except ValueError as error:
-        raise ValueError(f"{where}: {one_line(error)}") from error
-
-
-def _level(data: object) -> Level:
-    if not isinstance(data, dict):
-        raise ValueError(f"a level must be an object with its settings, got {_brief(data)}")
-    level: Level = _build(Level, data)
+def _level(number: int, data: Any) -> Level:
+    with located(f"level {number}"):
+        require(isinstance(data, dict), f"a level must be an object with its settings, got {_brief(data)}")
+        level: Level = _build(Level, data)
     return level
 
 
-def _part(name: str, data: object, *kinds: str) -> Any:
-    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
-        wanted = catalog.article(" or ".join(kinds))
-        raise ValueError(f"{name} must be {wanted}, an object with its name, got {_brief(data)}")
+def _part(name: str, data: Any, *kinds: str) -> Any:
+    what = f"{name} must be {catalog.article(' or '.join(kinds))}, an object with its name"
+    require(isinstance(data, dict) and isinstance(data.get("name"), str), f"{what}, got {_brief(data)}")
     cls = catalog.find(data["name"], *kinds)
     return _build(cls, {key: value for key, value in data.items() if key != "name"})
 
@@ -171,8 +156,7 @@ def _value(name: str, value: object, hint: Any) -> Any:
     if set(value) == {"float"} and value["float"] in ("inf", "-inf", "nan"):
         return float(value["float"])
     kinds = catalog.kinds_in(hint)
-    if not kinds:
-        raise ValueError(f"{name} must be {catalog.describe(hint)}, got {_brief(value)}")
+    require(bool(kinds), f"{name} must be {catalog.describe(hint)}, got {_brief(value)}")
     return _part(name, value, *kinds)
 
 

@@ -11,12 +11,12 @@ one that was not, bit for bit on one CPU with as many threads.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from levels.config import Count, fits, require
 from recursion import checkpoint
 from recursion.accelerate import Running, accelerate, repays
 from recursion.files import explained, replace_file
@@ -49,11 +49,13 @@ def train(
     ``on_notice`` sentences that a user should read.
 
     Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
-    Raises ValueError for settings out of range, and for a folder that holds a run when ``resume`` is false, or one of
-    another tower or seed when it is true; OSError, with path and reason, if something cannot be written: what was saved
-    before then stays.
+    Raises ValueError for settings out of range, for a folder that holds a run when ``resume`` is false, or one of
+    another tower or seed when it is true; OSError, with path and reason, if a file cannot be written: the one before
+    then stays.
     """
-    _check(steps, seed, every)
+    require(fits(steps, Count), f"steps must be a whole number of at least 1, got {steps}")
+    require(fits(seed, int) and -(2**63) <= seed < 2**63, f"seed must be a whole number of 64 bits, got {seed}")
+    require(every >= 0, f"every must be a number of seconds of at least 0, got {every}")
     folder = Path(out)
     fast = repays(tower, steps) if compile == "auto" else compile
     about = _surroundings(tower) | ({"updates": "compiled" if fast else "accelerated"} if compile else {})
@@ -69,54 +71,30 @@ def train(
     with Metrics(folder, keep=done) as metrics:
         if metrics.last < done:
             on_notice(f"{metrics.path} has no lines for steps {metrics.last + 1} to {done}")
-        began = time.monotonic() - seconds
-        running = Running(accelerate(tower, compiled=fast) if compile else tower, state)
-        run = _Run(tower, running, seed, folder, metrics, began, about)
+        began = time.monotonic() - seconds  # as if there had been one session
+        running = Running(accelerate(tower, compiled=fast) if compile else tower, state)  # at the last whole state
         if checkpoint.spec_of(tower) is not None:
             replace_file(folder / SPEC, dumps(tower).encode())
-        run.go(steps, every, on_report)
-    return run.running.state
 
+        def save() -> float:
+            metrics.flush()
+            extra = {"seconds": time.monotonic() - began, "made with": about}
+            checkpoint.save(folder / CHECKPOINT, tower, running.state, seed=seed, extra=extra)
+            return time.monotonic()
 
-@dataclass
-class _Run:
-    """A run in progress."""
-
-    tower: Tower
-    running: Running  # the tower, or its accelerated twin, always at the last whole state
-    seed: int
-    folder: Path
-    metrics: Metrics
-    began: float  # in time.monotonic(), as if there had been one session
-    about: dict[str, str]
-
-    def go(self, steps: int, every: float, on_report: Callable[[Report], None]) -> None:
-        """Step until ``steps``; save at the start, so that a bad disk shows at once, by the clock, and at the end."""
-        self.save()
-        saved, report = time.monotonic(), None
+        saved = save()  # a disk that cannot be written shows at once
         try:
-            while report is None or report.step < steps:
-                report = self.advance()
+            while running.done < steps:
+                after, report = running.step()
+                # A line of metrics before its state: resuming cuts a line without a state, but cannot invent one.
+                base_steps = int(report.step * tower.costs[-1])
+                metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - began)
+                running = after
                 on_report(report)
-                if time.monotonic() - saved >= every:
-                    self.save()
-                    saved = time.monotonic()
+                saved = save() if time.monotonic() - saved >= every else saved
         finally:
-            self.save()
-
-    def advance(self) -> Report:
-        """One step. Its line of metrics comes first: resuming cuts a line without a state, but cannot invent one."""
-        running, report = self.running.step()
-        base_steps = int(report.step * self.tower.costs[-1])
-        self.metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - self.began)
-        self.running = running
-        return report
-
-    def save(self) -> None:
-        """Save the state, its metrics first."""
-        self.metrics.flush()
-        extra = {"seconds": time.monotonic() - self.began, "made with": self.about}
-        checkpoint.save(self.folder / CHECKPOINT, self.tower, self.running.state, seed=self.seed, extra=extra)
+            save()
+    return running.state
 
 
 def _start(
@@ -127,13 +105,11 @@ def _start(
         exists = path.exists()
     if not exists:
         return checkpoint.settled(tower.init(seed)), 0.0
-    if not resume:
-        raise ValueError(f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")
+    require(resume, f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")
     saved = checkpoint.load(path, tower)
-    if saved.seed != seed:
-        raise ValueError(f"{path.parent} holds a run with seed {saved.seed}, got seed {seed}; resume it with its own")
-    before, now = (", ".join(f"{name} {value}" for name, value in one.items())
-                   for one in (saved.extra["made with"], about))  # fmt: skip
+    other = f"{path.parent} holds a run with seed {saved.seed}, got seed {seed}"
+    require(saved.seed == seed, f"{other}; resume it with its own")
+    before, now = (", ".join(map(" ".join, each.items())) for each in (saved.extra["made with"], about))
     if before != now:
         notice(f"the run was made with {before}, it goes on with {now}: last digits may differ")
     return saved.state, float(saved.extra["seconds"])
@@ -144,12 +120,3 @@ def _surroundings(tower: Tower) -> dict[str, str]:
     surroundings = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
     device = tower.top.layout.device.type
     return surroundings if device == "cpu" else surroundings | {"device": device}
-
-
-def _check(steps: int, seed: int, every: float) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number of 64 bits, got {seed}")
-    if not every >= 0:
-        raise ValueError(f"every must be a number of seconds of at least 0, got {every}")
