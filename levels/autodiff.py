@@ -81,7 +81,7 @@ class _Followed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, df: Tensor | None, dg: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         x, f, g = ctx.saved_tensors
-        dx = None if dg is None else grad_vjp(ctx.ask, x, dg)
+        dx = None if dg is None else vjp(lambda at: ctx.ask(at)[1], x, dg)
         if df is not None:
             again = torch.is_grad_enabled()  # whether this product is differentiated in its turn
             slope = _Followed.apply(x, f, g, ctx.ask)[1] if again else g  # type: ignore[no-untyped-call]
@@ -101,11 +101,6 @@ def vjp(function: Callable[[Tensor], Tensor | None], x: Tensor, v: Tensor) -> Te
         if value is None or not value.requires_grad:
             return torch.zeros_like(x)
         return torch.autograd.grad(value, at, v, create_graph=again, materialize_grads=True)[0]
-
-
-def grad_vjp(ask: Ask, x: Tensor, v: Tensor) -> Tensor:
-    """`vjp` of the gradient that ``ask`` returns second, ``[*batch, n]``; for a task, the Hessian-vector product."""
-    return vjp(lambda at: ask(at)[1], x, v)
 
 
 def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:

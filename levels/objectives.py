@@ -1,7 +1,7 @@
 """Objectives: how the losses of a window become one meta-loss.
 
-An objective is a function of the losses ``[T, ...]`` of one window. Its derivative with respect to each of them, in
-closed form, are the weights ``w_t`` of the gradients that enter the meta-gradient.
+An objective is a function of the losses ``[T, ...]`` of one window. Its derivative in each of them is the weight
+``w_t`` of the gradient that enters the meta-gradient.
 """
 
 import math
@@ -38,9 +38,6 @@ class Last(Objective):
     def value(self, losses: Tensor) -> Tensor:
         return losses[-1]
 
-    def weights(self, losses: Tensor) -> Tensor:
-        return torch.cat([torch.zeros_like(losses[:-1]), torch.ones_like(losses[-1:])])
-
 
 @dataclass(frozen=True, repr=False)
 class MeanLog(Objective):
@@ -50,9 +47,6 @@ class MeanLog(Objective):
 
     def value(self, losses: Tensor) -> Tensor:
         return losses.log().mean(0)
-
-    def weights(self, losses: Tensor) -> Tensor:
-        return 1 / (losses * len(losses))
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +78,3 @@ class TimeTo(Objective):
 
     def value(self, losses: Tensor) -> Tensor:
         return torch.sigmoid((losses.log() - math.log(self.target)) / self.width).sum(0)
-
-    def weights(self, losses: Tensor) -> Tensor:
-        above = torch.sigmoid((losses.log() - math.log(self.target)) / self.width)
-        return above * (1 - above) / (losses * self.width)

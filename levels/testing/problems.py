@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.autodiff import grad_vjp
+from levels.autodiff import vjp
 from levels.base import Problem, Split
 from levels.tasks.task import SPLITS, Task
 from levels.testing import shared
@@ -145,8 +145,8 @@ def _check_derivatives(problem: Problem, key: Tensor, ask: Ask, exact: bool, ord
     v, what = keys.normal(keys.fold_in(key, 1), x.shape[-1:], x.dtype), f"derivative of the {said}gradient"
     fix = "return what autograd can differentiate twice, or let traits say differentiable=False, or pass order=1"
     with torch.no_grad():
-        product = shared.attempt(problem, what, lambda: grad_vjp(followed, x, v), fix)
-        slope = grad_vjp(lambda at: (at, followed(at)[0][..., None]), x, torch.ones_like(v[..., :1]))
+        product = shared.attempt(problem, what, lambda: vjp(lambda at: followed(at)[1], x, v), fix)
+        slope = vjp(lambda at: followed(at)[0], x, torch.ones_like(x[..., 0]))
     check_slope(problem, what, lambda at: v * ask(sharp, at, start)[1], x, product, scale, fix)
     same = not exact or shared.close(slope, grad)
     expect(same, problem, f"another derivative of the {said}value by autograd", f"the {said}gradient", fix)
