@@ -87,6 +87,7 @@ class Config(ABC):  # noqa: B024, its kinds have abstract methods
     """
 
     name: ClassVar[str] = ""
+    described: ClassVar[str] = ""  # what a user reads of a kind of part; by default the name of its class
 
     def __post_init__(self) -> None:
         who = f"{self.name}: " if self.name else ""
@@ -163,7 +164,7 @@ def described(hint: Any) -> str:
         return "a list, each " + described(typing.get_args(hint)[0])
     plain = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
     name = getattr(hint, "__name__", str(hint))
-    return plain.get(hint) or ("an " if name[0] in "AEIO" else "a ") + name
+    return plain.get(hint) or getattr(hint, "described", "") or ("an " if name[0] in "AEIO" else "a ") + name
 
 
 def listed(settings: Mapping[str, Any]) -> str:

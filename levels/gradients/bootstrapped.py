@@ -26,7 +26,7 @@ from torch import Tensor
 
 from levels.base import Estimator, LevelLike, LevelState
 from levels.config import require
-from levels.gradients.first_order import Backpropagation, FirstOrder, require_backpropagation
+from levels.gradients.first_order import Backpropagation, FirstOrder
 from levels.restart import run
 
 
@@ -39,10 +39,6 @@ class Bootstrapped(Estimator):
     name = "bootstrapped"
 
     through: Backpropagation = FirstOrder()
-
-    def __post_init__(self) -> None:
-        require_backpropagation(self, self.through)
-        super().__post_init__()
 
     def evals(self, level: Any) -> int | Fraction:
         window = dataclasses.replace(level, lookahead=None)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from levels.autodiff import as_data, followed, is_followed
 from levels.base import Estimator, EstimatorTraits, Evaluate, LevelLike, LevelState, Window
-from levels.config import format_value, require
 from levels.episode import require_differentiable
 from levels.replay import swept
 from levels.restart import run, started
@@ -28,6 +27,7 @@ from levels.restart import run, started
 class Backpropagation(Estimator):
     """Backpropagation through one window; abstract. The carry at the window's edge is a constant."""
 
+    described = "first-order or exact"
     evaluate: ClassVar[Evaluate] = staticmethod(as_data)
 
     @property
@@ -87,9 +87,3 @@ def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = Fa
         return torch.zeros_like(theta)
     cotangents = meta_cotangents(level, window)
     return torch.autograd.grad(xs, theta, cotangents, create_graph=again, materialize_grads=True)[0]
-
-
-def require_backpropagation(estimator: Estimator, through: object) -> None:
-    """ValueError, in the name of ``estimator``, unless ``through`` is backpropagation."""
-    good = isinstance(through, Backpropagation)
-    require(good, f"{estimator.name}: through must be first-order or exact, got {format_value(through)}")

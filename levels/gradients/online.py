@@ -49,7 +49,7 @@ from levels.base import Carry, Estimator, EstimatorTraits, LevelState
 from levels.config import Count, Probability, format_value, require
 from levels.episode import tolerant
 from levels.faults import NonFiniteError
-from levels.gradients.first_order import Backpropagation, FirstOrder, require_backpropagation
+from levels.gradients.first_order import Backpropagation, FirstOrder
 from levels.restart import is_due, run
 from levels.tree import State, map_leaves
 
@@ -92,7 +92,6 @@ class Online(Estimator):
     decay: Probability = 0.9
 
     def __post_init__(self) -> None:
-        require_backpropagation(self, self.through)
         super().__post_init__()
         good = self.candidates and tuple(sorted(set(self.candidates))) == self.candidates
         what = "online: candidates must be one or more whole numbers of at least 1, in rising order"

@@ -24,7 +24,7 @@ from torch import Tensor
 from levels.autodiff import as_data, is_followed
 from levels.base import Answer, Carry, LevelLike, LevelState, Problem, Window
 from levels.config import Count
-from levels.gradients.first_order import Backpropagation, FirstOrder, require_backpropagation, window_vjp
+from levels.gradients.first_order import Backpropagation, FirstOrder, window_vjp
 from levels.replay import follow_init, replayed
 from levels.restart import run
 from levels.tree import State, map_leaves
@@ -44,7 +44,6 @@ class Recomputed(Backpropagation):
     copies: Count = 1
 
     def __post_init__(self) -> None:
-        require_backpropagation(self, self.through)
         super().__post_init__()
         object.__setattr__(self, "evaluate", self.through.evaluate)
 
