@@ -308,11 +308,11 @@ REFUSED = [
     ),
     (
         "sgd@2[ahead=4, gradient=bootstrapped(exact)] / sgd@2[gradient=exact] / adam",
-        r"level 3 .*the level below, .*bootstrapped.* cannot be differentiated by exact; use",
+        r"level 2 .*the level below, .*bootstrapped.* cannot be differentiated by exact; use",
     ),
     (
         "sgd@2[gradient=pes] / sgd@2[ahead=3, gradient=bootstrapped(exact)] / adam",
-        r"level 3 .*the level below, .*pes.* cannot be differentiated by exact; use",
+        r"level 2 .*the level below, .*pes.* cannot be differentiated by exact; use",
     ),
 ]
 
