@@ -30,7 +30,7 @@ from levels.config import unwritten
 from levels.faults import Skip
 from levels.level import Level
 from recursion.analysis.memory import LiveBytes
-from recursion.evaluate.observed import Observed, Observer
+from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ
@@ -122,13 +122,14 @@ def measure(tower: Tower, *passes: Pass) -> list[Measured]:
     return passed
 
 
-class Meter(Observer):
+class Meter(Tally):
     """Books what a reading gains in a call of a level, less what it gains in calls of the levels below.
 
     It observes the task (place 0); levels report by `at`.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.starting = True  # while levels answer without running a window
         self.reset(Pass(nullcontext(), lambda: 0.0))
 

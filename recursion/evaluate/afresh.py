@@ -1,13 +1,9 @@
-"""A tower run as an optimizer: all levels move at every step, none restarts, and each problem gets fresh levels.
-
-afresh = run_afresh(tower, task, problems=64, steps=100, seed=0, theta=None)
-afresh.losses       # [steps + 1, 1, 64]
-"""
+"""A tower run as an optimizer: all levels move at every step, none restarts, and each problem gets fresh levels."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +38,10 @@ def run_afresh(
 ) -> Afresh:  # fmt: skip
     """Run the whole tower on each of ``problems`` problems of ``task`` separately, for ``steps`` base steps.
 
-    One batch does it: the topmost level holds one copy for each problem, every level below holds one copy.
-    ``theta`` ``[m]``: of the topmost optimizer, None for its own. ``key`` ``[problems]``: the problems, as `run` names
-    them; None draws them from ``seed``. A copy with a loss or gradient that is not finite has diverged: its losses are
-    inf from there on. Raises ValueError if the tower is no optimizer (see `is_optimizer`).
+    In one batch: the topmost level holds a copy for each problem, every level below one copy. ``theta`` ``[m]``: of the
+    topmost optimizer, None for its own. ``key`` ``[problems]``: the problems, as `deploy.run` names them; None draws
+    them from ``seed``. A copy diverges with its first loss or gradient that is not finite: its losses are inf from
+    there on. Raises ValueError if the tower is no optimizer (see `is_optimizer`).
     """
     require(is_optimizer(tower), f"{tower}: it has windows or restarts, so it is to be evaluated by what it learned")
     require(steps >= 1, f"steps must be at least 1, got {steps}")
@@ -97,9 +93,8 @@ class Recording(NamedTuple):
 class Recorded(Observed):
     """A problem that keeps the losses of one run, whose copies begin with ``key`` ``[copies]``, in ``losses``.
 
-    A copy that diverges answers value 1 and gradient 0 from then on, so it neither spoils its neighbours nor asks for a
-    restart. Guards and searches ask the problem too, some of them with the same keys; the run is the last one to begin
-    with these, so what is asked before it is dropped.
+    A copy that diverges answers value 1 and gradient 0 from then on, so it neither spoils its neighbours nor restarts.
+    Guards and searches ask the problem too, some with the same keys; the run is the last one to begin with these.
     """
 
     def __init__(self, problem: Problem, observer: Tally, key: Tensor) -> None:
@@ -127,8 +122,6 @@ class Recorded(Observed):
         self.losses.append(value.detach().masked_fill(over, torch.inf).flatten())
         return value.masked_fill(over, 1.0), grad.masked_fill(over[..., None], 0.0), state
 
-    def outer_value_and_grad(
-        self, params: Tensor, state: Recording, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, Tensor, Recording]:
+    def outer_value_and_grad(self, params: Tensor, state: Any, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, State]:
         f, g, inner = super().outer_value_and_grad(params, state.inner, f, g)
         return f, g, state._replace(inner=inner)

@@ -65,16 +65,17 @@ def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) ->
     task = task.on("validation")
     low, high = GRID
     scores: dict[str, dict[int, float]] = {measure: {} for measure in MEASURES}
-    wanted, spent = list(range(low, high + 1)), 0
+    wanted, spent, best = list(range(low, high + 1)), 0, dict[str, int]()
     for _ in range(1 + EXTENSIONS):
-        losses = run(optimizer, _params(optimizer, task, wanted), task, key, steps)
-        spent += losses.numel()
-        for measure, values in scores.items():
-            values.update(zip(wanted, MEASURES[measure](losses).mean(-1).tolist(), strict=True))
-        wanted = _beyond(scores)
-        if not wanted:
-            break
-    best = {measure: _best(values) for measure, values in scores.items()}
+        if wanted:
+            losses = run(optimizer, _params(optimizer, task, wanted), task, key, steps)
+            spent += losses.numel()
+            for measure, values in scores.items():
+                values.update(zip(wanted, MEASURES[measure](losses).mean(-1).tolist(), strict=True))
+            best = {measure: _best(values) for measure, values in scores.items()}
+            low, high = min(scores["final"]), max(scores["final"])
+            wanted = list(range(low - PER_DECADE, low)) if low in best.values() else []
+            wanted += list(range(high + 1, high + 1 + PER_DECADE)) if high in best.values() else []
     sizes = {measure: _step_size(exponent) for measure, exponent in best.items()}
     tried = {measure: {_step_size(e): v for e, v in sorted(values.items())} for measure, values in scores.items()}
     return Tuned(sizes, _params(optimizer, task, list(best.values())), tried, spent)
@@ -83,17 +84,8 @@ def tune(optimizer: HyperparamOptimizer, task: Task, key: Tensor, steps: int) ->
 def _params(optimizer: HyperparamOptimizer, task: Task, exponents: list[int]) -> Tensor:
     """Parameters ``[S, m]`` of the optimizer with these step sizes."""
     key = keys.seed(0, device=task.layout.device)
-    rules = [dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents]  # type: ignore[call-arg]
-    return torch.stack([each.bind(task.layout).init(key) for each in rules])
-
-
-def _beyond(scores: dict[str, dict[int, float]]) -> list[int]:
-    """A decade more of exponents at each edge where some measure has its best."""
-    low, high = min(scores["final"]), max(scores["final"])
-    best = {_best(values) for values in scores.values()}
-    lower = range(low - PER_DECADE, low) if low in best else ()
-    above = range(high + 1, high + 1 + PER_DECADE) if high in best else ()
-    return [*lower, *above]
+    with_sizes = (dataclasses.replace(optimizer, lr=_step_size(e)) for e in exponents)  # type: ignore[call-arg]
+    return torch.stack([each.bind(task.layout).init(key) for each in with_sizes])
 
 
 def _best(values: dict[int, float]) -> int:

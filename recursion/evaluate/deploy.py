@@ -48,7 +48,7 @@ class Point(NamedTuple):
 def require_counts(who: str, **values: int | None) -> None:
     """ValueError, in the name of ``who``, unless all values are whole numbers of at least 1, or None."""
     for name, value in values.items():
-        good = value is None or fits(value, Count)
+        good = fits(value, Count | None)
         require(good, f"{who}{name} must be {described(Count)}, got {format_value(value)}")
 
 
@@ -90,29 +90,25 @@ def walk(optimizer: Optimizer, params: Tensor, task: Problem, key: Tensor, steps
 def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed: int) -> Learned:
     """What the tower's training produced for level 1.
 
-    Each tower below runs for ``windows`` of its steps (None: as long as an episode of its top level in training, see
-    `trained_windows`). A run that diverges ends there. Of the optimizers at level 1 along the run, the one with the
-    lowest mean loss on validation problems is kept, as a practitioner would do.
-
-    ``seed``: of the fresh towers below; they draw from the task as the tower has it (its training split). Raises
-    ValueError for a tower of depth 1, which trains no optimizer; NonFiniteError if a tower below diverges at once.
+    Each tower below runs for ``windows`` of its steps (None: `trained_windows`), or until it diverges. Of the
+    optimizers at level 1 along the run, the one with the lowest mean loss on validation problems counts. ``seed``: of
+    the fresh towers below; they draw from the task as the tower has it (its training split). Raises ValueError for a
+    tower of depth 1, which trains no optimizer; NonFiniteError if a tower below diverges at once.
     """
-    fix = "put a level on top, as in '/ adam'"
-    require(tower.depth >= 2, f"{tower}: a tower of depth 1 trains no optimizer; {fix}")
+    what = f"{tower}: a tower of depth 1 trains no optimizer"
+    require(tower.depth >= 2, f"{what}; put a level on top, as in '/ adam'")
     require(windows is None or windows >= 1, f"windows must be at least 1, got {windows}")
     trained = tower.result(state)  # [copies, m] of the optimizer under the top
     if tower.depth == 2:
         return Learned(trained, 0)
-    under, tally = tower.under(), Tally()
-    counted = Tower(Observed(tower.task, tally), *under.levels)
-    results, spent = [], 0
+    under, tally, count = tower.under(), Tally(), windows or trained_windows(tower.levels[-2])
+    counted, results = Tower(Observed(tower.task, tally), *under.levels), []
     for params in trained:
-        ways = _run_under(counted, params, windows or trained_windows(tower.levels[-2]), seed)
+        states = _run_under(counted, params, count, seed)
         deeper = under.depth > 2
-        deeper_result = learned(under, ways[-1], windows=windows, seed=seed) if deeper else _best(under, ways, seed)
-        results.append(deeper_result.params)
-        spent += deeper_result.base_steps
-    return Learned(torch.cat(results), int(tally.gradients) + spent)
+        results.append(learned(under, states[-1], windows=windows, seed=seed) if deeper else _best(under, states, seed))
+    spent = int(tally.gradients) + sum(each.base_steps for each in results)
+    return Learned(torch.cat([each.params for each in results]), spent)
 
 
 def trained_windows(level: Level) -> int:

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,11 +87,10 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All numbers of an evaluation.
+    """All numbers of an evaluation, with the measures ``final`` and ``mean`` of `recursion.evaluate.baselines`.
 
-    ``final`` is the loss after the last step, ``mean`` the mean of the losses after each step. ``base_steps`` counts
-    task gradients, one for each copy, by their purpose: ``deployment`` (getting what was learned out of a deep tower),
-    ``tuning`` (of baselines), ``runs`` (on test problems).
+    ``base_steps`` counts task gradients of each copy, by purpose: ``deployment`` (getting what was learned out of a
+    deep tower), ``tuning`` (of baselines), ``runs`` (on test problems).
     """
 
     tower: str
@@ -123,25 +123,33 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Compare what the tower learned with tuned baselines on held-out problems.
 
-    ``states``: of this tower after training, one for each training seed; copies within a state are averaged.
-    ``on``: another family of problems than the tower's, to measure transfer. ``problems``: test problems a scenario.
-    ``tuning``: validation problems for each baseline's step size; with too few, the chosen step size diverges on some
-    test problem, which flatters what was learned. ``steps``: base steps a run. ``windows``: steps of each lower tower,
-    see `deploy.learned`. ``transfer``: also the task's variants, and runs 10 times as long. ``progress``: called with
-    the present activity and the fraction that is done. Raises ValueError or TypeError for arguments that do not fit;
-    NonFiniteError if a tower below diverges.
+    ``states``: of this tower after training, one for each training seed; copies within a state are averaged. ``on``:
+    another family than the tower's. ``problems``: test problems a scenario. ``tuning``: validation problems for each
+    baseline's step size; with too few it diverges on some test problem, which flatters what was learned. ``steps``:
+    base steps a run. ``windows``: see `deploy.learned`. ``transfer``: also the task's variants, and runs 10 times as
+    long. ``progress`` is called with the present activity and the fraction done. Raises ValueError or TypeError for
+    arguments that do not fit; NonFiniteError if a tower below diverges.
     """
     family = held_out("evaluate", tower, states, on, problems=problems, tuning=tuning, steps=steps, windows=windows)
     tell = progress or (lambda _what, _fraction: None)
     tell("deploying what was learned", 0.0)
     subject = Subject.of(tower, states, windows=windows, seed=seed)
     require(on is None or not subject.misfit(family), f"evaluate: {subject.misfit(family)}")
-    plans, refused = _plans(family, subject, _Plan("the task itself", family, steps, problems, tuning), transfer)
+    plans = [_Plan("the task itself", family, steps, problems, tuning)]
+    if transfer:
+        plans += [plans[0]._replace(label=label, task=variant) for label, variant in family.variants().items()]
+        few = max(1, problems // 4), max(1, tuning // 2)
+        plans.append(_Plan(f"{LONG * steps} steps", family, LONG * steps, *few))
+    refused = {plan.label: why for plan in plans if (why := subject.misfit(plan.task))}
+    plans = [plan for plan in plans if plan.label not in refused]
     spent = {"deployment": subject.base_steps, "tuning": 0, "runs": 0}
-    costs = [plan.steps * (plan.problems + plan.tuning) for plan in plans]
+    done = list(accumulate((plan.steps * (plan.problems + plan.tuning) for plan in plans), initial=0))
     scenarios = []
-    for number, (plan, cost) in enumerate(zip(plans, costs)):
-        within = _within(tell, sum(costs[:number]) / sum(costs), cost / sum(costs))
+    for plan, start, end in zip(plans, done, done[1:]):
+
+        def within(what: str, fraction: float, start: int = start, end: int = end) -> None:
+            tell(what, (start + fraction * (end - start)) / done[-1])
+
         scenarios.append(_scenario(subject, plan, seed, spent, within))
     tell("done", 1.0)
     return Evaluation(tower=repr(tower), training_seeds=len(subject.sizes), seed=seed,
@@ -154,17 +162,6 @@ class _Plan(NamedTuple):
     steps: int
     problems: int
     tuning: int
-
-
-def _plans(task: Task, subject: Subject, first: _Plan, transfer: bool) -> tuple[list[_Plan], dict[str, str]]:
-    """The scenarios to run, and those that what was learned does not fit, with the reason."""
-    plans = [first]
-    if transfer:
-        plans += [first._replace(label=label, task=variant) for label, variant in task.variants().items()]
-        few = max(1, first.problems // 4), max(1, first.tuning // 2)
-        plans.append(_Plan(f"{LONG * first.steps} steps", task, LONG * first.steps, *few))
-    refused = {plan.label: why for plan in plans if (why := subject.misfit(plan.task))}
-    return [plan for plan in plans if plan.label not in refused], refused
 
 
 def _scenario(subject: Subject, plan: _Plan, seed: int, spent: dict[str, int], tell: Progress) -> Scenario:
@@ -213,10 +210,6 @@ def _values(measure: str, losses: Tensor, sizes: list[int]) -> Values:
     """Losses ``[steps + 1, S, P]`` as ``[seeds, P]``: the mean over the copies of each training seed."""
     values = torch.split(MEASURES[measure](losses).double(), sizes)
     return np.asarray(torch.stack([copies.mean(0) for copies in values]).cpu().numpy())
-
-
-def _within(tell: Progress, start: float, share: float) -> Progress:
-    return lambda what, fraction: tell(what, start + share * fraction)
 
 
 def _plain(value: Any) -> Any:

@@ -18,32 +18,25 @@ from levels.layout import Layout
 from levels.tree import State
 
 
-class Observer:
-    """What an observed problem reports to; by default it ignores the reports."""
+class Tally:
+    """What an observed problem reports to: it counts ``gradients``, those of a start too."""
+
+    def __init__(self) -> None:
+        self.gradients = 0.0
 
     def asked(self, gradients: float) -> AbstractContextManager[object]:
         """The problem is about to compute that many gradients, each copy counted, inside the context returned."""
+        self.gradients += gradients
         return nullcontext()
 
     def began(self, params: Tensor, state: State) -> None:
         """Copies have begun at ``params`` ``[*batch, n]`` with these fresh states."""
 
 
-class Tally(Observer):
-    """An observer that counts gradients; those of a start too."""
-
-    def __init__(self) -> None:
-        self.gradients = 0.0
-
-    def asked(self, gradients: float) -> AbstractContextManager[object]:
-        self.gradients += gradients
-        return nullcontext()
-
-
 class Observed(Problem):
     """``problem``, with an observer. Its other splits have the same observer."""
 
-    def __init__(self, problem: Problem, observer: Observer) -> None:
+    def __init__(self, problem: Problem, observer: Tally) -> None:
         self.problem, self.observer = problem, observer
 
     @property

@@ -41,15 +41,15 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
     OSError with the file's name if one cannot be written.
     """
     make_folder(directory)
+    say = partial(console.print, markup=False, highlight=False)
     for scenario in evaluation.scenarios:
         console.print(table(scenario))
         for each in scenario.comparisons:
             gap, share = interval_text(each.difference), f"lower in {each.share_lower:.0%} of runs"
-            sentence = f"{TITLES[each.measure]}: {each.verdict}; difference {gap}, {share}"
-            console.print(sentence, markup=False, highlight=False)
+            say(f"{TITLES[each.measure]}: {each.verdict}; difference {gap}, {share}")
         console.print()
     for sentence in footnotes(evaluation):
-        console.print(sentence, style="dim", markup=False, highlight=False)
+        say(sentence, style="dim")
     replace_file(directory / "evaluation.json", (evaluation.to_json() + "\n").encode())
     replace_file(directory / "losses.png", losses_picture(evaluation))
     metrics = directory / METRICS
