@@ -1,10 +1,10 @@
 """What a growth rate means for the gradient of a level: thresholds, a verdict, what to do, and when to warn.
 
 A gradient that is backpropagated through chaos spreads over copies and windows by about the factor by which
-perturbations grow, while the useful part of it, the slope of the loss smoothed a little, stays of order one (Parmas et
-al. 2018, "PIPPS"; Metz et al. 2021, arXiv 2111.05803; Vicol et al. 2021, arXiv 2112.13835). Averaging a factor F away
-takes about F^2 windows. At `LIMIT` = 100 these are 10,000, and the probe warns: a rule of thumb, with no sharp edge.
-A rate counts as growth if its whole interval lies above 0. Evolution reads losses only, so it gets no warning.
+perturbations grow, while its useful part, the slope of the smoothed loss, stays of order one (Parmas et al. 2018,
+"PIPPS"; Metz et al. 2021, arXiv 2111.05803; Vicol et al. 2021, arXiv 2112.13835). Averaging a factor F away takes about
+F^2 windows. At `LIMIT` = 100 these are 10,000, and the probe warns: a rule of thumb, with no sharp edge. A rate counts
+as growth if its whole interval lies above 0. Evolution reads losses only, so it gets no warning.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ def followed_by(gradient: Estimator, level: Level, growth: Estimate, as_data: Es
     A mixture weights the quieter of its two estimators more, so the one with less growth counts, and evolution if it
     has that.
     """
-    if isinstance(gradient, Bootstrapped):
-        return followed_by(gradient.through, replace(level, lookahead=None), growth, as_data)
-    if isinstance(gradient, Online):
-        return followed_by(gradient.through, replace(level, lookahead=gradient.candidates[-1]), growth, as_data)
+    if isinstance(gradient, (Bootstrapped, Online)):
+        lookahead = gradient.candidates[-1] if isinstance(gradient, Online) else None
+        return followed_by(gradient.through, replace(level, lookahead=lookahead), growth, as_data)
     if isinstance(gradient, FirstOrder):
         return Followed(as_data, span(level))
     if isinstance(gradient, Exact):
@@ -109,10 +108,10 @@ def advised(level: Level, growth: Estimate, as_data: Estimate | None, followed: 
         return f"use {', or '.join(_fixes(level, as_data, followed))}"
     longest, over = longest_bearable(followed.rate), f"over {followed.updates:,} updates"
     most = "longer is fine" if longest is None else f"at most {longest:,} updates"
-    text = f"gradient={gradient} is fine as set: what it follows changes by a factor of {short(followed.factor)} {over}"
+    text = f"gradient={gradient} is fine as set: what it follows changes by a factor of {followed.factor:.3g} {over}"
     whole = Followed(growth, span(level))
     if followed.rate is as_data and whole.is_too_much:
-        most += f". It leaves out what grows: gradient=exact would follow a factor of {short(whole.factor)}"
+        most += f". It leaves out what grows: gradient=exact would follow a factor of {whole.factor:.3g}"
     return f"{text}; {most}"
 
 
@@ -120,14 +119,9 @@ def warned(level: Level, number: int, followed: Followed | None, advice: str) ->
     """A sentence for a level whose gradient is backpropagated through too much growth; None for others."""
     if followed is None or not followed.is_too_much:
         return None
-    grows = f"what gradient={level.gradient} follows grows by a factor of {short(followed.factor)}"
+    grows = f"what gradient={level.gradient} follows grows by a factor of {followed.factor:.3g}"
     over = f"over {followed.updates:,} updates, so that noise swamps it"
     return f"level {number} ({level}): backpropagation cannot work here, {grows} {over}; {advice}"
-
-
-def short(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
 
 
 def _fixes(level: Level, as_data: Estimate, followed: Followed) -> list[str]:

@@ -4,12 +4,11 @@
     compared.ensembles[0].verdict["mean"]
 
 - *weights*: one optimizer with the mean of the members' parameters.
-- *updates*: one network, moved by the mean of the members' updates (`levels.optimizers.ensemble`).
-- *predictions*: every member trains a network of its own, from the same start on the same minibatches; the networks'
-  probabilities are averaged. Only tasks that predict have it (`levels.tasks.predicting`).
+- *updates*: one network, moved by the mean of the members' updates (`levels.optimizers.ensemble`), each computed.
+- *predictions*: the mean probabilities of networks that the members train, from the same start on the same minibatches,
+  with a gradient each. Only tasks that predict have it (`levels.tasks.predicting`).
 
-The last two cost as many updates a step as there are members, the last one as many gradients too. All run on the same
-held-out problems with the same minibatches, so differences are paired.
+All run on the same held-out problems with the same minibatches, so differences are paired.
 """
 
 from __future__ import annotations
@@ -135,10 +134,7 @@ def mean_updates(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor,
 
 @torch.no_grad()
 def mean_predictions(optimizer: Optimizer, members: Tensor, task: Task, key: Tensor, steps: int) -> Tensor:
-    """Losses ``[steps + 1, P]`` of the mean of the predictions of networks that each of them trains.
-
-    Raises ValueError for a task that does not predict.
-    """
+    """Losses ``[steps + 1, P]`` of the mean predictions of networks, one a member. ValueError if the task has none."""
     why = no_predictions(task)
     require(why is None, str(why))
     assert isinstance(task, Predicting)

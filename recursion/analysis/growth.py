@@ -1,14 +1,13 @@
 """Measuring growth: run a level beside a perturbed copy of itself, and read their distance at every update.
 
 Differences are finite, so they must be small against curvature and large against rounding. They begin at the square
-root of the machine precision, relative to the typical size of each tensor (1.5e-8 in float64, 3.5e-4 in float32: half
-the digits on either side), and are scaled back to that after every update, so neither a long window nor a high rate
-takes them out of that range. x, the optimizer's state, loss and gradient are scaled alike. What the problem below
-carries is scaled too, but never stretched: it is no part of what is kept at one size. A perturbation that one update
-shrinks to rounding counts as shrunk by that square root, and begins anew. Within a window of a level *below* nothing is
-scaled: if that level is chaotic, differences are no longer small when they come up, and the rate above it is too low,
-if anything. Restarts are the level's own, in both runs at once; a copy that restarts is perturbed anew, and the update
-across a restart is not counted. Nothing is differentiated here, so black boxes and all estimators can be probed.
+root of the machine precision, relative to the typical size of each tensor (half the digits on either side), and are
+scaled back to that after every update: x, the optimizer's state, loss and gradient alike. What the problem below
+carries is scaled too, but never stretched: it is no part of what has one size. A perturbation that one update shrinks
+to rounding counts as shrunk by that square root, and begins anew. Within a window of a level *below* nothing is scaled:
+if that level is chaotic, differences are no longer small when they come up, and the rate above it is too low, if
+anything. Both runs restart at once, as the level does; a copy that restarts is perturbed anew, and the update across a
+restart is not counted. Nothing is differentiated, so black boxes and all estimators can be probed.
 """
 
 from __future__ import annotations
@@ -34,20 +33,18 @@ ENOUGH = 20  # updates, by default
 
 
 class Plan(NamedTuple):
-    """How many updates of a level are run, and how many of them are counted."""
+    """How many updates of a level are run: those of windows in which perturbations align, and of those counted."""
 
-    unroll: int
-    aligning: int  # windows
-    counted: int  # windows
+    aligned: int  # updates
+    updates: int  # those that align, too
+    windows: int  # counted
 
     @classmethod
     def of(cls, unroll: int, windows: int | None) -> Plan:
-        count = max(4, math.ceil(ENOUGH / unroll)) if windows is None else windows
-        return cls(unroll, math.ceil(count / 4), count)
-
-    @property
-    def updates(self) -> int:
-        return (self.aligning + self.counted) * self.unroll
+        """A quarter as many windows align as are counted."""
+        counted = max(4, math.ceil(ENOUGH / unroll)) if windows is None else windows
+        aligning = math.ceil(counted / 4)
+        return cls(aligning * unroll, (aligning + counted) * unroll, counted)
 
 
 class Logs(NamedTuple):
@@ -92,8 +89,8 @@ def follow(level: Level, theta: Tensor, carry: Carry, key: Tensor, updates: int,
 
 def rate(logs: Tensor, plan: Plan) -> Estimate:
     """The mean rate with its interval, of logs ``[updates, copies]`` without those that align; NaN if none is left."""
-    counted = logs[plan.aligning * plan.unroll :]
-    for units in (counted.nanmean(0), counted.reshape(plan.counted, -1).nanmean(1), counted.flatten()):
+    counted = logs[plan.aligned :]
+    for units in (counted.nanmean(0), counted.reshape(plan.windows, -1).nanmean(1), counted.flatten()):
         units = units[~units.isnan()]
         if len(units) > 1:
             break
@@ -177,7 +174,6 @@ def _scaled(base: Carry, other: Carry, factor: Tensor) -> Carry:
         crossed = ((moved < 0) & (low >= 0)) | ((moved > 0) & (high <= 0))
         return torch.where(crossed, b, moved)
 
+    inside = map_leaves(partial(scale, factor.clamp_max(1.0)), base.problem_state, other.problem_state)
     scaled: Carry = map_leaves(partial(scale, factor), base, other._replace(problem_state=base.problem_state))
-    return scaled._replace(
-        problem_state=map_leaves(partial(scale, factor.clamp_max(1.0)), base.problem_state, other.problem_state)
-    )
+    return scaled._replace(problem_state=inside)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recursion.analysis.advice import LIMIT, short
+from recursion.analysis.advice import LIMIT
 from recursion.analysis.probe import LevelGrowth
 from recursion.evaluate.reporting import COLOURS, Axes, finish, interval_text, make_folder
 from recursion.evaluate.reporting import picture as drawn
@@ -31,13 +31,12 @@ def table(growths: Sequence[LevelGrowth]) -> Table:
     for heading in ("level", "unroll", "growth [95%]", "as data [95%]", "window", "horizon", "gradient", "run is"):
         rows.add_column(escape(heading), justify="left" if heading in ("level", "run is") else "right")
     for each in growths:
-        rates = (each.growth, each.as_data)
         factors = (each.over_window, each.over_horizon, each.in_gradient)
         rows.add_row(
             escape(f"{each.level} {each.name}"),
             str(each.unroll),
-            *("" if rate is None else escape(interval_text(rate)) for rate in rates),
-            *("" if factor is None else short(factor) for factor in factors),
+            *("" if rate is None else escape(interval_text(rate)) for rate in (each.growth, each.as_data)),
+            *("" if factor is None else f"{factor:.3g}" for factor in factors),
             each.verdict,
         )
     return rows

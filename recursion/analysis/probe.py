@@ -10,16 +10,13 @@ and Strelcyn 1980, Meccanica 15):
     growth = mean over updates and copies of  log(|delta after an update| / |delta before it|)
 
 So over T updates a perturbation grows by about exp(growth T). Sensitivities to the optimizer's parameters are sums of
-products of the same Jacobians, d x_T / d params = sum_t J_T ... J_(t+1) d update_t / d params, so a perturbation of the
-parameters has this rate too where it is above 0, and no other one is measured.
+products of the same Jacobians, d x_T / d params = sum_t J_T ... J_(t+1) d update_t / d params, so they have this rate
+too where it is above 0.
 
 **Two rates.** What grows in the run need not grow in the gradient. Exact gradients and forward mode follow J whole.
 First order takes the gradients below as data, so it multiplies the Jacobian of the update alone. The probe measures
 that too: it gives a perturbed run the gradients of the unperturbed one. An LSTM that jumps about a minimum is chaotic
 while its first-order gradients are tame; a rule that is chaotic by itself swamps both.
-
-`recursion.analysis.growth` measures, `recursion.analysis.advice` says what a factor means, and
-`recursion.analysis.growth_report` prints and draws the result.
 """
 
 from __future__ import annotations
@@ -29,7 +26,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from levels import keys
-from levels.base import Carry
 from levels.config import require
 from levels.faults import NonFiniteError, Skip
 from levels.level import Level
@@ -68,11 +64,10 @@ def probe(
 ) -> list[LevelGrowth]:
     """Growth at each level, level 1 first, from ``state`` on; the tower and the state stay unchanged.
 
-    ``windows``: how many of each level are counted, at least 1; None for 20 updates, and at least 4 windows. A quarter
-    as many run before, in which a perturbation turns to where growth is largest. ``seed``: of the perturbations, any
-    integer of 64 bits. ``progress`` is called with what is probed, and the share that is done. The topmost level runs
-    with ``state.theta``, a level below with what the level above carries, without an evolution estimator's
-    perturbations.
+    ``windows``: how many of each level are counted; None for 20 updates, and at least 4 windows. A quarter as many run
+    before, in which a perturbation turns to where growth is largest. ``seed``: of the perturbations. ``progress`` is
+    called with what is probed and the share done. A level runs with what the level above carries (the topmost with
+    ``state.theta``), without an evolution estimator's perturbations.
 
     Intervals are bootstraps over the level's copies, with one copy over windows (and with one window over updates).
     Copies that stop being finite are skipped at all levels, begin afresh, and are not counted at their own level; where
@@ -81,7 +76,10 @@ def probe(
     a problem is not finite where it begins, or a meta-loss is not.
     """
     require_counts("", windows=windows)
-    carries = _carries(tower, state)
+    carries = tower.carries(state)
+    sizes = [*(carry.x.shape[-1] for carry in carries), state.theta.shape[-1]]
+    fits = sizes == [tower.task.layout.size, *(level.layout.size for level in tower.bound)]
+    require(fits, f"the state is of another tower than '{tower}'; give the one that it was made with")
     lenient = Tower(tower.task, *(replace(level, nonfinite=Skip()) for level in tower.levels))
     plans = [Plan.of(level.unroll, windows) for level in tower.levels]
     costs = [float(plan.updates * cost) for plan, cost in zip(plans, [1, *tower.costs])]
@@ -105,16 +103,6 @@ def probe(
     return growths
 
 
-def _carries(tower: Tower, state: TowerState) -> list[Carry]:
-    """What each level carries. ValueError if the state is not of this tower."""
-    carries = tower.carries(state)
-    fits = len(carries) == tower.depth and state.theta.shape[-1:] == (tower.top.layout.size,)
-    for level, carry in zip(tower.bound, carries):
-        fits = fits and carry.x.shape[-1] == level.problem.layout.size
-    require(fits, f"the state is of another tower than '{tower}'; give the one that it was made with")
-    return carries
-
-
 def _judged(level: Level, number: int, top: bool, plan: Plan, logs: Logs) -> LevelGrowth:
     """What the numbers of one level mean."""
     growth, as_data = rate(logs.real, plan), None if top else rate(logs.as_data, plan)
@@ -129,5 +117,5 @@ def _judged(level: Level, number: int, top: bool, plan: Plan, logs: Logs) -> Lev
         longest=None if followed is None else longest_bearable(followed.rate),
         verdict=verdict(growth, span(level)), advice=advice, warning=warned(level, number, followed, advice),
         path=path_of(logs.real), path_as_data=None if top else path_of(logs.as_data),
-        aligned=plan.aligning * plan.unroll,
+        aligned=plan.aligned,
     )  # fmt: skip

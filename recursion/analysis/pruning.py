@@ -2,13 +2,13 @@
 
     shallow, state = prune(tower, state)
 
-Above a gate that is exactly closed nothing reaches the levels below, so they run without it: the tower ends at the
-lowest such gate. A gate that is exactly open is removed. A gate in between keeps its value, as
-``gated(sgd, gate=fixed(0.4))``. With the gates go the optimizers that moved them, and levels with nothing to train.
+The tower ends at its lowest gate that is exactly closed: nothing above it reaches the levels below. A gate that is
+exactly open is removed. One in between keeps its value, as ``gated(sgd, gate=fixed(0.4))``. With the gates go the
+optimizers that moved them, and levels with nothing to train.
 
 The pruned tower gives the losses that the whole tower would give, as long as the gates keep their values and nothing
-above the cut restarts. Two things are lost: the price, which leaves the meta-losses where a gate is gone, and the count
-of steps, which are windows of another level now.
+above the cut restarts. Lost are the price, which leaves the meta-losses where a gate is gone, and the count of steps,
+which are windows of another level now.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def prune(
     """The tower without its gates, cut above the lowest closed one, and its state; ``step`` counts from 0 again.
 
     ``rounded``: gates in between count as open from 0.5 on, else as closed. ``copy``: of the towers that the topmost
-    level holds side by side, from 1; None for all, whose gates must agree. Where levels that are cut away held several
-    copies of the levels below, the first is kept. Raises ValueError for a tower without gates; where copies disagree;
-    where an estimator ran what is left with perturbed parameters, as PES does; and where the mover of a gate cannot be
-    removed below an optimizer that is not elementwise.
+    level has side by side, from 1; None for all, whose gates must agree. Of several copies under a cut the first stays.
+    Raises ValueError for a tower without gates; where copies disagree; where an estimator ran what is left with
+    perturbed parameters, as PES does; and where the mover of a gate cannot be removed below an optimizer that is not
+    elementwise.
     """
     require(bool(gates(tower, state)), f"{tower} has no gates; there is nothing to prune")
     if copy is not None:
@@ -93,9 +93,8 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
             raise ValueError(f"level {i + 1} ({level}): {error}") from error
         if len(pruned.rows) == 0 and i + 1 < tower.depth:  # what is above has nothing left to train
             return _ungated(*_cut(tower, state, i + 2), rounded)
-        left = carry._replace(
-            x=carry.x[..., rows], g=carry.g[..., rows], state=pruned.state, problem_state=problem_state
-        )
+        x, g = carry.x[..., rows], carry.g[..., rows]
+        left = carry._replace(x=x, g=g, state=pruned.state, problem_state=problem_state)
         if i + 1 < tower.depth:
             memory, all_left = carries[i + 1].problem_state.memory, len(pruned.rows) == theta.shape[-1]
             fix = "use gradient=first-order or gradient=exact on levels with gates"
@@ -111,22 +110,18 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
 def _pruned(optimizer: Optimizer, theta: Tensor, state: State, rows_left: Tensor, rounded: bool) -> _Pruned:
     """A bound optimizer, its parameters ``[*batch, m]`` and its state, where only the rows ``rows_left`` are left."""
     if isinstance(optimizer, Gated):
-        return _pruned_gate(optimizer, theta, state, rows_left, rounded)
+        width = optimizer.split_theta(theta)[0].shape[-1]
+        inner = _pruned(optimizer.inner, theta[..., width:], state[1], rows_left, rounded)
+        gate, rows = _common_gate(optimizer.open(theta), rounded), inner.rows + width
+        if gate == 1:
+            return inner._replace(rows=rows)
+        gated = Gated(inner.optimizer, gate=Fixed(gate), price=optimizer.price)
+        return _Pruned(gated, rows, (torch.full_like(state[0], gate) if rounded else state[0], inner.state))
     if isinstance(optimizer, Partition):
         return _pruned_partition(optimizer, theta, state, rows_left, rounded)
     rows, all_left = torch.arange(theta.shape[-1]), len(rows_left) == optimizer.param_layout.size
     left = state if all_left else _narrowed(optimizer, state, rows_left)
     return _Pruned(replace(optimizer, site=None), rows, left)
-
-
-def _pruned_gate(gated: Gated, theta: Tensor, state: tuple[Tensor, State], rows_left: Tensor, rounded: bool) -> _Pruned:
-    own = gated.split_theta(theta)[0].shape[-1]
-    inner = _pruned(gated.inner, theta[..., own:], state[1], rows_left, rounded)
-    gate = _common_gate(gated.open(theta), rounded)
-    if gate == 1:
-        return inner._replace(rows=inner.rows + own)
-    optimizer = Gated(inner.optimizer, gate=Fixed(gate), price=gated.price)
-    return _Pruned(optimizer, inner.rows + own, (torch.full_like(state[0], gate) if rounded else state[0], inner.state))
 
 
 def _pruned_partition(

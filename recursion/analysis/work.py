@@ -3,16 +3,16 @@
     work = work_of(tower)
     print(work.gradients, work.optimizer)  # task gradients of a top step; what each level does beside them
 
-Operations are counted as torch dispatches them, in the plain form in which nothing is compiled. A matrix product, a
-convolution or an attention counts the floating point operations of torch's own formulas (``torch.utils.flop_counter``:
-two for each multiplication with its addition). Every other operation counts the numbers that it writes: one each for
-an addition, a sine, a random draw, a gather or a copy, and as many as remain for a sum. Views are free, and so is
-memory that is allocated or filled with a constant. A base step is what one gradient of the task takes for one copy
-(`base_flops`), and work is a number of operations divided by that. Bytes moved and Python cost time, but no work.
+Operations are counted as torch dispatches them, with nothing compiled. A matrix product, a convolution or an attention
+counts the floating point operations of torch's own formulas (``torch.utils.flop_counter``: two for each multiplication
+with its addition). Every other operation counts the numbers that it writes: one each for an addition, a sine, a random
+draw, a gather or a copy, and as many as remain for a sum. Views are free, and so is memory that is allocated or filled
+with a constant. Work is a number of operations over those of a base step, one gradient of the task for one copy
+(`base_flops`). Bytes moved and Python cost time, but no work.
 
-A level's own work is what happens in a call of the level, without the calls of the level below: its updates, their
-derivatives, its meta-loss, its noise. The topmost level gives no gradient, so it does its updates only. What a rule
-asks of the problem itself (`OptimizerTraits.evals`) counts in gradients, and not as work.
+A level's own work is what happens in its calls, without the calls of the level below: its updates, their derivatives,
+its meta-loss, its noise; for the topmost level its updates only. What an optimizer asks of the problem itself
+(`OptimizerTraits.evals`) counts in gradients, and not as work.
 """
 
 from __future__ import annotations
@@ -73,10 +73,7 @@ def work_of(tower: Tower) -> Work:
 
 
 def lived_work(tower: Tower, own: tuple[float, ...] | None = None) -> Lived:
-    """Work of start-up, and of a top step with the restarts that fall into it on the average.
-
-    ``own``: the tower's `own_work`, if the caller knows it.
-    """
+    """Work of start-up, and of a top step with its share of restarts; ``own``: the tower's `own_work`, if known."""
     own = own or own_work(tower)
     start, step = windows_of(tower, restarts=True)
     return Lived(_worked(start, own), _worked(step, own))
