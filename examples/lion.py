@@ -34,9 +34,7 @@ class Lion(HyperparamOptimizer):
     beta2: Hyper | float = hyper(0.99, Logit)
     weight_decay: Hyper | float = hyper(1e-4, Log)
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor:
         return torch.zeros_like(x)

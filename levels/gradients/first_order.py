@@ -30,9 +30,7 @@ class Backpropagation(Estimator):
     described = "first-order or exact"
     evaluate: ClassVar[Evaluate] = staticmethod(as_data)
 
-    @property
-    def traits(self) -> EstimatorTraits:
-        return EstimatorTraits(differentiable=True)
+    traits = EstimatorTraits(differentiable=True)
 
     def check(self, level: LevelLike) -> None:
         require_differentiable(self, level)

@@ -97,9 +97,7 @@ class Online(Estimator):
         what = "online: candidates must be one or more whole numbers of at least 1, in rising order"
         require(bool(good), f"{what}, got {format_value(self.candidates)}; write [1, 4, 16]")
 
-    @property
-    def traits(self) -> EstimatorTraits:
-        return EstimatorTraits(chooses_lookahead=True)
+    traits = EstimatorTraits(chooses_lookahead=True)
 
     def evals(self, level: Any) -> int | Fraction:
         """At most: a window of the longest candidate, and its share of what the comparison of a block costs."""

@@ -38,9 +38,7 @@ class Adagrad(HyperparamOptimizer):
     eps: Hyper | float = hyper(1e-10, Log)
     weight_decay: Hyper | float | None = hyper(None, Log)
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdagradState:
         steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)

@@ -37,9 +37,7 @@ class Adam(HyperparamOptimizer):
     beta2: Hyper | float = hyper(0.999, Logit)
     eps: Hyper | float = hyper(1e-8, Log)
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> AdamState:
         return no_moments(x)

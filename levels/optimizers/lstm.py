@@ -35,9 +35,7 @@ class LSTM(Optimizer):
     scale: Positive = 0.1
     p: Positive = 10.0
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     @cached_property
     def cells(self) -> Cells:

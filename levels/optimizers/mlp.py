@@ -60,9 +60,7 @@ class MLPOptimizer(Optimizer):
     times: tuple[Positive, ...] = (10.0, 1000.0)
     lr: Hyper | Positive = 0.01
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="per_tensor")
+    traits = OptimizerTraits(locality="per_tensor")
 
     def __post_init__(self) -> None:
         for field in ("hidden", "momenta", "moments", "times"):

@@ -48,9 +48,7 @@ class ModuleOptimizer(Optimizer):
     memory: Whole = 0
     scale: Positive = 0.1
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,9 +45,7 @@ class Muon(HyperparamOptimizer):
     nesterov: bool = True
     iterations: Count = 5
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="per_tensor")
+    traits = OptimizerTraits(locality="per_tensor")
 
     @cached_property
     def of_matrices(self) -> Tensor:

@@ -48,9 +48,7 @@ class RMSprop(HyperparamOptimizer):
     weight_decay: Hyper | float | None = hyper(None, Log)
     centered: bool = False
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> RMSpropState:
         zeros = torch.zeros_like(x)

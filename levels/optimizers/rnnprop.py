@@ -49,9 +49,7 @@ class RNNProp(Optimizer):
     beta1: DecayRate = 0.95
     beta2: DecayRate = 0.95
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     @cached_property
     def cells(self) -> Cells:

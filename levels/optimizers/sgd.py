@@ -29,9 +29,7 @@ class SGD(HyperparamOptimizer):
     weight_decay: Hyper | float | None = hyper(None, Log)
     nesterov: bool = False
 
-    @property
-    def traits(self) -> OptimizerTraits:
-        return OptimizerTraits(locality="elementwise")
+    traits = OptimizerTraits(locality="elementwise")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,9 +32,7 @@ class Logistic(LossTask):
     penalty: NonNegative = 0.01
     minibatch: Count | None = None
 
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=16)
+    traits = ProblemTraits(copies=16)
 
     def examples(self) -> Labelled:
         """The rows of this task's split."""

@@ -98,13 +98,10 @@ class Network(Task):
     A bare number stands for one layer.
     """
 
+    traits = ProblemTraits(copies=4)
     widths: ClassVar[str] = "hidden"
 
     def __post_init__(self) -> None:
         given = getattr(self, self.widths)
         object.__setattr__(self, self.widths, tuple(given) if isinstance(given, (tuple, list)) else (given,))
         super().__post_init__()
-
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=4)

@@ -49,9 +49,7 @@ class NoisyQuadratic(Task):
         super().__post_init__()
         require(self.low <= self.high, f"{self.name}: low must be at most high, got {self.low} and {self.high}")
 
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=64)
+    traits = ProblemTraits(copies=64)
 
     @property
     def layout(self) -> Layout:

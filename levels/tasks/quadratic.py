@@ -31,9 +31,7 @@ class Quadratic(Task):
 
     dims: Count = 10
 
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=64)
+    traits = ProblemTraits(copies=64)
 
     @property
     def layout(self) -> Layout:

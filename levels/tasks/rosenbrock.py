@@ -26,9 +26,7 @@ class Rosenbrock(Task):
 
     dims: Annotated[int, AtLeast(2)] = 2
 
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=64)
+    traits = ProblemTraits(copies=64)
 
     @property
     def layout(self) -> Layout:

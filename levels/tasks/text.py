@@ -44,9 +44,7 @@ class Characters(Predicting):
         what = f"{self.name}: length must be below the {shortest} of a split, got {self.length}"
         require(self.length < shortest, what)
 
-    @property
-    def traits(self) -> ProblemTraits:
-        return ProblemTraits(copies=2)
+    traits = ProblemTraits(copies=2)
 
     @property
     def sha256(self) -> str:
