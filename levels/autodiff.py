@@ -5,9 +5,8 @@ order. `followed` gives them as functions of ``x``, through one `torch.autograd.
 
     backward(df, dg)  =  df g + J^T dg,      J = Jacobian of the gradient at x (the Hessian H, for a task)
 
-It keeps no graph of the model: its backward evaluates the problem again, with a graph, at the same state. That product
-is reverse mode, so it needs no symmetry, and it is right above a level whose gradient is an estimate. The backward is
-itself made of operations that autograd can follow, so it nests to any depth.
+It keeps no graph of the model: its backward evaluates the problem again, with a graph, at the same state. Reverse mode
+needs no symmetry, so it is right above a level whose gradient is an estimate; and it nests to any depth.
 """
 
 from collections.abc import Callable
@@ -90,15 +89,12 @@ class _Followed(torch.autograd.Function):
 
 
 def vjp(function: Callable[[Tensor], Tensor | None], x: Tensor, v: Tensor) -> Tensor:
-    """``J^T v``, shaped as ``x``, for the Jacobian of ``function`` at ``x``; 0 where it is constant (None, for one).
-
-    With autograd on, the product is a function of ``x`` and ``v`` in its turn.
-    """
+    """``J^T v`` for the Jacobian of ``function`` at ``x``, a function of ``x`` and ``v`` where these are followed."""
     again = torch.is_grad_enabled() and (x.requires_grad or v.requires_grad)
     with torch.enable_grad():
         at = x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()
         value = function(at)
-        if value is None or not value.requires_grad:
+        if value is None or not value.requires_grad:  # a constant
             return torch.zeros_like(x)
         return torch.autograd.grad(value, at, v, create_graph=again, materialize_grads=True)[0]
 

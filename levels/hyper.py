@@ -1,8 +1,7 @@
 """Hyperparameters that can be learned: a number, the space in which it moves, and how finely it is shared.
 
-A step size should move in its logarithm: it stays positive, and a step is a factor. `Log`, `Logit` and `Linear` say in
-which space; ``shared_over`` (``per`` in notation) says whether there is one number for the whole problem (``value``),
-one for each tensor, or one for each coordinate.
+A step size should move in its logarithm: it stays positive, and a step is a factor. So `Log`, `Logit` and `Linear` say
+in which space, and ``shared_over`` (``per`` in notation) whether all coordinates share it, those of a tensor, or none.
 """
 
 import dataclasses
@@ -84,15 +83,12 @@ class Logit(Hyper):
         return stored.sigmoid()
 
 
+@dataclass(frozen=True, repr=False)
 class Fixed(Hyper):
     """A constant: not stored, not learned. ``adam(beta1=fixed(0.9))`` leaves the rest to the level above."""
 
     name = "fixed"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        what = f"fixed: one constant serves all coordinates; drop per={self.shared_over}"
-        require(self.shared_over == "value", what)
+    shared_over: Literal["value"] = setting("value", word="per")
 
     def constrain(self, stored: Tensor) -> Tensor:
         return stored.new_full((*stored.shape[:-1], 1), self.start)

@@ -79,17 +79,13 @@ class Tower:
         with _at_step(number):
             carry, window = restart.run(self.top, state.theta, state.carry, evaluate, keep=False)
         new = TowerState(state.theta, carry, state.step + 1)
-        return new, self.report(new, window.losses)
+        return new, report_of(self.bound, self.carries(new), window.losses, number)
 
     def run(self, state: TowerState, steps: int) -> Iterator[tuple[TowerState, Report]]:
         """``steps`` steps, one at a time: yields what `step` returns."""
         for _ in range(steps):
             state, report = self.step(state)
             yield state, report
-
-    def report(self, state: TowerState, losses: Tensor) -> Report:
-        """What the step that led to ``state`` reports; ``losses``: of the topmost window. Waits for the device once."""
-        return report_of(self.bound, self.carries(state), losses, int(state.step))
 
     def carries(self, state: TowerState) -> list[Carry]:
         """What each level carries, level 1 first; the leading dimensions are copies, the topmost level's first."""

@@ -75,10 +75,7 @@ def meta_cotangents(level: LevelLike, window: Window) -> Tensor:
 
 
 def window_vjp(level: LevelLike, theta: Tensor, window: Window, again: bool = False) -> Tensor:
-    """The gradient ``[*batch, m]`` of a window's meta-loss, whose x_t are functions of theta.
-
-    ``again``: whether it is to be differentiated in its turn.
-    """
+    """The gradient ``[*batch, m]`` of a window whose x_t are functions of theta; ``again``: as a function of theta."""
     with torch.enable_grad():
         xs = torch.stack([step.x for step in window.steps])
     if not xs.requires_grad:

@@ -42,7 +42,7 @@ def test_bad_settings():
         Log(0.1, "row")
     with pytest.raises(ValueError, match=r"^log: start must be a number, got big$"):
         Log("big")
-    with pytest.raises(ValueError, match=r"^fixed: one constant serves all coordinates; drop per=tensor$"):
+    with pytest.raises(ValueError, match=r"^fixed: per must be value, got tensor$"):
         Fixed(0.1, "tensor")
     with pytest.raises(ValueError, match=r"^sgd: lr must be a number, got big$"):
         SGD(lr="big")
