@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from recursion.study.measurements import SPENT, STAGES, UNITS, Cell, Measurements
+from recursion.study.results import SPENT, UNITS, Cell, Results
+from recursion.study.words import capital, number, plural, uses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,9 @@ class Ledger:
     levels: int
     stages: tuple[str, ...]
 
-    def cost(self, stage: str, measure: str, level: int = -1) -> float:
-        """One cost; 0 where it was not measured."""
-        return float(self.costs.get((stage, measure, level), 0.0))
+    def cost(self, stage: str, measure: str, level: int = -1, absent: float = 0.0) -> float:
+        """One cost, of a level or of the process."""
+        return float(self.costs.get((stage, measure, level), absent))
 
     def gradients(self, stage: str) -> float:
         return self.cost(stage, "task gradients", 0)
@@ -52,18 +53,23 @@ class Ledger:
         return self.gradients(stage) + sum(self.work(stage))
 
     def peak(self, level: int = -1) -> float:
-        """Most bytes in memory, of a level or of the process; NaN where it was not measured."""
-        return float(self.costs.get(("training", "peak bytes", level), math.nan))
+        """Most bytes in memory; NaN where it was not measured."""
+        return self.cost("training", "peak bytes", level, math.nan)
+
+    @property
+    def paid(self) -> list[str]:
+        """The stages that the budget paid: all but reporting."""
+        return [stage for stage in self.stages if stage in SPENT]
 
     @property
     def spent(self) -> float:
-        """Base steps that the budget paid: all but reporting."""
-        return sum(self.total(stage) for stage in self.stages if stage in SPENT)
+        """Base steps that the budget paid."""
+        return sum(map(self.total, self.paid))
 
     @property
     def seconds(self) -> float:
-        """Seconds of the same."""
-        return sum(self.cost(stage, "seconds") for stage in self.stages if stage in SPENT)
+        """Seconds that the budget paid."""
+        return sum(self.cost(stage, "seconds") for stage in self.paid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,40 +89,73 @@ class BreakEven:
     seeds: int
     unreached: bool
 
+    @property
+    def sentence(self) -> str:
+        reaches = "does not reach" if math.isinf(self.reached) else "reaches"
+        loss = f"the loss that the tuned baseline ends with ({number(self.target)})"
+        text = f"{capital(self.cell.label)} {reaches} {loss}"
+        if math.isinf(self.reached):
+            return f"{text} in {self.steps} steps, so its meta-training is never paid back."
+        text += f" at step {self.reached:g} of {self.steps}"
+        if math.isinf(self.units.uses[UNITS[0]]):
+            return f"{text}, but is never paid back: {self._why}."
+        never = f" (never in {self.never} of {plural(self.seeds, 'seed')})" if self.never else ""
+        full, gradients = self._after(UNITS[0], "full"), self._after(UNITS[1], "full")
+        free = f"after {full} if the baseline's tuning counts as free, and {gradients} if only task gradients count"
+        return f"{text} and breaks even after {self._after(UNITS[0])}{never}; {free}."
 
-def ledger(data: Measurements, cell: Cell) -> Ledger | None:
+    @property
+    def short(self) -> str:
+        """The same in the answer."""
+        if math.isinf(self.units.full[UNITS[0]]):
+            return f"its meta-training is never paid back ({self._why})"
+        full = self._after(UNITS[0], "full")
+        return f"it breaks even after {self._after(UNITS[0])}, or {full} if tuning counts as free"
+
+    @property
+    def _why(self) -> str:
+        return "the loss is not reached" if self.unreached else "a use costs as much as the baseline's, or more"
+
+    def _after(self, unit: str, what: str = "uses") -> str:
+        row = self.units.loc[unit]
+        value, low, high = row[[what, "low", "high"] if what == "uses" else [what, "full_low", "full_high"]]
+        if math.isinf(value):
+            return "never"
+        text = "the first use" if value <= 1 else f"{uses(value)} uses"
+        return text if uses(low) == uses(high) else f"{text} ({uses(low)} to {uses(high)} over seeds)"
+
+
+def ledger(data: Results, cell: Cell) -> Ledger | None:
     """None if no run of the cell is done."""
     if cell.done.empty:
         return None
-    rows = data.costs(cell, STAGES)
+    stages = (*SPENT, "reporting")
+    rows = data.costs(cell, stages)
     counted = set(rows[(rows.value > 0) & (rows.measure != "peak bytes")].stage)
     return Ledger(
-        cell=cell,
-        costs=rows.groupby(["stage", "measure", "level"]).value.sum() / len(cell.done),
+        cell=cell, costs=rows.groupby(["stage", "measure", "level"]).value.sum() / len(cell.done),
         levels=max(rows[rows.measure == "optimizer work"].level, default=0),
-        stages=tuple(stage for stage in STAGES if stage in counted),
-    )
+        stages=tuple(stage for stage in stages if stage in counted),
+    )  # fmt: skip
 
 
-def break_even(data: Measurements, cell: Cell, baseline: Cell) -> BreakEven | None:
+def break_even(data: Results, cell: Cell, baseline: Cell) -> BreakEven | None:
     """None if the two have no seed in common that was measured."""
-    ours, theirs = (data.curves(each, "median loss") for each in (cell, baseline))
-    seeds = ours.index.intersection(theirs.index)
-    if seeds.empty:
+    ours, theirs = data.curves(cell, "median loss").align(data.curves(baseline, "median loss"), join="inner", axis=0)
+    if ours.empty:
         return None
-    ours, theirs = ours.loc[seeds], theirs.loc[seeds]
     target = theirs.iloc[:, -1]
     reached = _first(ours, target)
     saving = _costs(data, baseline, _first(theirs, target)) - _costs(data, cell, reached.replace(np.inf, 0.0))
     saving[np.isinf(reached)] = -np.inf
-    whole, tuning = (data.paid(each).reindex(seeds, fill_value=0.0) for each in (cell, baseline))
+    whole, tuning = (data.paid(each).reindex(ours.index, fill_value=0.0) for each in (cell, baseline))
     after, full = ((cost / saving).clip(lower=0.0).where(saving > 0, np.inf) for cost in (whole - tuning, whole))
     columns = {"uses": _median(after), "low": after.min(), "high": after.max(), "saving": _median(saving)}
     columns |= {"full": _median(full), "full_low": full.min(), "full_high": full.max()}
     return BreakEven(
         cell=cell, target=float(target.median()), reached=statistics.median_high(reached), steps=theirs.shape[1] - 1,
         units=pd.DataFrame(columns).loc[list(UNITS)], never=int(np.isinf(after[UNITS[0]]).sum()),
-        seeds=len(seeds), unreached=bool(np.isinf(reached).mean() > 0.5),
+        seeds=len(ours), unreached=bool(np.isinf(reached).mean() > 0.5),
     )  # fmt: skip
 
 
@@ -126,7 +165,7 @@ def _first(curves: pd.DataFrame, target: pd.Series) -> pd.Series:
     return under_target.idxmax(axis=1).astype(float).where(under_target.any(axis=1) & np.isfinite(target), np.inf)
 
 
-def _costs(data: Measurements, cell: Cell, steps: pd.Series) -> pd.DataFrame:
+def _costs(data: Results, cell: Cell, steps: pd.Series) -> pd.DataFrame:
     """What so many steps of a use cost, a row a seed and a column a unit."""
     work, time = data.single(cell, "work of a step"), data.single(cell, "seconds of a step")
     return pd.DataFrame({UNITS[0]: (1 + work) * steps, UNITS[1]: steps, UNITS[2]: time * steps}).reindex(steps.index)

@@ -1,8 +1,7 @@
-"""A picture twice: a PNG for anywhere, and an SVG that goes into a page and follows its colours and fonts.
+"""A picture twice: a PNG for anywhere, and an SVG that goes into a page and takes its fonts.
 
-Pictures are drawn on a matplotlib ``Figure`` without its global state, in the style of ``pictures.mplstyle``. In the
-SVG each colour is a CSS variable, which ``page.css`` sets in dark; text stays text, in the page's font. Pictures are
-narrow, one panel each, so that a narrow window shows them at a size that can be read.
+Pictures are drawn on a matplotlib ``Figure`` without its global state: a quiet grid, no box, one narrow panel, so that
+a narrow window shows them at a size that can be read. In the SVG text stays text; ``page.css`` inverts it in dark.
 """
 
 import io
@@ -12,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import matplotlib
@@ -25,12 +23,20 @@ from recursion.evaluate.reporting import COLOURS, DASHES
 from recursion.evaluate.statistics import Estimate
 from recursion.study.words import number
 
-STYLE = str(files("recursion.study").joinpath("pictures.mplstyle"))
 WIDTH, HEIGHT = 4.7, 3.5  # inches
 INK, SOFT = "#1b1f24", "#8b929a"
 MARKS = ("o", "s", "^", "D", "v", "P")
 SHADES = 24  # of the sequence of colours for what is ordered
-XML = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg"'
+STYLE: Any = {
+    "figure.constrained_layout.use": True, "savefig.dpi": 130, "svg.fonttype": "none", "font.size": 10,
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.7,
+    "legend.fontsize": 9, "legend.frameon": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor", "hatch.color"), INK),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), SOFT),
+}  # fmt: skip
+ELEMENT = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg" stroke-linejoin="round" '
+ELEMENT += 'aria-hidden="true" focusable="false"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +45,14 @@ class Picture:
 
     name: str
     alt: str
+    caption: str
     png: bytes
     svg: str
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a cell looks, the same in all pictures."""
+    """How a cell looks, the same in all pictures. ``line``: settings of its lines."""
 
     colour: str
     dash: Any
@@ -53,7 +60,6 @@ class Style:
 
     @property
     def line(self) -> dict[str, Any]:
-        """Settings of a line."""
         return {"color": self.colour, "linestyle": self.dash}
 
 
@@ -62,22 +68,33 @@ BASE = Style(INK, (0, (4, 2)), "X")
 
 
 @contextmanager
-def drawn(pictures: list[Picture], name: str, title: str, alt: str, *, height: float = HEIGHT) -> Iterator[Axes]:
+def drawn(
+    pictures: list[Picture],
+    name: str,
+    title: str,
+    alt: str,
+    caption: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    height: float = HEIGHT,
+) -> Iterator[Axes]:
     """Axes to draw on, which become a picture at the end; labels of lines become a legend below."""
-    with matplotlib.rc_context({"svg.hashsalt": name}, fname=STYLE):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height))
         axes = figure.add_subplot()
         yield axes
-        axes.set_title(title)
-        handles, labels = axes.get_legend_handles_labels()
-        longest = max(map(len, labels), default=0)
-        columns = min(1 if longest > 34 else 2 if longest > 16 else 3, len(labels))
-        if len(labels) > 1:
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        handles, names = axes.get_legend_handles_labels()
+        longest = max(map(len, names), default=0)
+        columns = min(1 if longest > 34 else 2 if longest > 16 else 3, len(names))
+        if len(names) > 1:
+            figure.legend(handles, names, loc="outside lower center", ncols=columns)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    pictures.append(Picture(name=name, alt=alt, png=png.getvalue(), svg=_inline(svg.getvalue(), name)))
+    inline = _inline(svg.getvalue(), name)
+    pictures.append(Picture(name=name, alt=alt, caption=caption, png=png.getvalue(), svg=inline))
 
 
 def looks_of(names: Sequence[Any]) -> Looks:
@@ -138,18 +155,17 @@ def drawable(values: Iterable[float]) -> list[float]:
 
 
 def _inline(svg: str, name: str) -> str:
-    """An SVG document as an element of a page: ids of its own, colours as variables, the page's font, no fixed size."""
+    """An SVG document as an element of a page: ids of its own, the page's font, no fixed size."""
     text = svg[svg.index("<svg ") :]
     box = re.findall(r'viewBox="[^"]*"', text)[0]
     for pattern, new in (
-        (r"<svg width[^>]*>", f'<svg {box} {XML} stroke-linejoin="round" aria-hidden="true" focusable="false">'),
+        (r"<svg width[^>]*>", f"<svg {box} {ELEMENT}>"),
         (r"(?s)<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", ""),
         (r'\bid="', f'id="{name}-'),
         (r'(href="#|url\(#)', rf"\1{name}-"),
         (r"font-family:[^;\"]*", "font-family: inherit"),
         (r"font:\s*(?:bold|700) ([\d.]+)px [^;\"]*", r"font-weight: bold; font-size: \1px; font-family: inherit"),
         (r"font:\s*([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit"),
-        (r"#([0-9a-fA-F]{6})\b", lambda match: f"var(--c{match[1].lower()}, {match[0]})"),
         (r">\s+<", "><"),
     ):
         text = re.sub(pattern, new, text)

@@ -8,28 +8,29 @@ judged on would flatter it.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import pandas as pd
 
 from recursion.evaluate.statistics import Estimate, level
 from recursion.study import costs, honesty
 from recursion.study.comparing import Comparison, comparisons
-from recursion.study.measurements import MEASURES, Cell, Measurements
 from recursion.study.request import BASELINE
-from recursion.study.results import Results
+from recursion.study.results import MEASURES, Cell, Results
 from recursion.study.sensitivity import sensitivities
-from recursion.study.templates import say
+from recursion.study.words import capital, interval, listing, number, plural
 
 SPENDING = (0.9, 1.05)  # of the budget: what counts as equal cost
-CAVEATS = ("unfinished", "failures", "unequal", "one_seed", "without_baseline", "untrained")
+CHANGES = {-1: "lower", 0: "not shown to be different", 1: "higher"}  # by the sign of a difference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """A row of the table. ``losses``: interquartile means on report problems, by measure; none where nothing is done.
 
-    ``below``, ``baseline``: against the cell one level lower, which differs in nothing else, and the tuned baseline.
+    ``lower``, ``baseline``: against the cell one level lower, which differs in nothing else, and the tuned baseline.
     """
 
     cell: Cell
@@ -43,13 +44,13 @@ class Findings:
     """Everything that the report says. Cells without a measurement are there, with nothing said of them.
 
     ``best``: the line that select problems prefer. ``checked``: runs of which it was checked whether a reported problem
-    was trained on, and ``trained_on``, how many problems were. ``runs``: of all cells; ``done``, ``failed``: of these.
+    was trained on, and ``trained_on``, how many problems were. ``done``, ``failed``: of all runs.
     """
 
-    def __init__(self, results: Results) -> None:
-        data = self.data = Measurements(results)
-        self.runs = pd.concat([cell.runs for cell in data.cells])
-        self.done, self.failed = (self.runs[self.runs.status == status] for status in ("done", "failed"))
+    def __init__(self, data: Results) -> None:
+        self.data = data
+        runs = pd.concat([cell.runs for cell in data.cells])
+        self.done, self.failed = (runs[runs.status == status] for status in ("done", "failed"))
         plain = [cell for cell in data.cells if not cell.is_baseline and not cell.on_grid]
         towers = [cell for cell in data.cells if cell.kind == "tower"]
         self.comparisons = list(comparisons(data, plain))
@@ -61,53 +62,116 @@ class Findings:
         self.break_even = [each for each in even if each is not None]
         self.gaps = [gap for cell in towers if (gap := honesty.gap(data, cell)) is not None]
         self.guards = [guard for cell in data.cells if (guard := honesty.guard(data, cell)) is not None]
+        self.rescued, self.uses = (sum(getattr(each, name) for each in self.guards) for name in ("rescued", "uses"))
         self.alarms = list(honesty.alarms(data, self.gaps, [e for e in self.comparisons if e.factor != BASELINE]))
-        checks = pd.concat([honesty.trained_on(data, cell) for cell in data.cells])
-        self.checked, self.trained_on = len(checks), int(checks.sum())
+        checks = [honesty.trained_on(data, cell) for cell in data.cells]
+        self.checked, self.trained_on = sum(map(len, checks)), int(sum(check.sum() for check in checks))
         self.sensitivities = list(sensitivities(data))
+        self.caveats = list(filter(None, self._caveats()))
+        """What the findings cannot say, and why: a sentence each."""
 
     @property
     def answer(self) -> list[str]:
         """Does another level pay? In three sentences."""
-        return [say(name, self) for name in ("depths", "baseline", "trust")]
-
-    @property
-    def caveats(self) -> list[str]:
-        """What the findings cannot say, and why: a sentence each."""
-        return list(filter(None, (say(name, self) for name in CAVEATS)))
+        return [self._depths(), self._baseline(), f"{capital(self._trust())}."]
 
     @property
     def sentences(self) -> list[str]:
         """All that is said of pairs, uses, sensitivity and the guard, in order."""
-        pairs = [say("pair", each) for each in self.comparisons]
-        uses = [say("break_even", each) for each in self.break_even]
-        ranges = [say(name, each) for each in self.sensitivities for name in ("nearly_best", "usable", "slower")]
-        return [*pairs, *uses, *filter(None, ranges), *(say("guard", each) for each in self.guards if each.rescued)]
+        pairs = [f"{each.subject}: {each.verdict}; {each.details}." for each in self.comparisons]
+        uses = [each.sentence for each in self.break_even]
+        ranges = [text for each in self.sensitivities for text in each.sentences]
+        return [*pairs, *uses, *ranges, *(each.sentence for each in self.guards if each.rescued)]
 
     @property
     def lowest(self) -> dict[str, float]:
         """The lowest loss of all lines, by measure."""
-        losses = {measure: [e.losses[measure] for e in self.lines if measure in e.losses] for measure in MEASURES}
-        return {
-            measure: min((each.value for each in estimates), default=math.inf) for measure, estimates in losses.items()
-        }
+        losses = [(measure, each.value) for line in self.lines for measure, each in line.losses.items()]
+        return {measure: min((loss for of, loss in losses if of == measure), default=math.inf) for measure in MEASURES}
 
-    @property
-    def unequal(self) -> list[tuple[str, float]]:
+    def _depths(self) -> str:
+        pairs = [each for each in self.comparisons if each.factor == "depth"]
+        if self.sensitivities:
+            return self.sensitivities[0].sentence(1)
+        if not pairs:
+            return "No two depths can be compared yet."
+        if len(pairs) <= 4 and all(len(each.ours.factors) == 1 for each in pairs):
+            return f"On problems never trained on, {'; '.join(each.step for each in pairs)}."
+        parts = []
+        for sign, group in groupby(sorted(pairs, key=lambda each: each.sign), key=lambda each: each.sign):
+            cuts = [f"{each.ours.label} (against {each.theirs.label})" for each in group]
+            parts.append(f"{CHANGES[sign]} for {listing(cuts) if len(cuts) <= 4 else plural(len(cuts), 'cut')}")
+        what = f"the mean loss with another level, in {plural(len(pairs), 'pair')}"
+        return f"On problems never trained on, {what}, is {'; '.join(parts)}."
+
+    def _baseline(self) -> str:
+        if self.best is None:
+            ranges = self.sensitivities[:1]
+            nothing = "No cell is measured on select problems yet, so none is best."
+            return (ranges[0].slower or ranges[0].sentence(0)) if ranges else nothing
+        label, against = self.best.cell.label, self.best.baseline
+        if against is None:
+            return f"Select problems prefer {label}; there is no tuned baseline to hold it against."
+        differs = f"not shown to differ from the tuned baseline's (difference {interval(against.main.difference)})"
+        if against.sign:
+            differs = f"{CHANGES[against.sign]} than the tuned baseline's by {against.main.size}"
+        parts = [f"{capital(label)}, which select problems prefer, has a mean loss {differs}"]
+        return "; ".join([*parts, *(each.short for each in self.break_even if each.cell is self.best.cell)]) + "."
+
+    def _trust(self) -> str:
+        if self.alarms:
+            more = f" (and {len(self.alarms) - 1} more)" if self.alarms[1:] else ""
+            return f"Alarm: {self.alarms[0]}{more}"
+        parts = []
+        if self.gaps:
+            largest = max((each.gap for each in self.gaps if not math.isnan(each.gap)), default=None)
+            gap = "" if largest is None else f" (largest gap between splits {largest:.2g} in log loss)"
+            parts.append(f"no alarm{gap}")
+        if self.checked and not self.trained_on:
+            parts.append(f"none of the reported problems was trained on ({plural(self.checked, 'run')} checked)")
+        if self.uses:
+            parts.append(f"the guard rescued {self.rescued} of {plural(self.uses, 'use')}")
+        return "; ".join(parts) or "No gap between splits was measured, and no guard was at work"
+
+    def _caveats(self) -> Iterator[str]:
+        done, count, request = len(self.done), len(self.data.runs), self.data.request
+        if count > done + len(self.failed):
+            so_far = f"{done} of {plural(count, 'run')} done"
+            yield f"This ablation is not finished: {so_far}. Run its command again to go on."
+        elif not done:
+            yield "No run is done, so there is nothing to report but why."
+        diverged = int(self.failed.diverged.sum())
+        counts = {"diverged (infinite loss)": diverged}
+        counts["failed for another reason (left out)"] = len(self.failed) - diverged
+        failures = [f"{plural(some, 'run')} {how}" for how, some in counts.items() if some]
+        if failures:
+            yield f"{' and '.join(failures)}, see the failed runs."
+        unequal = [f"{label} {number(100 * part)}%" for label, part in self._unequal()]
+        if unequal:
+            more = f" and {plural(len(unequal) - 8, 'cell')} more" if unequal[8:] else ""
+            spent = f"Not every cell spent the whole budget: {listing(unequal[:8])}{more}."
+            yield f"{spent} A search ends early when nothing is left to try."
+        if request.seeds == 1:
+            yield "There is one training seed, so intervals are over problems and say nothing about another training."
+        if self.data.baseline is None:
+            nothing = "nothing is said about whether any depth beats a hand-made optimizer"
+            yield f"There is no tuned baseline, so {nothing}."
+        if all(cell.kind != "tower" for cell in self.data.cells):
+            yield "Nothing was trained: all cells are hand-made rules that were tuned."
+
+    def _unequal(self) -> Iterator[tuple[str, float]]:
         """Cells that did not cost the budget, and which part of it. Towers that learn nothing cost nothing."""
         budget = self.data.request.budget
-        ledgers = [line.ledger for line in self.plain if line.ledger is not None and budget.unit == "base steps"]
-        parts = [(ledger.cell.label, ledger.spent / budget.amount) for ledger in ledgers]
-        return [(label, part) for label, part in parts if part and not SPENDING[0] <= part <= SPENDING[1]]
+        for line in self.plain if budget.unit == "base steps" else ():
+            part = line.ledger.spent / budget.amount if line.ledger else 0.0
+            if part and not SPENDING[0] <= part <= SPENDING[1]:
+                yield line.cell.label, part
 
 
-def _line(data: Measurements, cell: Cell, compared: list[Comparison]) -> Line:
+def _line(data: Results, cell: Cell, pairs: list[Comparison]) -> Line:
     losses = {measure: data.losses(cell, "chosen", "report", measure) for measure in MEASURES}
-    ours = {each.factor: each for each in reversed(compared) if each.ours is cell}
+    ours = {each.factor: each for each in reversed(pairs) if each.ours is cell}
     return Line(
-        cell=cell,
+        cell=cell, lower=ours.get("depth"), baseline=ours.get(BASELINE), ledger=costs.ledger(data, cell),
         losses={measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty},
-        lower=ours.get("depth"),
-        baseline=ours.get(BASELINE),
-        ledger=costs.ledger(data, cell),
-    )
+    )  # fmt: skip

@@ -16,8 +16,8 @@ import pandas as pd
 from recursion.evaluate.statistics import Estimate, Values, difference, interquartile_mean, level
 from recursion.evaluate.statistics import interval as estimated
 from recursion.study.comparing import Comparison, contrast
-from recursion.study.measurements import PRIMARY, SPLITS, Cell, Measurements
-from recursion.study.templates import say
+from recursion.study.results import PRIMARY, SPLITS, Cell, Results
+from recursion.study.words import interval, plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,14 @@ class Gap:
         gained = [split for split in SPLITS[:2] if split in self.gains and self.gains[split].sign > 0]
         return [split for split in gained if report.sign <= 0 and not report.value > self.gains[split].value / 2]
 
+    @property
+    def alarm(self) -> str:
+        """What is wrong with an alarming gap."""
+        gains = " and ".join(f"{split} problems (gain {interval(self.gains[split])})" for split in self.alarming)
+        report = f"but not on report problems (gain {interval(self.gains['report'])})"
+        learned = "what it learned is about the problems that it was trained or chosen on"
+        return f"{self.cell.label} improves on {gains} {report}: {learned}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
@@ -52,19 +60,24 @@ class Guard:
     guarded: Estimate
     bare: Estimate
 
+    @property
+    def sentence(self) -> str:
+        rescued, losses = f"{self.rescued} of {plural(self.uses, 'use')}", (interval(self.guarded), interval(self.bare))
+        return f"Guard: {self.cell.label}: {rescued} rescued; mean loss guarded {losses[0]}, bare {losses[1]}."
 
-def gap(data: Measurements, cell: Cell) -> Gap | None:
+
+def gap(data: Results, cell: Cell) -> Gap | None:
     """None where nothing was trained, or nothing is done."""
     gains = {}
     for split in SPLITS:
         start, chosen = (data.losses(cell, stage, split) for stage in ("start", "chosen"))
         start, chosen = start.align(chosen, join="inner")
         if not start.empty:
-            gains[split] = _gain(start.to_numpy(), chosen.to_numpy())
+            gains[split] = gain(start.to_numpy(), chosen.to_numpy())
     return Gap(cell=cell, gains=gains) if "report" in gains and len(gains) > 1 else None
 
 
-def guard(data: Measurements, cell: Cell) -> Guard | None:
+def guard(data: Results, cell: Cell) -> Guard | None:
     """None if no use was guarded. A training that diverged left nothing to use, so it is not in these numbers."""
     places = ("guarded", "rescued"), ("guarded", PRIMARY), ("chosen", PRIMARY)
     frames = [data.losses(cell, stage, "report", measure) for stage, measure in places]
@@ -74,40 +87,42 @@ def guard(data: Measurements, cell: Cell) -> Guard | None:
     return Guard(cell=cell, rescued=int(rescued.sum()), uses=rescued.size, guarded=level(guarded), bare=level(bare))
 
 
-def alarms(data: Measurements, gaps: Sequence[Gap], compared: Sequence[Comparison]) -> Iterator[str]:
-    """Every alarm, a sentence each. ``compared``: cells with cells."""
-    yield from (say("overfitted", each) for each in gaps if each.alarming)
-    best = preferred(data, [cell for each in compared for cell in (each.ours, each.theirs)])
-    for each in compared:
+def alarms(data: Results, gaps: Sequence[Gap], pairs: Sequence[Comparison]) -> Iterator[str]:
+    """Every alarm, a sentence each. ``pairs``: of cells with cells."""
+    yield from (each.alarm for each in gaps if each.alarming)
+    best = preferred(data, [cell for each in pairs for cell in (each.ours, each.theirs)])
+    for each in pairs:
         if best is not None and best in (each.ours, each.theirs):
-            yield from _of_selection(data, best, each.theirs if best is each.ours else each.ours)
+            yield from _misled(data, each.theirs if each.ours is best else each.ours, best)
     for cell in data.cells:
         count = int(trained_on(data, cell).sum())
         if count:
-            yield say("trained_on", cell, count)
+            yield f"{cell.label} was trained on {plural(count, 'problem')} of those that are reported"
 
 
-def trained_on(data: Measurements, cell: Cell) -> pd.Series:
+def _misled(data: Results, other: Cell, best: Cell) -> Iterator[str]:
+    """An alarm if report problems show less than half of the lead that select problems claim for the best cell."""
+    contrasts = [contrast(data, best, other, split) for split in ("select", "report")]
+    claimed, seen = (each and each.difference for each in contrasts)
+    if claimed and seen and claimed.sign < 0 <= seen.sign and not seen.value < claimed.value / 2:
+        claim = f"select problems prefer {best.label} to {other.label} (difference {interval(claimed)})"
+        report = f"report problems do not (difference {interval(seen)})"
+        yield f"{claim}, {report}: choosing among cells found what does not hold"
+
+
+def trained_on(data: Results, cell: Cell) -> pd.Series:
     """Of each run that was checked, how many reported problems it was trained on."""
     return data.part(cell, "reporting", "report", "problems trained on").value
 
 
-def preferred(data: Measurements, cells: Sequence[Cell]) -> Cell | None:
+def preferred(data: Results, cells: Sequence[Cell]) -> Cell | None:
     """The cell with the lowest interquartile mean loss on select problems; the first of equals."""
     losses = [data.losses(cell, "chosen", "select").to_numpy() for cell in cells]
     means = [float(interquartile_mean(each.reshape(-1))) if each.size else np.nan for each in losses]
     return None if np.isnan(means).all() else cells[int(np.nanargmin(means))]
 
 
-def _of_selection(data: Measurements, best: Cell, other: Cell) -> Iterator[str]:
-    """An alarm if report problems show less than half of the lead that select problems claim."""
-    contrasts = [contrast(data, best, other, split) for split in ("select", "report")]
-    claimed, seen = (None if each is None else each.difference for each in contrasts)
-    if claimed and seen and claimed.sign < 0 <= seen.sign and not seen.value < claimed.value / 2:
-        yield say("misled", best, other, claimed, seen)
-
-
-def _gain(start: Values, chosen: Values) -> Estimate:
+def gain(start: Values, chosen: Values) -> Estimate:
     """Log ratio; where losses are not all above 0, the difference as a part of the mean of the two sizes."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if (start > 0).all() and (chosen > 0).all():
@@ -116,6 +131,6 @@ def _gain(start: Values, chosen: Values) -> Estimate:
             part = 2 * (start - chosen) / (np.abs(start) + np.abs(chosen))
             one = 2.0 * (np.isinf(start) * 1.0 - np.isinf(chosen))
             gains = np.where(np.isinf(start) | np.isinf(chosen), one, np.where(start == chosen, 0.0, part))
-    gain = estimated(gains)
+    each = estimated(gains)
     # of one problem and one training, this gain is all that there is to know
-    return gain if gains.size > 1 else Estimate(gain.value, gain.value, gain.value)
+    return each if gains.size > 1 else Estimate(each.value, each.value, each.value)

@@ -1,45 +1,55 @@
 """The pictures of a study, from its findings; each is left out where there is nothing to draw.
 
 A cell has one colour, dash and mark in all of them. Cells of a grid of step sizes are in the pictures of sensitivity
-and in no other: there are too many of them.
+and in no other: there are too many of them. Those are after Fig. 3 of Chandra et al. 2022.
 """
 
 import math
 from collections import defaultdict
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from recursion.evaluate.reporting import COLOURS
 from recursion.study import drawing
-from recursion.study.cost_pictures import draw_benefit, draw_ledger
+from recursion.study.costs import Ledger
 from recursion.study.drawing import INK, SOFT, Looks, Picture, drawable, drawn, logarithmic, looks_of, whisker
 from recursion.study.findings import Findings, Line
-from recursion.study.height_pictures import draw_heights
-from recursion.study.measurements import MEASURES, PRIMARY, SPLITS, Measurements
-from recursion.study.words import capital, interval, number
+from recursion.study.results import MEASURES, PRIMARY, SPENT, SPLITS, UNITS, Results
+from recursion.study.sensitivity import WITHIN, Sensitivity
+from recursion.study.words import capital, interval, listing, number
 
 MOST = 16  # cells that a picture has room for
-LEVELS = 4  # whose training is drawn
+LEVELS = 4  # whose training is drawn, and whose work has a part of its own
+PARTS = 6  # of a cost that have a colour of their own; the next are hatched
 BAND = ("lower quartile", "median loss", "upper quartile")
 
 
 def draw(findings: Findings) -> list[Picture]:
     """All that there is something to draw for, in the order of the page."""
     pictures: list[Picture] = []
-    shown = findings.plain[-MOST:]
+    shown, data = findings.plain[-MOST:], findings.data
     looks = looks_of([line.cell.label for line in shown if not line.cell.is_baseline])
     lines = [line for line in shown if PRIMARY in line.losses]
     measured = any(not line.cell.is_baseline for line in lines)
     if measured:
         for measure in MEASURES:
             _against_depth(pictures, [line for line in lines if measure in line.losses], measure, looks)
-        _curves(pictures, findings.data, lines, looks)
+        _curves(pictures, data, lines, looks)
     for each in findings.sensitivities:
-        draw_heights(pictures, each)
+        _sensitivity(pictures, each)
+        _robust(pictures, each)
+        if all(height.seconds for height in each.heights) and len(each.heights) > 1:
+            _time(pictures, each)
     if measured:
-        draw_benefit(pictures, findings.data, lines, looks)
-        draw_ledger(pictures, findings.data.request.budget, lines)
+        paying = [(line, line.ledger) for line in lines if line.ledger is not None and line.ledger.spent > 0]
+        if paying:
+            _benefit(pictures, data, paying, looks)
+            _ledger(pictures, data, [ledger for _, ledger in paying])
         for level in range(1, LEVELS + 1):
-            _training(pictures, findings.data, lines, level, looks)
+            _training(pictures, data, lines, level, looks)
         _gaps(pictures, findings)
     return pictures
 
@@ -47,12 +57,17 @@ def draw(findings: Findings) -> list[Picture]:
 def _against_depth(pictures: list[Picture], lines: list[Line], measure: str, looks: Looks) -> None:
     """One point a cell; cells that share all factors but depth are joined."""
     values = [f"{line.cell.label} {interval(line.losses[measure])}" for line in lines]
-    title, alt = f"{capital(measure)} against depth", f"{capital(measure)} by cell: {'; '.join(values)}."
     cells = sorted((line for line in lines if not line.cell.is_baseline), key=lambda line: line.cell.depth)
     series: dict[str, list[Line]] = defaultdict(list)
     for line in cells:
         series[str(sorted(line.cell.factors.items() - {("depth", line.cell.factors["depth"])}))].append(line)
-    with drawn(pictures, f"{measure.replace(' ', '-')}-by-depth", title, alt) as axes:
+    caption = f"Interquartile mean of the {measure} on problems never trained on, with 95% intervals over problems and "
+    caption += "seeds; the dashed line and its band are the tuned baseline."
+    with drawn(
+        pictures, f"{measure.replace(' ', '-')}-by-depth", f"{capital(measure)} against depth",
+        f"{capital(measure)} by cell: {'; '.join(values)}.", caption,
+        "depth (levels)", f"{measure} on report problems",
+    ) as axes:  # fmt: skip
         for joined in series.values():
             losses = drawable(line.losses[measure].value for line in joined)
             axes.plot([line.cell.depth for line in joined], losses, color=SOFT, linewidth=1.0)
@@ -66,27 +81,27 @@ def _against_depth(pictures: list[Picture], lines: list[Line], measure: str, loo
         drawing.levels_along(axes, sorted({line.cell.depth for line in cells}))
         logarithmic(axes, drawing.reach(line.losses[measure] for line in lines))
         axes.margins(x=0.1)
-        axes.set(xlabel="depth (levels)", ylabel=f"{measure} on report problems")
 
 
-def _curves(pictures: list[Picture], data: Measurements, lines: list[Line], looks: Looks) -> None:
+def _curves(pictures: list[Picture], data: Results, lines: list[Line], looks: Looks) -> None:
     """Loss at use: medians over seeds of the median and quartiles over problems."""
     bands = {line.cell.label: [data.curves(line.cell, name).median() for name in BAND] for line in lines}
     bands = {label: band for label, band in bands.items() if len(band[1])}
-    ends = [f"{label} ends at {number(middle.iloc[-1])}" for label, (_, middle, _) in bands.items()]
     if not bands:
         return
-    with drawn(pictures, "curves", "Loss at use", f"Loss against base steps of a use: {'; '.join(ends)}.") as axes:
-        for label, (low, middle, high) in bands.items():
-            axes.plot(middle.index, drawable(middle), linewidth=1.8, label=label, **looks[label].line)
+    middles = {label: middle for label, (_, middle, _) in bands.items()}
+    alt = f"Loss against base steps of a use: {_ends(middles)}."
+    caption = "What was learned, put to use on report problems: median over problems and seeds, band from the lower to "
+    caption += "the upper quartile over problems."
+    labels = "base steps of a use", "loss"
+    with drawn(pictures, "curves", "Loss at use", alt, caption, *labels) as axes:
+        _plot(axes, middles, looks)
+        for label, (low, _, high) in bands.items():
             colour = looks[label].colour
             axes.fill_between(low.index, drawable(low), drawable(high), color=colour, alpha=0.12, linewidth=0)
-        logarithmic(axes, pd.concat([middle for _, middle, _ in bands.values()]))
-        axes.margins(x=0.01)
-        axes.set(xlabel="base steps of a use", ylabel="loss")
 
 
-def _training(pictures: list[Picture], data: Measurements, lines: list[Line], level: int, looks: Looks) -> None:
+def _training(pictures: list[Picture], data: Results, lines: list[Line], level: int, looks: Looks) -> None:
     """The loss below a level while its tower was trained, medians over seeds, against the part that is done."""
     curves = {}
     for line in lines:
@@ -96,26 +111,36 @@ def _training(pictures: list[Picture], data: Measurements, lines: list[Line], le
         points = rows[rows.point < rows.groupby("seed").size().min()].groupby("point")
         if len(points) > 1:
             curves[line.cell.label] = points.value.median().set_axis(points.step.first() / rows.step.max())
-    ends = [f"{label} ends at {number(losses.iloc[-1])}" for label, losses in curves.items()]
     if not curves:
         return
-    alt = f"Training loss below level {level}: {'; '.join(ends)}."
-    with drawn(pictures, f"training-{level}", f"Training: loss below level {level}", alt) as axes:
-        for label, losses in curves.items():
-            axes.plot(losses.index, drawable(losses), linewidth=1.4, label=label, **looks[label].line)
-        logarithmic(axes, pd.concat(list(curves.values())))
+    alt = f"Training loss below level {level}: {_ends(curves)}."
+    caption = f"Loss of what level {level} works on, while its tower was trained: median over seeds."
+    labels = "part of the training", "loss"
+    with drawn(pictures, f"training-{level}", f"Training: loss below level {level}", alt, caption, *labels) as axes:
+        _plot(axes, curves, looks)
         axes.xaxis.set_major_formatter("{x:.0%}")
-        axes.margins(x=0.01)
-        axes.set(xlabel="part of the training", ylabel="loss")
+
+
+def _plot(axes: Axes, curves: dict[str, pd.Series], looks: Looks) -> None:
+    for label, losses in curves.items():
+        axes.plot(losses.index, drawable(losses), linewidth=1.6, label=label, **looks[label].line)
+    logarithmic(axes, pd.concat(list(curves.values())))
+    axes.margins(x=0.01)
+
+
+def _ends(curves: dict[str, pd.Series]) -> str:
+    return "; ".join(f"{label} ends at {number(losses.iloc[-1])}" for label, losses in curves.items())
 
 
 def _gaps(pictures: list[Picture], findings: Findings) -> None:
     gaps = [gap for gap in findings.gaps if not gap.cell.on_grid][:MOST]
-    looks = looks_of(SPLITS)
-    values = [f"{gap.cell.label}, gap {number(gap.gap)}" for gap in gaps]
     if not gaps:
         return
-    with drawn(pictures, "gaps", "The gap between the splits", f"Gain by split: {'; '.join(values)}.") as axes:
+    alt = f"Gain by split: {'; '.join(f'{gap.cell.label}, gap {number(gap.gap)}' for gap in gaps)}."
+    caption = "By how much the chosen snapshot is below the start of training, on problems that trained it, chose it, "
+    caption += "and report on it. Above zero is a gain; train or select above zero and report not is an alarm."
+    title, label, looks = "The gap between the splits", "gain (log of start / chosen)", looks_of(SPLITS)
+    with drawn(pictures, "gaps", title, alt, caption, "", label) as axes:
         for place, gap in enumerate(gaps):
             for offset, (split, gain) in enumerate(gap.gains.items(), -1):
                 whisker(axes, place + 0.2 * offset, gain, looks[split], None if place else f"{split} problems")
@@ -123,4 +148,124 @@ def _gaps(pictures: list[Picture], findings: Findings) -> None:
         axes.set_xticks(range(len(gaps)), [gap.cell.label for gap in gaps])
         axes.tick_params(axis="x", labelrotation=90 if len(gaps) > 5 else 0)
         axes.margins(x=0.12)
-        axes.set(ylabel="gain (log of start / chosen)")
+
+
+def _benefit(pictures: list[Picture], data: Results, paying: list[tuple[Line, Ledger]], looks: Looks) -> None:
+    """Loss of the snapshots against what had been spent by then; at the end the reported loss."""
+    losses = {line.cell.label: line.losses[PRIMARY] for line, _ in paying}
+    ends = [f"{line.cell.label} {number(losses[line.cell.label].value)} at {number(own.spent)}" for line, own in paying]
+    alt = f"Mean loss against total cost in base steps: {'; '.join(ends)}."
+    caption = (
+        "Lines: mean loss of the snapshots on select problems, when that much had been spent on training. Points: "
+    )
+    caption += "mean loss on report problems against all that was spent, with 95% intervals."
+    labels = "total cost (base steps, optimizer work counted)", "mean loss"
+    with drawn(pictures, "cost-benefit", "Cost against benefit", alt, caption, *labels) as axes:
+        for line, own in paying:
+            label, points = line.cell.label, _snapshots(data, line)
+            axes.plot(points.cost, drawable(points.value), linewidth=1.3, alpha=0.8, **looks[label].line)
+            whisker(axes, own.spent, losses[label], looks[label], label)
+        logarithmic(axes, drawing.reach(losses.values()))
+        axes.set_xlim(left=0)
+        _in_thousands(axes)
+
+
+def _snapshots(data: Results, line: Line) -> pd.DataFrame:
+    """Mean cost and loss over seeds, snapshot by snapshot, as far as all seeds have it."""
+    rows = data.part(line.cell, "snapshot", "select", PRIMARY).sort_values("step")
+    steps = line.cell.done.set_index("seed").facts.map(lambda facts: facts.get("steps") or 1)
+    cost = data.paid(line.cell, ("training",))[UNITS[0]]
+    rows = rows.assign(cost=rows.step * rows.seed.map(cost / steps), place=rows.groupby("seed").cumcount())
+    points = rows.groupby("place")[["cost", "value"]]
+    return points.mean()[points.size() == len(steps)]
+
+
+def _ledger(pictures: list[Picture], data: Results, ledgers: list[Ledger]) -> None:
+    """Stacked bars: task gradients and optimizer work of training, then all else; the budget as a line."""
+    bars = pd.DataFrame({ledger.cell.label: _parts(ledger) for ledger in ledgers}).T.iloc[::-1]
+    bars = bars.loc[:, (bars > 0).any()]
+    totals = [f"{label} {number(total)}" for label, total in bars.sum(axis=1).iloc[::-1].items()]
+    alt = f"Total cost in base steps: {'; '.join(totals)}."
+    caption = "Base steps of a run, mean over seeds: gradients of the task, and the work of each level's optimizer in "
+    caption += "the same unit; what tunes a hand-made rule is search."
+    height = 1.9 + 0.34 * len(ledgers) + 0.2 * math.ceil(bars.shape[1] / 2)
+    title, looks = "Where the cost went", list(looks_of(range(PARTS)).values())
+    with drawn(pictures, "ledger", title, alt, caption, "base steps", "", height=height) as axes:
+        before = bars.cumsum(axis=1) - bars
+        for place, name in enumerate(bars):
+            colour, hatch = looks[place % PARTS].colour, "///" if place >= PARTS else None
+            axes.barh(bars.index, bars[name], 0.62, before[name], color=colour, hatch=hatch, label=name)
+        budget = data.request.budget
+        if budget.unit == "base steps":
+            axes.axvline(budget.amount, color=INK, linestyle=":", linewidth=1.4, label="budget")
+        _in_thousands(axes)
+        axes.grid(visible=False, axis="y")
+
+
+def _parts(ledger: Ledger) -> dict[str, float]:
+    work = [*ledger.work("training"), *[0.0] * LEVELS]
+    levels = {f"optimizer of level {level}": work[level - 1] for level in range(1, LEVELS + 1)}
+    rest = {f"optimizers above level {LEVELS}": sum(work[LEVELS:])}
+    stages = {stage: ledger.total(stage) for stage in SPENT if stage != "training"}
+    return {"task gradients": ledger.gradients("training")} | levels | rest | stages
+
+
+def _in_thousands(axes: Axes) -> None:
+    """Large numbers along the horizontal axis as 500k and 1.5M."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _sensitivity(pictures: list[Picture], each: Sensitivity) -> None:
+    """Loss against step size."""
+    values = np.concatenate([height.losses for height in each.heights])
+    highest = max(values[np.isfinite(values)], default=1.0)
+    alt = f"Mean loss against {each.factor} for heights {listing([str(height.height) for height in each.heights])}."
+    others = "".join(f"; {name} {value}" for name, value in each.others.items())
+    caption = f"Mean loss against the step size that all levels begin with ({each.factor}{others}), a line for each "
+    caption += f"height; crosses are divergence, dotted lines {WITHIN[0]:g} and {WITHIN[1]:g} times the best loss."
+    labels = f"{each.factor} at the start", "mean loss on report problems"
+    name, title = f"sensitivity-{each.slug}", "Sensitivity against height"
+    with drawn(pictures, name, title, alt, caption, *labels, height=4.2) as axes:
+        for place, (height, colour) in enumerate(zip(each.heights, drawing.sequence(len(each.heights))), 1):
+            losses, label = height.losses, f"height {height.height}"
+            axes.plot(losses.index, drawable(losses), "o-", color=colour, markersize=3.5, linewidth=1.6, label=label)
+            gone = losses.index[np.isinf(losses)]
+            axes.plot(gone, [1.15**place * highest] * len(gone), "x", color=colour, markersize=5)
+        for within in WITHIN:
+            axes.axhline(within * each.best, color=SOFT, linestyle=":", linewidth=1.2)
+        axes.set_xscale("log")
+        logarithmic(axes, values, span=5.0)
+
+
+def _robust(pictures: list[Picture], each: Sensitivity) -> None:
+    heights = [height.height for height in each.heights]
+    widths = "; ".join(f"{height.ranges[-1].text} at height {height.height}" for height in each.heights)
+    alt = f"Robust range in decades, within {WITHIN[-1]:g} times the best: {widths}."
+    caption = "Width of the longest run of step sizes on the grid whose mean loss is within the tolerance of the best; "
+    caption += "bars are the range over seeds, and triangles reach the end of the grid: at least that wide."
+    labels = "height (levels)", "decades of step sizes"
+    with drawn(pictures, f"robust-{each.slug}", "Robust range against height", alt, caption, *labels) as axes:
+        for index, (within, look) in enumerate(looks_of(WITHIN).items()):
+            ranges = [height.ranges[index] for height in each.heights]
+            ends = np.nan_to_num([[one.decades, one.low, one.high] for one in ranges]).T
+            axes.plot(heights, ends[0], linewidth=1.6, label=f"within {within:g} times the best", **look.line)
+            axes.vlines(heights, ends[1], ends[2], color=look.colour, alpha=0.5, linewidth=1.4)
+            for height, decades, one in zip(heights, ends[0], ranges):
+                axes.plot([height], [decades], "^" if one.open else "o", color=look.colour, markersize=6)
+        drawing.levels_along(axes, heights)
+        axes.set_ylim(bottom=-0.2)
+
+
+def _time(pictures: list[Picture], each: Sensitivity) -> None:
+    heights = [height.height for height in each.heights]
+    times = 1e3 * np.array([drawing.reach([height.seconds]) for height in each.heights if height.seconds]).T
+    alt = "; ".join(f"{middle:.3g} ms at height {height}" for height, middle in zip(heights, times[0]))
+    caption = "Wall time of one base step at use: median over runs, bars from the fastest to the slowest."
+    labels = "height (levels)", "milliseconds of a step"
+    name, title = f"time-{each.slug}", "Time against height"
+    with drawn(pictures, name, title, f"Time of a step: {alt}.", caption, *labels) as axes:
+        axes.plot(heights, times[0], color=COLOURS[0].lower(), marker="o", linewidth=1.6)
+        axes.vlines(heights, times[1], times[2], color=SOFT, linewidth=1.2)
+        drawing.levels_along(axes, heights)
+        axes.set_ylim(bottom=0)

@@ -11,16 +11,14 @@ from rich.text import Text
 
 from recursion.files import explained, replace_file
 from recursion.study.findings import Findings, Line
-from recursion.study.measurements import MEASURES
 from recursion.study.page import page
 from recursion.study.pictures import draw
-from recursion.study.results import load
+from recursion.study.results import MEASURES, load
 from recursion.study.sensitivity import WITHIN
 from recursion.study.words import interval, number, seconds, share
 
 FACTORS = ("cell", "mean loss [95%]", "final loss [95%]", "< one less", "< baseline", "cost", "runs")
-RANGES = [f"decades within {within:g} times the best" for within in WITHIN]
-ROBUST = ("tower", *RANGES, "its best mean loss", "time of a step")
+ROBUST = ("tower", *(f"decades within {within:g} times the best" for within in WITHIN), "its best mean loss")
 
 
 def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]:
@@ -30,18 +28,17 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     as a whole. Unfinished studies are reported as far as they are. Raises ValueError, in one line, for a folder that
     holds no study; OSError, saying which file, if one cannot be read or written.
     """
-    results = load(folder)
-    findings = Findings(results)
+    findings = Findings(load(folder))
     show(findings, console)
     target = folder / "report.html" if out is None else out
     with explained("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     pictures = draw(findings)
-    files = {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
-    files[target] = page(folder, results, findings, pictures).encode()
+    files = {target: page(folder, findings, pictures).encode()}
+    files |= {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
     for path, content in files.items():
         replace_file(path, content)
-    return [target, *(path for path in files if path != target)]
+    return list(files)
 
 
 def show(findings: Findings, console: Console) -> None:
@@ -51,7 +48,7 @@ def show(findings: Findings, console: Console) -> None:
     failed = zip(findings.failed.run, findings.failed.why, counts)
     for title, heads, rows in (
         ("on report problems", FACTORS, cells),
-        ("Robust range of step sizes, with the range over seeds", ROBUST, _robust(findings)),
+        ("Robust range of step sizes, with the range over seeds", (*ROBUST, "time of a step"), _robust(findings)),
         ("Failed runs, and how they count", ("run", "why", "counts as"), failed),
     ):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)

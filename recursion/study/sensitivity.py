@@ -9,14 +9,15 @@ is known to the grid's spacing, and is *at least* that wide where it reaches the
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from recursion.evaluate.statistics import Estimate, interquartile_mean
-from recursion.study.measurements import Cell, Measurements, is_step_size
+from recursion.study.results import Cell, Results, is_step_size
+from recursion.study.words import number
 
 WITHIN = (1.1, 2.0)  # times the best loss: nearly as good, and usable
 ALL = -1  # the column of all seeds together, beside the seeds
@@ -71,8 +72,31 @@ class Sensitivity:
         words = [self.factor.replace("*", "x"), *(f"{name}-{value}" for name, value in self.others.items())]
         return "-".join(words).replace(".", "-")
 
+    def sentence(self, index: int) -> str:
+        """The robust range at one tolerance."""
+        parts = [f"{height.ranges[index].text} at height {height.height}" for height in self.heights]
+        few = parts if len(parts) <= 4 else [parts[0], parts[len(parts) // 2], parts[-1]]
+        others = f" ({', '.join(f'{name} {value}' for name, value in self.others.items())})" if self.others else ""
+        most = f"a mean loss of at most {WITHIN[index]:g} times the best ({number(self.best)})"
+        return f"Robust range of {self.factor}{others}, in decades with {most}: {', '.join(few)}."
 
-def sensitivities(data: Measurements) -> Iterator[Sensitivity]:
+    @property
+    def slower(self) -> str:
+        """By how much each level slows a step; nothing where it is not known."""
+        low, high = self.heights[0], self.heights[-1]
+        if not (low.seconds and high.seconds and high.height > low.height and low.seconds.value > 0):
+            return ""
+        first, last = 1e3 * low.seconds.value, 1e3 * high.seconds.value
+        times = f"{first:.3g} ms at height {low.height} and {last:.3g} ms at height {high.height}"
+        return f"A step of use takes {times}: {(last - first) / (high.height - low.height):.2g} ms for each level more."
+
+    @property
+    def sentences(self) -> list[str]:
+        """All that is said."""
+        return [self.sentence(0), self.sentence(1), *filter(None, [self.slower])]
+
+
+def sensitivities(data: Results) -> Iterator[Sensitivity]:
     """One for each factor that is about step sizes and each choice of the others."""
     for factor in (name for name, _ in data.request.grid if is_step_size(name)):
         groups: dict[tuple[tuple[str, str], ...], dict[tuple[int, float], Cell]] = defaultdict(dict)
@@ -81,32 +105,19 @@ def sensitivities(data: Measurements) -> Iterator[Sensitivity]:
             if 0 < value < math.inf and not data.losses(cell, "chosen", "report").empty:
                 rest = sorted((k, v) for k, v in cell.factors.items() if k not in ("depth", factor))
                 groups[tuple(rest)][cell.depth, value] = cell
-        yield from (_sensitivity(data, factor, dict(rest), cells) for rest, cells in groups.items())
+        for others, cells in groups.items():
+            losses = pd.DataFrame({place: _by_seed(data, cell) for place, cell in cells.items()}).T.sort_index()
+            losses = losses.fillna(np.inf)  # seeds that were not measured
+            best, heights = losses.min(), []
+            for height, grid in losses.groupby(level=0):
+                grid = grid.droplevel(0)
+                ranges = tuple(_range(grid, within * best) for within in WITHIN)
+                seconds = _seconds(data, [cell for (depth, _), cell in cells.items() if depth == height])
+                heights.append(Height(height=int(height), losses=grid[ALL], ranges=ranges, seconds=seconds))
+            yield Sensitivity(factor=factor, others=dict(others), best=float(best[ALL]), heights=tuple(heights))
 
 
-def _sensitivity(
-    data: Measurements, factor: str, others: dict[str, str], cells: Mapping[tuple[int, float], Cell]
-) -> Sensitivity:
-    losses = pd.DataFrame({place: _by_seed(data, cell) for place, cell in cells.items()}).T.sort_index()
-    losses = losses.fillna(np.inf)  # seeds that were not measured
-    best = losses.min()
-    return Sensitivity(
-        factor=factor,
-        others=others,
-        best=float(best[ALL]),
-        heights=tuple(
-            Height(
-                height=int(height),
-                losses=grid.droplevel(0)[ALL],
-                ranges=tuple(_range(grid.droplevel(0), within * best) for within in WITHIN),
-                seconds=_seconds(data, [cell for (depth, _), cell in cells.items() if depth == height]),
-            )
-            for height, grid in losses.groupby(level=0)
-        ),
-    )
-
-
-def _by_seed(data: Measurements, cell: Cell) -> pd.Series:
+def _by_seed(data: Results, cell: Cell) -> pd.Series:
     """The interquartile mean loss of a cell, of all seeds together and of each."""
     losses = data.losses(cell, "chosen", "report")
     means = interquartile_mean(losses.to_numpy())
@@ -119,24 +130,20 @@ def _range(grid: pd.DataFrame, limits: pd.Series) -> Range:
     decades = {seed: math.log10(run[-1] / run[0]) if run else math.nan for seed, run in ends.items()}
     of_seeds = [width for seed, width in decades.items() if seed != ALL]
     return Range(
-        decades=decades[ALL],
-        low=float(np.min(of_seeds)),  # NaN, if no step size will do for a seed
+        decades=decades[ALL], low=float(np.min(of_seeds)),  # NaN, if no step size will do for a seed
         high=math.nan if np.isnan(of_seeds).all() else float(np.nanmax(of_seeds)),
         open=bool({*ends[ALL]} & {grid.index[0], grid.index[-1]}),
-    )
+    )  # fmt: skip
 
 
 def _longest(losses: pd.Series, limit: float) -> list[float]:
-    """The widest run of neighbouring step sizes with a loss within the limit; empty if there is none."""
-    widest: list[float] = []
-    run: list[float] = []
-    for value, loss in losses.items():
-        run = [*run, value] if loss <= limit < math.inf else []
-        if run and (not widest or run[-1] / run[0] > widest[-1] / widest[0]):
-            widest = run
-    return widest
+    """The widest run of neighbouring step sizes with a loss within the limit, the first of equals; may be empty."""
+    good = (losses <= limit) & np.isfinite(limit)
+    runs = [sizes[good.loc[sizes]] for _, sizes in losses.index.to_series().groupby((~good).cumsum())]
+    widths = [run.iloc[-1] / run.iloc[0] if len(run) else 0.0 for run in runs]
+    return list(runs[int(np.argmax(widths))])
 
 
-def _seconds(data: Measurements, cells: list[Cell]) -> Estimate | None:
+def _seconds(data: Results, cells: list[Cell]) -> Estimate | None:
     times = pd.concat([data.single(cell, "seconds of a step") for cell in cells])
     return Estimate(float(times.median()), float(times.min()), float(times.max())) if len(times) else None

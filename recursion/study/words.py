@@ -1,10 +1,13 @@
 """Numbers, intervals, times and sizes as people read them."""
 
 import math
+from collections.abc import Sequence
 
 from recursion.evaluate.statistics import Estimate
 
-__all__ = ["bounds", "capital", "interval", "number", "plural", "seconds", "share", "size", "uses"]
+SECONDS = ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (math.inf, 3600.0, "h"))
+BYTES = ((2**20, 2**10, "KiB"), (2**30, 2**20, "MiB"), (math.inf, 2**30, "GiB"))
+"""Below each limit: a unit and its name."""
 
 
 def number(value: float) -> str:
@@ -35,20 +38,12 @@ def share(estimate: Estimate) -> str:
 
 def seconds(value: float) -> str:
     """A time in the unit that suits it."""
-    for limit, unit, name in ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min")):
-        if value < limit:
-            return f"{value / unit:.3g} {name}"
-    return f"{value / 3600:.3g} h"
+    return next(f"{value / unit:.3g} {name}" for limit, unit, name in SECONDS if value < limit)
 
 
 def size(value: float) -> str:
     """Bytes in the unit that suits them; nothing for NaN."""
-    if math.isnan(value):
-        return ""
-    for limit, unit, name in ((2**20, 2**10, "KiB"), (2**30, 2**20, "MiB")):
-        if value < limit:
-            return f"{value / unit:.3g} {name}"
-    return f"{value / 2**30:.3g} GiB"
+    return next((f"{value / unit:.3g} {name}" for limit, unit, name in BYTES if value < limit), "")
 
 
 def uses(value: float) -> str:
@@ -64,3 +59,8 @@ def plural(count: int, noun: str) -> str:
 def capital(sentence: str) -> str:
     """The sentence with a capital letter in front."""
     return sentence[:1].upper() + sentence[1:]
+
+
+def listing(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

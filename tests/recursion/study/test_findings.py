@@ -11,10 +11,8 @@ from synthetic import Told, write_study
 from recursion.evaluate.statistics import interquartile_mean
 from recursion.study import honesty
 from recursion.study.findings import Findings
-from recursion.study.measurements import STAGES
 from recursion.study.request import Budget, Request
-from recursion.study.results import load
-from recursion.study.templates import say
+from recursion.study.results import SPENT, load
 
 TOWER = "quadratic: lstm(hidden=4)@5 / lstm(hidden=4)@2 / adam"
 SMALL = Request(tower=TOWER, depths=(1, 2, 3), seeds=4, problems=16, select=12, steps=20, budget=Budget(amount=2e6))
@@ -54,11 +52,11 @@ def test_the_table_holds_interquartile_means_of_report_problems(sound):
 
 def test_a_level_that_pays_and_one_that_does_not(sound):
     pairs = {(each.ours.depth, each.factor): each for each in sound[1].comparisons}
-    assert say("verdict", pairs[2, "depth"]) == "another level pays"
+    assert pairs[2, "depth"].verdict == "another level pays"
     assert pairs[2, "depth"].contrasts["mean loss"].difference.value == pytest.approx(-0.1, abs=0.02)
     assert pairs[2, "depth"].contrasts["mean loss"].improvement.value == 1.0
-    assert say("verdict", pairs[3, "depth"]) == "not shown that another level pays"
-    assert [say("verdict", pairs[d, "tuned baseline"]) for d in (1, 2, 3)] == ["worse", "better", "better"]
+    assert pairs[3, "depth"].verdict == "not shown that another level pays"
+    assert [pairs[d, "tuned baseline"].verdict for d in (1, 2, 3)] == ["worse", "better", "better"]
     first, second, third = sound[1].answer
     assert re.search(r"going from depth 1 to 2 lowers the mean loss by (19|20)\.\d% \[1\d\.\d%, 2\d\.\d%\]", first)
     assert "going from depth 2 to 3 shows no difference" in first
@@ -147,9 +145,9 @@ def test_problems_that_were_trained_on_are_an_alarm(tmp_path):
 
 def test_gains_are_logs_of_ratios_and_hold_for_losses_below_zero():
     start, chosen = np.array([[2.0, 4.0, np.inf]]), np.array([[1.0, 2.0, np.inf]])
-    assert honesty._gain(start, chosen).value == pytest.approx(2 * math.log(2) / 3)  # of three, none is cut off
-    assert honesty._gain(np.array([[-1.0]]), np.array([[-3.0]])).value == pytest.approx(1.0)
-    assert honesty._gain(np.array([[0.0, 0.0]]), np.array([[0.0, 0.0]])).value == 0.0
+    assert honesty.gain(start, chosen).value == pytest.approx(2 * math.log(2) / 3)  # of three, none is cut off
+    assert honesty.gain(np.array([[-1.0]]), np.array([[-3.0]])).value == pytest.approx(1.0)
+    assert honesty.gain(np.array([[0.0, 0.0]]), np.array([[0.0, 0.0]])).value == 0.0
 
 
 def test_the_guards_rescues_are_counted(tmp_path):
@@ -193,11 +191,11 @@ def test_never_for_two_reasons(tmp_path):
     unreached = lambda run: Told(exact_curve=curve(20, 0.1) if run.kind == "search" else curve(5, 0.12))  # noqa: E731
     (even,) = found_in(tmp_path / "unreached", TWO, unreached)[1].break_even
     assert even.units.uses["base steps"] == math.inf
-    assert "does not reach the loss" in say("break_even", even)
+    assert "does not reach the loss" in even.sentence
     dear = lambda run: Told(work=0.0 if run.kind == "search" else 5.0, exact_curve=curve(10))  # noqa: E731
     (even,) = found_in(tmp_path / "dear", TWO, dear)[1].break_even
     assert even.units.uses["base steps"] == math.inf
-    assert "a use costs as much as the baseline's, or more" in say("break_even", even)
+    assert "a use costs as much as the baseline's, or more" in even.sentence
     assert even.units.saving["task gradients"] == 0  # the baseline is there at the same step, and then only goes on
     assert even.never == 3
 
@@ -230,7 +228,7 @@ def test_the_robust_range_by_construction(tmp_path):
             assert each.open == (height.height == 3)
         assert height.seconds.value == pytest.approx(1e-3 * height.height)
     assert found.heights[2].ranges[0].text == "at least 6"
-    assert "1 ms for each level more" in say("slower", found)
+    assert "1 ms for each level more" in found.slower
     assert not findings.comparisons  # pairs of depths at one step size are not what such a grid is about
 
 
@@ -256,7 +254,7 @@ def test_a_mixed_grid_has_a_row_a_cell_and_compares_one_factor_at_a_time(tmp_pat
     assert ("1.unroll", {"depth": "2", "1.unroll": "20"}, {"depth": "2", "1.unroll": "5"}) in pairs
     assert ("depth", {"depth": "2", "1.unroll": "20"}, {"depth": "1"}) in pairs
     unroll = next(each for each in findings.comparisons if each.factor == "1.unroll")
-    assert say("verdict", unroll) == "lower"
+    assert unroll.verdict == "lower"
     assert "another level" in findings.answer[0]
 
 
@@ -272,7 +270,7 @@ def test_the_ledger_adds_up(sound):
     data, findings = sound
     ledger = findings.lines[1].ledger
     assert ledger.spent == pytest.approx(ledger.total("training") + ledger.total("selection"))
-    rows = data.costs(ledger.cell, STAGES)
+    rows = data.costs(ledger.cell, SPENT)
     rows = rows[(rows.stage == "training") & (rows.measure == "task gradients")]
     assert ledger.gradients("training") == pytest.approx(rows.value.mean())
     assert len(ledger.work("training")) == 2
