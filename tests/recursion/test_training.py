@@ -1,19 +1,21 @@
+"""Training is stepping, stops with whole states, and goes on from them as if it had not stopped."""
+
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
+from towers import SMALL, assert_same, metrics
 
 from levels import SGD, Adam, Level, NonFiniteError, Quadratic, Skip
-from levels.tree import named_leaves
-from recursion import Tower, TowerState, checkpoint
+from recursion import Tower, checkpoint
 from recursion.notation import parse
 from recursion.training import train
 
-SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
 TOWERS = {
     "depth 1": Tower(Quadratic(dims=3), Level(optimizer=SGD(momentum=0.9, lr=0.01), unroll=2, batch=3, horizon=4)),
     "unrolls 1": parse("quadratic(dims=3): sgd@1 / sgd"),
@@ -25,21 +27,6 @@ TOWERS = {
     "digits": parse("digits-mlp(hidden=[3], minibatch=8): adam@2[batch=2, horizon=4] / sgd"),
 }
 STEPS = 6
-
-
-def assert_same(one: TowerState, other: TowerState) -> None:
-    left, right = named_leaves(one), named_leaves(other)
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
-
-
-def metrics(folder: Path) -> list[dict]:
-    """The metrics of a run but for the seconds, which must rise."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line.pop("seconds") for line in lines]
-    assert seconds == sorted(seconds)
-    return lines
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,7 +52,7 @@ class Fragile(Quadratic):
 def fragile():
     """Sets at which evaluations and how the task breaks; None for a loss that is not a number."""
 
-    def arm(*at: int, error: BaseException | None = None) -> None:
+    def arm(*at, error=None):
         Fragile.calls, Fragile.at, Fragile.error = 0, at, error
 
     yield arm
@@ -76,7 +63,7 @@ FRAGILE = Tower(Fragile(dims=3), Level(optimizer=SGD(lr=0.01), unroll=3, batch=2
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_resuming_equals_an_uninterrupted_run(name: str, tmp_path: Path) -> None:
+def test_resuming_equals_an_uninterrupted_run(name, tmp_path):
     tower = TOWERS[name]
     whole = train(tower, steps=STEPS, seed=3, out=tmp_path / "whole")
     assert int(whole.step) == STEPS
@@ -88,30 +75,17 @@ def test_resuming_equals_an_uninterrupted_run(name: str, tmp_path: Path) -> None
         assert metrics(out) == metrics(tmp_path / "whole")
 
 
-def test_training_is_stepping(tmp_path: Path) -> None:
-    tower = parse(SMALL)
-    state, reports = tower.init(3), []
-    for _ in range(STEPS):
-        state, report = tower.step(state)
-        reports.append(report)
-    seen = []
-    assert_same(train(tower, steps=STEPS, seed=3, out=tmp_path, on_report=seen.append), state)
-    assert seen == reports
-    assert metrics(tmp_path) == [
+def test_training_is_stepping(tmp_path):
+    tower, seen = parse(SMALL), []
+    states, reports = zip(*tower.run(tower.init(3), STEPS))
+    assert_same(train(tower, steps=STEPS, seed=3, out=tmp_path / "a" / "b", on_report=seen.append), states[-1])
+    assert seen == list(reports)
+    assert metrics(tmp_path / "a" / "b") == [
         {"step": r.step, "losses": r.losses, "skipped": r.skipped, "base_steps": 5 * r.step} for r in reports
     ]
 
 
-def test_a_run_folder_says_what_it_is(tmp_path: Path) -> None:
-    train(parse(SMALL), steps=1, seed=0, out=tmp_path / "a" / "b")
-    spec = (tmp_path / "a" / "b" / "spec.json").read_text()
-    assert json.loads(spec)["levels"][0]["optimizer"]["hidden"] == 4
-    assert len(spec.splitlines()) > 20
-    names = {path.name for path in (tmp_path / "a" / "b").iterdir() if not path.name.startswith("events")}
-    assert names == {"checkpoint.safetensors", "metrics.jsonl", "spec.json"}
-
-
-def test_tensorboard_events_hold_every_step(tmp_path: Path) -> None:
+def test_tensorboard_events_hold_every_step(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -123,7 +97,7 @@ def test_tensorboard_events_hold_every_step(tmp_path: Path) -> None:
     assert len(losses) == 4
 
 
-def test_without_tensorboard_there_are_no_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_there_are_no_events(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     train(parse(SMALL), steps=2, seed=0, out=tmp_path)
     assert len(metrics(tmp_path)) == 2
@@ -131,7 +105,7 @@ def test_without_tensorboard_there_are_no_events(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 6, 7, 12, 18])
-def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at: int, tmp_path: Path, fragile) -> None:
+def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at, tmp_path, fragile):
     whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")
     fragile(at, error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -146,22 +120,21 @@ def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at: int, tmp_path
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("error", [NonFiniteError, RuntimeError])
-def test_an_error_keeps_the_last_good_state(error: type[Exception], tmp_path: Path, fragile) -> None:
-    whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole", compile=False)
-    if error is NonFiniteError:
-        fragile(12)
-    else:
-        fragile(12, error=error("broken"))
-    with pytest.raises(error, match=r"level 1 .* at top step 3" if error is NonFiniteError else "broken"):
-        train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", compile=False)
+@pytest.mark.parametrize(("error", "sentence"), [
+    (None, r"level 1 .* at top step 3"), (RuntimeError("broken"), "broken"),
+], ids=["not finite", "broken"])  # fmt: skip
+def test_an_error_keeps_the_last_good_state(error, sentence, tmp_path, fragile):
+    plain = partial(train, FRAGILE, steps=STEPS, seed=1, compile=False)
+    whole = plain(out=tmp_path / "whole")
+    fragile(12, error=error)
+    with pytest.raises(NonFiniteError if error is None else RuntimeError, match=sentence):
+        plain(out=tmp_path / "stopped")
     assert int(checkpoint.load(tmp_path / "stopped" / "checkpoint.safetensors", FRAGILE).state.step) == 2
-    assert_same(train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "stopped", resume=True, compile=False), whole)
+    assert_same(plain(out=tmp_path / "stopped", resume=True), whole)
 
 
-def test_a_run_that_stopped_goes_on_skipping(tmp_path: Path, fragile) -> None:
-    skipping = Tower(FRAGILE.task, *(Level(optimizer=level.optimizer, unroll=level.unroll, batch=level.batch,
-                                           nonfinite=Skip()) for level in FRAGILE.levels))  # fmt: skip
+def test_a_run_that_stopped_goes_on_skipping(tmp_path, fragile):
+    skipping = Tower(FRAGILE.task, *(dataclasses.replace(level, nonfinite=Skip()) for level in FRAGILE.levels))
     fragile(12)
     with pytest.raises(NonFiniteError):
         train(FRAGILE, steps=STEPS, seed=1, out=tmp_path, compile=False)
@@ -171,8 +144,8 @@ def test_a_run_that_stopped_goes_on_skipping(tmp_path: Path, fragile) -> None:
     assert json.loads((tmp_path / "spec.json").read_text())["levels"][0]["nonfinite"]["name"] == "skip"
 
 
-def test_an_interrupt_between_steps_keeps_that_step(tmp_path: Path) -> None:
-    def stop(report) -> None:
+def test_an_interrupt_between_steps_keeps_that_step(tmp_path):
+    def stop(report):
         if report.step == 4:
             raise KeyboardInterrupt
 
@@ -181,31 +154,29 @@ def test_an_interrupt_between_steps_keeps_that_step(tmp_path: Path) -> None:
     assert int(checkpoint.load(tmp_path / "checkpoint.safetensors").state.step) == 4
 
 
-def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
-    def kept(every: float) -> list[int]:
-        steps, path = [], tmp_path / str(every)
-        look = lambda report: steps.append(int(checkpoint.load(path / "checkpoint.safetensors").state.step))  # noqa: E731
-        train(parse(SMALL), steps=3, seed=0, out=path, every=every, on_report=look)
-        return steps
-
-    assert kept(0.0) == [0, 1, 2]  # each step is kept after it was reported
-    assert kept(1000.0) == [0, 0, 0]
+@pytest.mark.parametrize(("every", "steps"), [(0.0, [0, 1, 2]), (1000.0, [0, 0, 0])])
+def test_checkpoints_come_by_the_clock(every, steps, tmp_path):
+    """A step is saved after it was reported."""
+    saved = []
+    look = lambda report: saved.append(int(checkpoint.load(tmp_path / "checkpoint.safetensors").state.step))  # noqa: E731
+    train(parse(SMALL), steps=3, seed=0, out=tmp_path, every=every, on_report=look)
+    assert saved == steps
 
 
-def test_a_folder_with_a_run_is_refused_unless_resuming(tmp_path: Path) -> None:
-    tower = parse(SMALL)
-    train(tower, steps=2, seed=0, out=tmp_path)
+def test_a_folder_with_a_run_is_refused_unless_resuming(tmp_path):
+    train(parse(SMALL), steps=2, seed=0, out=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"already holds a run; resume it \(--resume\) or choose another"):
-        train(tower, steps=3, seed=0, out=tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run with seed 0, got seed 1"):
-        train(tower, steps=3, seed=1, out=tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"is of the tower 'quadratic\(dims=3\): lstm.*not of 'quadratic: sgd'"):
-        train(parse("quadratic: sgd"), steps=3, seed=0, out=tmp_path, resume=True)
+    for tower, seed, resume, sentence in (
+        (SMALL, 0, False, r"already holds a run; resume it \(--resume\) or choose another"),
+        (SMALL, 1, True, r"holds a run with seed 0, got seed 1; resume it with its own"),
+        ("quadratic: sgd", 0, True, r"is of the tower 'quadratic\(dims=3\): lstm.*not of 'quadratic: sgd'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train(parse(tower), steps=3, seed=seed, out=tmp_path, resume=resume)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_resuming_a_finished_run_does_nothing_and_says_so(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_does_nothing_and_says_so(tmp_path):
     notices, reports = [], []
     done = train(parse(SMALL), steps=3, seed=0, out=tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -218,7 +189,7 @@ def test_resuming_a_finished_run_does_nothing_and_says_so(tmp_path: Path) -> Non
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_resuming_where_there_is_nothing_begins(tmp_path: Path) -> None:
+def test_resuming_where_there_is_nothing_begins(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "losses": [0, 0]}\n{"st')  # killed before its first checkpoint
     state = train(parse(SMALL), steps=2, seed=0, out=tmp_path, resume=True)
     assert_same(state, train(parse(SMALL), steps=2, seed=0, out=tmp_path / "other"))
@@ -226,7 +197,7 @@ def test_resuming_where_there_is_nothing_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", ['{"step": 3, "losses": [1', '{"step": 3}\n{"step": 4}\n', "nonsense\n", "[]\n"])
-def test_metrics_beyond_the_checkpoint_are_cut(tail: str, tmp_path: Path) -> None:
+def test_metrics_beyond_the_checkpoint_are_cut(tail, tmp_path):
     train(parse(SMALL), steps=2, seed=0, out=tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(tail)
@@ -234,41 +205,33 @@ def test_metrics_beyond_the_checkpoint_are_cut(tail: str, tmp_path: Path) -> Non
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_metrics_that_are_gone_are_told(tmp_path: Path) -> None:
-    notices: list[str] = []
+def test_missing_metrics_and_other_threads_are_noticed(tmp_path):
+    notices, threads = [], torch.get_num_threads()
     train(parse(SMALL), steps=3, seed=0, out=tmp_path)
     (tmp_path / "metrics.jsonl").unlink()
-    train(parse(SMALL), steps=4, seed=0, out=tmp_path, resume=True, on_notice=notices.append)
-    assert notices == [f"{tmp_path / 'metrics.jsonl'} has no lines for steps 1 to 3"]
-    assert [line["step"] for line in metrics(tmp_path)] == [4]
-
-
-def test_other_threads_are_told(tmp_path: Path) -> None:
-    notices: list[str] = []
-    train(parse(SMALL), steps=1, seed=0, out=tmp_path)
-    threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        train(parse(SMALL), steps=2, seed=0, out=tmp_path, resume=True, on_notice=notices.append)
+        train(parse(SMALL), steps=4, seed=0, out=tmp_path, resume=True, on_notice=notices.append)
     finally:
         torch.set_num_threads(threads)
-    assert len(notices) == 1
     assert f"threads {threads}, updates accelerated, it goes on with" in notices[0]
     assert f"threads {threads + 1}, updates accelerated: last digits may differ" in notices[0]
+    assert notices[1:] == [f"{tmp_path / 'metrics.jsonl'} has no lines for steps 1 to 3"]
+    assert [line["step"] for line in metrics(tmp_path)] == [4]
 
 
 @pytest.mark.parametrize(
     "wrong", [{"steps": 0}, {"steps": 2.5}, {"steps": True}, {"seed": 2**63}, {"seed": "0"}, {"every": -1.0}], ids=str
 )
-def test_settings_out_of_range_are_refused(wrong: dict, tmp_path: Path) -> None:
+def test_settings_out_of_range_are_refused(wrong, tmp_path):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name} must be"):
         train(parse(SMALL), **{"steps": 1, "seed": 0, "out": tmp_path / "new", **wrong})
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    def nested(report) -> None:
+def test_a_folder_in_use_is_refused(tmp_path):
+    def nested(report):
         with pytest.raises(ValueError, match="is being trained by another process"):
             train(parse(SMALL), steps=9, seed=0, out=tmp_path, resume=True)
         seen.append(report.step)
@@ -276,11 +239,3 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     seen: list[int] = []
     train(parse(SMALL), steps=2, seed=0, out=tmp_path, on_report=nested)
     assert seen == [1, 2]
-
-
-def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OSError, match=rf"cannot make the run folder {out}: (File exists|Not a directory)"):
-            train(parse(SMALL), steps=1, seed=0, out=out)
-    assert (tmp_path / "file").read_text() == "mine"
