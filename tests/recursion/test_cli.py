@@ -1,4 +1,7 @@
+"""The command line: what commands leave behind, and mistakes in one line."""
+
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -7,27 +10,25 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from towers import SMALL, assert_same
 
-from levels.tree import named_leaves
 from recursion import checkpoint, cli, files
 from recursion.notation import parse
 from recursion.spec import dumps
 
-SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
 QUICK = ["--problems", "4", "--eval-steps", "5"]
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def steps_in(run: str) -> int:
+def steps_in(run):
     return int(checkpoint.load(Path(run) / "checkpoint.safetensors").state.step)
 
 
-def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def fails(capsys, *words):
     """The one line of an error, which comes last; before it there may be what was begun and how far it got."""
     capsys.readouterr()
     assert cli.main(words) == 2
@@ -37,7 +38,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return line
 
 
-def test_train_leaves_a_run_and_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_leaves_a_run_and_a_report(capsys):
     assert cli.main(["train", SMALL, "--steps", "4", "--seed", "3", *QUICK]) == 0
     (run,) = Path("runs").iterdir()
     assert run.name == "quadratic-dims-3-lstm-hidden-4-layers-1-5-horizon-10-batch-2-adam-seed3"
@@ -51,43 +52,28 @@ def test_train_leaves_a_run_and_a_report(capsys: pytest.CaptureFixture[str]) -> 
     assert "step 4 of 4, 0 s left, losses" in told.err
 
 
-def test_resuming_by_command_equals_one_run() -> None:
-    assert cli.main(["train", SMALL, "--steps", "5", "--out", "whole", "--no-eval"]) == 0
-    for steps in ("2", "5"):
-        assert cli.main(["train", SMALL, "--steps", steps, "--out", "parts", "--no-eval", "--resume"]) == 0
-    whole, parts = (named_leaves(checkpoint.load(f"{run}/checkpoint.safetensors").state) for run in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-def test_a_spec_file_trains_the_same_tower(tmp_path: Path) -> None:
-    (tmp_path / "tower.json").write_text(dumps(parse(SMALL)))
-    assert cli.main(["train", "tower.json", "--steps", "1", "--out", "a", "--no-eval"]) == 0
-    assert repr(checkpoint.load("a/checkpoint.safetensors").tower) == repr(parse(SMALL))
-    assert cli.main(["train", "a/spec.json", "--steps", "2", "--out", "a", "--no-eval", "--resume"]) == 0
-
-
-def test_a_finished_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", SMALL, "--steps", "2", "--out", "a", "--no-eval"]
-    assert cli.main(words) == 0
-    capsys.readouterr()
-    assert cli.main([*words, "--resume"]) == 0
+def test_a_spec_file_trains_the_same_tower_and_a_finished_run_says_so(tmp_path, capsys):
+    assert cli.main(["show", SMALL, "--json"]) == 0
+    (tmp_path / "tower.json").write_text(capsys.readouterr().out)
+    for out, spec, steps in (("a", "tower.json", "1"), ("a", "a/spec.json", "2"), ("a", SMALL, "2"), ("b", SMALL, "2")):
+        assert cli.main(["train", spec, "--steps", steps, "--out", out, "--no-eval", "--resume"]) == 0
     assert "tower: a is already at step 2 of 2; nothing left to train" in capsys.readouterr().err
+    one, other = (checkpoint.load(f"{out}/checkpoint.safetensors") for out in ("a", "b"))
+    assert repr(one.tower) == repr(parse(SMALL))
+    assert_same(one.state, other.state)
 
 
-def test_nonfinite_is_set_on_all_levels(capsys: pytest.CaptureFixture[str]) -> None:
-    wild = "quadratic(dims=3): sgd(lr=1e30)@3[batch=2] / adam"
-    line = fails(capsys, "train", wild, "--steps", "3", "--out", "stop", "--no-eval")
-    assert "level 1" in line
-    assert "not finite" in line
-    skipping = ["train", wild, "--steps", "3", "--out", "skip", "--no-eval", "--nonfinite", "skip"]
-    assert cli.main(skipping) == 0
+def test_nonfinite_is_set_on_all_levels(capsys):
+    words = ["train", "quadratic(dims=3): sgd(lr=1e30)@3[batch=2] / adam", "--steps", "3", "--no-eval", "--out"]
+    assert re.search("level 1 .* not finite", fails(capsys, *words, "stop"))
+    assert cli.main([*words, "skip", "--nonfinite", "skip"]) == 0
     levels = checkpoint.load("skip/checkpoint.safetensors").tower.levels
     assert [repr(level.nonfinite) for level in levels] == ["skip", "skip"]
     assert json.loads(Path("skip/metrics.jsonl").read_text().splitlines()[-1])["skipped"][0] > 0
     assert ", skipped " in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_keeps_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_keeps_the_run(capsys):
     wild = "quadratic(dims=3): sgd(lr=3.0)@2[horizon=none, batch=2]"
     line = fails(capsys, "train", wild, "--steps", "400", "--out", "a", "--no-eval")
     step = steps_in("a")
@@ -96,7 +82,7 @@ def test_a_loss_that_is_not_finite_keeps_the_run(capsys: pytest.CaptureFixture[s
     assert step > 0
 
 
-def test_eval_takes_several_seeds_together(capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_takes_several_seeds_together(capsys):
     for seed in ("0", "1"):
         assert cli.main(["train", SMALL, "--steps", "2", "--seed", seed, "--out", f"s{seed}", "--no-eval"]) == 0
     assert cli.main(["eval", "s0", "s1", *QUICK, "--no-transfer", "--seed", "5", "--out", "both"]) == 0
@@ -112,7 +98,7 @@ def test_eval_takes_several_seeds_together(capsys: pytest.CaptureFixture[str]) -
     assert "cannot read nowhere/checkpoint.safetensors: No such file" in fails(capsys, "eval", "nowhere")
 
 
-def test_show_says_what_a_tower_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_says_what_a_tower_is(capsys):
     assert cli.main(["show", "quadratic: lstm@20[batch=8] / lstm@5[batch=3, horizon=none] / adam"]) == 0
     told = capsys.readouterr().out
     for words in (
@@ -130,11 +116,6 @@ def test_show_says_what_a_tower_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in told
 
 
-def test_show_json_is_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", SMALL, "--json"]) == 0
-    assert capsys.readouterr().out == dumps(parse(SMALL))
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -142,20 +123,13 @@ def test_show_json_is_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
         (["fly"], "fly"),
         (["train"], "tower"),
         (["train", SMALL, "--steps", "0"], "at least 1, got '0'"),
-        (["train", SMALL, "--steps", "-3"], "at least 1, got '-3'"),
-        (["train", SMALL, "--steps", "many"], "at least 1, got 'many'"),
         (["train", SMALL, "--steps", "1.5"], "at least 1, got '1.5'"),
         (["train", SMALL, "--seed", str(2**63)], "--seed"),
         (["train", SMALL, "--threads", "0"], "at least 1 and at most 1024, got '0'"),
-        (["train", SMALL, "--problems", "0"], "--problems"),
         (["train", SMALL, "--eval-steps", "x"], "--eval-steps"),
         (["train", SMALL, "--nonfinite", "hope"], "hope"),
         (["train", SMALL, "--step", "3"], "--step"),
-        (["train", "quadratic: foo"], "unknown optimizer 'foo'"),
-        (["train", "kubic: adam"], "kubic"),
-        (["train", "quadratic: lstm@0 / adam"], "unroll must be a whole number of at least 1, got 0"),
         (["train", "quadratic: lstm@20[horizon=30] / adam"], "multiple of the unroll 20, got 30"),
-        (["train", "quadratic"], "tower"),
         (["train", "missing.json"], "cannot read missing.json: No such file or directory"),
         (["show", "broken.json"], "broken.json: this is not a descent-tower spec"),
         (["show", "newer.json"], "newer.json: this spec has version 99"),
@@ -168,9 +142,7 @@ def test_show_json_is_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", SMALL, "--out", "/proc/nowhere/run"], "cannot make the run folder /proc/nowhere/run"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(
-    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(words, says, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "broken.json").write_text('{"format": ')
     (tmp_path / "newer.json").write_text(json.dumps({**json.loads(dumps(parse(SMALL))), "version": 99}))
@@ -179,16 +151,16 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert says in fails(capsys, *words)
 
 
-def test_a_reason_is_one_line() -> None:
+def test_a_reason_is_one_line():
     assert files.reason(ValueError("one\n  two\n")) == "one two"
     assert files.reason(ValueError()) == "ValueError"
     assert files.reason(OSError(28, "No space left on device", "here")) == "here: No space left on device"
 
 
-def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_shows_its_traceback(monkeypatch):
     from recursion import commands
 
-    def broken(args) -> None:
+    def broken(args):
         raise AttributeError("a bug")
 
     monkeypatch.setattr(commands, "show", broken)
@@ -196,7 +168,7 @@ def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["show", SMALL])
 
 
-def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_option_with_its_default(capsys):
     assert cli.main(["--help"]) == 0
     assert capsys.readouterr().out.count("\n  tower ") == 5
     for command, options in {"train": 10, "eval": 7, "ablate": 16, "report": 1, "export": 4, "show": 1}.items():
@@ -209,7 +181,7 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
             assert flag or "default" in (action.help or ""), action.option_strings
 
 
-def test_help_and_version_do_not_import_torch() -> None:
+def test_help_and_version_do_not_import_torch():
     code = "import sys; from recursion import cli; cli.main([sys.argv[1]]); sys.exit('torch' in sys.modules)"
     for word in ("--help", "--version"):
         done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True)
@@ -217,7 +189,7 @@ def test_help_and_version_do_not_import_torch() -> None:
     assert done.stdout.startswith("tower 0.")
 
 
-def test_ctrl_c_says_how_to_go_on() -> None:
+def test_ctrl_c_says_how_to_go_on():
     words = ["train", SMALL, "--steps", "100000", "--out", "a run"]
     # Where SIGINT is ignored, as under nohup, a child inherits that: it sets Python's handler itself.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "

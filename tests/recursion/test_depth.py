@@ -1,41 +1,29 @@
 """Groups with gates are ordinary levels, their gates can be read off, and what is pruned gives the same losses."""
 
 import dataclasses
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from towers import after
 
 from levels import LSTM, SGD, Adam, Fixed, Gated, Level, Linear, Partition, Quadratic
-from levels.tree import leaves, named_leaves
-from recursion import Tower, TowerState, checkpoint, cli
+from levels.tree import named_leaves
+from recursion import Tower, checkpoint, cli
 from recursion.analysis.depth import gates, learned_depth
 from recursion.analysis.pruning import prune
 from recursion.group import Depth, gated_levels
 from recursion.notation import parse
-from recursion.training import train
 
 LEVEL = "sgd(lr=0.001)"
 PATTERNS = ("*gate", "*")
 DEEP = f"quadratic: depth({LEVEL}@1[batch=3] / {LEVEL}@2[batch=2,horizon=none] / {LEVEL}@1 / {LEVEL}@1) / sgd"
 
 
-def group(*levels: str, **settings: object) -> str:
+def group(*levels, **settings):
     return f"depth({' / '.join(levels)}{''.join(f', {key}={value}' for key, value in settings.items())})"
 
 
-def trained(tower: Tower, steps: int) -> TowerState:
-    state = tower.init(0)
-    for _ in range(steps):
-        state, _ = tower.step(state)
-    return state
-
-
-def test_a_group_is_levels_with_gates_between_them() -> None:
+def test_a_group_is_levels_with_gates_between_them():
     text = "quadratic: depth(lstm@20 / adam@5 / sgd@2, gates=adam(lr=0.1), price=1e-3, start=0.7) / rmsprop / sgd"
     tower, mover = parse(text), Adam(lr=0.1)
     assert tower.levels == (
@@ -51,7 +39,7 @@ def test_a_group_is_levels_with_gates_between_them() -> None:
     assert [level.optimizer for level in levels[1:]] == above
 
 
-def test_a_group_may_stand_on_levels_and_on_another_group() -> None:
+def test_a_group_may_stand_on_levels_and_on_another_group():
     tower = parse("quadratic: sgd@3 / depth(sgd@2 / adam@2, price=1, gates=sgd) / depth(rmsprop@2 / adam@2) / sgd")
     assert parse(repr(tower)).levels == tower.levels
     moved = 'by-name(["*gate", "*"], [sgd, rmsprop])'
@@ -60,7 +48,7 @@ def test_a_group_may_stand_on_levels_and_on_another_group() -> None:
     ]  # fmt: skip
 
 
-def test_the_price_is_of_a_base_step_of_what_gradients_cost() -> None:
+def test_the_price_is_of_a_base_step_of_what_gradients_cost():
     exact = "sgd@2[gradient=exact, horizon=2, batch=2]"
     tower = parse(f"quadratic(dims=2): depth({exact} / {exact} / sgd@3, price=0.5) / sgd")
     prices = [tower.levels[1].optimizer.price, tower.levels[2].optimizer.optimizers[1].price]
@@ -68,7 +56,7 @@ def test_the_price_is_of_a_base_step_of_what_gradients_cost() -> None:
     assert tower.costs[2] > 3 * tower.costs[1] / 2
 
 
-def test_open_gates_are_as_good_as_none() -> None:
+def test_open_gates_are_as_good_as_none():
     """Bit for bit: a tower whose gates are open for good, and the same without."""
     plain = parse(f"quadratic: {LEVEL}@2[batch=2] / {LEVEL}@2[batch=2] / adam@2 / {LEVEL}")
     first, *rest = plain.levels
@@ -78,51 +66,45 @@ def test_open_gates_are_as_good_as_none() -> None:
         assert report.losses == expected.losses
 
 
-def set_gates(tower: Tower, state: TowerState, stands: dict[int, float]) -> TowerState:
+def set_gates(tower, state, values):
     """The state with gates of levels set: 0 and 1 well beyond the clip, others as they are stored."""
     carries = tower.carries(state)
-    below = carries[0]
-    for number in range(2, tower.depth + 1):
-        carry = carries[number - 1]
-        carry = carry._replace(problem_state=type(carry.problem_state)(below, carry.problem_state.memory))
-        if number - 1 in stands:
-            names, stand = [], stands[number - 1]
-            for name, shape in tower.bound[number - 2].layout.entries:
-                names += [name] * torch.Size(shape).numel()
-            (at,) = [i for i, name in enumerate(names) if name.endswith("gate")]
-            x = carry.x.clone()
-            x[..., at] = {0: -5.0, 1: 5.0}.get(stand, stand)
-            carry = carry._replace(x=x)
-        below = carry
-    return state._replace(carry=below)
+    carry = carries[0]
+    for number, bound in enumerate(tower.bound[:-1], 1):
+        above = carries[number]
+        x = above.x.clone()
+        if number in values:
+            tensors = bound.layout.unravel(x)
+            (name,) = [name for name in tensors if name.endswith("gate")]
+            value = {0: -5.0, 1: 5.0}.get(values[number], values[number])
+            x = bound.layout.ravel(tensors | {name: torch.full_like(tensors[name], value)})
+        carry = above._replace(x=x, problem_state=above.problem_state._replace(carry=carry))
+    return state._replace(carry=carry)
 
 
-def test_gates_are_read_off_by_level_and_copy_and_stand_in_the_reports() -> None:
+def test_gates_are_read_off_by_level_and_copy_and_stand_in_the_reports():
     tower = parse(DEEP)
     state = tower.init(0)
-    found = gates(tower, state)
-    assert [(gate.level, tuple(gate.each.shape)) for gate in found] == [(2, (1, 1, 1)), (3, (1, 1)), (4, (1,))]
-    assert all(gate.mean == pytest.approx(0.5, abs=0.05) and not gate.is_open and not gate.is_closed for gate in found)
+    fresh = gates(tower, state)
+    assert [(gate.level, tuple(gate.each.shape)) for gate in fresh] == [(2, (1, 1, 1)), (3, (1, 1)), (4, (1,))]
+    assert all(gate.mean == pytest.approx(0.5, abs=0.05) and not gate.is_open and not gate.is_closed for gate in fresh)
     state = set_gates(tower, state, {2: 1, 3: 0, 4: 0.0})
-    assert [(gate.is_closed, gate.is_open) for gate in gates(tower, state)] == [
-        (False, True),
-        (True, False),
-        (True, False),
-    ]
+    closed = [(gate.is_closed, gate.is_open) for gate in gates(tower, state)]
+    assert closed == [(False, True), (True, False), (True, False)]
     _, report = tower.step(set_gates(tower, tower.init(0), {2: 1, 3: 0}))
     stand = {name: value for name, value in report.metrics.items() if "gate" in name}
     assert stand == pytest.approx({"level 2 gate": 1.0, "level 3 1.gate": 0.0, "level 4 1.gate": 0.5}, abs=0.02)
 
 
 @pytest.mark.parametrize(
-    ("stands", "levels"), [({2: 0}, 1), ({3: 0}, 2), ({4: 0, 2: 1}, 3), ({2: 0, 4: 0}, 1), ({2: 1, 3: 1}, 5), ({}, 5)]
+    ("values", "levels"), [({2: 0}, 1), ({3: 0}, 2), ({4: 0, 2: 1}, 3), ({2: 0, 4: 0}, 1), ({2: 1, 3: 1}, 5), ({}, 5)]
 )
-def test_depth_is_what_lies_under_the_lowest_closed_gate(stands: dict[int, float], levels: int) -> None:
+def test_depth_is_what_lies_under_the_lowest_closed_gate(values, levels):
     tower = parse(DEEP)
-    assert learned_depth(tower, set_gates(tower, tower.init(0), stands)) == levels
+    assert learned_depth(tower, set_gates(tower, tower.init(0), values)) == levels
 
 
-def task_losses(tower: Tower, state: TowerState, base_steps: int) -> list[float]:
+def task_losses(tower, state, base_steps):
     """Losses of the task, each copy, whenever so many base steps are done."""
     states = (state for state, _ in tower.run(state, base_steps // int(tower.costs[-1])))
     return [tower.carries(state)[0].f.flatten().tolist() for state in states]
@@ -136,15 +118,14 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("stands", [{2: 0}, {2: 1, 3: 0}, {2: 1, 3: 1}, {2: 0.3, 3: 0}, {2: 0.3, 3: 1}], ids=str)
+@pytest.mark.parametrize("values", [{2: 0}, {2: 1, 3: 0}, {2: 1, 3: 1}, {2: 0.3, 3: 0}, {2: 0.3, 3: 1}], ids=str)
 @pytest.mark.parametrize("levels", NESTED)
-def test_a_pruned_tower_gives_the_losses_of_the_whole_one(levels: str, stands: dict[int, float]) -> None:
+def test_a_pruned_tower_gives_the_losses_of_the_whole_one(levels, values):
     """Bit for bit: trained for a while, gates set, and both go on."""
     tower = parse(f"quadratic(dims=3, dtype=float64): {group(*NESTED[levels], gates=HELD, price=0.1)} / adam(lr=0.01)")
-    state = set_gates(tower, trained(tower, 3), stands)
+    state = set_gates(tower, after(tower, 3), values)
     shallow, left = prune(tower, state)
-    cut = min((level for level, gate in stands.items() if gate == 0), default=None)
-    assert shallow.depth == (tower.depth if cut is None else cut - 1)
+    assert shallow.depth == min((level - 1 for level, gate in values.items() if gate == 0), default=tower.depth)
     assert (gates(shallow, left), int(left.step)) == ([], 0)
     every, often = int(tower.costs[-1]), int(tower.costs[-1]) // int(shallow.costs[-1])
     long, short = task_losses(tower, state, 4 * every), task_losses(shallow, left, 4 * every)
@@ -152,26 +133,26 @@ def test_a_pruned_tower_gives_the_losses_of_the_whole_one(levels: str, stands: d
     assert long[0] != long[-1]
     again = parse(repr(shallow))
     assert again.levels == shallow.levels
-    wanted, have = ({name: leaf.shape for name, leaf in named_leaves(one).items()} for one in (again.init(0), left))
-    assert have == wanted
+    fresh, have = ({name: leaf.shape for name, leaf in named_leaves(one).items()} for one in (again.init(0), left))
+    assert have == fresh
 
 
-def test_what_is_left_of_a_tower_says_how_it_was_pruned() -> None:
+def test_what_is_left_of_a_tower_says_how_it_was_pruned():
     tower = parse(f"quadratic: {group(f'{LEVEL}@1', 'sgd@1', 'adam@1', gates=HELD)} / rmsprop")
     half = 1e-9
-    for notation, stands in {
+    for notation, values in {
         "quadratic: sgd(lr=0.001)": {2: 0, 3: 1},
         "quadratic: sgd(lr=0.001)@1 / sgd": {2: 1, 3: 0},
         "quadratic: sgd(lr=0.001)@1 / gated(sgd, gate=fixed(0.5))": {2: half, 3: 0},
         "quadratic: sgd(lr=0.001)@1 / sgd@1 / adam@1 / rmsprop": {2: 1, 3: 1},
     }.items():
-        assert repr(prune(tower, set_gates(tower, tower.init(0), stands))[0]) == notation
+        assert repr(prune(tower, set_gates(tower, tower.init(0), values))[0]) == notation
 
 
-def test_movers_with_parameters_are_taken_from_beneath_adam() -> None:
+def test_movers_with_parameters_are_taken_from_beneath_adam():
     """Level 4 moves the parameters of what moved the gate of level 2, too; its moments lose them."""
     tower = parse(f"quadratic(dims=3, dtype=float64): {group(*[f'{LEVEL}@1'] * 3, gates='adam')} / adam(lr=0.01)")
-    state = set_gates(tower, trained(tower, 3), {2: 1, 3: 1})
+    state = set_gates(tower, after(tower, 3), {2: 1, 3: 1})
     shallow, left = prune(tower, state)
     assert repr(shallow).endswith(f"{LEVEL}@1 / {LEVEL}@1 / {LEVEL}@1 / adam(lr=0.01)")
     moments = state.carry.state[2]  # of "*"
@@ -180,14 +161,14 @@ def test_movers_with_parameters_are_taken_from_beneath_adam() -> None:
     assert torch.equal(left.carry.x, state.carry.x[..., -1:])
 
 
-def test_movers_stay_under_what_mixes_coordinates() -> None:
+def test_movers_stay_under_what_mixes_coordinates():
     levels = group(*[f"{LEVEL}@1"] * 3, gates="adam")
     tower = parse(f"quadratic(dims=3): {levels} / sgd(lr=log(0.1, per=coordinate))")
     with pytest.raises(ValueError, match=r"^level 4 \(by-name.*does not treat each coordinate by itself.*lr=fixed"):
         prune(tower, set_gates(tower, tower.init(0), {2: 1, 3: 1}))
 
 
-def test_levels_with_nothing_left_to_train_go_too() -> None:
+def test_levels_with_nothing_left_to_train_go_too():
     """The LSTM that moved the gate was all that Adam trained."""
     tower = parse("quadratic(dims=3): depth(sgd@1 / sgd@2, gates=lstm(hidden=2)) / sgd(lr=fixed(0))@2 / adam")
     shallow, left = prune(tower, set_gates(tower, tower.init(0), {2: 1}))
@@ -195,7 +176,7 @@ def test_levels_with_nothing_left_to_train_go_too() -> None:
     shallow.step(left)
 
 
-def test_rounding_decides_what_is_neither_open_nor_closed() -> None:
+def test_rounding_decides_what_is_neither_open_nor_closed():
     tower = parse(DEEP)
     state = set_gates(tower, tower.init(0), {2: 0.1, 3: -0.1, 4: 0.1})
     shallow, left = prune(tower, state, rounded=True)
@@ -205,7 +186,7 @@ def test_rounding_decides_what_is_neither_open_nor_closed() -> None:
     assert (repr(shallow).count("gate=fixed("), shallow.depth) == (3, 5)
 
 
-def test_one_of_several_towers_side_by_side() -> None:
+def test_one_of_several_towers_side_by_side():
     tower = parse(f"quadratic(dims=3): depth({LEVEL}@1 / {LEVEL}@1, gates=sgd(lr=fixed(0))) / sgd[batch=2]")
     state = tower.init(0)
     x = state.carry.x.clone()
@@ -213,16 +194,16 @@ def test_one_of_several_towers_side_by_side() -> None:
     state = state._replace(carry=state.carry._replace(x=x))
     with pytest.raises(ValueError, match=r"^level 2 .*its gates stand at 0 to 1 in several copies; train on, choose"):
         prune(tower, state)
+    with pytest.raises(ValueError, match="there are 2 towers side by side, counted from 1; got copy 3"):
+        prune(tower, state, copy=3)
     pairs = [(tower, state), prune(tower, state, copy=1), prune(tower, state, copy=2)]
     assert [one.depth for one, _ in pairs] == [3, 3, 1]
     f, first, second = (one.carries(list(one.run(each, 2))[-1][0])[0].f for one, each in pairs)
     assert torch.equal(first, f[:1])
     assert torch.equal(second, f[1, 0])
-    with pytest.raises(ValueError, match="there are 2 towers side by side, counted from 1; got copy 3"):
-        prune(tower, state, copy=3)
 
 
-def test_towers_that_cannot_be_pruned_are_refused() -> None:
+def test_towers_that_cannot_be_pruned_are_refused():
     plain, tower = parse("quadratic: sgd@1 / sgd"), parse("quadratic: depth(sgd@2[gradient=pes] / sgd@2) / sgd")
     with pytest.raises(ValueError, match="has no gates; there is nothing to prune"):
         prune(plain, plain.init(0))
@@ -230,59 +211,36 @@ def test_towers_that_cannot_be_pruned_are_refused() -> None:
         prune(tower, set_gates(tower, tower.init(0), {2: 0}))
 
 
-def test_a_gate_closes_under_a_price_and_opens_where_its_level_helps() -> None:
+def test_a_gate_closes_under_a_price_and_opens_where_its_level_helps():
     """A step size that is far too small, and a level that raises it; the gate of level 2 alone has anything to say."""
     levels = [Level(optimizer=SGD(lr=Linear(1e-5)), batch=8), Level(optimizer=SGD(lr=Linear(1e-7)))]
     task, above = Quadratic(dims=3, dtype="float64"), Level(optimizer=SGD(lr=Fixed(0)))
     for price, depth in ((1.0, 1), (0.0, 3)):
         tower = Tower(task, *gated_levels(task, levels, above, Depth(gates=SGD(lr=Fixed(10.0)), price=price)))
-        state = trained(tower, 100)
+        state = after(tower, 100)
         assert learned_depth(tower, state) == depth
     assert gates(tower, state)[0].mean > 0.6
 
 
-KILLED = "quadratic(dims=3): depth(sgd@2[batch=2] / adam@2, gates=lstm(hidden=2), price=1e-3) / adam"
-CHILD = f"""
-import sys
-from recursion.notation import parse
-from recursion.training import train
-train(parse("{KILLED}"), steps=400, seed=1, out=sys.argv[1], every=0)
-"""
+def test_tower_prune_writes_a_run_that_goes_on(tmp_path, monkeypatch, capsys):
+    def saved(run):
+        return checkpoint.load(f"{run}/checkpoint.safetensors")
 
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "parts")])
-    metrics = tmp_path / "parts" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    steps = int(checkpoint.load(tmp_path / "parts" / "checkpoint.safetensors").state.step) + 5
-    assert steps > 8
-    whole = train(parse(KILLED), steps=steps, seed=1, out=tmp_path / "whole")
-    state = train(parse(KILLED), steps=steps, seed=1, out=tmp_path / "parts", resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(leaves(state), leaves(whole), strict=True))
-
-
-def test_tower_prune_writes_a_run_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     notation = f"quadratic(dims=3): depth({LEVEL}@1[batch=2] / {LEVEL}@1, gates=sgd(lr=fixed(0.5)), price=100) / sgd"
-    run, pruned = str(tmp_path / "run"), str(tmp_path / "pruned")
-    assert cli.main(["train", notation, "--steps", "40", "--seed", "4", "--out", run, "--no-eval"]) == 0
-    assert cli.main(["prune", run, "--out", pruned]) == 0
-    told = capsys.readouterr().out
-    assert "gate on what level 1 takes from level 2: 0\n" in told
-    assert f"of 3 levels 1 are left, written to {pruned}" in told
-    saved = checkpoint.load(Path(pruned) / "checkpoint.safetensors")
-    assert (repr(saved.tower), saved.seed, int(saved.state.step)) == (f"quadratic(dims=3): {LEVEL}[batch=2]", 4, 0)
-    words = ["train", f"{pruned}/spec.json", "--out", pruned, "--seed", "4", "--resume", "--steps", "3", "--no-eval"]
+    assert cli.main(["train", notation, "--steps", "40", "--seed", "4", "--out", "run", "--no-eval"]) == 0
+    assert cli.main(["prune", "run", "--out", "pruned"]) == 0
+    printed = capsys.readouterr().out
+    assert "gate on what level 1 takes from level 2: 0\n" in printed
+    assert "of 3 levels 1 are left, written to pruned" in printed
+    pruned = saved("pruned")
+    assert (repr(pruned.tower), pruned.seed, int(pruned.state.step)) == (f"quadratic(dims=3): {LEVEL}[batch=2]", 4, 0)
+    words = ["train", "pruned/spec.json", "--out", "pruned", "--seed", "4", "--resume", "--steps", "3", "--no-eval"]
     assert cli.main(words) == 0
-    went_on = checkpoint.load(Path(run) / "checkpoint.safetensors")
-    *_, (state, _) = went_on.tower.run(went_on.state, 3)
-    after = checkpoint.load(Path(pruned) / "checkpoint.safetensors").state
-    assert torch.equal(after.carry.x, went_on.tower.carries(state)[0].x[0, 0])
-    assert cli.main(["prune", run, "--out", pruned]) == 2
+    whole = saved("run")
+    *_, (state, _) = whole.tower.run(whole.state, 3)
+    assert torch.equal(saved("pruned").state.carry.x, whole.tower.carries(state)[0].x[0, 0])
+    assert cli.main(["prune", "run", "--out", "pruned"]) == 2
     assert "already holds a run; choose another folder (--out)" in capsys.readouterr().err
 
 
@@ -298,7 +256,7 @@ def test_tower_prune_writes_a_run_that_goes_on(tmp_path: Path, capsys: pytest.Ca
     ("depth(sgd / sgd)@2 / sgd", "expected '/' and a level that moves the gates behind the group, got '@'"),
     ("depth(sgd / depth(sgd / sgd)) / sgd", "level 2 (depth(sgd / sgd)): unknown optimizer 'depth'"),
 ])  # fmt: skip
-def test_a_group_that_is_none_is_refused_in_one_line(text: str, message: str) -> None:
+def test_a_group_that_is_none_is_refused_in_one_line(text, message):
     with pytest.raises(ValueError) as caught:
         parse(f"quadratic: {text}")
     assert message in str(caught.value)

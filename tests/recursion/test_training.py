@@ -104,6 +104,15 @@ def test_without_tensorboard_there_are_no_events(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("events*"))
 
 
+def test_what_parts_report_is_written_under_metrics(tmp_path):
+    reports = []
+    train(
+        parse("quadratic: depth(sgd@2[batch=2] / sgd@2) / sgd"), steps=2, seed=0, out=tmp_path, on_report=reports.append
+    )
+    assert [line["metrics"] for line in metrics(tmp_path)] == [dict(report.metrics) for report in reports]
+    assert list(reports[0].metrics) == ["level 2 gate"]
+
+
 @pytest.mark.parametrize("at", [1, 2, 5, 6, 7, 12, 18])
 def test_an_interrupt_inside_a_step_keeps_the_last_whole_state(at, tmp_path, fragile):
     whole = train(FRAGILE, steps=STEPS, seed=1, out=tmp_path / "whole")

@@ -1,14 +1,8 @@
 """The four wishes with each other and with depth: self-tuning, the look-ahead, learned depth, genetic search."""
 
-import signal
-import subprocess
-import sys
-import time
-
 import pytest
-import torch
+from towers import assert_same
 
-from levels.tree import leaves
 from recursion import checkpoint
 from recursion.notation import parse
 
@@ -25,10 +19,6 @@ TOWERS = {
 }
 
 
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
-
-
 @pytest.mark.parametrize("name", TOWERS)
 def test_wishes_compose_and_resume_bit_for_bit(name, tmp_path):
     tower = parse(TOWERS[name])
@@ -43,25 +33,7 @@ def test_wishes_compose_and_resume_bit_for_bit(name, tmp_path):
     again = checkpoint.load(tmp_path / "half").state  # the tower from its spec
     for _ in range(3):
         again, report = tower.step(again)
-    assert same(state, again)
+    assert_same(state, again)
     if name == "all four":
         said = {metric.removeprefix("level ") for metric in report.metrics}
         assert {"1 look-ahead", "1 task gradients", "2 gate", "2 self-gradient", "3 best trial"} <= said
-
-
-@pytest.mark.slow
-def test_a_tower_of_all_four_survives_a_kill(tmp_path):
-    def train(out, *more):
-        line = [sys.executable, "-m", "recursion.cli", "train", ALL, "--steps", "12", "--no-eval", "--out", str(out)]
-        return subprocess.Popen([*line, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    assert train(tmp_path / "whole").wait() == 0
-    process = train(tmp_path / "killed")
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert train(tmp_path / "killed", "--resume").wait() == 0
-    assert same(*(checkpoint.load(tmp_path / name / "checkpoint.safetensors").state for name in ("whole", "killed")))
