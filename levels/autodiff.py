@@ -18,8 +18,6 @@ from torch import Tensor
 from levels.base import Answer, Problem
 from levels.tree import State, map_leaves
 
-Ask = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> value and gradient
-
 
 def is_followed(params: Tensor) -> bool:
     """Whether the answer at ``params`` must be a function of them, rather than data."""
@@ -71,7 +69,7 @@ class _Followed(torch.autograd.Function):
     """A value and a gradient that are known at ``x``, as functions of ``x``; ``ask`` computes them again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, f: Tensor, g: Tensor, ask: Ask) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, f: Tensor, g: Tensor, ask: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, f, g)
         ctx.ask = ask
@@ -102,10 +100,3 @@ def vjp(function: Callable[[Tensor], Tensor | None], x: Tensor, v: Tensor) -> Te
 def hvp(problem: Problem, x: Tensor, state: State, v: Tensor) -> Tensor:
     """The Hessian of a task at ``x`` times ``v``; for any problem, its gradient's Jacobian, transposed, times ``v``."""
     return vjp(lambda at: problem.value_and_grad(at, state)[1], x, v)
-
-
-def clipped(grad: Tensor, largest: float) -> Tensor:
-    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer."""
-    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
-    scale: Tensor = largest / norm.clamp_min(largest)
-    return grad * scale.to(grad.dtype)

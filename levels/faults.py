@@ -55,9 +55,9 @@ class Skip(NonFinite):
 
 
 def vetted(level: Any, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
-    """The gradient of the meta-loss and the state; a gradient that is not finite is skipped as the policy says."""
+    """The gradient as the level clips it, and the state; one that is not finite is skipped as the policy says."""
     if is_finite(value, grad):
-        return grad, state
+        return clipped(grad, level.clip), state
     if not torch.isfinite(value).all():
         fix = f"{level.objective} does not fit such losses (a log needs losses above 0)"
         raise NonFiniteError(level, "the losses are finite but the meta-loss is not", fix)
@@ -67,7 +67,16 @@ def vetted(level: Any, value: Tensor, grad: Tensor, state: LevelState) -> tuple[
         level.nonfinite.handle(level, "gradient of the meta-loss is not finite", fix)
         carry = state.carry._replace(skipped=state.carry.skipped + failed[..., None])
         grad, state = torch.where(failed[..., None], 0.0, grad), state._replace(carry=carry)
-    return grad, state
+    return clipped(grad, level.clip), state
+
+
+def clipped(grad: Tensor, largest: float | None) -> Tensor:
+    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer; None: as it is."""
+    if largest is None:
+        return grad
+    norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
+    scale: Tensor = largest / norm.clamp_min(largest)
+    return grad * scale.to(grad.dtype)
 
 
 def is_finite(*answers: Tensor) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from levels import base, episode, keys
-from levels.autodiff import as_data, clipped, vjp
+from levels.autodiff import as_data, vjp
 from levels.base import Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, Step
 from levels.config import Config, Count, Positive, changed, listed, setting, unwritten
 from levels.faults import NonFinite, Stop, vetted
@@ -104,8 +104,7 @@ class Level(Config, Problem):
         penalty = self.optimizer.penalty(params)
         if penalty is not None:
             value, grad = value + penalty, grad + vjp(self.optimizer.penalty, params, torch.ones_like(penalty))
-        grad, state = vetted(self, value, grad, state)
-        return value, grad if self.clip is None else clipped(grad, self.clip), state
+        return value, *vetted(self, value, grad, state)
 
     @torch.no_grad()
     def value(self, params: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:

@@ -1,7 +1,6 @@
 """Objectives: how the losses of a window become one meta-loss.
 
-An objective is a function of the losses ``[T, ...]`` of one window. Its derivative in each of them is the weight
-``w_t`` of the gradient that enters the meta-gradient.
+The derivative of an objective in each loss f_t is the weight w_t of the gradient g_t that enters the meta-gradient.
 """
 
 import math
@@ -57,11 +56,8 @@ class Discounted(Objective):
     discount: Annotated[float, Above(0, at_most=1)] = 0.9
 
     def value(self, losses: Tensor) -> Tensor:
-        return (self.weights(losses) * losses).sum(0)
-
-    def weights(self, losses: Tensor) -> Tensor:
-        each = constants([self.discount**t for t in range(len(losses))], losses)
-        return each.reshape(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
+        factors = constants([self.discount**t for t in range(len(losses))], losses)
+        return (factors.reshape(-1, *[1] * (losses.dim() - 1)) * losses).sum(0)
 
 
 @dataclass(frozen=True, repr=False)

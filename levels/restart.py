@@ -1,8 +1,8 @@
 """Restarts: when trajectories begin again, and what happens to copies that fail.
 
-A copy restarts when its age reaches the level's horizon, and after a failure: a loss, or the square of a gradient, that
-is not finite. Then the level's policy raises, or skips the copy: it goes back to where its window began, counts its
-first loss, contributes nothing to the meta-gradient, and restarts before its next window.
+A copy restarts at the horizon, and after a failure: a loss, or the square of a gradient, that is not finite. Then
+the level's policy raises, or skips the copy: it goes back to where its window began, counts its first loss, contributes
+nothing to the meta-gradient, and restarts before its next window.
 """
 
 from __future__ import annotations
@@ -95,10 +95,8 @@ def started(level: LevelLike, theta: Tensor, key: Tensor) -> Carry:
 
 def first_ages(level: LevelLike, device: torch.device) -> Tensor:
     """Ages ``[copies]`` of the first trajectories: spread over the windows of an episode, if staggered."""
-    ages = torch.arange(level.copies, device=device)
-    if not level.stagger or level.episode_length is None:
-        return torch.zeros_like(ages)
-    return ages * (level.episode_length // level.unroll) // level.copies * level.unroll
+    windows = level.episode_length // level.unroll if level.stagger and level.episode_length else 0
+    return torch.arange(level.copies, device=device) * windows // level.copies * level.unroll
 
 
 def is_due(level: LevelLike, age: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""What one step of a tower reports, as plain numbers."""
+"""What one step of a tower reports: plain numbers, or at which step something was not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Carry
+from levels.faults import NonFiniteError
 from levels.level import Level
 
 
@@ -39,3 +41,13 @@ def report_of(levels: Sequence[Level], carries: Sequence[Carry], losses: Tensor,
     values = [one / mean.numel() for one, mean in zip(total, means)]
     skipped = [int(one) for one in total[len(means) :]]
     return Report(step, values[: len(carries)], skipped, MappingProxyType(dict(zip(numbers, values[len(carries) :]))))
+
+
+@contextmanager
+def at_step(step: int) -> Iterator[None]:
+    """Without a graph; a `NonFiniteError` gets the step, which levels do not know."""
+    try:
+        with torch.no_grad():
+            yield
+    except NonFiniteError as error:
+        raise NonFiniteError(error.level, error.what, error.fix, step) from error

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -23,12 +22,11 @@ from levels import keys, restart
 from levels.autodiff import as_data
 from levels.base import Carry, Evals, LevelState, Problem
 from levels.config import require
-from levels.faults import NonFiniteError
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.tasks.task import Task
 from recursion.reports import Report as Report
-from recursion.reports import report_of
+from recursion.reports import at_step, report_of
 
 
 class TowerState(NamedTuple):
@@ -69,14 +67,14 @@ class Tower:
         theta = self.top.init(for_theta) if theta is None else theta
         takes = f"level {self.depth} ({self.levels[-1]}) takes {self.top.layout.size} parameters"
         require(theta.shape == (self.top.layout.size,), f"{takes}, got shape {list(theta.shape)}")
-        with _at_step(0):
+        with at_step(0):
             return TowerState(theta, restart.started(self.top, theta, for_carry), torch.zeros((), dtype=torch.int64))
 
     def step(self, state: TowerState) -> tuple[TowerState, Report]:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
         number = int(state.step) + 1
         evaluate = partial(as_data, outer=False, grad=self.top.optimizer.traits.reads_grad)
-        with _at_step(number):
+        with at_step(number):
             carry, window = restart.run(self.top, state.theta, state.carry, evaluate, keep=False)
         new = TowerState(state.theta, carry, state.step + 1)
         return new, report_of(self.bound, self.carries(new), window.losses, number)
@@ -125,13 +123,3 @@ class Tower:
         *rest, top = self.levels
         last = repr(top).replace(f"{top.optimizer}@1", repr(top.optimizer), 1) if top.unroll == 1 else repr(top)
         return f"{self.task}: " + " / ".join([*map(repr, rest), last])
-
-
-@contextmanager
-def _at_step(step: int) -> Iterator[None]:
-    """Without a graph; a `NonFiniteError` gets the step, which levels do not know."""
-    try:
-        with torch.no_grad():
-            yield
-    except NonFiniteError as error:
-        raise NonFiniteError(error.level, error.what, error.fix, step) from error

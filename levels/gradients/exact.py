@@ -59,7 +59,7 @@ def require_followed(estimator: Estimator, level: LevelLike) -> None:
 @torch.enable_grad()
 def _check_update(level: LevelLike) -> None:
     """ValueError unless one update can be differentiated twice."""
-    optimizer, key = level.optimizer, keys.seed(0, device=level.layout.device)
+    optimizer, key = level.optimizer, keys.seed(0, device=level.optimizer.layout.device)
     theta, x = optimizer.init(key).requires_grad_(), level.problem.init(key[None])
     state, f, g = optimizer.init_state(theta.detach(), x, key[None]), x.new_ones(1), x.clone().requires_grad_()
     try:

@@ -5,7 +5,7 @@ updates alone, and g_t, already at hand, is the derivative of the loss at x_t. S
 
     dL/dtheta  =  sum_t  (dx_t / dtheta)^T  w_t g_t,            w_t = dL / df_t
 
-A window costs one task gradient a base step at any depth, and memory is this level's own optimizer over one window.
+A window costs one task gradient a base step at any depth. Memory is this level's own optimizer over one window.
 """
 
 from __future__ import annotations

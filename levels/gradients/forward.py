@@ -70,7 +70,7 @@ class Forward(Estimator):
         return super().evals(level) + (level.lookahead or level.unroll) * again
 
     def check(self, level: LevelLike) -> None:
-        size, optimizer = level.layout.size, level.optimizer
+        size, optimizer = level.optimizer.layout.size, level.optimizer
         more = f"{self} pushes one tangent for each parameter, at most {self.limit}"
         require(size <= self.limit, f"{more}, and {optimizer} has {size}; use gradient=first-order or gradient=pes")
         require_differentiable(self, level)
@@ -190,7 +190,7 @@ def jvp(
 def _check_tangents(level: Any) -> None:
     """ValueError unless tangents can be pushed, tried on one update of one copy."""
     settings: dict[str, Any] = {"unroll": 1, "lookahead": None, "horizon": None, "batch": 1, "nonfinite": Skip()}
-    tried, key = dataclasses.replace(level, **settings), keys.seed(0, device=level.layout.device)
+    tried, key = dataclasses.replace(level, **settings), keys.seed(0, device=level.optimizer.layout.device)
     theta = tried.init(key)
     try:
         tried.value_and_grad(theta, tried.init_state(theta, key))

@@ -1,8 +1,7 @@
 """The coordinatewise LSTM optimizer of "Learning to learn by gradient descent by gradient descent"
 (Andrychowicz et al. 2016, arXiv 1606.04474, section 2.1 and appendix A).
 
-One small LSTM, the same for all coordinates, each coordinate with a hidden state of its own, reads its coordinate's
-gradient and writes its step:
+One small LSTM for all coordinates, each with a hidden state of its own, reads the coordinate's gradient and steps it:
 
     u = LogAndSign(g)                    (log|g| / p, sign g)   if |g| >= exp(-p),   else (-1, exp(p) g)
     h1, c1 = LSTM(u, h1, c1)             h2, c2 = LSTM(h1, h2, c2)  ...

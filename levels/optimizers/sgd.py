@@ -16,6 +16,7 @@ from torch import Tensor
 from levels.base import OptimizerTraits
 from levels.config import require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
+from levels.tree import State
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,12 +36,10 @@ class SGD(HyperparamOptimizer):
         super().__post_init__()
         require(not self.nesterov or self.momentum is not None, "sgd: nesterov needs momentum; set momentum=0.9")
 
-    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor | None:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> State:
         return None if self.momentum is None else torch.zeros_like(x)
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: Tensor | None, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
         h = self.read(theta)
         if "weight_decay" in h:
             g = g + h["weight_decay"] * x
