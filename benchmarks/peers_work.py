@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Numbers
-from levels import LSTM, Adam, FirstOrder, Level, LossTask, Quadratic, Recomputed, keys
+from levels import LSTM, Accumulated, Adam, FirstOrder, Level, LossTask, Quadratic, keys
 from levels.layout import Layout
-from levels.tasks.data import digits
+from levels.tasks.data.scikit import digits
 from levels.tasks.nets import cross_entropy, dense_shapes, fresh, perceptron
 from recursion import Tower
 from recursion.accelerate import accelerate
@@ -84,7 +84,7 @@ class Work:
         task = Quadratic(dtype=dtype) if self.task == "quadratic" else FixedPerceptron(dtype=dtype)
         lstm = LSTM(hidden=HIDDEN, layers=2, scale=SCALE, p=P)
         adam = Adam(lr=LR, beta1=BETA1, beta2=BETA2, eps=EPS)
-        gradient = FirstOrder() if self.task == "quadratic" else Recomputed()  # of a network, memory counts
+        gradient = FirstOrder() if self.task == "quadratic" else Accumulated()  # of a network, memory counts
         level = Level(optimizer=lstm, unroll=UNROLL, batch=self.copies, horizon=None, gradient=gradient)
         return Tower(task, level, Level(optimizer=adam, batch=1))
 

@@ -45,7 +45,8 @@ from levels import (
     Task,
     keys,
 )
-from levels.tasks.data import FASHION, table
+from levels.tasks.data import FASHION
+from levels.tasks.data.scikit import table
 from levels.tasks.task import SPLITS
 from recursion.evaluate.baselines import tune
 from recursion.evaluate.deploy import run
@@ -55,7 +56,7 @@ TUNING, PROBLEMS = 2, 8
 
 def wine_loader() -> LoaderTask:
     """scikit-learn's wines through DataLoaders and an ordinary module."""
-    parts = {split: TensorDataset(*table("wine", split, torch.float32)[:2]) for split in SPLITS}
+    parts = {split: TensorDataset(*table(split, torch.float32, "wine")[:2]) for split in SPLITS}
     loaders: dict[str, Any] = {split: DataLoader(part, 16, shuffle=True) for split, part in parts.items()}
 
     def make() -> nn.Module:

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from levels import LSTM, Adam, DigitsMLP, Level
-from levels.tasks.data import digits
+from levels.tasks.data.scikit import digits
 from recursion import Tower
 from recursion.evaluate.learned import learned_by
 from recursion.export import load

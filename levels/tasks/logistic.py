@@ -14,8 +14,8 @@ from torch import Tensor
 from levels.base import ProblemTraits
 from levels.config import Count, NonNegative
 from levels.layout import Layout
-from levels.tasks.data import Labelled, Table, table
-from levels.tasks.nets import Cursor, cross_entropy, dense, fresh
+from levels.tasks.data import Table, stored
+from levels.tasks.nets import Cursor, cross_entropy, dense, dense_shape, fresh
 from levels.tasks.task import LossTask, Task
 
 
@@ -34,15 +34,13 @@ class Logistic(LossTask):
 
     traits = ProblemTraits(copies=16)
 
-    def examples(self) -> Labelled:
-        """The rows of this task's split."""
-        return table(self.data, self.split, self.torch_dtype, device=self.device)
+    examples = stored("scikit.table", "data")
+    """The rows of this task's split, as `levels.tasks.data.Labelled`."""
 
     @property
     def layout(self) -> Layout:
         inputs, _, classes = self.examples()
-        shapes = {"layer.weight": (inputs.shape[1], classes), "layer.bias": (classes,)}
-        return Layout.of(shapes, self.torch_dtype, self.device)
+        return Layout.of(dense_shape("layer", inputs.shape[1], classes), self.torch_dtype, self.device)
 
     def init(self, key: Tensor) -> Tensor:
         return fresh(self.layout, self.own(key))
@@ -52,17 +50,16 @@ class Logistic(LossTask):
 
     def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
         inputs, labels, _ = self.examples()
-        tensors = self.layout.unravel(params)
         if self.minibatch is not None:
             rows = state.draw(self.minibatch, len(labels))
             inputs, labels = inputs[rows], labels[rows]
+        tensors = self.layout.unravel(params)
         logits = dense(tensors, "layer", inputs)
         fit = cross_entropy(logits, torch.broadcast_to(labels, logits.shape[:-1]))
         return fit + self.penalty / 2 * tensors["layer.weight"].square().sum((-2, -1)), state.next()
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
-        inputs, labels, _ = self.examples()
-        return [(inputs, labels)]
+        return [self.examples()[:2]]
 
     def variants(self) -> dict[str, Task]:
         other: Table = "wine" if self.data == "breast-cancer" else "breast-cancer"

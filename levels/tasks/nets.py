@@ -19,11 +19,8 @@ from levels.layout import Layout
 from levels.tasks.task import Task
 
 Activation = Literal["sigmoid", "tanh", "relu"]
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]]
+ACTIVATIONS = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
 
 class Cursor(NamedTuple):
@@ -53,25 +50,26 @@ def fresh(layout: Layout, key: Tensor) -> Tensor:
     standard normal; ``scale`` is 1; anything else is 0.
     """
     tensors = layout.unravel(keys.normal(key, (layout.size,), layout.dtype))
-    return layout.ravel({name: _start(name, shape, tensors[name]) for name, shape in layout.entries})
-
-
-def _start(name: str, shape: tuple[int, ...], drawn: Tensor) -> Tensor:
-    kind = name.rpartition(".")[2]
-    if kind == "weight":
-        return drawn / math.sqrt(math.prod(shape[:-1]))
-    if kind == "embedding":
-        return drawn
-    return torch.ones_like(drawn) if kind == "scale" else torch.zeros_like(drawn)
+    for name, shape in layout.entries:
+        kind = name.rpartition(".")[2]
+        if kind == "weight":
+            tensors[name] = tensors[name] / math.sqrt(math.prod(shape[:-1]))
+        elif kind != "embedding":
+            tensors[name] = torch.full_like(tensors[name], float(kind == "scale"))
+    return layout.ravel(tensors)
 
 
 def dense_shapes(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the dense layers between ``widths``."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:])):
-        shapes[f"layer{i}.weight"] = (fan_in, fan_out)
-        shapes[f"layer{i}.bias"] = (fan_out,)
+    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        shapes |= dense_shape(f"layer{i}", inputs, outputs)
     return shapes
+
+
+def dense_shape(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one dense layer."""
+    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
 
 
 def dense(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -93,10 +91,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Network(Task):
-    """A task over a network with a setting for the width of each layer, called ``widths``; abstract.
-
-    A bare number stands for one layer.
-    """
+    """A task over a network with a setting, called ``widths``, for the width of each layer; a number is one layer."""
 
     traits = ProblemTraits(copies=4)
     widths: ClassVar[str] = "hidden"

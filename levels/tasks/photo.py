@@ -18,7 +18,7 @@ from torch import Tensor
 from levels import keys
 from levels.config import Between, Count, Positive
 from levels.layout import Layout
-from levels.tasks.data import photos
+from levels.tasks.data import stored
 from levels.tasks.nets import Activation, Cursor, Network, dense_shapes, fresh, perceptron
 from levels.tasks.task import LossTask, Task
 
@@ -50,6 +50,9 @@ class Photo(Network, LossTask):
     bandwidth: Positive = 4.0
     minibatch: Count = 256
 
+    strips = stored("scikit.photos")
+    """What this split has of both photos, ``[2, rows, columns, 3]``; a column of pixels is in one split only."""
+
     @property
     def layout(self) -> Layout:
         return Layout.of(dense_shapes((2 * self.features, *self.hidden, 3)), self.torch_dtype, self.device)
@@ -59,7 +62,7 @@ class Photo(Network, LossTask):
 
     def init_state(self, params: Tensor, key: Tensor) -> PhotoState:
         for_corner, for_frequencies, for_pixels = keys.split(self.own(key), 3).unbind(-1)
-        count, height, width, _ = photos(self.split, self.torch_dtype, device=self.device).shape
+        count, height, width, _ = self.strips().shape
         places = torch.tensor([count, height - self.size + 1, width - self.size + 1], device=key.device)
         corner = torch.floor(keys.uniform(for_corner, (3,), torch.float64) * places).long()
         frequencies = self.bandwidth * keys.normal(for_frequencies, (2, self.features), self.torch_dtype)
@@ -69,7 +72,7 @@ class Photo(Network, LossTask):
         pixels = state.cursor.draw(self.minibatch, self.size**2)
         row, column = pixels // self.size, pixels % self.size  # [*batch, minibatch] each
         photo, top, left = state.corner[..., None].unbind(-2)
-        colours = photos(self.split, self.torch_dtype, device=self.device)[photo, top + row, left + column]
+        colours = self.strips()[photo, top + row, left + column]
         place = torch.stack((row, column), -1).to(self.torch_dtype) / self.size
         phase = 2 * math.pi * torch.matmul(place, state.frequencies)
         inputs = torch.cat((phase.cos(), phase.sin()), -1)  # [*batch, minibatch, 2 * features]
@@ -77,8 +80,7 @@ class Photo(Network, LossTask):
         return (out - colours).square().mean((-2, -1)), state._replace(cursor=state.cursor.next())
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
-        strips = photos(self.split, self.torch_dtype, device=self.device)  # a column of pixels is in one strip only
-        return [(strips.movedim(2, 1).flatten(0, 1),)]
+        return [(self.strips().movedim(2, 1).flatten(0, 1),)]
 
     def variants(self) -> dict[str, Task]:
         return {

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from levels.tasks.data import Labelled
+from levels.tasks.data import Labelled, require_installed
 from levels.tasks.nets import Cursor, cross_entropy, fresh
 from levels.tasks.task import LossTask
 
@@ -45,13 +45,19 @@ class Predicting(LossTask):
 class Classifying(Predicting):
     """A classifier of labelled examples; abstract in the data and the network."""
 
+    package: ClassVar[str] = ""  # of the extra ``data``, that the data comes with
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.package:
+            require_installed(self.package, self.name)
+
     @abstractmethod
     def data(self) -> Labelled:
         """The examples of this task's split, in its dtype; every loss asks for them, so they are cached."""
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
-        inputs, labels, _ = self.data()
-        return [(inputs, labels)]
+        return [self.data()[:2]]
 
     def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
         inputs, labels, _ = self.data()

@@ -7,9 +7,8 @@ over the family (a matrix, a start, the minibatches) is drawn from the key of ea
 from __future__ import annotations
 
 import dataclasses
-import typing
 from abc import abstractmethod
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from levels import keys
 from levels.autodiff import is_followed
 from levels.base import Problem, Split
 from levels.config import Config, unwritten
+from levels.tasks.data import SPLITS as SPLITS
 from levels.tree import State
 
-SPLITS: tuple[Split, ...] = typing.get_args(Split)
 SPLIT_SALT = 1 << 40  # folded into keys for each split; no part draws from keys folded with numbers of this size
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -35,7 +34,7 @@ class Task(Config, Problem):
     """
 
     split: Split = "train"
-    dtype: typing.Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64"] = "float32"
     device: str = unwritten("cpu")
 
     has_data: ClassVar[bool] = False

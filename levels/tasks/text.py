@@ -18,8 +18,8 @@ from torch import Tensor
 from levels.base import ProblemTraits
 from levels.config import Count, require
 from levels.layout import Layout
-from levels.tasks.data import ALPHABET, topics
-from levels.tasks.nets import Cursor, dense
+from levels.tasks.data import ALPHABET, Text, load
+from levels.tasks.nets import Cursor, dense, dense_shape
 from levels.tasks.predicting import Predicting
 from levels.tasks.task import SPLITS, Task
 
@@ -40,23 +40,28 @@ class Characters(Predicting):
         super().__post_init__()
         here = find_spec("pydoc_data") is not None
         require(here, f"{self.name}: this Python lacks pydoc_data of its standard library; install a complete Python")
-        shortest = min(len(topics(split).codes) for split in SPLITS)
+        shortest = min(len(load("text.topics", split).codes) for split in SPLITS)
         what = f"{self.name}: length must be below the {shortest} of a split, got {self.length}"
         require(self.length < shortest, what)
 
     traits = ProblemTraits(copies=2)
 
+    def text(self) -> Text:
+        """The text of this task's split."""
+        text: Text = load("text.topics", self.split, device=self.device)
+        return text
+
     @property
     def sha256(self) -> str:
         """Hash of the whole text in UTF-8: identifies its version."""
-        return topics(self.split).sha256
+        return self.text().sha256
 
     @abstractmethod
     def logits(self, tensors: Mapping[str, Tensor], read: Tensor) -> Tensor:
         """Logits of the next character: ``[*batch, minibatch, length]`` to ``[*batch, minibatch * length, 96]``."""
 
     def examples(self, state: Cursor) -> tuple[Tensor, Tensor]:
-        codes = topics(self.split, device=self.device).codes
+        codes = self.text().codes
         starts = state.draw(self.minibatch, len(codes) - self.length)
         places = torch.arange(self.length + 1, device=self.device)
         piece = codes[starts[..., None] + places]  # [*batch, minibatch, length + 1]
@@ -66,7 +71,7 @@ class Characters(Predicting):
         return self.logits(self.layout.unravel(params), inputs)
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
-        return [(topics(self.split, device=self.device).codes.unfold(0, self.length + 1, 1),)]
+        return [(self.text().codes.unfold(0, self.length + 1, 1),)]
 
     def variants(self) -> dict[str, Task]:
         return {
@@ -95,7 +100,7 @@ class CharGRU(Characters):
     def layout(self) -> Layout:
         units = self.width
         shapes: dict[str, tuple[int, ...]] = {"gates.embedding": (len(ALPHABET), 3 * units)}
-        shapes |= _dense("state", units, 3 * units) | _dense("out", units, len(ALPHABET))
+        shapes |= dense_shape("state", units, 3 * units) | dense_shape("out", units, len(ALPHABET))
         return Layout.of(shapes, self.torch_dtype, self.device)
 
     def logits(self, tensors: Mapping[str, Tensor], read: Tensor) -> Tensor:
@@ -135,10 +140,10 @@ class CharTransformer(Characters):
         shapes: dict[str, tuple[int, ...]] = {"token.embedding": (len(ALPHABET), width)}
         shapes["place.embedding"] = (self.length, width)
         for i in range(self.blocks):
-            shapes |= _norm(f"block{i}.norm0", width) | _dense(f"block{i}.mix", width, 3 * width)
-            shapes |= _dense(f"block{i}.join", width, width) | _norm(f"block{i}.norm1", width)
-            shapes |= _dense(f"block{i}.up", width, 4 * width) | _dense(f"block{i}.down", 4 * width, width)
-        shapes |= _norm("norm", width) | _dense("out", width, len(ALPHABET))
+            shapes |= _norm(f"block{i}.norm0", width) | dense_shape(f"block{i}.mix", width, 3 * width)
+            shapes |= dense_shape(f"block{i}.join", width, width) | _norm(f"block{i}.norm1", width)
+            shapes |= dense_shape(f"block{i}.up", width, 4 * width) | dense_shape(f"block{i}.down", 4 * width, width)
+        shapes |= _norm("norm", width) | dense_shape("out", width, len(ALPHABET))
         return Layout.of(shapes, self.torch_dtype, self.device)
 
     def logits(self, tensors: Mapping[str, Tensor], read: Tensor) -> Tensor:
@@ -171,7 +176,3 @@ def normalise(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.scale": (width,), f"{name}.shift": (width,)}
-
-
-def _dense(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}

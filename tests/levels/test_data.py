@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from levels import FashionConvNet, FashionMLP, Mnist1dMLP, MnistConvNet, MnistMLP, keys
-from levels.tasks.data import fashion, mnist, mnist1d
+from levels.tasks.data.images import fashion, mnist, mnist1d
 from levels.tasks.task import SPLITS
 from levels.testing import check_problem
 

@@ -10,7 +10,7 @@ from scipy import optimize
 from sklearn.linear_model import LogisticRegression
 
 from levels import Logistic, NoisyQuadratic, Rosenbrock, keys
-from levels.tasks.data import table
+from levels.tasks.data.scikit import table
 from levels.tasks.noisy_quadratic import Moments
 from levels.tasks.task import SPLITS
 from levels.testing import check_problem
@@ -143,7 +143,7 @@ def test_minibatches_of_logistic_regression_average_to_the_whole():
 
 @pytest.mark.parametrize(("name", "rows", "columns"), [("breast-cancer", 569, 30), ("wine", 178, 13)])
 def test_tables_are_split_by_rows_and_standardised_by_column(name, rows, columns):
-    parts = {split: table(name, split, torch.float64) for split in SPLITS}
+    parts = {split: table(split, torch.float64, name) for split in SPLITS}
     seen = [row.numpy().tobytes() for part in parts.values() for row in part.inputs]
     assert len(seen) == len(set(seen)) == rows
     train = parts["train"].inputs

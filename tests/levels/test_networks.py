@@ -9,7 +9,9 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from levels import CharGRU, CharTransformer, DigitsConvNet, Photo, keys
-from levels.tasks.data import ALPHABET, digits, photos, topics
+from levels.tasks.data import ALPHABET
+from levels.tasks.data.scikit import digits, photos
+from levels.tasks.data.text import topics
 from levels.tasks.task import SPLITS
 from levels.testing import check_problem
 

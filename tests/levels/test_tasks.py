@@ -24,7 +24,7 @@ from levels import (
     Rosenbrock,
     keys,
 )
-from levels.tasks.data import digits
+from levels.tasks.data.scikit import digits
 from levels.tasks.task import SPLITS
 
 

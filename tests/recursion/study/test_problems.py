@@ -11,7 +11,8 @@ from jobs import done, tiny, values
 from torch import Tensor
 
 from levels import Quadratic, keys
-from levels.tasks.data import Labelled, digits
+from levels.tasks.data import Labelled
+from levels.tasks.data.scikit import digits
 from levels.tasks.mlp import DigitsMLP
 from levels.tasks.quadratic import QuadraticState
 from levels.tasks.task import Task
