@@ -34,14 +34,11 @@ def test_the_tuned_step_size_is_that_of_brute_force(name):
     assert tuned.base_steps == 21 * len(KEY) * (steps + 1)
 
 
-def test_the_measures_are_tuned_apart():
+def test_the_measures_are_tuned_apart_and_diverged_step_sizes_lose():
     losses = torch.tensor([9.0, 4.0, 2.0])
     assert (MEASURES["final"](losses), MEASURES["mean"](losses)) == (2, 3)
     tuned = tune(Adam(), Quadratic(dims=4, dtype="float64"), KEY, 60)
     assert tuned.step_sizes["final"] != tuned.step_sizes["mean"]
-
-
-def test_diverged_step_sizes_lose():
     tuned = tune(SGD(), Bowl(dtype="float64"), KEY, 150)
     assert tuned.scores["final"][10.0] == math.inf
     assert tuned.step_sizes["final"] == pytest.approx(10**-0.25)
@@ -54,9 +51,3 @@ def test_the_grid_grows_where_the_best_is_at_its_edge_up_to_four_times(curvature
     assert len(tuned.scores["final"]) == 21 + 8
     assert tuned.base_steps == (21 + 8) * len(KEY) * 4
     assert len(tune(SGD(), Bowl(curvature=1e-30, dtype="float64"), KEY, 2).scores["final"]) == 21 + 4 * 4
-
-
-def test_tuning_sees_validation_problems_only():
-    task = Bowl()
-    tune(Adam(), task, KEY, 3)
-    assert {split for split, _ in task.log} == {"validation"}

@@ -92,10 +92,12 @@ def test_run_has_the_closed_form_of_sgd_and_a_diverged_run_is_infinite():
     assert not losses.isnan().any()
 
 
-def test_settings_run_together_as_each_runs_alone():
+def test_settings_run_together_and_in_chunks_as_each_runs_alone(monkeypatch):
     key, lstm = problem_keys(3), LSTM(hidden=4)
     params = lstm.bind(DIGITS).init(keys.split(keys.seed(1), 2))
     together = run(lstm, params, DIGITS, key, 5)
+    monkeypatch.setattr(deploy, "CHUNK", 2 * DIGITS.layout.size)
+    torch.testing.assert_close(run(lstm, params, DIGITS, key, 5), together, rtol=1e-13, atol=0)
     for s in range(2):
         torch.testing.assert_close(together[:, s], run(lstm, params[s : s + 1], DIGITS, key, 5)[:, 0])
     assert not torch.allclose(together[1:, 0], together[1:, 1])
@@ -105,24 +107,9 @@ def test_settings_run_together_as_each_runs_alone():
     assert len(losses[:, 1, 0].unique()) == 6, "another minibatch at every step"
 
 
-def test_chunks_change_nothing(monkeypatch):
-    task, params, key = Quadratic(dtype="float64"), sgd_params(0.01, 0.001, 0.02), problem_keys(5)
-    whole = run(SGD(), params, task, key, 4)
-    monkeypatch.setattr(deploy, "CHUNK", 2 * task.dims)
-    torch.testing.assert_close(run(SGD(), params, task, key, 4), whole, rtol=1e-13, atol=0)
-
-
 def deep(task, **top):
     bottom, trainer = (Level(optimizer=SGD(**lr), unroll=n, horizon=None) for lr, n in (({}, 3), ({"lr": 1e-4}, 2)))
     return Tower(task, bottom, trainer, Level(optimizer=Adam(lr=0.1), **top))
-
-
-def test_learned_at_depth_two_is_what_the_top_trains():
-    tower = Tower(Bowl(), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam(), batch=2))
-    state, _ = tower.step(tower.init(0))
-    found = learned(tower, state, seed=1)
-    assert torch.equal(found.params, state.carry.x)
-    assert (found.params.shape, found.base_steps) == ((2, 1), 0)
 
 
 def test_learned_at_depth_three_is_the_best_on_validation_of_a_hand_run_of_the_tower_under_it():
@@ -169,11 +156,16 @@ def test_learned_goes_down_as_far_as_there_are_levels():
     assert found.base_steps > expected.base_steps
 
 
-def test_which_towers_are_optimizers_themselves():
+def test_which_towers_are_optimizers_themselves_and_what_others_learn():
     one, window = Level(optimizer=SGD()), Level(optimizer=SGD(), unroll=5)
     assert all(is_optimizer(Tower(Bowl(), *levels)) for levels in ([one], [window], [one] * 3))
     for bottom in (window, dataclasses.replace(window, horizon=None), dataclasses.replace(one, horizon=7)):
         assert not is_optimizer(Tower(Bowl(), bottom, one))
+    tower = Tower(Bowl(), window, Level(optimizer=Adam(), batch=2))
+    state, _ = tower.step(tower.init(0))
+    trained = learned(tower, state, seed=1)
+    assert torch.equal(trained.params, state.carry.x)
+    assert (trained.params.shape, trained.base_steps) == ((2, 1), 0)
 
 
 @pytest.mark.parametrize("height", [1, 2, 4])
@@ -244,20 +236,22 @@ def test_plain_training_is_run_with_the_parameters_of_its_state():
     assert spent == losses.numel()
 
 
-def test_refusals_say_what_to_do():
-    plain = Tower(Bowl(), Level(optimizer=SGD()))
-    windows = Tower(Bowl(), Level(optimizer=SGD(), unroll=2), Level(optimizer=SGD()))
-    task, key = Bowl(dtype="float64"), problem_keys(2)
-    for match, what in {
-        "depth 1 trains no optimizer": lambda: learned(plain, plain.init(0), seed=0),
-        "windows must be at least 1, got 0": lambda: learned(windows, windows.init(0), windows=0, seed=0),
-        "windows or restarts": lambda: run_afresh(windows, Bowl(), 2, 3, seed=0, theta=None),
-        "key must name 3 problems, got shape": lambda: run_afresh(plain, Bowl(), 3, 3, seed=0, theta=None, key=key),
-        "steps must be at least 1, got 0": lambda: run(SGD(), sgd_params(0.1), task, key, 0),
-        "takes 2 parameters in the last dimension": lambda: run(SGD(momentum=0.9), sgd_params(0.1), task, key, 3),
-    }.items():
-        with pytest.raises(ValueError, match=match):
-            what()
+PLAIN, WINDOWS = (Tower(Bowl(), *levels) for levels in ([Level(optimizer=SGD())],
+                                                        [Level(optimizer=SGD(), unroll=2), Level(optimizer=SGD())]))  # fmt: skip
+KEY = problem_keys(2)
+
+
+@pytest.mark.parametrize(("match", "what"), {
+    "depth 1 trains no optimizer": lambda: learned(PLAIN, PLAIN.init(0), seed=0),
+    "windows must be at least 1, got 0": lambda: learned(WINDOWS, WINDOWS.init(0), windows=0, seed=0),
+    "windows or restarts": lambda: run_afresh(WINDOWS, Bowl(), 2, 3, seed=0, theta=None),
+    "key must name 3 problems, got shape": lambda: run_afresh(PLAIN, Bowl(), 3, 3, seed=0, theta=None, key=KEY),
+    "steps must be at least 1, got 0": lambda: run(SGD(), sgd_params(0.1), Bowl(dtype="float64"), KEY, 0),
+    "takes 2 parameters in the last dimension": lambda: run(SGD(momentum=0.9), sgd_params(0.1), Bowl(), KEY, 3),
+}.items())  # fmt: skip
+def test_refusals_say_what_to_do(match, what):
+    with pytest.raises(ValueError, match=match):
+        what()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

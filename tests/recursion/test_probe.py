@@ -2,135 +2,25 @@
 
 import io
 import math
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
+from maps import Bowl, ByGradient, Drifts, Fading, Forgets, Hidden, Logistic, chaotic, probe_of, run
 from rich.console import Console
-from torch import Tensor
+from towers import SMALL, after, assert_same
 
-from levels import PES, SGD, Exact, FirstOrder, Forward, Layout, Level, Linear, Mix, Task, keys
-from levels.base import Optimizer
+from levels import PES, SGD, Exact, FirstOrder, Forward, Level, Linear, Mix
 from levels.gradients.bootstrapped import Bootstrapped
-from levels.tree import leaves, map_leaves
-from recursion import Tower, checkpoint, cli
+from levels.tree import map_leaves
+from recursion import checkpoint, cli
 from recursion.analysis.advice import LIMIT
 from recursion.analysis.growth_report import write
 from recursion.analysis.probe import probe
 from recursion.notation import parse
 
-SMALL = "quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam"
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Bowl(Task):
-    """f(x) = sum_i h_i x_i^2 / 2, so the gradient is h x; started away from 0, or ``at`` one point."""
-
-    name: ClassVar[str] = "bowl"
-    dtype: str = "float64"
-    curvatures: tuple[float, ...] = (2.0, 0.5)
-    at: float | None = None
-
-    @property
-    def layout(self) -> Layout:
-        return Layout.of({"x": (len(self.curvatures),)}, self.torch_dtype)
-
-    def init(self, key: Tensor) -> Tensor:
-        drawn = keys.uniform(self.own(key), (len(self.curvatures),), self.torch_dtype) * 0.8 + 0.1
-        return drawn if self.at is None else torch.full_like(drawn, self.at)
-
-    def init_state(self, params: Tensor, key: Tensor) -> None:
-        return None
-
-    def value_and_grad(self, params: Tensor, state: None) -> tuple[Tensor, Tensor, None]:
-        h = torch.tensor(self.curvatures, dtype=params.dtype)
-        return (h * params.square()).sum(-1) / 2, h * params, None
-
-
-@dataclass(frozen=True, repr=False)
-class Map(Optimizer):
-    """A map of x with one parameter, its ``r``; abstract."""
-
-    r: float = 4.0
-
-    def shapes(self, layout):
-        return {"r": (1,)}
-
-    def init(self, key):
-        return torch.full((*key.shape, 1), self.r, dtype=self.param_layout.dtype)
-
-    def init_state(self, theta, x, key):
-        return None
-
-    def update(self, theta, x, state, f, g):
-        return self.next(theta[..., None, :], g, x), None
-
-
-class Logistic(Map):  # at r = 4 the exponent is ln 2 (Ulam and von Neumann 1947)
-    name, next = "logistic-map", staticmethod(lambda r, g, x: r * x * (1 - x))
-
-
-class ByGradient(Map):  # the same map over f = x^2 / 2, but all that it knows of x comes by the gradient
-    name, next = "by-gradient", staticmethod(lambda r, g, x: x + (r * g * (1 - g) - g))
-
-
-class Forgets(Map):  # no perturbation survives
-    name, next = "forgets", staticmethod(lambda r, g, x: (r / 10).expand_as(x))
-
-
-class Drifts(Map):
-    name, next = "drifts", staticmethod(lambda r, g, x: x + r)
-
-
-class Hidden(Map):
-    """A logistic map in the state, which moves x."""
-
-    name = "hidden"
-
-    def init_state(self, theta, x, key):
-        return x
-
-    def update(self, theta, x, state, f, g):
-        return x + state / 1000, self.r * state * (1 - state)
-
-
-class Fading(Hidden):
-    """x <- x / 2 + sqrt(s), s <- s / 100: s has a root unless a perturbation takes it below 0."""
-
-    name = "fading"
-
-    def update(self, theta, x, state, f, g):
-        assert bool((state >= 0).all())
-        return x / 2 + state.sqrt(), state / 100
-
-
-def begun(tower: Tower, steps: int):
-    state = tower.init(0)
-    for _ in range(steps):
-        state, _report = tower.step(state)
-    return state
-
-
-def run(task: Task, *levels: Level, steps: int = 2, **settings):
-    tower = Tower(task, *levels)
-    return probe(tower, begun(tower, steps), **settings)
-
-
-def probe_of(text: str, steps: int = 2, **settings):
-    tower = parse(text)
-    return probe(tower, begun(tower, steps), **settings)
-
-
-def chaotic(gradient=None, optimizer=None, unroll=20, horizon=None, dtype="float64", windows=2, **more):
-    """A map with 64 copies, probed from its start."""
-    level = Level(optimizer=optimizer or Logistic(), unroll=unroll, horizon=horizon or 5 * unroll, batch=64,
-                  gradient=gradient or FirstOrder(), **more)  # fmt: skip
-    return run(Bowl(curvatures=(1.0,), dtype=dtype), level, Level(optimizer=SGD(lr=1e-12)), steps=0, windows=windows)
-
 
 @pytest.mark.parametrize("lr", [0.1, 1.2])
-def test_sgd_on_a_quadratic(lr: float) -> None:
+def test_sgd_on_a_quadratic(lr):
     """Each direction is multiplied by 1 - lr h; the largest wins."""
     known = max(math.log(abs(1 - lr * h)) for h in (2.0, 0.5))
     bottom = Level(optimizer=SGD(lr=lr), unroll=10, horizon=40, batch=4)
@@ -145,7 +35,7 @@ def test_sgd_on_a_quadratic(lr: float) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("lr", "momentum"), [(0.4, 0.5), (1.905, 0.9)])
-def test_momentum_has_the_spectral_radius_of_its_companion_matrix(lr: float, momentum: float, dtype: str) -> None:
+def test_momentum_has_the_spectral_radius_of_its_companion_matrix(lr, momentum, dtype):
     """(x, b) <- (x - lr (m b + h x), m b + h x): hidden variables count."""
     h = 2.0
     matrix = torch.tensor([[1 - lr * h, -lr * momentum], [h, momentum]], dtype=torch.float64)
@@ -156,21 +46,26 @@ def test_momentum_has_the_spectral_radius_of_its_companion_matrix(lr: float, mom
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_logistic_map_has_the_exponent_ln_2(dtype: str) -> None:
-    found = chaotic(dtype=dtype, windows=4)[0]
-    assert found.growth.value == pytest.approx(math.log(2), abs=0.02)
-    assert found.growth.low < math.log(2) < found.growth.high or dtype == "float32"
-    assert found.over_window == pytest.approx(2.0**20, rel=0.5)
-    assert found.as_data == found.growth  # it reads no gradient
-    assert found.longest == 6  # 2^6 < 100 < 2^7
-    assert found.verdict == "chaotic"
-    assert len(found.path) == 1 + found.aligned + 4 * 20
-    assert found.warning.startswith("level 1 (test_probe.Logistic@20[horizon=100, batch=64]): backpropagation cannot")
-    assert all(fix in found.advice for fix in ("use ", "@20[", "gradient=es-single", "@6["))
+def test_the_logistic_map_has_the_exponent_ln_2_and_the_report_says_so(dtype, tmp_path):
+    growths, out = chaotic(dtype=dtype, windows=4), io.StringIO()
+    first = growths[0]
+    assert first.growth.value == pytest.approx(math.log(2), abs=0.02)
+    assert first.growth.low < math.log(2) < first.growth.high or dtype == "float32"
+    assert first.over_window == pytest.approx(2.0**20, rel=0.5)
+    assert first.as_data == first.growth  # it reads no gradient
+    assert (first.longest, first.verdict) == (6, "chaotic")  # 2^6 < 100 < 2^7
+    assert len(first.path) == 1 + first.aligned + 4 * 20
+    assert first.warning.startswith("level 1 (maps.Logistic@20[horizon=100, batch=64]): backpropagation cannot")
+    assert all(fix in first.advice for fix in ("use ", "@20[", "gradient=es-single", "@6["))
+    write(growths, "bowl: logistic-map@20 / sgd", tmp_path / "new", Console(file=out, width=140))
+    growth = f"{first.growth.value:.3g} [{first.growth.low:.3g}, {first.growth.high:.3g}]"
+    for text in ("1 maps.Logistic", growth, f"{LIMIT:g}", f"level 1: {first.advice}"[:60]):
+        assert text in out.getvalue()
+    assert (tmp_path / "new" / "probe.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_evolution_is_not_warned_of_and_a_mixture_is_where_both_of_its_halves_would_be() -> None:
+def test_evolution_is_not_warned_of_and_a_mixture_is_where_both_of_its_halves_would_be():
     bears = chaotic(PES(), Logistic(3.9))[0]  # whose particles stay below 4, where orbits escape
     assert (bears.warning, bears.in_gradient) == (None, None)
     x, logs = 0.3, []
@@ -185,13 +80,13 @@ def test_evolution_is_not_warned_of_and_a_mixture_is_where_both_of_its_halves_wo
 
 
 @pytest.mark.slow
-def test_the_advice_is_taken() -> None:
+def test_the_advice_is_taken():
     """Every level that it names is one, and a shorter window is quiet."""
     for gradient in (Exact(), Forward(), Bootstrapped()):
         found = chaotic(gradient, lookahead=40 if isinstance(gradient, Bootstrapped) else None)[0]
         assert found.warning is not None
         fixes = found.advice.removeprefix("use ").split(", or ")
-        assert all(parse(f"quadratic: {text.replace('test_probe.Logistic', 'sgd')} / sgd").depth == 2 for text in fixes)
+        assert all(parse(f"quadratic: {text.replace('maps.Logistic', 'sgd')} / sgd").depth == 2 for text in fixes)
         assert f"@{found.longest}[" in fixes[-1]
     short, long = chaotic(unroll=6)[0], chaotic(unroll=7)[0]
     assert (short.warning, short.verdict) == (None, "expanding")
@@ -199,21 +94,20 @@ def test_the_advice_is_taken() -> None:
     assert long.warning is not None
 
 
-def test_first_order_leaves_out_what_comes_by_the_gradient() -> None:
+def test_first_order_leaves_out_what_comes_by_the_gradient():
     """The run is chaotic; what first order multiplies is 1 at every update. Exact gradients follow the chaos."""
     tame, wild = (chaotic(gradient, ByGradient())[0] for gradient in (FirstOrder(), Exact()))
-    for found in (tame, wild):
-        assert found.growth.value == pytest.approx(math.log(2), abs=0.02)
-        assert found.as_data.value == pytest.approx(0, abs=1e-6)
-        assert found.verdict == "chaotic"
+    for level in (tame, wild):
+        assert level.growth.value == pytest.approx(math.log(2), abs=0.02)
+        assert (level.as_data.value, level.verdict) == (pytest.approx(0, abs=1e-6), "chaotic")
     assert (tame.warning, tame.in_gradient) == (None, pytest.approx(1, abs=1e-3))
     assert "It leaves out what grows: gradient=exact would follow" in tame.advice
     assert wild.warning is not None
     assert wild.in_gradient == wild.over_window
-    assert ", or test_probe.ByGradient@20[horizon=100, batch=64], or " in wild.advice
+    assert ", or maps.ByGradient@20[horizon=100, batch=64], or " in wild.advice
 
 
-def test_what_a_gradient_follows() -> None:
+def test_what_a_gradient_follows():
     """2^5 in a window is bearable, 2^25 over the horizon is not; a window that looks ahead is as long as it looks."""
     window, whole = (chaotic(gradient, unroll=5)[0] for gradient in (Exact(), Forward()))
     assert window.warning is None
@@ -225,28 +119,25 @@ def test_what_a_gradient_follows() -> None:
     assert chaotic(Bootstrapped(), unroll=5, lookahead=20)[0].warning is None
 
 
-def test_what_vanishes_in_one_update_is_contracting() -> None:
-    found = chaotic(optimizer=Forgets())[0]
-    assert found.verdict == "contracting"
-    assert found.growth.value == pytest.approx(math.log(torch.finfo(torch.float64).eps) / 2, rel=0.01)
-
-
 @pytest.mark.parametrize("optimizer", [Logistic(), ByGradient()])
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_trajectories_that_restart_all_the_time(horizon: int, optimizer: Map) -> None:
+def test_trajectories_that_restart_all_the_time(horizon, optimizer):
     found = chaotic(unroll=1, horizon=horizon, optimizer=optimizer)[0]
     assert found.growth.value == pytest.approx(math.log(2), abs=0.35)  # from uniform starts, not from the map's own
     assert found.over_horizon == pytest.approx(math.exp(horizon * found.growth.value))
 
 
-def test_perturbations_align_before_they_count() -> None:
+def test_perturbations_align_before_they_count():
     """One window of ten updates from a random direction would be off by the cosine to the slowest one, over ten."""
     level = Level(optimizer=SGD(lr=0.9), unroll=10, horizon=None, batch=16)
     (found,) = run(Bowl(curvatures=(2.0, *[0.5] * 10)), level, steps=0, windows=1)
     assert found.growth.value == pytest.approx(math.log(0.8), abs=0.02)
 
 
-def test_hidden_variables_are_perturbed_and_stay_possible() -> None:
+def test_what_vanishes_contracts_and_hidden_variables_are_perturbed_and_stay_possible():
+    vanished = chaotic(optimizer=Forgets())[0]
+    assert vanished.verdict == "contracting"
+    assert vanished.growth.value == pytest.approx(math.log(torch.finfo(torch.float64).eps) / 2, rel=0.01)
     assert chaotic(optimizer=Hidden())[0].growth.value == pytest.approx(math.log(2), abs=0.02)
     for dtype in ("float32", "float64"):
         assert chaotic(optimizer=Fading(), dtype=dtype)[0].verdict == "contracting"
@@ -254,7 +145,7 @@ def test_hidden_variables_are_perturbed_and_stay_possible() -> None:
 
 
 @pytest.mark.parametrize("pair", [("first-order", "pes"), ("mix(first-order, pes)", "nres")], ids=str)
-def test_depth_three_with_estimators_of_all_kinds(pair: tuple[str, str]) -> None:
+def test_depth_three_with_estimators_of_all_kinds(pair):
     lstm = "quadratic(3): lstm(hidden=3, layers=1)@3[batch=2, gradient={}]"
     found = probe_of(f"{lstm} / sgd@2[batch=2, gradient={{}}, horizon=4] / adam".format(*pair), steps=1, windows=2)
     assert [(each.level, each.unroll) for each in found] == [(1, 3), (2, 2), (3, 1)]
@@ -262,7 +153,7 @@ def test_depth_three_with_estimators_of_all_kinds(pair: tuple[str, str]) -> None
     assert [each.in_gradient is None for each in found[:2]] == [gradient != "first-order" for gradient in pair]
 
 
-def test_growth_two_levels_up() -> None:
+def test_growth_two_levels_up():
     """SGD on the step size of an SGD, in closed form: from x, one update costs L(a) = h (x - a h x)^2 / 2.
 
     With unroll and horizon 1 every window starts at the same x, so the rate at level 2 is log|1 - lr d^2L/da^2|, where
@@ -275,7 +166,7 @@ def test_growth_two_levels_up() -> None:
     assert found[1].growth.value == pytest.approx(math.log(abs(1 - lr * h * (h * x) ** 2)), abs=1e-6)
 
 
-def test_what_the_level_below_carries_is_perturbed_too() -> None:
+def test_what_the_level_below_carries_is_perturbed_too():
     """Level 1 adds r to x, level 2 moves r down the slope: (r, x) <- (r - c (x + r), x + r) with c = lr h = 4.5.
 
     That has the eigenvalues -2 and -1/2. If x were shared, r alone would be multiplied by 1 - c = -3.5.
@@ -285,7 +176,7 @@ def test_what_the_level_below_carries_is_perturbed_too() -> None:
     assert found[1].growth.value == pytest.approx(math.log(2), abs=1e-4)
 
 
-def test_black_boxes_are_probed() -> None:
+def test_black_boxes_are_probed():
     """RMSprop as torch has it, which nothing here differentiates, against this project's own."""
     text = "quadratic(dims=3, dtype=float64): {}@4[batch=3, horizon=8, gradient=pes] / sgd"
     box, own = (probe_of(text.format(name), windows=4)[0]
@@ -293,29 +184,26 @@ def test_black_boxes_are_probed() -> None:
     assert box.growth.value == pytest.approx(own.growth.value, abs=0.05)
 
 
-def test_nothing_is_changed_the_same_seed_gives_the_same_numbers_and_progress_ends() -> None:
-    tower, told = parse(SMALL), []
-    state, _ = tower.step(tower.init(0))
+def test_nothing_is_changed_the_same_seed_gives_the_same_numbers_and_progress_ends():
+    tower, calls = parse(SMALL), []
+    state = after(tower, 1)
     before = map_leaves(torch.clone, state)
-    one, two, other = (probe(tower, state, windows=2, seed=seed, progress=lambda *what: told.append(what))
+    one, two, other = (probe(tower, state, windows=2, seed=seed, progress=lambda *what: calls.append(what))
                        for seed in (3, 3, 4))  # fmt: skip
     assert one == two
     assert one[0].growth != other[0].growth
-    assert all(torch.equal(a, b) for a, b in zip(leaves(state), leaves(before)))
-    shares = [share for _, share in told[: len(told) // 3]]
+    assert_same(state, before)
+    shares = [share for _, share in calls[: len(calls) // 3]]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
-    assert {what for what, _ in told} == {"level 1 of 2", "level 2 of 2"}
+    assert {what for what, _ in calls} == {"level 1 of 2", "level 2 of 2"}
 
 
-def test_diverging_copies_begin_afresh_and_are_not_counted() -> None:
+def test_diverging_copies_are_not_counted_and_what_cannot_be_counted_is_unknown(tmp_path):
+    """In the second tower the first update of level 2 takes r to where every orbit escapes, in the same window."""
     level = Level(optimizer=SGD(lr=50.0), unroll=100, horizon=400, batch=2)
-    (found,) = run(Bowl(curvatures=(2.0,)), level, steps=0, windows=4)
-    assert found.growth.value == pytest.approx(math.log(99), abs=0.05)
-
-
-def test_what_cannot_be_counted_is_unknown_and_spoils_no_other_level(tmp_path) -> None:
-    """The first update of level 2 takes r to where every orbit escapes, in the same window."""
+    (diverging,) = run(Bowl(curvatures=(2.0,)), level, steps=0, windows=4)
+    assert diverging.growth.value == pytest.approx(math.log(99), abs=0.05)
     level = Level(optimizer=Logistic(), unroll=20, horizon=20, batch=4)
     first, second = run(Bowl(curvatures=(1.0,)), level, Level(optimizer=SGD(lr=1e300)), steps=0, windows=2)
     assert first.growth.value == pytest.approx(math.log(2), abs=0.2)
@@ -324,28 +212,17 @@ def test_what_cannot_be_counted_is_unknown_and_spoils_no_other_level(tmp_path) -
     write([first, second], "bowl", tmp_path, Console(file=io.StringIO()))
 
 
-def test_mistakes_are_one_sentence() -> None:
-    tower = parse(SMALL)
-    state = tower.init(0)
+def test_mistakes_are_one_sentence():
+    state = parse(SMALL).init(0)
     for windows in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=r"^windows must be a whole number of at least 1, got"):
-            probe(tower, state, windows=windows)
+            probe(parse(SMALL), state, windows=windows)
     for other in ("quadratic(dims=3): sgd@5[batch=2] / adam", "quadratic(dims=3): adam", SMALL + " / sgd"):
         with pytest.raises(ValueError, match=r"^the state is of another tower than .*; give the one"):
             probe(parse(other), state)
 
 
-def test_the_report_and_its_picture(tmp_path) -> None:
-    found, out = chaotic(), io.StringIO()
-    write(found, "bowl: logistic-map@20 / sgd", tmp_path / "new", Console(file=out, width=140))
-    growth = found[0].growth
-    for text in ("1 test_probe.Logistic", f"{growth.value:.3g} [{growth.low:.3g}, {growth.high:.3g}]", f"{LIMIT:g}",
-                 f"level 1: {found[0].advice}"[:60]):  # fmt: skip
-        assert text in out.getvalue()
-    assert (tmp_path / "new" / "probe.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["probe", SMALL, "--windows", "2", "--steps", "1"]) == 0
     told = capsys.readouterr()
@@ -370,7 +247,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     ([SMALL, "--windows", "0"], "at least 1, got '0'"),
     (["a", "--steps", "3"], "--steps is for a tower that is not trained yet"),
 ])  # fmt: skip
-def test_mistakes_at_the_command_line(words, says, tmp_path, monkeypatch, capsys) -> None:
+def test_mistakes_at_the_command_line(words, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tower = parse(SMALL)
     (tmp_path / "a").mkdir()

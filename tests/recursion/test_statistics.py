@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from recursion.evaluate.statistics import (  # isort: skip
-    Estimate,
-    difference,
-    estimate,
-    improvement,
-    interquartile_mean,
-    interval,
-    level,
-    lower,
-    mean,
-)  # fmt: skip
+from recursion.evaluate.statistics import Estimate, difference, estimate, improvement, interquartile_mean
+
+from recursion.evaluate.statistics import interval, level, lower, mean  # isort: skip
 
 INF = np.inf
 
@@ -37,20 +29,17 @@ def covered(draw, truth, of, trials=400):
     return np.mean([each.low <= truth <= each.high for each in found])
 
 
-def test_the_bootstrap_interval_is_the_normal_one_for_many_values():
+def test_the_bootstrap_interval_is_the_normal_one_for_many_values_and_resamples_seeds_too():
     values = np.random.default_rng(1).normal(3.0, 2.0, (1, 400))
-    found, half = estimate(values), 1.96 * values.std() / math.sqrt(400)
-    assert found.value == values.mean()
-    assert found.low == pytest.approx(values.mean() - half, abs=0.12 * half)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.12 * half)
+    plain, half = estimate(values), 1.96 * values.std() / math.sqrt(400)
+    assert plain.value == values.mean()
+    assert plain.low == pytest.approx(values.mean() - half, abs=0.12 * half)
+    assert plain.high == pytest.approx(values.mean() + half, abs=0.12 * half)
     assert 0.9 <= covered(crossed(0.0, 1.0, 0.0, (1, 60)), 1.0, estimate, 200) <= 0.985
-
-
-def test_training_seeds_are_resampled_too():
     generator = np.random.default_rng(3)
     seeds, problems = generator.normal(0, 1.0, (8, 1)), generator.normal(0, 0.5, (1, 100))
-    found, half = estimate(seeds + problems), 1.96 * math.sqrt(seeds.var() / 8 + problems.var() / 100)
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
+    both, half = estimate(seeds + problems), 1.96 * math.sqrt(seeds.var() / 8 + problems.var() / 100)
+    assert (both.high - both.low) / 2 == pytest.approx(half, rel=0.15)
 
 
 def test_an_interval_with_diverged_runs_does_not_pretend():

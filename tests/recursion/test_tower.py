@@ -1,43 +1,14 @@
 """The stack: how a tower is built, written, started, stepped, cut, and what it says when something is wrong."""
 
-import math
-
 import pytest
 import torch
 
-from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Problem, Quadratic
+from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Quadratic
 from recursion import Tower
+from recursion.evaluate.observed import Observed, Tally
 from recursion.notation import parse
 
 STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam()))
-
-
-class Counted(Problem):
-    """A quadratic that counts the copies whose gradients it was asked for."""
-
-    def __init__(self) -> None:
-        self.problem, self.asked = Quadratic(dims=3, dtype="float64"), 0
-
-    @property
-    def layout(self):
-        return self.problem.layout
-
-    def init(self, key):
-        return self.problem.init(key)
-
-    def init_state(self, params, key):
-        return self.problem.init_state(params, key)
-
-    def value_and_grad(self, params, state):
-        self.asked += math.prod(params.shape[:-1])
-        return self.problem.value_and_grad(params, state)
-
-
-def test_a_tower_prints_its_notation():
-    assert repr(Tower(Quadratic(), *STACK)) == "quadratic: lstm(hidden=3)@4[batch=2] / sgd@3 / adam"
-    assert (
-        repr(Tower(Quadratic(), Level(optimizer=SGD()), Level(optimizer=SGD(), unroll=2))) == "quadratic: sgd@1 / sgd@2"
-    )
 
 
 def test_what_cannot_be_a_tower_is_refused():
@@ -78,15 +49,13 @@ def test_a_report_has_a_loss_and_a_count_for_each_level():
         assert report.losses[1] > report.losses[0]  # a sum of four losses above one of them
 
 
-def test_carries_are_the_levels_from_the_bottom_up():
+def test_carries_are_the_levels_from_the_bottom_up_and_the_one_under_the_top_never_restarts():
     tower = Tower(Quadratic(dims=5), *STACK)
     shapes = [tuple(carry.x.shape) for carry in tower.carries(tower.init(0))]
     assert shapes == [(1, 1, 2, 5), (1, 1, tower.bound[0].layout.size), (1, 1)]
-
-
-def test_the_tower_under_the_top_never_restarts():
-    under = Tower(Quadratic(), *STACK).under()
-    assert repr(under) == "quadratic: lstm(hidden=3)@4[batch=2] / sgd@3[horizon=none]"
+    assert repr(tower) == "quadratic(dims=5): lstm(hidden=3)@4[batch=2] / sgd@3 / adam"
+    assert repr(tower.under()) == "quadratic(dims=5): lstm(hidden=3)@4[batch=2] / sgd@3[horizon=none]"
+    assert repr(Tower(Quadratic(), *STACK[1:], STACK[1])) == "quadratic: sgd@3 / adam@1 / sgd@3"
 
 
 def test_what_is_not_finite_names_level_and_step():
@@ -112,16 +81,13 @@ def test_what_is_not_finite_names_level_and_step():
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_base_steps_are_what_the_task_counts(gradients, expected):
-    task, batch = Counted(), 5
-    levels = [
-        Level(
-            optimizer=SGD(lr=1e-3), unroll=unroll, batch=copies, horizon=20 * unroll, stagger=False, gradient=gradient
-        )
-        for unroll, copies, gradient in zip((4, 3), (batch, 1), gradients, strict=True)
-    ]
-    tower = Tower(task, *levels, Level(optimizer=SGD(lr=1e-6), unroll=2))
+    tally, batch = Tally(), 5
+    common = {"optimizer": SGD(lr=1e-3), "stagger": False}
+    levels = [Level(**common, unroll=unroll, batch=copies, horizon=20 * unroll, gradient=gradient)
+              for unroll, copies, gradient in zip((4, 3), (batch, 1), gradients, strict=True)]  # fmt: skip
+    tower = Tower(Observed(Quadratic(dims=3, dtype="float64"), tally), *levels, Level(optimizer=SGD(lr=1e-6), unroll=2))
     state = tower.init(0)
     for _ in range(2):
-        before = task.asked
+        before = tally.gradients
         state, _ = tower.step(state)
-        assert task.asked - before == batch * tower.costs[-1] == batch * expected
+        assert tally.gradients - before == batch * tower.costs[-1] == batch * expected
