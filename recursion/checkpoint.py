@@ -79,8 +79,14 @@ def load(path: str | Path, tower: Tower | None = None, *, device: str = "cpu") -
     fits = spec is None if content["spec"] is None else spec is not None and same(_rebuilt(path, content), tower)
     which = f"{path} is of the tower '{content['notation']}', not of '{tower}'"
     require(fits, f"{which}; give that one, or choose another folder")
-    state = _restored(path, tower.init(content["seed"]), tensors)
-    return Saved(tower, state, content["seed"], content["extra"])
+    template = tower.init(content["seed"])
+    wanted = named_leaves(template)
+    for name in sorted(wanted.keys() | tensors.keys()):
+        has, needs = (described(group.get(name)) for group in (tensors, wanted))
+        what = f"{name} is {has} in the file, the tower needs {needs}"
+        require(has == needs, f"{path} does not fit its tower: {what}; {IF_DAMAGED}")
+    state = with_leaves(template, [tensors[name].to(leaf.device) for name, leaf in wanted.items()])
+    return Saved(tower, TowerState(*state), content["seed"], content["extra"])
 
 
 def spec_of(tower: Tower) -> dict[str, Any] | None:
@@ -102,13 +108,3 @@ def _rebuilt(path: Path, content: Mapping[str, Any]) -> Tower:
     require(content["spec"] is not None, own)
     with located(path):
         return from_spec(content["spec"])
-
-
-def _restored(path: Path, template: TowerState, tensors: Mapping[str, Tensor]) -> TowerState:
-    """``tensors`` in the structure of ``template``; ValueError unless names, shapes and dtypes are the same."""
-    wanted = named_leaves(template)
-    for name in sorted(wanted.keys() | tensors.keys()):
-        has, needs = (described(group.get(name)) for group in (tensors, wanted))
-        what = f"{name} is {has} in the file, the tower needs {needs}"
-        require(has == needs, f"{path} does not fit its tower: {what}; {IF_DAMAGED}")
-    return TowerState(*with_leaves(template, [tensors[name].to(leaf.device) for name, leaf in wanted.items()]))

@@ -77,7 +77,6 @@ def whole(low: int, high: int) -> Callable[[str], int]:
 
 
 Add = Callable[..., Any]
-"""``add_argument`` of a command."""
 COUNT = whole(1, 2**53)
 SEED = whole(-(2**63), 2**63 - 1)
 
@@ -90,17 +89,8 @@ def build_parser() -> Parser:
     shown = "print the version and exit"
     parser.add_argument("--version", action="version", version=f"tower {version('descent-tower')}", help=shown)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for name, (does, fill) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=does, description=does[0].upper() + does[1:] + ".", epilog=EPILOG, formatter_class=style,
-            allow_abbrev=False, aliases=("study",) if name == "ablate" else (),
-        )  # fmt: skip
-        command.set_defaults(module=f"recursion.{'study.' * (name in STUDIES)}commands", function=name)
-        fill(command.add_argument)
-    return parser
 
-
-def _train_options(add: Add) -> None:
+    add = _command(commands, "train", "train a tower, then evaluate it on held-out problems")
     add("tower", help=NOTATION)
     _number(add, "--steps", 500, "steps of the topmost level, in all sessions together")
     _seed(add, "of everything random")
@@ -117,8 +107,7 @@ def _train_options(add: Add) -> None:
     add("--transfer", action="store_true", help=also)
     _evaluation_options(add)
 
-
-def _eval_options(add: Add) -> None:
+    add = _command(commands, "eval", "evaluate trained runs of one tower together")
     add("runs", nargs="+", metavar="RUN", help="run folder of tower train, one for each seed")
     _seed(add, "of the held-out problems")
     add("--out", metavar="DIR", help="folder for the report; default the run's, or with several runs/ and the notation")
@@ -127,33 +116,9 @@ def _eval_options(add: Add) -> None:
     add("--no-transfer", dest="transfer", action="store_false", help="leave out other problems and ten times the steps")
     _evaluation_options(add)
 
-
-def _probe_options(add: Add) -> None:
-    add("tower", metavar="RUN_OR_TOWER", help=f"run folder of tower train, or {NOTATION}")
-    _number(add, "--windows", "as many as make 20 updates, at least 4", "windows of each level that are counted")
-    _seed(add, "of everything random")
-    _number(add, "--steps", "10", "steps that a tower in notation is trained for before")
-    add("--out", metavar="DIR", help="folder for the picture; default the run's, or runs/ and the notation")
-    _where(add)
-
-
-def _export_options(add: Add) -> None:
-    add("run", metavar="RUN", help="run folder of tower train")
-    add("--out", metavar="FILE", help="default optimizer.safetensors in the run folder")
-    _number(add, "--copy", 1, "which of the optimizers that the tower trained side by side, from 1")
-    _seed(add, "of the runs below a trainer")
-    _windows(add)
-
-
-def _prune_options(add: Add) -> None:
-    add("run", metavar="RUN", help="run folder of tower train, of a tower with gates")
-    add("--out", metavar="DIR", required=True, help="run folder for the pruned tower")
-    half = "count gates that are neither open nor closed as open from a half on; default they stay where they are"
-    add("--round", action="store_true", help=half)
-    _number(add, "--copy", "all", "which of the towers that the topmost level holds side by side, from 1")
-
-
-def _ablate_options(add: Add) -> None:
+    add = _command(
+        commands, "ablate", "say whether another level pays: cut a tower at each depth, at the same total cost"
+    )
     add("tower", help=f"{NOTATION}; '...' in front of the last level repeats the one before it as often as needed")
     add("--depths", metavar="LIST", help="where to cut it, as 1-4 or 1-6,10,25,50; default each depth that is written")
     varied = "a setting and its values: 1.unroll=5,20 (of level 1), gradient=first-order,exact (of all below the top), "
@@ -168,33 +133,60 @@ def _ablate_options(add: Add) -> None:
     _number(add, "--snapshots", 5, "snapshots of a training, beside its start")
     tuned = "how the hand-made rules are tuned, step size and schedule; optuna is an extra (tune); default grid"
     add("--search", choices=("grid", "optuna"), default="grid", help=tuned)
-    add(
-        "--no-baseline",
-        dest="baseline",
-        action="store_false",
-        help="leave out the hand-made rules tuned at the same cost",
-    )
+    alone = "leave out the hand-made rules tuned at the same cost"
+    add("--no-baseline", dest="baseline", action="store_false", help=alone)
     _windows(add)
     add("--workers", type=whole(1, 1024), metavar="N", help="runs at a time; default one a processor")
     cluster = "on the Ray cluster at ADDRESS, or one that is there, or started here; an extra (ray); default processes"
     add("--ray", nargs="?", const="", metavar="ADDRESS", help=cluster)
-    add(
-        "--out",
-        metavar="DIR",
-        help="folder of the study; default runs/ and the notation; in one that is begun, it goes on",
-    )
+    there = "folder of the study; default runs/ and the notation; in one that is begun, it goes on"
+    add("--out", metavar="DIR", help=there)
     add("--retry", action="store_true", help="try failed runs again; default they stay failed")
     add("--no-report", action="store_true", help="run only; default run and write the report")
 
-
-def _report_options(add: Add) -> None:
+    add = _command(commands, "report", "write the page of a study, as far as it is")
     add("run", metavar="RUN", help="folder of tower ablate")
     add("--out", metavar="FILE", help="the page; default report.html in the folder")
 
+    add = _command(
+        commands, "probe", "say how fast perturbations grow at each level, and whether its gradient can bear it"
+    )
+    add("tower", metavar="RUN_OR_TOWER", help=f"run folder of tower train, or {NOTATION}")
+    _number(add, "--windows", "as many as make 20 updates, at least 4", "windows of each level that are counted")
+    _seed(add, "of everything random")
+    _number(add, "--steps", "10", "steps that a tower in notation is trained for before")
+    add("--out", metavar="DIR", help="folder for the picture; default the run's, or runs/ and the notation")
+    _where(add)
 
-def _show_options(add: Add) -> None:
+    add = _command(commands, "export", "write what a run learned to a file, to use as a torch.optim.Optimizer")
+    add("run", metavar="RUN", help="run folder of tower train")
+    add("--out", metavar="FILE", help="default optimizer.safetensors in the run folder")
+    _number(add, "--copy", 1, "which of the optimizers that the tower trained side by side, from 1")
+    _seed(add, "of the runs below a trainer")
+    _windows(add)
+
+    add = _command(commands, "prune", "cut a run down to what its gates let through")
+    add("run", metavar="RUN", help="run folder of tower train, of a tower with gates")
+    add("--out", metavar="DIR", required=True, help="run folder for the pruned tower")
+    half = "count gates that are neither open nor closed as open from a half on; default they stay where they are"
+    add("--round", action="store_true", help=half)
+    _number(add, "--copy", "all", "which of the towers that the topmost level holds side by side, from 1")
+
+    add = _command(commands, "show", "say what a tower is")
     add("tower", help=NOTATION)
     add("--json", action="store_true", help="print the spec in full instead; default words")
+    return parser
+
+
+def _command(commands: Any, name: str, does: str) -> Add:
+    """``add_argument`` of a new command, which is a function of that name in `recursion.commands` or the study's."""
+    command: Parser = commands.add_parser(
+        name, help=does, description=does[0].upper() + does[1:] + ".", epilog=EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter, aliases=("study",) if name == "ablate" else (),
+    )  # fmt: skip
+    package = "recursion.study" if name in ("ablate", "report") else "recursion"
+    command.set_defaults(module=f"{package}.commands", function=name)
+    return command.add_argument
 
 
 def _evaluation_options(add: Add) -> None:
@@ -227,20 +219,6 @@ def _number(add: Add, name: str, default: int | str, what: str) -> None:
 def _say(line: str, code: int) -> int:
     sys.stderr.write(line + "\n")
     return code
-
-
-STUDIES = ("ablate", "report")  # commands of `recursion.study.commands`
-COMMANDS: dict[str, tuple[str, Callable[[Add], None]]] = {
-    "train": ("train a tower, then evaluate it on held-out problems", _train_options),
-    "eval": ("evaluate trained runs of one tower together", _eval_options),
-    "ablate": ("say whether another level pays: cut a tower at each depth, at the same total cost", _ablate_options),
-    "report": ("write the page of a study, as far as it is", _report_options),
-    "probe": ("say how fast perturbations grow at each level, and whether its gradient can bear it", _probe_options),
-    "export": ("write what a run learned to a file, to use as a torch.optim.Optimizer", _export_options),
-    "prune": ("cut a run down to what its gates let through", _prune_options),
-    "show": ("say what a tower is", _show_options),
-}
-"""What each command does, and its options."""
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Cutting the work of an optimizer on a large model, as far as its locality allows.
 
-An elementwise rule works through a tensor in chunks: beside the state, memory then does not grow with the model, and on
-one thread no bit changes (several threads split a tensor where chunks do not). A rule that reads a tensor goes tensor
-by tensor; any other one has the whole problem at once (`levels.base.Locality`). A rule with parameters for each tensor
-or coordinate fits one layout only, so it is never cut.
+An elementwise optimizer works through a tensor in chunks: beside the state, memory then does not grow with the model,
+and on one thread no bit changes. A local one goes tensor by tensor; any other has the whole problem at once, and so has
+one with parameters for each tensor or coordinate, which fits one layout only (`levels.base.Locality`).
 """
 
 import math
@@ -25,7 +24,7 @@ PROBES = (Layout.of({"one": ()}), Layout.of({"two": (2, 3), "three": (4,)}))
 LONE = "state"  # the name of a state that is one tensor and not a tree
 
 Memory = dict[str, Tensor]
-"""The tensors of an optimizer's state by their path in it, each ``[1, ...]`` in memory of its own; changed in place."""
+"""The tensors of a state by their path in it, each ``[1, ...]`` in memory of its own; changed in place."""
 
 
 def fits_any_layout(optimizer: Optimizer) -> bool:
@@ -69,15 +68,14 @@ class Pieces:
         ``f`` ``[1]`` and ``g`` ``[n]`` are the value and gradient at ``x``. With a scale of exactly 1, ``x`` becomes
         the optimizer's update to the last bit.
         """
-        shared: Memory = {}
+        shared: Memory = {}  # by all chunks, so it changes behind the last
         for start, piece in self._pieces(layout):
             now, axes, size = _row(x, start, piece.layout), self._axes(piece), piece.layout.size
             old = [memory[name] if axis is None else memory[name].narrow(axis, start, size)
                    for name, axis in zip(piece.names, axes)]  # fmt: skip
             new_x, new = piece.step(now, old, f, _row(g, start, piece.layout))
             new = _apart(new, [x, *memory.values()])
-            moved = new_x if scale == 1 else now + scale * (new_x - now)
-            x[start : start + size].copy_(moved[0])
+            x[start : start + size].copy_((new_x if scale == 1 else now + scale * (new_x - now))[0])
             for name, axis, leaf, before in zip(piece.names, axes, new, old):
                 if axis is None:
                     shared[name] = leaf
@@ -85,10 +83,6 @@ class Pieces:
                     before.copy_(leaf)
         for name, leaf in shared.items():
             memory[name].copy_(leaf)
-
-    def size(self, layout: Layout) -> int:
-        """How many parameters the optimizer takes there."""
-        return self.optimizer.bind(layout).layout.size
 
     def _pieces(self, layout: Layout) -> Iterator[tuple[int, "_Piece"]]:
         """Where each piece begins in the tensor, and the piece."""

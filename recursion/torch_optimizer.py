@@ -26,14 +26,12 @@ LOW = (torch.bfloat16, torch.float16)
 
 
 class LearnedTorchOptimizer(torch.optim.Optimizer):
-    """The update rule ``learned`` with its ``weights`` ``[m]``, on the parameters of a model.
+    """The optimizer ``learned`` with its ``weights`` ``[m]``, on the parameters of a model.
 
     ``params``: tensors, named tensors or param groups, as torch's optimizers take them. ``layout``: the one that the
-    weights were learned on, if known. ``lr``: multiplies the learned step, at least 0.
-
-    Parameters without a gradient are left alone. A rule whose locality is global takes each group as one problem; a
-    parameter without a gradient then enters with a gradient of 0 and stays. A rule that reads the loss needs a closure.
-    Raises ValueError for weights, groups and gradients that do not fit.
+    weights were learned on, if known. ``lr``: multiplies the learned step, at least 0. Parameters without a gradient
+    stay. An optimizer whose locality is global takes each group as one problem, with a gradient of 0 where there is
+    none; one that reads the loss needs a closure. Raises ValueError for weights, groups and gradients that do not fit.
     """
 
     def __init__(
@@ -62,8 +60,9 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if loss is None and self.learned.traits.reads_loss:
             raise ValueError(f"{self.learned} reads the loss; call step(closure)")
-        for group in self.param_groups:
-            self._vet_gradients(group)
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            sparse = f"{self.learned} takes dense gradients, got {p.grad.layout}; set sparse=False where it comes from"
+            require(p.grad.layout == torch.strided, sparse)
         for group in self.param_groups:
             for members in self._members(group):
                 if any(p.grad is not None for p in members.values()):
@@ -114,7 +113,8 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
 
     def _advance(self, members: Mapping[str, Tensor], loss: Any, lr: float | Tensor) -> None:
         layout, (first, *_) = self._layout(members), members.values()
-        x, g = _joined(list(members.values())), _joined([_gradient(p) for p in members.values()])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in members.values()]
+        x, g = _joined(members.values()), _joined(gradients)
         memory: Memory = self.state[first]
         if not memory:
             memory.update(self.pieces.init_state(layout, x))
@@ -135,16 +135,21 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
                 first = next(iter(members.values()))
                 before = saved.get(place[id(first)])
                 if before:
-                    fresh = self.pieces.init_state(self._layout(members), _joined(list(members.values())))
-                    self.state[first] = _fitted(self.learned, before, fresh)
+                    fresh = self.pieces.init_state(self._layout(members), _joined(members.values()))
+                    got = {
+                        name: list(leaf.shape) if isinstance(leaf, Tensor) else leaf for name, leaf in before.items()
+                    }
+                    expected = {name: list(leaf.shape) for name, leaf in fresh.items()}
+                    what = f"the state to load is not one of {self.learned} on these parameters"
+                    require(got == expected, f"{what}: got {got}, expected {expected}")
+                    self.state[first] = {name: leaf.copy_(before[name]) for name, leaf in fresh.items()}
 
     def _vet(self, group: Mapping[str, Any]) -> None:
         """ValueError unless the optimizer fits a param group."""
         lr = group["lr"]
         number = lr.numel() == 1 if isinstance(lr, Tensor) else isinstance(lr, (int, float))
-        require(
-            number and 0 <= float(lr) < math.inf, f"lr multiplies the learned step, it must be at least 0, got {lr}"
-        )
+        good = number and 0 <= float(lr) < math.inf
+        require(good, f"lr multiplies the learned step, it must be at least 0, got {lr}")
         for p in group["params"]:
             good = p.is_floating_point() and p.layout == torch.strided
             require(good, f"{self.learned} updates dense real parameters, got one in {p.dtype}, {p.layout}")
@@ -152,42 +157,20 @@ class LearnedTorchOptimizer(torch.optim.Optimizer):
             kinds = {(p.dtype, p.device) for p in members.values()}
             apart = f"{self.learned} takes a param group as one problem, got {len(kinds)} dtypes or devices in it"
             require(len(kinds) == 1, f"{apart}; make a group of each")
-            self._vet_layout(members, "param_names" in group)
-
-    def _vet_layout(self, members: Mapping[str, Tensor], named: bool) -> None:
-        got = tuple((name, tuple(p.shape)) for name, p in members.items())
-        if self.layout is not None and not self.pieces.free:
-            names, shapes = zip(*self.layout.entries)
-            same = shapes == tuple(shape for _, shape in got) and (not named or names == tuple(name for name, _ in got))
-            only = f"{self.learned} fits only the tensors that it was trained on"
-            require(same, f"{only}, {_named(self.layout.entries)}, got {_named(got)}")
-        needed, have = self.pieces.size(self._layout(members)), self.weights.numel()
-        require(needed == have, f"{self.learned} takes {needed} parameters on {_named(got)}, got {have}")
-
-    def _vet_gradients(self, group: Mapping[str, Any]) -> None:
-        for p in group["params"]:
-            if p.grad is not None and p.grad.layout != torch.strided:
-                fix = "set sparse=False where it comes from"
-                raise ValueError(f"{self.learned} takes dense gradients, got {p.grad.layout}; {fix}")
+            got = tuple((name, tuple(p.shape)) for name, p in members.items())
+            if self.layout is not None and not self.pieces.free:
+                which = slice(None) if "param_names" in group else 1  # names count where torch knows them
+                same = [entry[which] for entry in self.layout.entries] == [entry[which] for entry in got]
+                only = f"{self.learned} fits only the tensors that it was trained on"
+                require(same, f"{only}, {_named(self.layout.entries)}, got {_named(got)}")
+            needed, have = self.learned.bind(self._layout(members)).layout.size, self.weights.numel()
+            require(needed == have, f"{self.learned} takes {needed} parameters on {_named(got)}, got {have}")
 
 
-def _gradient(p: Tensor) -> Tensor:
-    return torch.zeros_like(p) if p.grad is None else p.grad
-
-
-def _joined(tensors: list[Tensor]) -> Tensor:
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
     """Tensors as one vector ``[n]``; a single contiguous one is not copied."""
     flat = [tensor.detach().reshape(-1) for tensor in tensors]
     return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-
-def _fitted(learned: Optimizer, saved: Mapping[str, Tensor], fresh: Memory) -> Memory:
-    """Saved tensors as ``fresh`` has them; ValueError if names or shapes differ."""
-    got = {name: list(leaf.shape) if isinstance(leaf, Tensor) else leaf for name, leaf in saved.items()}
-    expected = {name: list(leaf.shape) for name, leaf in fresh.items()}
-    what = f"the state to load is not one of {learned} on these parameters"
-    require(got == expected, f"{what}: got {got}, expected {expected}")
-    return {name: leaf.copy_(saved[name]) for name, leaf in fresh.items()}
 
 
 def _named(entries: Iterable[tuple[str, tuple[int, ...]]]) -> str:

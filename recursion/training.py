@@ -58,7 +58,10 @@ def train(
     require(every >= 0, f"every must be a number of seconds of at least 0, got {every}")
     folder = Path(out)
     fast = repays(tower, steps) if compile == "auto" else compile
-    about = _surroundings(tower) | ({"updates": "compiled" if fast else "accelerated"} if compile else {})
+    about = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}  # on which rounding depends, too
+    device = tower.top.layout.device.type
+    about |= {} if device == "cpu" else {"device": device}
+    about |= {"updates": "compiled" if fast else "accelerated"} if compile else {}
     with explained("make the run folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     state, seconds = _start(tower, seed, folder / CHECKPOINT, resume, about, on_notice)
@@ -113,10 +116,3 @@ def _start(
     if before != now:
         notice(f"the run was made with {before}, it goes on with {now}: last digits may differ")
     return saved.state, float(saved.extra["seconds"])
-
-
-def _surroundings(tower: Tower) -> dict[str, str]:
-    """What rounding depends on beside the state."""
-    surroundings = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}
-    device = tower.top.layout.device.type
-    return surroundings if device == "cpu" else surroundings | {"device": device}

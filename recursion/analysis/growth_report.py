@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recursion.analysis.advice import LIMIT
-from recursion.analysis.probe import LevelGrowth
+from recursion.analysis.probe import LIMIT, LevelGrowth
 from recursion.evaluate.reporting import COLOURS, Axes, finish, interval_text, make_folder
 from recursion.evaluate.reporting import picture as drawn
 from recursion.files import replace_file

@@ -104,7 +104,12 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
     under, tally, count = tower.under(), Tally(), windows or trained_windows(tower.levels[-2])
     counted, results = Tower(Observed(tower.task, tally), *under.levels), []
     for params in trained:
-        states = _run_under(counted, params, count, seed)
+        states: list[TowerState] = []
+        try:
+            states.extend(after for after, _ in counted.run(counted.init(seed, theta=params), count))
+        except NonFiniteError:
+            if not states:
+                raise
         deeper = under.depth > 2
         results.append(learned(under, states[-1], windows=windows, seed=seed) if deeper else _best(under, states, seed))
     spent = int(tally.gradients) + sum(each.base_steps for each in results)
@@ -114,18 +119,6 @@ def learned(tower: Tower, state: TowerState, *, windows: int | None = None, seed
 def trained_windows(level: Level) -> int:
     """Windows of ``level`` from a start to the next restart in training; 20 if it never restarts."""
     return 20 if level.episode_length is None else level.episode_length // level.unroll
-
-
-def _run_under(under: Tower, params: Tensor, count: int, seed: int) -> list[TowerState]:
-    """States after each step of a fresh run; fewer than ``count`` if it diverges."""
-    states: list[TowerState] = []
-    try:
-        for state, _report in under.run(under.init(seed, theta=params), count):
-            states.append(state)
-    except NonFiniteError:
-        if not states:
-            raise
-    return states
 
 
 def _best(tower: Tower, states: Sequence[TowerState], seed: int) -> Learned:

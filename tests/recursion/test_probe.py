@@ -13,9 +13,8 @@ from levels import PES, SGD, Exact, FirstOrder, Forward, Level, Linear, Mix
 from levels.gradients.bootstrapped import Bootstrapped
 from levels.tree import map_leaves
 from recursion import checkpoint, cli
-from recursion.analysis.advice import LIMIT
 from recursion.analysis.growth_report import write
-from recursion.analysis.probe import probe
+from recursion.analysis.probe import LIMIT, probe
 from recursion.notation import parse
 
 
