@@ -2,9 +2,8 @@
 
     augmented(quadratic(10)):    g(x) = f(s x),    g'(x) = s f'(s x),    log s uniform in [log low, log high)
 
-The problem is the same, but a step in x of one size is a step of any size in what the task sees; an optimizer that does
-well on all copies must adapt to each. Starts are the task's own, divided by s (Metz et al. 2022, "VeLO", arXiv
-2211.09760).
+The problem is the same, but a step in x of one size is a step of any size for the task; an optimizer that does well on
+all copies must adapt to each. Starts are the task's own, divided by s (Metz et al. 2022, "VeLO", arXiv 2211.09760).
 """
 
 import math
@@ -31,9 +30,8 @@ class AugmentedState(NamedTuple):
 @dataclass(frozen=True, repr=False)
 class Augmented(TaskWrapper):
     """``task``: what is augmented; its split and dtype are this one's. ``low``, ``high``: bounds of the scale, above 0.
-    ``shared_over``: one scale for a ``copy`` or one for each ``tensor`` of it; notation writes ``per``.
-
-    A start has the scale of its problem if both come from the two halves of one key, as a level makes them.
+    ``shared_over``: one scale for a ``copy`` or one for each ``tensor`` of it; notation writes ``per``. A start has the
+    scale of its problem if both come from the two halves of one key, as in a level.
     """
 
     name = "augmented"
@@ -67,4 +65,4 @@ class Augmented(TaskWrapper):
         tensors = len(self.layout.entries)
         share = keys.uniform(shared, (tensors if self.shared_over == "tensor" else 1,), self.torch_dtype)
         scale = torch.exp(math.log(self.low) + share * math.log(self.high / self.low))
-        return self.layout.spread(scale if self.shared_over == "tensor" else scale.expand(*shared.shape, tensors))
+        return self.layout.spread(scale.expand(*shared.shape, tensors))

@@ -3,11 +3,9 @@
     few(digits-mlp)                        one start and one order of minibatches, again and again
     few(quadratic(10), 3, validation=same)
 
-An optimizer trained on one problem learns that problem. A validation split of other problems can still detect this;
-with ``validation=same`` validation uses the training problems themselves, and only a report on the test split shows it.
-This task is for that: to overfit an optimizer on purpose.
-
-Every copy's key leads to one of ``problems`` fixed keys; its start and its problem come from the two halves of one.
+It is there to overfit an optimizer on purpose. A validation split of other problems detects that; with
+``validation=same`` validation uses the training problems, and only a report on the test split shows it. Every copy's
+key leads to one of ``problems`` fixed keys; its start and its problem come from the two halves of one.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Literal
 from torch import Tensor
 
 from levels import keys
-from levels.base import Split
 from levels.config import Count
 from levels.tasks.task import Task
 from levels.tasks.wrapping import HALVES, Side, TaskWrapper, adopt, whole
@@ -51,8 +48,7 @@ class Few(TaskWrapper):
     @cached_property
     def inner(self) -> Task:
         """The task, in this dtype and the split that problems come from."""
-        split: Split = "train" if self.limited else self.split
-        return adopt(self, self.task).on(split)
+        return adopt(self, self.task).on("train" if self.limited else self.split)
 
     def init(self, key: Tensor) -> Tensor:
         return self.inner.init(self._drawn(key, "params"))
@@ -68,5 +64,4 @@ class Few(TaskWrapper):
         if not self.limited:
             return key
         number = keys.integers(whole(key, side), (1,), self.problems).squeeze(-1)
-        fixed = keys.fold_in(keys.seed(FEW, device=key.device), number)
-        return keys.fold_in(fixed, HALVES[side])
+        return keys.fold_in(keys.fold_in(keys.seed(FEW, device=key.device), number), HALVES[side])

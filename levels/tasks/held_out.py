@@ -3,12 +3,10 @@
     held-out(digits-mlp): lstm@20 / adam
 
 An optimizer that is trained by the training loss learns to fit the training data. Here its gradients come from the
-task's training split, and the meta-loss of the level above is the loss of the same parameters on the validation split:
-the meta-gradient of losses on other data goes through the training steps (as Maclaurin et al. 2015, arXiv 1502.03492,
-tune hyperparameters, and Finn et al. 2017, arXiv 1703.03400, initialisations).
-
-So the level above trains on the validation split; the test split is not used. Each update that counts costs one more
-evaluation. On another split than ``train`` this is the bare task on that split.
+training split, and the meta-loss of the level above is the loss of the same parameters on the validation split, through
+the training steps (as Maclaurin et al. 2015, arXiv 1502.03492, tune hyperparameters, and Finn et al. 2017, arXiv
+1703.03400, initialisations). Each update that counts costs one more evaluation. The test split is not used. On another
+split than ``train`` this is the bare task on that split.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ class HeldOutState(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class HeldOut(TaskWrapper):
-    """``task``: what is trained; its dtype is this one's. ValueError for a task whose splits are not other data for the
-    same problem, as with random quadratics, where every key of every split is a problem of its own.
+    """``task``: what is trained; its dtype is this one's. ValueError for a task whose splits are other problems (random
+    quadratics) rather than other data for the same one.
     """
 
     name = "held-out"

@@ -5,9 +5,8 @@
 
 Every copy draws its own minibatch: ``batch_size`` numbers from its key, with replacement, those items of
 ``loader.dataset``, joined by ``loader.collate_fn``. Items may be augmented at random with torch's generator, which is
-forked and seeded with the key. The other settings of a loader (order, workers, pinned memory, a generator) would have
-no effect, so a loader that sets one is refused. Fetching loops over items and copies in Python: data that fits in two
-tensors is faster in `ModuleTask`.
+forked and seeded with the key. A loader with other settings (order, workers, pinned memory, a generator) is refused,
+since they would have no effect. Fetching loops in Python: data that fits in two tensors is faster in `ModuleTask`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class LoaderTask(LossTask):
 
     ``train``, ``validation``, ``test``: loaders with ``shuffle=True`` over datasets with a length, whose collated
     minibatches are pairs of tensors, inputs and targets, always of one shape; the last two may be None if never used.
-    Raises ValueError for a loader that sets what is not used here, and for modules that `ModuleTask` refuses.
+    ValueError for a loader that sets what is not used here, and for modules that `ModuleTask` refuses.
     """
 
     name = "loader"
@@ -66,8 +65,8 @@ class LoaderTask(LossTask):
     def model(self) -> ModuleTask:
         """The module as a task on one minibatch: for its layout, its starts, and what it refuses."""
         first = self.fetch(keys.seed(0), torch.zeros(self.minibatch, dtype=torch.int64))
-        make, loss = self.make, self.loss_function
-        return ModuleTask(make=make, loss_function=loss, train=first, dtype=self.dtype, device=self.device)
+        shared = {name: getattr(self, name) for name in ("make", "loss_function", "dtype", "device")}
+        return ModuleTask(train=first, **shared)
 
     @property
     def minibatch(self) -> int:
@@ -102,9 +101,8 @@ class LoaderTask(LossTask):
         return self.model.losses(params, inputs, targets), state.next()
 
     def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        shapes = {tuple(tensor.shape) for tensor in tensors}
-        what = f"{self.name}: minibatches must have one shape, got {sorted(shapes)}; pad them to one"
-        require(len(shapes) == 1, what)
+        got = sorted({tuple(tensor.shape) for tensor in tensors})
+        require(len(got) == 1, f"{self.name}: minibatches must have one shape, got {got}; pad them to one")
         return torch.stack(tensors)
 
 

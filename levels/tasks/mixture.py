@@ -6,7 +6,6 @@ One flat vector serves all: it is as long as the largest member needs, a smaller
 of the rest is exactly 0. Each evaluation runs every member once, on the copies that drew it.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -33,11 +32,10 @@ class MixtureState(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Mixture(Task):
-    """``tasks``: at least one, all equally likely, so one given twice is twice as likely. Their split and dtype are
-    the mixture's.
+    """``tasks``: at least one, all equally likely; their split and dtype are the mixture's.
 
-    The layout is that of the members if they agree, else one tensor ``padded``. A start is made for the member that the
-    copy drew, with zeros behind it, if start and state come from the two halves of one key, as a level makes them.
+    The layout is that of the members if they agree, else one tensor ``padded``. A start is that of the member that the
+    copy drew, with zeros behind it, if start and state come from the two halves of one key, as in a level.
     """
 
     name = "mixture"
@@ -51,9 +49,8 @@ class Mixture(Task):
 
     @property
     def traits(self) -> ProblemTraits:
-        traits = [task.traits for task in self.tasks]
-        differentiable = all(trait.differentiable for trait in traits)
-        return ProblemTraits(differentiable=differentiable, copies=max(trait.copies for trait in traits))
+        differentiable, copies, *_ = zip(*(task.traits for task in self.tasks))
+        return ProblemTraits(differentiable=all(differentiable), copies=max(copies))
 
     @cached_property
     def members(self) -> tuple[Task, ...]:
@@ -79,18 +76,18 @@ class Mixture(Task):
         return MixtureState(self._draw(shared), states)
 
     def value_and_grad(self, params: Tensor, state: MixtureState) -> tuple[Tensor, Tensor, MixtureState]:
-        dims, flat = params.dim() - 1, params.reshape(-1, params.shape[-1])
-        value, grad, states = flat.new_zeros(len(flat)), torch.zeros_like(flat), list(state.states)
+        lead, flat = params.shape[:-1], params.reshape(-1, params.shape[-1])
+        states = list(map_leaves(lambda leaf: leaf.reshape(lead.numel(), *leaf.shape[len(lead) :]), state.states))
+        value, grad = flat.new_zeros(len(flat)), torch.zeros_like(flat)
         for number, member in enumerate(self.members):
             rows = (state.member.flatten() == number).nonzero().squeeze(-1)
-            if len(rows) == 0:
-                continue
-            own = map_leaves(partial(_take, rows, dims), states[number])
-            f, g, new = member.value_and_grad(flat[rows, : member.layout.size], own)
-            value, grad = value.index_copy(0, rows, f), grad.index_copy(0, rows, self._padded(g))
-            states[number] = map_leaves(partial(_put, rows, dims), states[number], new)
-        lead = params.shape[:-1]
-        return value.reshape(lead), grad.reshape(params.shape), MixtureState(state.member, tuple(states))
+            if len(rows) > 0:
+                put = partial(_put, rows)
+                own = map_leaves(partial(torch.index_select, dim=0, index=rows), states[number])
+                f, g, own = member.value_and_grad(flat[rows, : member.layout.size], own)
+                value, grad, states[number] = map_leaves(put, (value, grad, states[number]), (f, self._padded(g), own))
+        after = map_leaves(lambda leaf: leaf.reshape((*lead, *leaf.shape[1:])), tuple(states))
+        return value.reshape(lead), grad.reshape(params.shape), MixtureState(state.member, after)
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         return [group for member in self.members for group in member.hands_out()]
@@ -105,12 +102,5 @@ class Mixture(Task):
         return pad(flat, (0, self.layout.size - flat.shape[-1]))
 
 
-def _take(rows: Tensor, dims: int, leaf: Tensor) -> Tensor:
-    """Some copies of a leaf ``[*batch, ...]`` with ``dims`` batch dimensions: ``[rows, ...]``."""
-    return leaf.reshape(math.prod(leaf.shape[:dims]), *leaf.shape[dims:])[rows]
-
-
-def _put(rows: Tensor, dims: int, leaf: Tensor, new: Tensor) -> Tensor:
-    """The leaf with those copies replaced."""
-    flat = leaf.reshape(math.prod(leaf.shape[:dims]), *leaf.shape[dims:])
-    return flat.index_copy(0, rows, new).reshape(leaf.shape)
+def _put(rows: Tensor, leaf: Tensor, new: Tensor) -> Tensor:
+    return leaf.index_copy(0, rows, new)

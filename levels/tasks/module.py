@@ -3,13 +3,13 @@
     task = ModuleTask(make=lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
                       loss_function=nn.functional.cross_entropy, train=(inputs, targets), validation=..., test=...)
 
-A module draws its start from torch's global generator. So each copy's module is built under a forked generator, seeded
-with that copy's key: a loop over copies, at starts and restarts only.
+Each copy's module is built under a forked global generator, seeded with the copy's key: a loop over copies, at starts
+and restarts only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,9 +30,8 @@ class ModuleTask(LossTask):
     """``make()`` builds the module; ``loss_function(outputs, targets)`` is a mean over a minibatch.
 
     ``train``, ``validation``, ``test``: pairs of tensors ``[examples, ...]``, inputs and targets; the last two may be
-    None if they are never used. ``minibatch``: examples in each loss, drawn with replacement. Raises ValueError for
-    modules whose output depends on the global generator or on earlier inputs (dropout, batch norm with running
-    statistics).
+    None if never used. ``minibatch``: examples in each loss, drawn with replacement. ValueError for modules whose
+    output depends on the global generator or on earlier inputs (dropout, batch norm with running statistics).
     """
 
     name = "module"
@@ -48,8 +47,8 @@ class ModuleTask(LossTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         inputs, targets = self.data
-        what = f"module: {len(inputs)} inputs but {len(targets)} targets in {self.split}"
-        require(len(inputs) == len(targets) > 0, what)
+        fits = len(inputs) == len(targets) > 0
+        require(fits, f"module: {len(inputs)} inputs but {len(targets)} targets in {self.split}")
         for name, part in self.module.named_modules():
             what = f"module: {name or 'the module'} ({type(part).__name__})"
             drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
@@ -82,8 +81,7 @@ class ModuleTask(LossTask):
         for number in self.own(key).flatten().tolist():
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(number)
-                named = dict(self.make().named_parameters())
-            starts.append(self.layout.ravel({name: self.taken(p.detach()) for name, p in named.items()}))
+                starts.append(self.layout.ravel(self._taken(self.make().named_parameters())))
         return torch.stack(starts).reshape(*key.shape, -1)
 
     def init_state(self, params: Tensor, key: Tensor) -> Cursor:
@@ -99,16 +97,18 @@ class ModuleTask(LossTask):
         return vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs, targets).reshape(params.shape[:-1])
 
     def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = functional_call(self.module, {**self.layout.unravel(flat), **self.buffers}, (inputs,))
+        outputs = functional_call(self.module, self.layout.unravel(flat) | self._buffers, (inputs,))
         return self.loss_function(outputs, targets)
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         return [] if getattr(self, self.split) is None else [self.data]
 
     @cached_property
-    def buffers(self) -> dict[str, Tensor]:
-        """Buffers of the module, by name."""
-        return {name: self.taken(buffer) for name, buffer in self.module.named_buffers()}
+    def _buffers(self) -> dict[str, Tensor]:
+        return self._taken(self.module.named_buffers())
+
+    def _taken(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: self.taken(tensor.detach()) for name, tensor in named}
 
     def taken(self, tensor: Tensor) -> Tensor:
         """The tensor on the task's device, in its dtype if that is floating."""

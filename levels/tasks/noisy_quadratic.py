@@ -6,8 +6,8 @@ What SGD does to mean m and variance v of each coordinate is known in closed for
 
     m <- (1 - lr h) m,    v <- (1 - lr h)^2 v + (lr h sigma)^2,    E f = 1/2 sum_i h_i (m_i^2 + v_i + sigma^2)
 
-so the best schedule of step sizes for any horizon can be computed rather than searched. The paper leaves the
-spectrum open; here the h_i are spaced evenly in the logarithm. Starts are standard normal.
+so the best schedule of step sizes for any horizon can be computed. The paper leaves the spectrum open; here the h_i are
+spaced evenly in the logarithm. Starts are standard normal.
 """
 
 from dataclasses import dataclass, replace
@@ -68,9 +68,9 @@ class NoisyQuadratic(Task):
         return Cursor.start(self.own(key))
 
     def value_and_grad(self, params: Tensor, state: Cursor) -> tuple[Tensor, Tensor, Cursor]:
-        centre = self.noise * keys.normal(keys.fold_in(state.key, state.step), (self.dims,), self.torch_dtype)
-        grad = self.curvature * (params - centre)
-        return (grad * (params - centre)).sum(-1) / 2, grad, state.next()
+        off = params - self.noise * keys.normal(keys.fold_in(state.key, state.step), (self.dims,), self.torch_dtype)
+        grad = self.curvature * off
+        return (grad * off).sum(-1) / 2, grad, state.next()
 
     def expected_loss(self, moments: Moments) -> Tensor:
         """E f ``[*batch]`` over runs with these moments and over the noise of the step."""
@@ -79,9 +79,8 @@ class NoisyQuadratic(Task):
 
     def expected_sgd(self, moments: Moments, lr: float | Tensor) -> Moments:
         """Moments after one step of SGD with the step size ``lr`` (a number, or ``[*batch, 1]``)."""
-        shrink = 1 - lr * self.curvature
-        noise = (lr * self.curvature * self.noise) ** 2
-        return Moments(shrink * moments.mean, shrink**2 * moments.variance + noise)
+        rate = lr * self.curvature
+        return Moments((1 - rate) * moments.mean, (1 - rate) ** 2 * moments.variance + (rate * self.noise) ** 2)
 
     def variants(self) -> dict[str, Task]:
         return {

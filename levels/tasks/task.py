@@ -1,7 +1,6 @@
-"""Task: the problem at the bottom, a family of problems of which every key names one.
+"""Task: the problem at the bottom, a family of problems. Each key draws one: a matrix, a start, minibatches.
 
-A family has three splits that share nothing: problems (and data) to train on, to tune on, and to report on. What varies
-over the family (a matrix, a start, the minibatches) is drawn from the key of each copy.
+A family has three splits that share nothing: problems (and data) to train on, to tune on, and to report on.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Task(Config, Problem):
     """A family of problems; abstract. ``split``: which of its three parts is drawn from. ``dtype``: float32 or float64.
-    ``device``: where it computes, as torch names it, and all levels above with it; it is not written down (see `to`).
+    ``device``: where it and all levels above compute, as torch names it; not written down (see `to`).
 
-    A task writes `layout`, `init`, `init_state` and `value_and_grad`, and draws its problems from ``self.own(key)``, so
-    that splits never share a seed.
+    A task writes `layout`, `init`, `init_state` and `value_and_grad`, and draws from ``self.own(key)``, so that splits
+    never share a seed.
     """
 
     split: Split = "train"

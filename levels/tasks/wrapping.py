@@ -1,9 +1,8 @@
 """What tasks around other tasks share: whose split, dtype and device count, and how a start finds its problem.
 
 A level splits the key of a copy in two: one half for its start and one for its problem. What a wrapper draws (which
-member, which scale) concerns both. SplitMix64 is a bijection, so either half leads back to the whole key; both sides
-draw from the whole key and agree. Halves of different keys give the start of one problem and the data of another: of
-the right size, but not made for each other.
+member, which scale) concerns both. SplitMix64 is a bijection, so either half leads back to the whole key, from which
+both sides draw. Halves of different keys give the start of one problem and the data of another, of the right size.
 """
 
 import dataclasses
@@ -49,8 +48,7 @@ def adopt(wrapper: Task, task: Task) -> Task:
 
 
 def require_tasks(who: str, tasks: Sequence[Task]) -> None:
-    """ValueError if a task sets what its wrapper decides (split, dtype, device), or counts other data: neither would
-    have an effect."""
+    """ValueError if a task sets what its wrapper decides, or counts other data: neither would have an effect."""
     for task in tasks:
         plain = task.split == "train" and task.dtype == "float32" and task.device == "cpu"
         require(plain, f"{who}: set split, dtype and device on the {who}, not on the task in it, got {task!r}")
