@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from towers import after
 
 from levels import LSTM, SGD, Adam, DigitsMLP, Ensemble, Exact, Guarded, Last, Level, Quadratic, keys
 from levels.testing import check_optimizer, check_problem
@@ -25,31 +26,21 @@ def test_an_ensemble_keeps_the_contract(inner):
 
 
 @pytest.mark.parametrize("inner", [SGD(lr=0.1, momentum=0.9), Adam(lr=0.01), TINY], ids=str)
-def test_equal_members_are_the_optimizer_itself(inner):
-    ensemble, inner = Ensemble(inner, 3).bind(TASK), inner.bind(TASK)
-    theta, key = inner.init(keys.split(KEY, 2)), keys.split(KEY, 6).reshape(2, 3)
-    x = y = keys.normal(key, (4,), torch.float64)
-    members = theta.repeat(1, 3)
-    state, theirs = ensemble.init_state(members, x, key), inner.init_state(theta, x, key)
-    for t in range(4):
-        g = keys.normal(keys.fold_in(KEY, t), (2, 3, 4), torch.float64)
-        x, state = ensemble.update(members, x, state, g[..., 0], g)
-        y, theirs = inner.update(theta, y, theirs, g[..., 0], g)
-        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
-
-
-def test_the_update_is_the_mean_of_the_members_updates():
-    rule, ensemble = Adam(lr=0.01).bind(TASK), Ensemble(Adam(lr=0.01), 3).bind(TASK)
-    members = rule.init(KEY) + 0.3 * keys.normal(KEY, (3, 4), torch.float64)
+@pytest.mark.parametrize("spread", [0.3, 0.0], ids=["different", "equal"])
+def test_the_update_is_the_mean_of_the_members_updates(inner, spread):
+    """Equal members are the optimizer itself."""
+    bound, ensemble = inner.bind(TASK), Ensemble(inner, 3).bind(TASK)
+    theta = bound.init(KEY)
+    members = theta + spread * keys.normal(KEY, (3, len(theta)), torch.float64)
     x, key = keys.normal(KEY, (2, 4), torch.float64), keys.split(KEY, 2)
     state = ensemble.init_state(members.flatten(), x, key)
-    theirs = [rule.init_state(member, x, key) for member in members]
+    theirs = [bound.init_state(member, x, key) for member in members]
     for t in range(3):
         g = keys.normal(keys.fold_in(KEY, t), (2, 4), torch.float64)
-        steps = [rule.update(member, x, own, g[:, 0], g) for member, own in zip(members, theirs)]
+        steps = [bound.update(member, x, own, g[:, 0], g) for member, own in zip(members, theirs)]
         theirs = [own for _, own in steps]
         x, state = ensemble.update(members.flatten(), x, state, g[:, 0], g)
-        torch.testing.assert_close(x, sum(step for step, _ in steps) / 3)
+        torch.testing.assert_close(x, sum(step for step, _ in steps) / 3, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("level", [
@@ -70,20 +61,8 @@ def test_an_ensemble_is_trained_like_any_optimizer_and_hands_on_what_its_members
     assert math.isfinite(two.step(two.init(0))[1].losses[-1])
 
 
-@pytest.mark.parametrize(("notation", "sentence"), {
-    "quadratic: ensemble(adam, members=0)": r"members must be a whole number of at least 1, got 0",
-    "quadratic: ensemble(start(adam))": r"start",
-    "quadratic: ensemble": r"ensemble is missing its setting inner",
-}.items())  # fmt: skip
-def test_what_makes_no_ensemble_is_refused(notation, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        parse(notation)
-
-
 def generation(text="digits-mlp(hidden=[3], minibatch=16): lstm(hidden=2)@3[batch=1, horizon=6] / ga(population=5)"):
-    tower = parse(text)
-    *_, (state, _) = tower.run(tower.init(0), 2)
-    return tower, state
+    return parse(text), after(parse(text), 2)
 
 
 def with_population(state, **fields):
@@ -164,7 +143,7 @@ def test_an_ensemble_of_equals_is_the_best_member():
 
 def test_what_differs_is_paired_over_problems_and_seeds():
     tower, first = generation()
-    *_, (second, _) = tower.run(tower.init(1), 2)
+    second = after(tower, 2, seed=1)
     compared = compare(tower, [first, second], problems=3, steps=4, members=3, seed=5)
     assert compared.members == (3, 3)
     task, key, rule = tower.task.on("test"), keys.split(keys.seed(5), 3), tower.levels[0].optimizer
@@ -178,14 +157,11 @@ def test_what_differs_is_paired_over_problems_and_seeds():
     assert compared.ensembles[2].verdict["mean"].startswith(word)
 
 
-def test_predictions_are_refused_where_there_are_none():
-    tower, state = generation(PLAIN)
-    compared = compare(tower, [state], problems=3, steps=4)
+def test_predictions_are_left_out_where_there_are_none():
+    compared = compare(TOWER, [STATE], problems=3, steps=4)
     assert [each.name for each in compared.ensembles] == ["weights", "updates"]
     why = "makes no predictions that could be averaged; use a task on labelled data, as digits-mlp"
     assert compared.refused == {"predictions": f"quadratic(split=test) {why}"}
-    with pytest.raises(ValueError, match="makes no predictions"):
-        mean_predictions(Adam(), torch.zeros(2, 4), Quadratic(), keys.split(KEY, 2), 3)
 
 
 @pytest.mark.parametrize(("notation", "steps", "sentence"), [
@@ -196,21 +172,25 @@ def test_predictions_are_refused_where_there_are_none():
 ])  # fmt: skip
 def test_what_has_no_last_generation_is_refused(notation, steps, sentence):
     tower = parse(notation)
-    state = tower.init(0)
-    for _ in range(steps):
-        state, _ = tower.step(state)
+    state = after(tower, steps)
     for what in (lambda: last_generation(tower, state), lambda: compare(tower, [state])):
         with pytest.raises(ValueError, match=sentence):
             what()
 
 
-@pytest.mark.parametrize(
-    ("name", "end"),
-    [("problems", "a whole number of at least 1"), ("steps", "a whole number"), ("members", "at least 1")],
-)
-def test_settings_out_of_range_are_refused(name, end):
-    tower, state = generation(PLAIN)
-    with pytest.raises(ValueError, match=f"{name} must be {end}"):
-        compare(tower, [state], **{name: 0})
-    with pytest.raises(ValueError, match="states is empty"):
-        compare(tower, [])
+TOWER, STATE = generation(PLAIN)
+
+
+@pytest.mark.parametrize(("sentence", "what"), {
+    "members must be a whole number of at least 1, got 0": lambda: parse("quadratic: ensemble(adam, members=0)"),
+    "start": lambda: parse("quadratic: ensemble(start(adam))"),
+    "ensemble is missing its setting inner": lambda: parse("quadratic: ensemble"),
+    "problems must be a whole number of at least 1": lambda: compare(TOWER, [STATE], problems=0),
+    "steps must be a whole number": lambda: compare(TOWER, [STATE], steps=0),
+    "members must be at least 1": lambda: compare(TOWER, [STATE], members=0),
+    "states is empty": lambda: compare(TOWER, []),
+    "makes no predictions": lambda: mean_predictions(Adam(), torch.zeros(2, 4), Quadratic(), keys.split(KEY, 2), 3),
+}.items())  # fmt: skip
+def test_what_cannot_be_is_refused(sentence, what):
+    with pytest.raises(ValueError, match=sentence):
+        what()

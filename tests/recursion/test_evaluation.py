@@ -159,17 +159,16 @@ def test_what_was_learned_is_tried_on_another_family():
     assert scenario.results[0].measures["final"].mean.value == pytest.approx(by_hand[-1].mean().item())
 
 
-def test_refusals_say_what_to_do():
-    tower, state = trained(Bowl(), 0.1)
-    over_a_tower, (fussy, its) = (
-        Tower(tower.bound[0], Level(optimizer=SGD())),
-        trained(Bowl(), 0.1, sharing="coordinate"),
-    )
-    for error, match, what in (
-        (ValueError, "states is empty", lambda: evaluate(tower, [])),
-        (ValueError, "problems must be a whole number of at least 1, got 0", lambda: small(tower, state, problems=0)),
-        (TypeError, "held-out", lambda: small(over_a_tower, over_a_tower.init(0))),
-        (ValueError, "takes 5 parameters on quadratic", lambda: small(fussy, its, on=Quadratic(dims=5))),
-    ):
-        with pytest.raises(error, match=match):
-            what()
+LEARNED, FUSSY = trained(Bowl(), 0.1), trained(Bowl(), 0.1, sharing="coordinate")
+HIGH = Tower(LEARNED[0].bound[0], Level(optimizer=SGD()))
+
+
+@pytest.mark.parametrize(("error", "match", "what"), [
+    (ValueError, "states is empty", lambda: evaluate(LEARNED[0], [])),
+    (ValueError, "problems must be a whole number of at least 1, got 0", lambda: small(*LEARNED, problems=0)),
+    (TypeError, "held-out", lambda: small(HIGH, HIGH.init(0))),
+    (ValueError, "takes 5 parameters on quadratic", lambda: small(*FUSSY, on=Quadratic(dims=5))),
+])  # fmt: skip
+def test_refusals_say_what_to_do(error, match, what):
+    with pytest.raises(error, match=match):
+        what()
