@@ -42,38 +42,33 @@ WORDS = {-1: f"lower than the {MEMBER}", 0: f"no difference from the {MEMBER} sh
 
 @dataclass(frozen=True, kw_only=True)
 class Ensembled:
-    """One ensemble, or the best member, over all problems (and training seeds); each field by measure.
-
-    ``diverged``: runs in which some loss was not finite. ``difference``: less that of the best member, by problem.
-    """
+    """One ensemble, or the best member, over all problems (and training seeds); each field by measure."""
 
     name: str
     means: dict[str, Estimate]
-    diverged: int
-    difference: dict[str, Estimate]
+    diverged: int  # runs in which some loss was not finite
+    difference: dict[str, Estimate]  # less that of the best member, by problem
     verdict: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """All of a comparison. ``members``: how many were put together, for each population. ``refused``: ensembles that
-    the task does not allow, and why. ``base_steps``: task gradients spent on it.
-    """
+    """All of a comparison."""
 
     tower: str
     task: str
-    members: tuple[int, ...]
+    members: tuple[int, ...]  # put together, for each population
     best: Ensembled
     ensembles: tuple[Ensembled, ...]
-    refused: dict[str, str]
-    base_steps: int
+    refused: dict[str, str]  # ensembles that the task does not allow, and why
+    base_steps: int  # task gradients spent on it
 
 
 def last_generation(tower: Tower, state: TowerState, *, members: int | None = None) -> list[Tensor]:
     """Members ``[K, m]`` of each population of the topmost level, as last evaluated, the lowest loss first.
 
-    Those whose trial was not finite are left out; of the others the best ``members``, or all. Raises ValueError unless
-    the tower is an optimizer under a search that has evaluated a generation.
+    The best ``members``, or all, of those with a finite loss. Raises ValueError unless the tower is an optimizer under
+    a search that has evaluated a generation.
     """
     who = f"{tower}: its last generation"
     require(isinstance(tower.top.optimizer, Search), f"{who} is asked for, and its topmost level has no population")

@@ -105,8 +105,8 @@ def path_of(logs: Tensor) -> tuple[float, ...]:
 class _Ruler:
     """Measures how far two carries of a level lie apart in what the level itself moves: x and the optimizer's state.
 
-    Each tensor counts alike, in units of its typical size when the probe began: the median over copies of the root of
-    its mean square, or 1 where that is 0. Units stay as they are; units that grow would hide growth.
+    Each tensor counts alike, in units of its size when the probe began: the median over copies of the root of its mean
+    square, or 1 where that is 0. Units that grow would hide growth.
     """
 
     def __init__(self, carry: Carry) -> None:

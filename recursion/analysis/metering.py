@@ -3,14 +3,15 @@
     operations = Operations()
     (measured,) = measure(tower, Pass(operations, lambda: operations.count))
 
-A reading is any number that grows: operations counted, seconds of the processor. The meter reads it before and after
-each call of a level or the task. The gain is booked to the level that was called, less what was booked below. Peaks of
-living bytes are booked alike: those of a level's window, less those of the largest window below.
+A reading is any number that grows: operations counted, seconds of the processor. Its gain in a call of a level or the
+task is booked to it, less what was booked below. Peaks of living bytes are booked alike: those of a level's window,
+less those of the largest window below.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,7 +36,9 @@ from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ
 ASIDE = -1  # where whole episodes from scratch are booked
-FREE = {"empty", "zeros", "ones", "full", "_unsafe_view", "scalar_tensor", "lift_fresh_copy", "arange"}
+FREE = re.compile(
+    r"\w+::(new_)?(empty|zeros|ones|full|_unsafe_view|scalar_tensor|lift_fresh_copy|arange)(_like|_strided)*"
+)
 
 
 class Operations(TorchDispatchMode):
@@ -50,13 +53,9 @@ class Operations(TorchDispatchMode):
         packet = function._overloadpacket
         if packet in flop_registry:
             self.count += flop_registry[packet](*args, **(kwargs or {}), out_val=returned)
-        elif not function.is_view and _stem(function._schema.name) not in FREE:
+        elif not function.is_view and not FREE.fullmatch(function._schema.name):
             self.count += _written(args[0] if returned is None and args else returned)
         return returned
-
-
-def _stem(name: str) -> str:
-    return name.partition("::")[2].removeprefix("new_").removesuffix("_strided").removesuffix("_like")
 
 
 def _written(returned: Any) -> int:

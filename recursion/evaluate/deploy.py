@@ -1,9 +1,8 @@
 """Deployment: what a tower learned, run on problems that it never saw.
 
-A tower of depth 2 trains the optimizer at level 1; its parameters are what the tower learned. A deeper tower trains the
-optimizer under its top, which is a trainer. The trainer becomes the top of a fresh tower below and trains that, and so
-on down to level 1. A tower that moves all levels at every step and never restarts keeps nothing that it learned: the
-tower itself is the optimizer, and starts anew on each problem.
+A tower of depth 2 learns the parameters of the optimizer at level 1. A deeper tower trains the optimizer under its top,
+a trainer, which becomes the top of a fresh tower below and trains that, and so on down to level 1. A tower that moves
+all levels at every step and never restarts is itself the optimizer, and starts anew on each problem.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """Means with intervals, by the percentile bootstrap (Efron 1979), over problems and training seeds.
 
-Values are ``[seeds, problems]``. Problems are resampled, and training seeds as well where there are several, each
-independently of the other (Owen 2007, "The pigeonhole bootstrap"): the interval then holds for other seeds and other
-problems. With one seed it holds for that seed only.
+Values are ``[seeds, problems]``. Problems are resampled, and training seeds where there are several, independently of
+each other (Owen 2007, "The pigeonhole bootstrap"): the interval then holds for other seeds and other problems. With one
+seed it holds for that seed only.
 
-Interquartile means and probabilities of improvement are those of Agarwal et al. 2021 (arXiv 2108.13264), whose runs on
-a task are resampled within that task. `interval` deviates where our runs differ from theirs: one training is used on
-every problem, so seeds are crossed with problems and five of them are five, however many the problems; and problems are
-a sample too, so they are drawn as well, the same for all seeds and for both sides of a difference. Five is few:
-resamples hold one seed and one problem fewer than there are, which makes their variance right (Rao and Wu 1988), and
-the percentiles are stretched about the estimate from the normal to Student's t, by Satterthwaite's degrees of freedom.
-With five seeds the interval then covers the truth in 95% of trials; the percentiles alone do in 85%.
+Interquartile means and probabilities of improvement are those of Agarwal et al. 2021 (arXiv 2108.13264). `interval`
+deviates where our runs differ from theirs: one training is used on every problem, so seeds are crossed with problems;
+and problems are a sample too, the same for all seeds and for both sides of a difference. Seeds are few: resamples have
+one seed and one problem fewer than there are, which makes their variance right (Rao and Wu 1988), and the percentiles
+are stretched about the estimate from the normal to Student's t, by Satterthwaite's degrees of freedom. With five seeds
+the interval then covers the truth in 95% of cases; the percentiles alone do in 85%.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ def mean(values: Values) -> Values:
 def interquartile_mean(values: Values) -> Values:
     """Mean of the middle half of the last axis: a quarter of the values, rounded down, is cut off at either end.
 
-    A run that diverged is infinite: it is among the worst quarter, and cut off only if fewer than a quarter are. A
-    middle with infinities of both signs has no mean: NaN.
+    A diverged run is infinite, so it is among the worst. A middle with infinities of both signs has no mean: NaN.
     """
     runs = values.shape[-1]
     cut = int(TRIMMED * runs)
@@ -88,8 +86,8 @@ def difference(ours: Values, theirs: Values) -> Values:
 def interval(values: Values, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
     """``statistic`` over all of ``values`` ``[seeds, problems]``, with its 95% interval for other seeds and problems.
 
-    A stratified bootstrap with 2,000 resamples, see the module. A resample whose statistic is NaN widens the interval
-    to both sides. One seed and one problem say nothing about others: the interval is all numbers.
+    From 2,000 resamples, see the module; one whose statistic is NaN widens the interval to both sides. For one seed
+    and one problem the interval is all numbers.
     """
     values = np.where(np.isnan(values), np.inf, values)
     value = float(statistic(values.reshape(-1)))
@@ -99,10 +97,9 @@ def interval(values: Values, statistic: Statistic = interquartile_mean, *, seed:
 
 
 def level(losses: Values, statistic: Statistic = interquartile_mean, *, seed: int = 0) -> Estimate:
-    """`interval` of losses, which are above 0: stretched as a ratio, so that it stays above 0.
+    """`interval` of losses, stretched as a ratio, so that it stays above 0; plain if they are not all above 0.
 
-    Not for differences: it would never include 0 for differences of one sign. Losses that are not all above 0 get
-    `interval`.
+    Not for differences: of one sign, they would never include 0.
     """
     if not (losses > 0).all() or losses.size == 1:
         return interval(losses, statistic, seed=seed)
@@ -117,10 +114,9 @@ def lower(ours: Values, theirs: Values) -> Values:
 
 
 def improvement(ours: Values, theirs: Values, *, seed: int = 0) -> Estimate:
-    """Probability that a loss of ``ours`` is below that of ``theirs`` on the same problem, with its 95% interval.
+    """Probability that a loss of ``ours`` is below that of ``theirs``, with its 95% interval.
 
-    Both are ``[seeds, problems]`` and paired: only runs of one problem and one seed are compared, where Agarwal et al.
-    compare each run on a task with each.
+    Both are ``[seeds, problems]`` and paired, where Agarwal et al. compare each run on a task with each.
     """
     shares = interval(lower(ours, theirs), mean, seed=seed)
     return Estimate(shares.value, max(shares.low, 0.0), min(shares.high, 1.0))
