@@ -9,6 +9,7 @@ fields that differ from their defaults; `recursion.notation` reads the same text
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -32,7 +33,6 @@ class AtLeast:
     under: float = math.inf
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` is in the range."""
         return self.low <= value < self.under
 
     def __str__(self) -> str:
@@ -47,7 +47,6 @@ class Above:
     at_most: float = sys.float_info.max
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` is in the range."""
         return self.low < value <= self.at_most
 
     def __str__(self) -> str:
@@ -56,15 +55,14 @@ class Above:
 
 @dataclass(frozen=True)
 class Between:
-    """A number strictly between ``low`` and ``high``, or, if ``closed``, from ``low`` to ``high``."""
+    """A number strictly between ``low`` and ``high`` or, if ``inclusive``, from ``low`` to ``high``."""
 
     low: float
     high: float
     inclusive: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` is in the range."""
-        return self.low <= value <= self.high if self.inclusive else self.low < value < self.high
+        return self.low < value < self.high or (self.inclusive and value in (self.low, self.high))
 
     def __str__(self) -> str:
         return f"from {self.low:g} to {self.high:g}" if self.inclusive else f"between {self.low:g} and {self.high:g}"
@@ -91,13 +89,13 @@ class Config(ABC):  # noqa: B024, its kinds have abstract methods
 
     def __post_init__(self) -> None:
         who = f"{self.name}: " if self.name else ""
-        for field, word, hint in typed_fields(type(self)):
+        for field, called, hint in typed_fields(type(self)):
             given = getattr(self, field)
             if isinstance(given, list) and tuple in (typing.get_origin(kind) or kind for kind in alternatives(hint)):
                 given = tuple(given)
                 object.__setattr__(self, field, given)
             if not fits(given, hint):
-                raise ValueError(f"{who}{word} must be {described(hint)}, got {format_value(given)}")
+                raise ValueError(f"{who}{called} must be {described(hint)}, got {format_value(given)}")
 
     def __repr__(self) -> str:
         bare = positional(self)
@@ -106,18 +104,30 @@ class Config(ABC):  # noqa: B024, its kinds have abstract methods
         return f"{title(self)}({values})" if values else title(self)
 
 
+def fields_of(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields that the constructor of a part takes; none if it is no dataclass."""
+    return [field for field in dataclasses.fields(cls) if field.init] if dataclasses.is_dataclass(cls) else []
+
+
+def word(field: dataclasses.Field[Any]) -> str:
+    """What notation calls a field."""
+    return str(field.metadata.get("word", field.name))
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 @cache
 def typed_fields(cls: type) -> list[tuple[str, str, Any]]:
     """The fields of a part, their words in notation, and their types; but for fields that check themselves."""
-    if not dataclasses.is_dataclass(cls):
-        return []
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:  # an annotation that exists for type checkers only
         return []
-    skipped = {"space", "free", "unwritten"}
-    return [(field.name, field.metadata.get("word", field.name), hints[field.name]) for field in dataclasses.fields(cls)
-            if field.init and not field.metadata.keys() & skipped]  # fmt: skip
+    checked = (field for field in fields_of(cls) if not field.metadata.keys() & {"space", "free", "unwritten"})
+    return [(field.name, word(field), hints[field.name]) for field in checked]
 
 
 def alternatives(hint: Any) -> list[Any]:
@@ -135,16 +145,12 @@ def fits(value: Any, hint: Any) -> bool:
         inner, *ranges = typing.get_args(hint)
         return fits(value, inner) and all(limit.holds(value) for limit in ranges if isinstance(limit, Range))
     if origin is Literal:
-        return any(value == word and type(value) is type(word) for word in typing.get_args(hint))
+        return any(value == one and type(value) is type(one) for one in typing.get_args(hint))
     if origin is tuple:
         inner = typing.get_args(hint)
         return isinstance(value, tuple) and (inner[-1:] != (...,) or all(fits(item, inner[0]) for item in value))
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is None:
-        return value is None
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
     return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
@@ -200,41 +206,26 @@ def unwritten(default: Any) -> Any:
 def settings(part: Config) -> dict[str, Any]:
     """All settings that the constructor of a part takes, by name: its fields, and the `free` ones in one of them."""
     given: dict[str, Any] = {}
-    if not dataclasses.is_dataclass(part):
-        return given
-    for field in dataclasses.fields(part):
-        if field.init and "unwritten" not in field.metadata:
-            value = getattr(part, field.name)
-            word = field.metadata.get("word", field.name)
-            given |= dict(value) if "free" in field.metadata else {word: value}
+    for field in fields_of(type(part)):
+        value = getattr(part, field.name)
+        if "unwritten" not in field.metadata:
+            given |= dict(value) if "free" in field.metadata else {word(field): value}
     return given
 
 
 def positional(part: Config) -> dict[str, Any]:
     """The leading fields without a default: written without their names."""
-    bare: dict[str, Any] = {}
-    if not dataclasses.is_dataclass(part):
-        return bare
-    for field in dataclasses.fields(part):
-        if field.kw_only or not field.init:
-            continue
-        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
-            break
-        bare[field.name] = getattr(part, field.name)
-    return bare
+    fields = (field for field in fields_of(type(part)) if not field.kw_only)
+    return {field.name: getattr(part, field.name) for field in itertools.takewhile(is_required, fields)}
 
 
 def changed(part: Config) -> dict[str, Any]:
     """The settings that differ from their defaults."""
-    if not dataclasses.is_dataclass(part):
-        return {}
-    missing = dataclasses.MISSING
-    defaults = {
-        field.metadata.get("word", field.name): field.default_factory() if field.default_factory is not missing
-        else field.default for field in dataclasses.fields(part)
-    }  # fmt: skip
-    return {key: value for key, value in settings(part).items()
-            if format_value(value) != format_value(defaults.get(key, missing))}  # fmt: skip
+    defaults = {}
+    for field in fields_of(type(part)):
+        make = field.default_factory
+        defaults[word(field)] = format_value(field.default if make is dataclasses.MISSING else make())
+    return {name: value for name, value in settings(part).items() if format_value(value) != defaults.get(name)}
 
 
 def format_value(value: Any) -> str:
