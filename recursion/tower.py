@@ -51,8 +51,8 @@ class Tower:
             try:
                 problem = level.over(problem)
             except (TypeError, ValueError) as error:
-                below = getattr(error, "level", None)  # an estimator refuses its own level, not the one above
-                who = f"level {number} ({level})" if below is None else f"level {number - 1} ({below})"
+                refused = getattr(error, "level", None)  # by its estimator; it is not the one above that asked
+                who = f"level {number} ({level})" if refused is None else f"level {number - 1} ({refused})"
                 raise type(error)(f"{who}: {error}") from error
             self.bound.append(problem)
         self.top = self.bound[-1]
