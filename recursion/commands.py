@@ -4,6 +4,10 @@ import argparse
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +15,11 @@ import torch
 from rich.console import Console
 
 from levels.faults import NonFiniteError, Skip, Stop
+from levels.level import Level
 from levels.optimizers.learned_init import LearnedInit
 from recursion import checkpoint, training
 from recursion.analysis import depth, growth_report, pruning
 from recursion.analysis import probe as probing
-from recursion.describe import describe
 from recursion.evaluate.evaluation import evaluate
 from recursion.evaluate.learned import learned_by
 from recursion.evaluate.reporting import write
@@ -121,7 +125,43 @@ def prune(args: argparse.Namespace) -> None:
 def show(args: argparse.Namespace) -> None:
     """``tower show``: the tower in words, or its spec."""
     tower = read_tower(args.tower)
-    sys.stdout.write(dumps(tower) if args.json else describe(tower))
+    sys.stdout.write(dumps(tower) if args.json else "".join(f"{line}\n" for line in described(tower)))
+
+
+def described(tower: Tower) -> Iterator[str]:
+    """A tower in words: what each level is, how much it learns and what it costs, in lines, the task first."""
+    costs, levels = tower.costs, tower.bound
+    copies = list(accumulate((level.copies for level in reversed(levels)), mul))[::-1]
+    layout = tower.task.layout
+    yield str(tower)
+    yield f"task: {tower.task}"
+    yield f"  parameters  {layout.size:,}: {', '.join(f'{name} {list(shape)}' for name, shape in layout.entries)}"
+    for number, (level, cost, copy) in enumerate(zip(levels, costs, copies), 1):
+        problem = "the task" if number == 1 else f"level {number - 1}"
+        fate = "fixed, for it is the topmost" if level is tower.top else f"trained by level {number + 1}"
+        further = f", the meta-loss over {_count(level.lookahead, 'update')}" if level.lookahead else ""
+        yield f"level {number}: {level}"
+        yield f"  optimizer   {level.optimizer}, updates the {level.problem.layout.size:,} parameters of {problem}"
+        yield f"  parameters  {level.layout.size:,}, {fate}"
+        yield f"  unroll      {_count(level.unroll, 'update')} a window{further}"
+        yield f"  horizon     {_horizon(level)}"
+        yield f"  batch       {_count(level.copies, 'copy', 'copies')} of {problem}; {copy:,} below in all"
+        yield f"  cost        {_count(cost, 'base step')} a window"
+    startup = 1 + sum(costs[:-1])
+    yield f"one step: {_count(costs[-1], 'base step')}, each on {_count(copies[0], 'copy', 'copies')} of the task"
+    yield f"start-up: {_count(startup, 'base step')}; a restart of a level costs one evaluation of the problem below it"
+
+
+def _horizon(level: Level) -> str:
+    if level.episode_length is None:
+        return "none, trajectories never restart"
+    windows = _count(level.episode_length // level.unroll, "window")
+    return f"{_count(level.episode_length, 'update')}, trajectories restart after {windows}"
+
+
+def _count(number: int | Fraction, one: str, many: str = "") -> str:
+    shown = f"{number:,}" if isinstance(number, int) else f"{float(number):,.1f}"
+    return f"{shown} {one if number == 1 else many or one + 's'}"
 
 
 def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
