@@ -10,8 +10,7 @@ do the same.
 """
 
 from recursion.study.ablate import ablate
-from recursion.study.cluster import Ray
-from recursion.study.pool import Local
+from recursion.study.pool import Local, Ray
 from recursion.study.request import Budget, Request, Run
 
 __all__ = ["Budget", "Local", "Ray", "Request", "Run", "ablate"]

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from recursion.files import explained
 from recursion.study import records
-from recursion.study.pool import Event, Job, Local, Pool, events
+from recursion.study.pool import Event, Local, Pool, events
 from recursion.study.request import Request
-from recursion.study.worker import PERFORM
+from recursion.study.worker import PERFORM, Job
 
 
 def ablate(
@@ -42,24 +42,17 @@ def ablate(
         folder.mkdir(parents=True, exist_ok=True)
     with records.locked(folder, 0.0, f"another study is at work in {folder}; wait for it, or stop it"):
         records.begin(folder, request, argv)
-        ended = {"done"} if retry else {"done", "failed"}
-        status = {run: records.result_of(folder, run, request)["status"] for run in request.runs()}
-        left = [run for run in status if status[run] not in ended]
+        status = {run: records.result_of(folder, run)["status"] for run in request.runs()}
+        left = [run for run in status if status[run] not in ({"done"} if retry else {"done", "failed"})]
         for run in left:
             (records.run_folder(folder, run) / records.RESULT).unlink(missing_ok=True)
         on_begin({run.id: "waiting" if run in left else status[run] for run in status})
-        with contextlib.closing(events(pool or Local(), left, Job(request.terms, folder, perform))) as happening:  # type: ignore[type-var]
-            for event in happening:
-                _record(folder, request, event)
-                on_event(event)
-
-
-def _record(folder: Path, request: Request, event: Event) -> None:
-    """Write down why a run failed; a worker writes its own result."""
-    run = event.run
-    if event.kind == "failed" and event.everywhere:
-        raise OSError(f"{run.id}: {event.what}; what was found stays, make room and run this again")
-    if event.kind == "failed":
-        records.fail(folder, run, request, event.what)
-    if event.kind == "done" and records.result_of(folder, run, request)["status"] != "done":
-        raise OSError(f"{records.run_folder(folder, run)} lost its result; run this again")
+        with contextlib.closing(events(pool or Local(), left, Job(request, folder, perform))) as happening:  # type: ignore[type-var]
+            for run, kind, what, fraction, everywhere in happening:
+                if kind == "failed" and everywhere:
+                    raise OSError(f"{run.id}: {what}; what was found stays, make room and run this again")
+                if kind == "failed":
+                    records.finish(folder, run, {"why": what})
+                if kind == "done" and records.result_of(folder, run)["status"] != "done":
+                    raise OSError(f"{records.run_folder(folder, run)} lost its result; run this again")
+                on_event(Event(run, kind, what, fraction, everywhere))

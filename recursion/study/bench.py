@@ -1,12 +1,15 @@
-"""The problems of a study, and what it costs to use an optimizer on them.
+"""The problems of a study, what it costs to use an optimizer on them, and the ledger of all costs of a run.
 
 All runs of a request use the very same problems with the same minibatches, whatever their seed: differences pair by
 problem. Snapshots are compared on problems to select by, the chosen one is reported once, and problems to train on show
-the gap between them. Each use is made once and kept, and its cost goes into the ledger.
+the gap between them. Each use is made once and stored, and its cost goes into the ledger: gradients of the task as
+`recursion.evaluate.observed` counts them, the work of optimizers as `recursion.analysis.work` does, both in base steps,
+and seconds of the processor.
 """
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,15 +22,14 @@ from levels.base import Optimizer, Split
 from levels.optimizers.adam import Adam
 from levels.optimizers.safeguarded import Safeguarded
 from levels.tasks.task import Task
-from recursion.analysis.work import Work, use_work
+from recursion.analysis.work import NOTHING, Work, use_work
 from recursion.evaluate.afresh import run_afresh
 from recursion.evaluate.baselines import final_loss, mean_loss
 from recursion.evaluate.deploy import CHUNK, run, walk
 from recursion.evaluate.observed import Observed, Tally
-from recursion.study.ledger import Ledger, Row, row
 from recursion.study.problems import known, problems
-from recursion.study.request import Terms
-from recursion.study.store import Store
+from recursion.study.records import Store
+from recursion.study.request import Request
 from recursion.tower import Tower
 
 SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
@@ -37,47 +39,75 @@ STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # of the fallback
 BUDGETED = ("search", "training", "selection", "deployment")  # stages that the budget pays
 QUARTILES = {"lower quartile": 0.25, "median loss": 0.5, "upper quartile": 0.75}
 LEARNING = 0.75  # share of a run that this is, about
-PIECES = 16  # that are kept of a run, about
+PIECES = 16  # that are stored of a run, about
 TIMED = 10  # updates that the seconds of one are measured on
 
 Tell = Callable[[str, float], None]
+Row = list[Any]  # stage, split, level, problem, step, measure, value
+
+
+def row(
+    stage: str, measure: str, value: float, *, split: str | None = None, level: int | None = None,
+    problem: int | None = None, step: int | None = None,
+) -> Row:  # fmt: skip
+    """A measurement as it is stored."""
+    return [stage, split, level, problem, step, measure, float(value)]
 
 
 class Bench:
-    """``task`` and its problems on ``terms``; ``tell`` hears of each step."""
+    """``task`` and its problems as a request has them; ``tell`` hears of each step.
 
-    def __init__(self, task: Task, terms: Terms, store: Store, tell: Tell) -> None:
-        self.task, self.terms, self.store, self.report = task, terms, store, tell
-        self.ledger, self.done = Ledger(), 0.0
-        self._works: dict[str, float] = {}
-        self._charged: set[str] = set()  # names
+    ``work``, ``seconds``: the ledger, by stage.
+    """
+
+    def __init__(self, task: Task, request: Request, store: Store, tell: Tell) -> None:
+        self.task, self.request, self.store = task, request, store
+        self.work: dict[str, Work] = defaultdict(lambda: NOTHING)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._tell, self._done = tell, 0.0
+        self._works, self._charged = dict[str, float](), set[str]()
 
     def tell(self, what: str, fraction: float) -> None:
         """Say what is being done, and how much of the run is."""
-        self.done = max(self.done, min(fraction, 1.0))
-        self.report(what, self.done)
+        self._done = max(self._done, min(fraction, 1.0))
+        self._tell(what, self._done)
 
-    def key(self, split: str) -> Tensor:
-        """Names of the problems of ``train``, ``select`` or ``report``: int64 ``[P]``."""
-        terms, seed = self.terms, keys.seed(SEED, device=self.task.layout.device)
-        count = {"report": terms.problems, "select": terms.select, "train": max(1, terms.select // 2)}[split]
-        return keys.split(keys.fold_in(seed, FOLDS[split]) if split in FOLDS else seed, count)
-
-    def work(self, optimizer: Optimizer) -> float:
-        """Of an update, in base steps."""
+    def work_of(self, optimizer: Optimizer) -> float:
+        """Base steps of an update."""
         if repr(optimizer) not in self._works:
             self._works[repr(optimizer)] = use_work(optimizer, self.task)
         return self._works[repr(optimizer)]
 
-    def cost(self, optimizer: Optimizer, split: str) -> float:
-        """Base steps of using one setting of an optimizer on all problems of a split."""
-        steps = self.terms.steps
-        return len(self.key(split)) * (steps + 1 + steps * self.work(optimizer))
+    def charge(self, stage: str, work: Work, seconds: float) -> None:
+        self.work[stage] = self.work[stage].plus(work)
+        self.seconds[stage] += seconds
+
+    def spent(self, *stages: str) -> float:
+        """Base steps of these stages, gradients and work."""
+        return sum(self.work[stage].total for stage in stages if stage in self.work)
+
+    def ledger(self) -> Iterator[Row]:
+        """The task gradients, the work of each level and the seconds of each stage."""
+        for stage, work in self.work.items():
+            yield row(stage, "task gradients", work.gradients, level=0)
+            yield from (row(stage, "optimizer work", own, level=i) for i, own in enumerate(work.optimizer, 1))
+            yield row(stage, "seconds", self.seconds[stage])
+
+    def key(self, split: str) -> Tensor:
+        """Names of the problems of ``train``, ``select`` or ``report``: int64 ``[P]``."""
+        request, seed = self.request, keys.seed(SEED, device=self.task.layout.device)
+        count = {"report": request.problems, "select": request.select, "train": max(1, request.select // 2)}[split]
+        return keys.split(keys.fold_in(seed, FOLDS[split]) if split in FOLDS else seed, count)
+
+    def cost(self, optimizer: Optimizer, split: str, settings: int = 1) -> Work:
+        """Of using settings of an optimizer on all problems of a split."""
+        uses, steps = settings * len(self.key(split)), self.request.steps
+        return Work(uses * (steps + 1.0), (uses * steps * self.work_of(optimizer),))
 
     def use(self, name: str, stage: str, split: str, optimizer: Optimizer, params: Tensor) -> Tensor:
         """Losses ``[steps + 1, S, P]`` of an optimizer with parameters ``[S, m]``."""
-        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
-        work = Work(0.0, (len(params) * len(key) * steps * self.work(optimizer),))
+        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.request.steps
+        work = self.cost(optimizer, split, len(params))
         return self.charged(
             f"{name} on {split}", stage, work,
             lambda tally: {"losses": run(optimizer, params, Observed(task, tally), key, steps)},
@@ -85,7 +115,7 @@ class Bench:
 
     def afresh(self, tower: Tower, split: str, seed: int, work: Work) -> Tensor:
         """Losses ``[steps + 1, 1, P]`` of a tower that is an optimizer itself; ``work``: of its run on one problem."""
-        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.terms.steps
+        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.request.steps
 
         def make(tally: Tally) -> dict[str, Tensor]:
             observed = Observed(task, tally)
@@ -107,15 +137,16 @@ class Bench:
         settings = torch.cat([parameters(adam, self.task) for adam in adams])
         tried = mean_loss(self.use("fallback", "reporting", "select", Adam(), settings)).mean(-1)
         guard = Safeguarded(optimizer, fallback=adams[int(tried.argmin())])
-        task, key, steps = self.task.on("test"), self.key("report"), self.terms.steps
+        task, key = self.task.on("test"), self.key("report")
         some = max(1, CHUNK // (task.layout.size * len(params)))
 
         def make(tally: Tally) -> dict[str, Tensor]:
-            parts = [_guarded(guard, params, Observed(task, tally), part, steps) for part in torch.split(key, some)]
+            observed = Observed(task, tally)
+            parts = [_guarded(guard, params, observed, part, self.request.steps) for part in torch.split(key, some)]
             losses, shown = (torch.cat(part, -1) for part in zip(*parts))
             return {"losses": losses, "shown": shown}
 
-        work = Work(0.0, (len(params) * len(key) * steps * self.work(guard),))
+        work = self.cost(guard, "report", len(params))
         guarded = self.charged("guarded on report", "reporting", work, make)
         rescued = (~guarded["shown"]).any(0).double().tolist()  # 1 where a use ends as the fallback's
         rows = [row("guarded", "rescued", value, split="report", problem=i) for i, value in enumerate(rescued)]
@@ -139,7 +170,7 @@ class Bench:
     def optimizer_rows(self, optimizer: Optimizer, params: Tensor) -> list[Row]:
         """What a step of an optimizer costs at use."""
         task, one = self.task.on("test"), self.key("report")[:1]
-        return self.use_rows(self.work(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps))
+        return self.use_rows(self.work_of(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps))
 
     def known_row(self, seen: set[bytes]) -> Row:
         """How many reported problems were trained or selected on."""
@@ -149,29 +180,31 @@ class Bench:
     def charged(
         self, name: str, stage: str, work: Work, make: Callable[[Tally], dict[str, Tensor]], tally: Tally | None = None
     ) -> dict[str, Tensor]:
-        """The tensors that ``make`` finds, kept; a stage is charged once for its gradients, seconds and ``work``."""
+        """The tensors that ``make`` finds, stored. A stage is charged once, for its seconds and ``work``; the task's
+        gradients are those that ``make`` asked for.
+        """
         counts = tally or Tally()
 
         def make_tensors() -> dict[str, Tensor]:
             self.tell(f"{stage}: {name}", self._so_far())
             began = time.process_time()
-            counted = make(counts)
+            tensors = make(counts)
             spent = [counts.gradients, time.process_time() - began]
-            return counted | {"spent": torch.tensor(spent, dtype=torch.float64)}
+            return tensors | {"spent": torch.tensor(spent, dtype=torch.float64)}
 
-        counted = self.store.tensors(name, make_tensors)
-        gradients, seconds = counted.pop("spent").tolist()
+        tensors = self.store.tensors(name, make_tensors)
+        gradients, seconds = tensors.pop("spent").tolist()
         if name not in self._charged:
             self._charged.add(name)
-            self.ledger.add(stage, work._replace(gradients=gradients), seconds)
-        return counted
+            self.charge(stage, work._replace(gradients=gradients), seconds)
+        return tensors
 
     def _so_far(self) -> float:
         """The share of a run that is done: what of the budget is spent, and then how many pieces are reported."""
-        budget = self.terms.budget
-        if "reporting" in self.ledger.work:
+        budget = self.request.budget
+        if "reporting" in self.work:
             return LEARNING + (1 - LEARNING) * min(1.0, len(self._charged) / PIECES)
-        return LEARNING * (self.ledger.spent(*BUDGETED) / budget.amount if budget.unit == "base steps" else 1.0)
+        return LEARNING * (self.spent(*BUDGETED) / budget.amount if budget.unit == "base steps" else 1.0)
 
 
 def parameters(optimizer: Optimizer, task: Task) -> Tensor:

@@ -13,9 +13,8 @@ from rich.console import Console
 from recursion.files import RUNS, folder_name
 from recursion.spec import read_tower
 from recursion.study.ablate import ablate as carry_out
-from recursion.study.cluster import Ray
 from recursion.study.cuts import every_depth, parse_depths, parse_grid
-from recursion.study.pool import Event, Local, Pool
+from recursion.study.pool import Event, Local, Pool, Ray
 from recursion.study.progress import Board, duration
 from recursion.study.report import write
 from recursion.study.request import BASELINE, Budget, Request

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 from levels import catalog
 from levels.base import Optimizer
 from levels.catalog import Setting
-from levels.config import format_value, settings
+from levels.config import Count, fits, format_value, require, settings
 from levels.hyper import Hyper
 from levels.level import Level
 from recursion.notation import one_line, parse, read_value
@@ -49,12 +49,12 @@ class Entry:
     text: str
     where: str | None
     name: str
-    times: bool
+    times: str
 
     @property
     def label(self) -> str:
         """In words, in front of its value: ``level 1 unroll``."""
-        whose = "" if self.where is None else "top " if self.where == "top" else f"level {self.where} "
+        whose = {None: "", "top": "top "}.get(self.where, f"level {self.where} ")
         return f"{whose}{self.name}{' times' if self.times else ''}"
 
     def apply(self, levels: Sequence[Level], text: str) -> list[Level] | None:
@@ -64,7 +64,7 @@ class Entry:
             with _named(f"level {place + 1} ({levels[place]})"):
                 changed[place] = self._changed(levels[place], text)
         replaced = [changed.get(place) or level for place, level in enumerate(levels)]
-        return replaced if any(level is not None for level in changed.values()) else None
+        return replaced if any(changed.values()) else None
 
     def places(self, levels: Sequence[Level]) -> range:
         """Indices of the levels that it looks at."""
@@ -102,10 +102,10 @@ class Entry:
         before = own[self.name]
         number = before.start if isinstance(before, Hyper) else before
         if self.times:
-            value: Any = _product(self.name, number, read_value(text, Setting(self.name, float, False, False)))
+            value: Any = _product(self.name, number, read_value(text, Setting(self.name, float)))
         else:
-            value = read_value(text, catalog.setting_of(cls, self.name) or Setting(self.name, Any, False, False))
-        return replace(before, start=value) if isinstance(before, Hyper) and _is_number(value) else value
+            value = read_value(text, catalog.setting_of(cls, self.name) or Setting(self.name, Any))
+        return replace(before, start=value) if isinstance(before, Hyper) and fits(value, float) else value
 
 
 def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
@@ -115,16 +115,16 @@ def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
     entries = []
     for name, values in grid:
         matched = NAME.fullmatch(name) or _fail(f"grid {name}: {ENTRIES}")
-        entries.append((Entry(name, matched["where"], matched["name"], bool(matched["times"])), values))
-    cuts = []
+        entries.append((Entry(name, *matched.groups()), values))
+    cuts = {}
     for depth in depths:
         with _named(f"depth {depth}"):
-            cuts.append((depth, _cut(written, repeats, depth)))
-    cells = [cell for depth, cut in cuts for cell in _cells_of(depth, cut, entries)]
+            cuts[depth] = _cut(written, repeats, depth)
+    every = [cell for depth, cut in cuts.items() for cell in _cells_of(depth, cut, entries)]
     for entry, _ in entries:
-        if not any(entry.text in cell.factors for cell in cells):
-            _refuse(entry, max((cut for _, cut in cuts), key=lambda cut: cut.depth))
-    return cells
+        if not any(entry.text in cell.factors for cell in every):
+            _refuse(entry, cuts[max(cuts)])
+    return every
 
 
 def task_of(text: str) -> str:
@@ -142,8 +142,7 @@ def parse_grid(words: Sequence[str]) -> Grid:
     entries = []
     for word in words:
         name, equals, values = word.partition("=")
-        if not equals:
-            _fail(f"grid {word}: it has no '='; {ENTRIES}")
+        require(bool(equals), f"grid {word}: it has no '='; {ENTRIES}")
         pieces, inside = [""], 0
         for sign in values:  # split at commas that stand in no bracket
             inside += (sign in "([") - (sign in ")]")
@@ -157,11 +156,9 @@ def parse_depths(text: str) -> tuple[int, ...]:
     depths: list[int] = []
     for piece in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*", piece)
-        if ends is None:
-            _fail(f"depths are written 1-4 or 1-6,10,25, got '{text}'")
+        ends = ends or _fail(f"depths are written 1-4 or 1-6,10,25, got '{text}'")
         low, high = int(ends[1]), int(ends[2] or ends[1])
-        if high < low:
-            _fail(f"depths {low}-{high} are none; write {high}-{low}")
+        require(low <= high, f"depths {low}-{high} are none; write {high}-{low}")
         depths += range(low, high + 1)
     return tuple(depths)
 
@@ -169,19 +166,17 @@ def parse_depths(text: str) -> tuple[int, ...]:
 def _read(text: str) -> tuple[Tower, bool]:
     """The tower of notation that may hold ``...``, and whether it does."""
     parts = REPEAT.split(text)
-    if len(parts) > 2 or "..." in "".join(parts):
-        _fail(REPEATS)
+    require(len(parts) <= 2 and "..." not in "".join(parts), REPEATS)
     tower = parse("".join(parts))
-    if len(parts) == 2 and parse(parts[0]).depth != tower.depth - 1:
-        _fail(REPEATS)
+    require(len(parts) == 1 or parse(parts[0]).depth == tower.depth - 1, REPEATS)
     return tower, len(parts) == 2
 
 
 def _cut(tower: Tower, repeats: bool, depth: int) -> Tower:
     *lower, top = tower.levels
     missing = depth - 1 - len(lower)
-    if missing > 0 and not repeats:
-        _fail(f"the tower has {tower.depth} levels; write more, or '...' for one that is repeated")
+    more = f"the tower has {tower.depth} levels; write more, or '...' for one that is repeated"
+    require(missing <= 0 or repeats, more)
     return Tower(tower.task, *lower[: depth - 1], *lower[-1:] * missing, top)
 
 
@@ -190,21 +185,21 @@ def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, 
     grid: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
     for entry, values in entries:
         grown = []
-        for levels, factors, said in grid:
+        for levels, factors, labels in grid:
             for value in values:
                 with _named(f"grid {entry.text}={value} at depth {depth}"):
                     changed = entry.apply(levels, value)
                 if changed is None:
-                    grown.append((levels, factors, said))
+                    grown.append((levels, factors, labels))
                     break
-                grown.append((changed, factors | {entry.text: value}, [*said, f"{entry.label} {value}"]))
+                grown.append((changed, factors | {entry.text: value}, [*labels, f"{entry.label} {value}"]))
         grid = grown
-    for levels, factors, said in grid:
+    for levels, factors, labels in grid:
         with _named(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
             tower = Tower(cut.task, *levels)
-            if str(parse(str(tower))) != str(tower):
-                _fail(f"{tower} cannot be written down in full; runs are made from notation")
-        yield Cell(", ".join(said), {"depth": str(depth)} | factors, tower)
+            same = str(parse(str(tower))) == str(tower)
+            require(same, f"{tower} cannot be written down in full; runs are made from notation")
+        yield Cell(", ".join(labels), {"depth": str(depth)} | factors, tower)
 
 
 def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
@@ -223,21 +218,17 @@ def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
 
 
 def _check(depths: Sequence[int], grid: Grid) -> None:
-    if not depths:
-        _fail("a study needs a depth, got none; as --depths 1-4")
+    require(len(depths) > 0, "a study needs a depth, got none; as --depths 1-4")
     for depth in depths:
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-            _fail(f"a depth must be a whole number of at least 1, got {depth!r}")
-        if list(depths).count(depth) > 1:
-            _fail(f"depth {depth} is given twice; leave one out")
+        require(fits(depth, Count), f"a depth must be a whole number of at least 1, got {depth!r}")
+        require(list(depths).count(depth) == 1, f"depth {depth} is given twice; leave one out")
+    names = [name for name, _ in grid]
     for name, values in grid:
-        if [other for other, _ in grid].count(name) > 1:
-            _fail(f"grid {name} is given twice; put all its values into one")
-        if not values or not all(value.strip() for value in values):
-            _fail(f"grid {name}: a value is missing; {ENTRIES}")
-        same = [value for value in values if list(map(_canonical, values)).count(_canonical(value)) > 1]
-        if same:
-            _fail(f"grid {name}: {' and '.join(same)} are the same; leave one out")
+        require(names.count(name) == 1, f"grid {name} is given twice; put all its values into one")
+        require(bool(values) and all(map(str.strip, values)), f"grid {name}: a value is missing; {ENTRIES}")
+        plain = list(map(_canonical, values))
+        same = [value for value, each in zip(values, plain) if plain.count(each) > 1]
+        require(not same, f"grid {name}: {' and '.join(same)} are the same; leave one out")
 
 
 def _canonical(text: str) -> str | float:
@@ -250,18 +241,14 @@ def _canonical(text: str) -> str | float:
 
 def _product(name: str, number: Any, factor: Any) -> int | float:
     """A setting times a factor, without the noise of binary fractions."""
-    if not _is_number(factor):
-        _fail(f"{name} is multiplied by a number, got {format_value(factor)}")
-    if not _is_number(number):
-        _fail(f"{name} is {format_value(number)}, which cannot be multiplied; write a number in the tower")
+    require(fits(factor, float), f"{name} is multiplied by a number, got {format_value(factor)}")
+    fix = "which cannot be multiplied; write a number in the tower"
+    require(fits(number, float), f"{name} is {format_value(number)}, {fix}")
     product = float(f"{number * factor:.12g}")
-    if isinstance(number, int) and product != int(product):
-        _fail(f"{name} is the whole number {number}, and {factor} times that is not whole")
-    return int(product) if isinstance(number, int) else product
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(number, float):
+        return product
+    require(product.is_integer(), f"{name} is the whole number {number}, and {factor} times that is not whole")
+    return int(product)
 
 
 def _decades(word: str, text: str) -> list[str]:
@@ -274,7 +261,7 @@ def _decades(word: str, text: str) -> list[str]:
         count = round(math.log10(last / first))
         if count >= 0 and math.isclose(first * 10.0**count, last, rel_tol=1e-9):
             return [f"{first * 10.0**place:.12g}" for place in range(count + 1)]
-    raise ValueError(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
+    return _fail(f"grid {word}: {text} is no range of decades, as 1e-4..1e2 is")
 
 
 def _optimizers(value: Any) -> Iterator[Optimizer]:

@@ -1,14 +1,16 @@
 """One run of a study, from nothing to its rows.
 
-    found = perform(run, terms, Path("runs/depths/runs/depth-2-seed-0"), tell)
+    result = perform(run, request, Path("runs/depths/runs/depth-2-seed-0"), tell)
 
 A tower that learns an optimizer is trained, and what it learned is used (`recursion.study.learning`). A tower that is
-an optimizer itself is run on each problem. A hand-made rule is tuned. Each piece is made once and kept in the folder
-(`recursion.study.store`), and a run that was killed goes on from there. It works on one thread and without a compiler,
-so its rows are the same whenever it is repeated, but for seconds and bytes.
+an optimizer itself is run on each problem. A hand-made optimizer is tuned. Each piece is made once and stored in the
+folder, and a run that was killed goes on from there. It works on one thread and without a compiler, so its rows are the
+same whenever it is repeated, but for seconds and bytes.
 """
 
+import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,17 @@ from levels.hyper import HyperparamOptimizer
 from levels.tasks.task import Task
 from recursion.analysis.work import Work, lived_work
 from recursion.evaluate import afresh
+from recursion.evaluate.baselines import BASELINES
 from recursion.notation import parse
-from recursion.study.bench import BUDGETED, LEARNING, SPLITS, Bench, Tell, curve_rows, loss_rows, parameters
+from recursion.study.bench import BUDGETED, LEARNING, SPLITS, Bench, Row, Tell, curve_rows, loss_rows, parameters, row
 from recursion.study.learning import Learning
-from recursion.study.ledger import Row, process_peak, row
-from recursion.study.request import Run, Terms, plain
+from recursion.study.records import Store
+from recursion.study.request import Request, Run, plain
 from recursion.study.search import search
-from recursion.study.store import Store
 from recursion.tower import Tower
 
 
-def perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
+def perform(run: Run, request: Request, folder: Path, tell: Tell) -> dict[str, Any]:
     """One run from where its folder left off: ``rows`` and ``facts``; plain JSON.
 
     ``tell(what, fraction)`` hears of each step. Killed at any moment and called again, it ends with the same rows,
@@ -39,58 +41,58 @@ def perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _perform(run, terms, folder, tell)
+        return _perform(run, request, folder, tell)
     finally:
         torch.set_num_threads(threads)
 
 
-def _perform(run: Run, terms: Terms, folder: Path, tell: Tell) -> dict[str, Any]:
+def _perform(run: Run, request: Request, folder: Path, tell: Tell) -> dict[str, Any]:
     tell("measuring", 0.0)
-    store, ours = Store(folder), {"run": plain(run), "terms": plain(terms)}
+    store, ours = Store(folder), {"run": plain(run), "request": plain(request)}
     if store.numbers("of", lambda: ours) != ours:
         raise ValueError(f"{folder} holds a run of something else; choose another folder, or delete it")
     tower = parse(run.tower)
     if not isinstance(tower.task, Task):
         raise TypeError(f"a study needs a task with held-out splits, got {tower.task!r}")
-    bench = Bench(tower.task, terms, store, tell)
+    bench = Bench(tower.task, request, store, tell)
     if run.kind == "search":
-        rows, facts = _tuned(run, bench)
+        rows, facts = _tuned(run, tower, bench)
     elif afresh.is_optimizer(tower):
         rows, facts = _itself(run, tower, bench)
     else:
         rows, facts = Learning(run, tower, bench, folder).perform()
-    rows += [*bench.ledger.rows(), row("training", "peak bytes", process_peak())]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0  # most bytes that this process ever had
+    rows += [*bench.ledger(), row("training", "peak bytes", peak)]
     tell("done", 1.0)
-    return {"rows": rows, "facts": facts | {"spent": bench.ledger.spent(*BUDGETED)}}
+    return {"rows": rows, "facts": facts | {"spent": bench.spent(*BUDGETED)}}
 
 
-def _tuned(run: Run, bench: Bench) -> tuple[list[Row], dict[str, Any]]:
-    """A hand-made rule, or the best of some, with step size and schedule searched for the whole budget."""
-    task, rules = bench.task, [_optimizer(text, bench.task) for text in run.rules]
-    best = bench.store.numbers("search", lambda: _searched(run, rules, bench))
-    bench.ledger.add("search", Work(best["gradients"], (best["work"],)), best["seconds"])
-    chosen, start = _optimizer(best["setting"], task), next((one for one in rules if repr(one) == "adam"), rules[0])
-    params = parameters(chosen, task)
+def _tuned(run: Run, tower: Tower, bench: Bench) -> tuple[list[Row], dict[str, Any]]:
+    """A hand-made optimizer, or the best of some, with step size and schedule searched for the whole budget."""
+    task = bench.task
+    every: Sequence[Optimizer] = [tower.levels[0].optimizer] if run.depth else list(BASELINES.values())
+    best = bench.store.numbers("search", lambda: _searched(run, every, bench))
+    bench.charge("search", Work(best["gradients"], (best["work"],)), best["seconds"])
+    chosen = parse(f"{task!r}: {best['setting']}").levels[0].optimizer
+    start, params = next((one for one in every if repr(one) == "adam"), every[0]), parameters(chosen, task)
     rows = [*bench.reported("start", "start", start, parameters(start, task))]
     rows += bench.reported("chosen", "chosen", chosen, params)
     rows += [*bench.optimizer_rows(chosen, params), bench.known_row(set())]
-    facts = {name: best[name] for name in ("setting", "tried", "ended")}
-    return rows, {"steps": 0, "chosen": 0} | facts
+    return rows, {"steps": 0, "chosen": 0} | {name: best[name] for name in ("setting", "tried", "ended")}
 
 
-def _searched(run: Run, rules: list[Optimizer], bench: Bench) -> dict[str, Any]:
-    terms, began = bench.terms, time.process_time()
-    in_seconds, first = terms.budget.unit == "seconds", list[float]()
+def _searched(run: Run, every: Sequence[Optimizer], bench: Bench) -> dict[str, Any]:
+    request, began = bench.request, time.process_time()
+    in_seconds, first = request.budget.unit == "seconds", list[float]()
 
     def over() -> bool:
         first.append(time.process_time())  # the clock starts with the first run; what is loaded before is not charged
-        return in_seconds and first[-1] - first[0] >= terms.budget.amount
+        return in_seconds and first[-1] - first[0] >= request.budget.amount
 
     searched = search(
-        [each for each in rules if isinstance(each, HyperparamOptimizer)], bench.task, bench.key("select"),
-        steps=terms.steps,
-        budget=1e15 if in_seconds else terms.budget.amount, method=terms.search, seed=run.seed,
-        tell=lambda what, fraction: bench.tell(what, LEARNING * fraction), work=bench.work, over=over,
+        [each for each in every if isinstance(each, HyperparamOptimizer)], bench.task, bench.key("select"),
+        steps=request.steps, budget=1e15 if in_seconds else request.budget.amount, method=request.search, seed=run.seed,
+        tell=lambda what, fraction: bench.tell(what, LEARNING * fraction), work=bench.work_of, over=over,
     )  # fmt: skip
     return searched._asdict() | {"tried": len(searched.scores), "seconds": time.process_time() - began}
 
@@ -98,7 +100,7 @@ def _searched(run: Run, rules: list[Optimizer], bench: Bench) -> dict[str, Any]:
 def _itself(run: Run, tower: Tower, bench: Bench) -> tuple[list[Row], dict[str, Any]]:
     """A tower that is an optimizer: nothing to train."""
     lived = lived_work(afresh.alone(tower))
-    work = lived.start.plus(lived.step, bench.terms.steps + 1 - tower.depth)
+    work = lived.start.plus(lived.step, bench.request.steps + 1 - tower.depth)
     rows: list[Row] = []
     for split in SPLITS:
         losses = bench.afresh(tower, split, run.seed, work)
@@ -110,8 +112,3 @@ def _itself(run: Run, tower: Tower, bench: Bench) -> tuple[list[Row], dict[str, 
 
     rows += [*curve_rows(losses), *bench.use_rows(sum(lived.step.optimizer), make), bench.known_row(set())]
     return rows, {"steps": 0, "chosen": 0, "setting": str(tower), "ended": ""}
-
-
-def _optimizer(text: str, task: Task) -> Optimizer:
-    """The optimizer that a notation describes."""
-    return parse(f"{task!r}: {text}").levels[0].optimizer

@@ -7,45 +7,53 @@ before any training, is found for the report and charged to it.
 """
 
 import math
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from levels.faults import NonFiniteError
-from recursion.analysis.work import NOTHING, Work, lived_work, own_work_under
+from recursion.analysis.memory import LiveBytes
+from recursion.analysis.metering import Operations, Pass, measure
+from recursion.analysis.work import NOTHING, Work, lived_work, own_work_under, windows_of
 from recursion.evaluate import deploy
 from recursion.evaluate.baselines import mean_loss
 from recursion.evaluate.observed import Observed, Tally
-from recursion.study.bench import LEARNING, Bench, finite
-from recursion.study.ledger import Row, profile, row
-from recursion.study.problems import Diary, Met
+from recursion.study.bench import LEARNING, Bench, Row, finite, row
+from recursion.study.problems import Met, split
 from recursion.study.request import Budget, Run
-from recursion.study.training import DIARY, Trained, Training, snapshot
+from recursion.study.training import Trained, Training, snapshot
 from recursion.tower import Tower
 
 SHARE = 0.5  # most of a budget that selection and deployment may take, if more than one snapshot is compared
+LOOKS = 5  # most top steps that seconds are measured on
+ENOUGH = 200  # base steps in all of these, where fewer looks do
 
 
 class Learning:
     """A tower that learns an optimizer."""
 
     def __init__(self, run: Run, tower: Tower, bench: Bench, folder: Path) -> None:
-        self.run, self.tower, self.bench, self.terms = run, tower, bench, bench.terms
+        self.run, self.tower, self.bench, self.request = run, tower, bench, bench.request
         self.folder, self.optimizer = folder, tower.levels[0].optimizer
         self.profile = bench.store.numbers("profile", lambda: profile(tower))
         own = tuple(self.profile["work"])
         self.lived = lived_work(tower, own)
-        self.deployment = deployment(tower, own, self.terms.windows, bench.work(self.optimizer))
-        self.diary = Diary(folder / "problems-deployed.bin")
+        self.deployment = deployment(tower, own, self.request.windows, bench.work_of(self.optimizer))
+        self.deployed: set[bytes] = set()  # fingerprints of the problems that snapshots were put to work on
         self.count, self.allowance = self._plan()
 
     def perform(self) -> tuple[list[Row], dict[str, Any]]:
         """Train, choose, report."""
         bench = self.bench
         trained = Trained(**bench.store.numbers("trained", self._train))
-        bench.ledger.add("training", trained.work(self.lived), trained.seconds)
+        bench.charge("training", trained.work(self.lived), trained.seconds)
         scores = {step: self._score(step) for step in trained.snapshots}
         best = min(scores, key=lambda step: scores[step])
         start, params = self._learner(0, "reporting"), self._learner(best, "deployment")
@@ -59,23 +67,23 @@ class Learning:
         rows += bench.reported("chosen", f"snapshot {best}", self.optimizer, params)
         guard, guarded = bench.guarded(self.optimizer, params)
         rows += [*guarded, *bench.optimizer_rows(self.optimizer, params)]
-        rows.append(bench.known_row(Diary(self.folder / DIARY).read() | self.diary.read()))
+        rows.append(bench.known_row({*split(bytes.fromhex(trained.prints)), *self.deployed}))
         facts = {"steps": trained.steps, "chosen": best, "setting": repr(self.optimizer), "guard": repr(guard)}
         facts |= {"snapshots": trained.snapshots, "ended": trained.ended, "work of a step": self.lived.step.total}
         return rows, facts
 
     def _train(self) -> dict[str, Any]:
-        share = LEARNING * self.allowance.amount / self.terms.budget.amount
+        share = LEARNING * self.allowance.amount / self.request.budget.amount
         training = Training(self.tower, self.run.seed, self.folder, self.allowance, self.lived, self.count)
         return asdict(training.go(lambda fraction: self.bench.tell("training", share * fraction)))
 
     def _plan(self) -> tuple[int, Budget]:
         """How many snapshots are compared, and what is left for training. ValueError if it is too little."""
-        budget, wanted = self.terms.budget, self.terms.snapshots
+        budget, wanted = self.request.budget, self.request.snapshots
         if budget.unit == "seconds":
             return wanted, budget
-        learners = math.prod(level.copies for level in self.tower.bound[1:])  # that a snapshot comes to
-        each = self.deployment.total + learners * self.bench.cost(self.optimizer, "select")
+        learners = math.prod(level.copies for level in self.tower.bound[1:])  # of each snapshot
+        each = self.deployment.total + self.bench.cost(self.optimizer, "select", learners).total
         count = min(wanted, max(1, int(SHARE * budget.amount / each)))
         left, start, step = budget.amount - count * each, self.lived.start.total, self.lived.step.total
         if (left - start) / step < count:
@@ -104,14 +112,15 @@ class Learning:
             observer.reset()
             state = snapshot(self.tower, self.run.seed, self.folder, step)
             try:
-                learned = deploy.learned(observed, state, windows=self.terms.windows, seed=self.run.seed)
-                return {"params": learned.params}
+                learned = deploy.learned(observed, state, windows=self.request.windows, seed=self.run.seed)
+                tensors = {"params": learned.params}
             except NonFiniteError:
-                return {}
-            finally:
-                self.diary.append(observer.prints)
+                tensors = {}
+            return tensors | {"prints": torch.tensor([*b"".join(observer.prints)], dtype=torch.uint8)}
 
-        return self.bench.charged(f"learner {step}", stage, self.deployment, make, observer).get("params")
+        tensors = self.bench.charged(f"learner {step}", stage, self.deployment, make, observer)
+        self.deployed |= {*split(bytes(tensors["prints"].tolist()))}
+        return tensors.get("params")
 
     def _training_rows(self, trained: Trained) -> list[Row]:
         """Losses on the way, and each level's share of seconds and memory."""
@@ -122,6 +131,28 @@ class Learning:
             *(row("training", "seconds", share * trained.seconds, level=level) for level, share in shares),
             *(row("training", "peak bytes", peak, level=level) for level, peak in peaks),
         ]  # fmt: skip
+
+
+def profile(tower: Tower) -> dict[str, list[float]]:
+    """What one top step shows, as plain data.
+
+    ``work``: `own_work`. ``shares``: of the seconds of a training, the task's first and then each level's. ``bytes``:
+    of each level's tensors in a window, without those of the window below.
+    """
+    operations, live = Operations(), LiveBytes()
+    looks = min(LOOKS, max(1, round(ENOUGH / tower.base_steps)))
+    counted = Pass(_both(live, operations), lambda: operations.count, live)
+    first, *timed = measure(tower, counted, *[Pass(nullcontext(), time.process_time)] * looks)
+    seconds = [statistics.median(each) for each in zip(*(look.own for look in timed))]
+    parts = [count * each for count, each in zip(windows_of(tower, restarts=True)[1], seconds)]
+    shares = [part / (sum(parts) or 1.0) for part in parts]
+    return {"work": list(first.work(tower)), "shares": shares, "bytes": [float(peak) for peak in first.peaks[1:]]}
+
+
+@contextmanager
+def _both(live: LiveBytes, operations: Operations) -> Iterator[None]:
+    with live, operations:
+        yield
 
 
 def deployment(tower: Tower, own: tuple[float, ...], windows: int | None, use: float) -> Work:

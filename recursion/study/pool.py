@@ -1,5 +1,4 @@
-"""Pools: where the runs are carried out. `Local` starts processes on this machine, `recursion.study.cluster.Ray` on the
-nodes of a cluster.
+"""Pools: where the runs are carried out. `Local` starts processes on this machine, `Ray` on the nodes of a cluster.
 
     for event in events(Local(workers=2), runs, job):
         ...
@@ -12,31 +11,24 @@ training does, and ends.
 import contextlib
 import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, Protocol
 
 from recursion.files import explained
 from recursion.study.records import run_folder
-from recursion.study.request import Run, Terms, plain
-from recursion.study.worker import PERFORM, main, on_disk
+from recursion.study.request import Run
+from recursion.study.worker import Job, main, on_disk
 
 LOG = "output.log"
-
-
-class Job(NamedTuple):
-    """What all runs share: their terms, the study's folder, and the dotted name of the function that performs one."""
-
-    terms: Terms
-    folder: Path
-    perform: str = PERFORM
 
 
 class Event(NamedTuple):
@@ -110,12 +102,6 @@ def events(pool: Pool, runs: Sequence[Run], job: Job) -> Iterator[Event]:
                     task.stop(at_once=True)
 
 
-def environment() -> dict[str, str]:
-    """One thread, and the modules that this process finds."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**threads, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
-
-
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -143,13 +129,12 @@ class Process:
 
     def __init__(self, run: Run, job: Job) -> None:
         place = run_folder(job.folder, run)
-        given = {"run": plain(run), "terms": plain(job.terms), "folder": str(job.folder), "perform": job.perform}
         with explained("make the run folder", place):
             place.mkdir(parents=True, exist_ok=True)
+        code, words = f"from {main.__module__} import main; main()", pickle.dumps((run, job)).hex()
         with (place / LOG).open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from {main.__module__} import main; main()", json.dumps(given)],
-                env={**os.environ, **environment()},
+                [sys.executable, "-P", "-c", code, words], env={**os.environ, **_environment()},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 process_group=0,  # Ctrl-C is for this process, which stops it
             )  # fmt: skip
@@ -157,8 +142,7 @@ class Process:
     def __iter__(self) -> Iterator[Sequence[Any]]:
         message: Sequence[Any] = ("started",)
         with self.process as process:
-            assert process.stdout is not None
-            for line in process.stdout:
+            for line in process.stdout or ():
                 message = json.loads(line)
                 yield message
             code = process.wait()
@@ -167,10 +151,94 @@ class Process:
 
     def stop(self, at_once: bool = False) -> None:
         with contextlib.suppress(OSError):
-            assert self.process.stdin is not None
-            self.process.stdin.close()
+            if self.process.stdin is not None:
+                self.process.stdin.close()
         if at_once:
             self.process.kill()
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Processes on the nodes of a Ray cluster, of one thread each; needs the extra ``ray``.
+
+    ``address``: of a running cluster; None for the one that Ray finds, or else one started on this machine, and
+    ``local`` for one that is always started. ``workers``: runs at a time; None for one a processor of the cluster.
+    All its nodes must share the folder of the study.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+
+    @property
+    def size(self) -> int:
+        return self.workers or processors()
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[int]:
+        ray = _imported_ray()
+        given = {"num_cpus": self.workers} if self.address == "local" and self.workers else {}
+        with contextlib.ExitStack() as stack:
+            if not ray.is_initialized():  # else the caller started it, and ends it
+                try:
+                    host, _, port = (self.address or "").removeprefix("ray://").rpartition(":")
+                    if port.isdecimal():  # where nothing answers, Ray itself would wait for minutes
+                        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+                    ray.init(
+                        address=self.address, include_dashboard=None if self.address else False, log_to_driver=False,
+                        logging_level="ERROR", runtime_env={"env_vars": _environment()}, **given,
+                    )  # fmt: skip
+                except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                    what = (str(error) or type(error).__name__).splitlines()[0]
+                    raise OSError(f"cannot reach the Ray cluster {self.address or ''}: {what}") from error
+                stack.callback(ray.shutdown)
+            yield self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def start(self, run: Run, job: Job) -> "RayTask":
+        return RayTask(run, job)
+
+
+class RayTask:
+    """A run in a process that a Ray task starts and listens to."""
+
+    def __init__(self, run: Run, job: Job) -> None:
+        self.ray = _imported_ray()
+        self.stream = self.ray.remote(num_cpus=1, max_retries=0)(_messages).remote(run, job)
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        try:
+            for reference in self.stream:
+                yield self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            yield "failed", f"its Ray worker died: {' '.join(str(error).split())[:200]}"
+
+    def stop(self, at_once: bool = False) -> None:
+        self.ray.cancel(self.stream)  # raises KeyboardInterrupt in it
+
+
+def _messages(run: Run, job: Job) -> Iterator[Sequence[Any]]:
+    """The messages of a process on this node."""
+    process = Process(run, job)
+    try:
+        yield from process
+    finally:
+        process.stop()
+        process.process.wait()
+
+
+def _imported_ray() -> Any:
+    """The package ray; ValueError, in one line, if it is not installed."""
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ValueError("Ray is not installed; pip install 'descent-tower[ray]', or leave --ray out") from error
+    return ray
+
+
+def _environment() -> dict[str, str]:
+    """One thread, and the modules that this process finds."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**threads, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
 
 
 def _death(code: int) -> str:

@@ -8,7 +8,7 @@ of the examples of its split are among those that were trained and selected on. 
 """
 
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -18,52 +18,33 @@ from levels.base import Problem
 from levels.tasks.task import Task
 from levels.tree import State, leaves
 from recursion.evaluate.observed import Tally
-from recursion.files import explained
 
 MANY = 0.25  # share of a split's examples above which they are no coincidence
 SIZE = 8  # bytes of a fingerprint
 
 
 class Met(Tally):
-    """An observer that counts gradients and keeps the fingerprints of the problems that begin."""
+    """An observer that counts gradients and lists the fingerprints of the problems that begin, in that order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.prints: list[bytes] = []  # in the order in which they began
+        self.prints: list[bytes] = []
 
     def began(self, params: Tensor, state: State) -> None:
-        """Keep them."""
         self.prints += fingerprints(params, state)
 
-    def reset(self, gradients: float = 0.0) -> None:
+    def reset(self, gradients: float = 0.0, prints: Sequence[bytes] = ()) -> None:
         """Forget what was asked while a tower was built."""
-        self.gradients, self.prints = gradients, []
+        self.gradients, self.prints = gradients, list(prints)
 
 
-class Diary:
-    """Fingerprints in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, prints: list[bytes], after: int | None = None) -> None:
-        """Write more down, behind the first ``after`` (None: behind all); what they replace is never missing."""
-        with explained("write", self.path):
-            self.path.touch()
-            with self.path.open("r+b") as file:
-                file.seek(SIZE * (self.path.stat().st_size // SIZE if after is None else after))
-                file.write(b"".join(prints))
-                file.truncate()
-
-    def read(self) -> set[bytes]:
-        """All of them."""
-        with explained("read", self.path):
-            whole = self.path.read_bytes() if self.path.exists() else b""
-        return {whole[start : start + SIZE] for start in range(0, len(whole), SIZE)}
+def split(prints: bytes) -> list[bytes]:
+    """Fingerprints that were written one behind the other."""
+    return [prints[start : start + SIZE] for start in range(0, len(prints), SIZE)]
 
 
 def known(task: Task, key: Tensor, seen: set[bytes]) -> int:
-    """How many of the problems of the test split that ``key`` ``[P]`` names were met before, see above."""
+    """How many of the problems of the test split that ``key`` ``[P]`` names were seen before, see above."""
     own = examples(task.on("test"))
     others = set(examples(task.on("train"))) | set(examples(task.on("validation"))) if own else set()
     if sum(each in others for each in own) > MANY * len(own):
@@ -88,13 +69,8 @@ def examples(task: Task) -> list[bytes]:
     return [each for group in task.hands_out() or () for each in _hashes(group, len(group[0]))]
 
 
-def _hashes(parts: "list[Tensor] | tuple[Tensor, ...]", copies: int) -> list[bytes]:
+def _hashes(parts: Sequence[Tensor], copies: int) -> list[bytes]:
     """A hash of each row of tensors whose leading dimensions are ``copies``."""
     rows = [part.detach().cpu().reshape(copies, -1).contiguous().numpy().view(np.uint8) for part in parts]
-    digests = []
-    for copy in range(copies):
-        summed = hashlib.blake2b(digest_size=SIZE)
-        for part in rows:
-            summed.update(part[copy].data)
-        digests.append(summed.digest())
-    return digests
+    return [hashlib.blake2b(b"".join(part[i].tobytes() for part in rows), digest_size=SIZE).digest()
+            for i in range(copies)]  # fmt: skip

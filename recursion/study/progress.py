@@ -5,7 +5,7 @@ The time left is what rich estimates from the speed of all runs together, each o
 
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
+from math import fsum
 from typing import Self, TextIO
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from recursion.study.pool import Event
 
 LINES = 20  # over a whole study
 SPEED = 3600.0  # seconds of the past that the speed is estimated from
+ENDS = ("done", "failed")
 
 
 class Board:
@@ -23,12 +24,14 @@ class Board:
 
     def __init__(self, status: Mapping[str, str], stream: TextIO) -> None:
         self.status, self.stream = dict(status), stream
+        self.fraction = {run: float(each in ENDS) for run, each in status.items()}  # of each run that is done
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
         self.bars = Progress(
             *columns, TextColumn("{task.fields[what]}"), console=Console(file=stream), speed_estimate_period=SPEED,
             disable=not stream.isatty(),
         )  # fmt: skip
-        self.all = self.bars.add_task("all runs", total=len(status), completed=len(status) - self._left(), what="")
+        self.all = self.bars.add_task("all runs", total=len(status), what="")
+        self.bars.update(self.all, completed=fsum(self.fraction.values()))
         self.under_way = {run: self.bars.add_task(run, total=1.0, visible=False, what="") for run in status}
         self.last = self._place()
 
@@ -36,48 +39,32 @@ class Board:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
     def __call__(self, event: Event) -> None:
-        run, ends = event.run.id, event.kind in ("done", "failed")
+        run, ends = event.run.id, event.kind in ENDS
         self.status[run] = event.kind if ends else "running"
+        self.fraction[run] = 1.0 if ends else event.fraction
         self.bars.update(self.under_way[run], completed=event.fraction, visible=not ends, what=event.what)
-        self.bars.update(self.all, completed=self.ended, what=self.counts())
+        self.bars.update(self.all, completed=fsum(self.fraction.values()), what=self.counts())
         if event.kind == "failed":
             self._write(f"{run} failed: {event.what}")
-        if self.bars.disable and (self._place() > self.last or not self._left()):
-            self._write(self.said())
+        if self.bars.disable and (self._place() > self.last or all(each in ENDS for each in self.status.values())):
+            left = self.bars.tasks[0].time_remaining
+            self._write(self.counts() + (f", about {duration(left)} left" if left else ""))
         self.last = max(self.last, self._place())
-
-    @property
-    def ended(self) -> float:
-        """Runs that have ended, and the done parts of those under way."""
-        return len(self.status) - self._left() + sum(self._going())
 
     def counts(self) -> str:
         """``12 of 25 runs done, 1 failed, 2 under way (40%, 7%)``."""
         counts = Counter(self.status.values())
-        going = ", ".join(f"{100 * fraction:.0f}%" for fraction in self._going())
+        going = [f"{100 * self.fraction[run]:.0f}%" for run, each in self.status.items() if each == "running"]
         parts = [f"{counts['done']} of {len(self.status)} runs done"]
         parts += [f"{counts['failed']} failed"] if counts["failed"] else []
-        return ", ".join(parts + ([f"{counts['running']} under way ({going})"] if going else []))
-
-    def said(self) -> str:
-        """The counts, and the time left if there is an estimate."""
-        left = next(task.time_remaining for task in self.bars.tasks if task.id == self.all)
-        return self.counts() + (f", about {duration(left)} left" if left else "")
-
-    def _going(self) -> list[float]:
-        """How far each run under way is."""
-        fraction = {task.id: task.completed for task in self.bars.tasks}
-        return [fraction[self.under_way[run]] for run, status in self.status.items() if status == "running"]
-
-    def _left(self) -> int:
-        return sum(status in ("waiting", "running") for status in self.status.values())
+        return ", ".join(parts + ([f"{len(going)} under way ({', '.join(going)})"] if going else []))
 
     def _place(self) -> int:
-        return int(self.ended * LINES / max(1, len(self.status)) + 1e-9)
+        return int(fsum(self.fraction.values()) * LINES / max(1, len(self.status)) + 1e-9)
 
     def _write(self, line: str) -> None:
         if self.bars.disable:

@@ -1,4 +1,4 @@
-"""The files of a study: what was asked for, and one result a run.
+"""The files of a study: what was asked for, one result a run, and what a run under way has found so far.
 
 ``study.json`` holds the request; ``runs/<id>/result.json`` what a run found, or why it failed. Each is written whole or
 not at all, and nothing else says how a study stands: a run without a result is running if its folder exists, else
@@ -8,17 +8,22 @@ waiting. So a study that is killed at any moment goes on from its files.
 import contextlib
 import fcntl
 import json
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
 from recursion.files import explained, replace_file
-from recursion.study.request import Request, Run, Terms, plain
+from recursion.study.request import Request, Run, plain
 
 STUDY, RESULT = "study.json", "result.json"
-FORMAT, VERSION = "descent-tower study", 1
+HEADER = {"format": "descent-tower study", "version": 1}
 AGAIN = "delete it and run tower ablate again: finished runs stay"
 
 
@@ -27,7 +32,7 @@ def begin(folder: Path, request: Request, argv: Sequence[str] = ()) -> None:
     ours = plain(request)
     if not (folder / STUDY).exists():
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        return _write(folder / STUDY, request=ours, when=when, argv=list(argv))
+        return _write(folder / STUDY, {"request": ours, "when": when, "argv": list(argv)})
     theirs = read(folder)["request"]
     for name in (name for name in ours if theirs.get(name) != ours[name]):
         field = f"its {name} is {theirs.get(name)!r}, got {ours[name]!r}"
@@ -44,11 +49,11 @@ def read(folder: Path) -> dict[str, Any]:
         study = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is {'garbled' if text else 'empty'}; {AGAIN}") from error
-    if not isinstance(study, dict) or study.get("format") != FORMAT:
+    if not isinstance(study, dict) or study.get("format") != HEADER["format"]:
         raise ValueError(f"{path} is JSON of something else, not of a study; choose another folder")
-    if study.get("version") != VERSION:
-        theirs, ours = study.get("version"), f"this program reads version {VERSION}"
-        raise ValueError(f"{path} has study version {theirs}, {ours}; update descent-tower")
+    if study.get("version") != HEADER["version"]:
+        ours = f"this program reads version {HEADER['version']}; update descent-tower"
+        raise ValueError(f"{path} has study version {study.get('version')}, {ours}")
     if not {"request", "when", "argv"} <= study.keys():
         raise ValueError(f"{path} is garbled; {AGAIN}")
     return study
@@ -59,30 +64,25 @@ def run_folder(folder: Path, run: Run) -> Path:
     return folder / "runs" / run.id
 
 
-def finish(folder: Path, run: Run, terms: Terms, result: dict[str, Any]) -> None:
-    """Write the ``rows``, ``facts`` and ``about`` of a run that ended well."""
-    place = run_folder(folder, run)
+def finish(folder: Path, run: Run, result: dict[str, Any]) -> None:
+    """Write the ``rows``, ``facts`` and ``about`` of a run that ended well, or ``why`` it failed."""
+    place, empty = run_folder(folder, run), {"why": "", "rows": [], "facts": {}, "about": {}}
     with explained("make the run folder", place):
         place.mkdir(parents=True, exist_ok=True)
-    _write(place / RESULT, run=plain(run), terms=plain(terms.terms), **{"status": "done", "why": ""} | result)
+    status = "failed" if "why" in result else "done"
+    _write(place / RESULT, empty | result | {"run": plain(run), "status": status})
 
 
-def fail(folder: Path, run: Run, terms: Terms, why: str) -> None:
-    """Write why a run failed, in one line."""
-    finish(folder, run, terms, {"status": "failed", "why": why, "rows": [], "facts": {}, "about": {}})
-
-
-def result_of(folder: Path, run: Run, terms: Terms) -> dict[str, Any]:
-    """The result of this very run on these very terms; if there is none, only the run's ``status``."""
+def result_of(folder: Path, run: Run) -> dict[str, Any]:
+    """The result of this very run; if there is none, only the run's ``status``."""
     place = run_folder(folder, run)
     status = "running" if place.exists() else "waiting"
     empty: dict[str, Any] = {"status": status, "why": "", "rows": [], "facts": {}, "about": {}}
     try:
         result = json.loads((place / RESULT).read_bytes())
-        ours = [FORMAT, VERSION, plain(run), plain(terms.terms)]
-        same = [result[name] for name in ("format", "version", "run", "terms")] == ours
-        return result if same and empty.keys() <= result.keys() else empty
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = HEADER.items() <= result.items() and plain(run).items() <= result["run"].items()
+        return result if ours and empty.keys() <= result.keys() else empty
+    except (AttributeError, OSError, ValueError, KeyError, TypeError):
         return empty
 
 
@@ -104,5 +104,41 @@ def locked(folder: Path, patience: float, problem: str) -> Iterator[None]:
         yield
 
 
-def _write(path: Path, **data: Any) -> None:
-    replace_file(path, json.dumps({"format": FORMAT, "version": VERSION} | data).encode())
+class Store:
+    """Pieces of a run in ``folder``, by name: each is a function of the run and of pieces before it, made once.
+
+    A piece is written whole or not at all, and read ever after: also when it was just made, so that nothing depends on
+    which process made it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with explained("make the folder", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def numbers(self, name: str, make: Callable[[], Any]) -> Any:
+        """A piece of plain data: what JSON holds, and numbers that are not finite."""
+        return self._once(f"{name}.json", lambda: json.dumps(make()).encode(), json.loads)
+
+    def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A piece that is tensors, by name."""
+
+        def written() -> bytes:
+            return bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}))
+
+        return dict(self._once(f"{name}.safetensors", written, load))
+
+    def _once(self, name: str, make: Callable[[], bytes], read: Callable[[bytes], Any]) -> Any:
+        path = self.folder / re.sub("[^a-z0-9.]+", "-", name.lower())
+        if not path.exists():
+            replace_file(path, make())
+        with explained("read", path):
+            data = path.read_bytes()
+        try:
+            return read(data)
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a whole file ({error}); delete it and run again") from error
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    replace_file(path, json.dumps(HEADER | data).encode())

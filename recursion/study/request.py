@@ -1,4 +1,4 @@
-"""What a study is asked for, and the runs that this comes to.
+"""What a study is asked for, and the runs that it comes to.
 
     request = Request(tower="digits-mlp: lstm@20 / lstm@5 / adam", depths=(1, 2, 3), seeds=5)
     for run in request.runs():
@@ -21,11 +21,10 @@ from functools import cache
 from typing import Any, Literal, Self, get_args
 
 from levels.hyper import HyperparamOptimizer
-from recursion.evaluate.baselines import BASELINES
+from recursion.evaluate.deploy import require_counts
 from recursion.study.cuts import Cell, Grid, cells, task_of
 
 BASELINE = "tuned baseline"
-RULES = tuple(map(repr, BASELINES.values()))  # the rules that the baseline chooses from
 LONGEST = 80  # characters of a cell's name in a run's id
 Search = Literal["grid", "optuna"]
 
@@ -66,8 +65,9 @@ class Budget:
 class Run:
     """One run. ``id``: a name that a folder can have. ``cell``: the label that all its seeds share.
 
-    ``kind``: ``tower`` trains ``tower`` and uses what it learned, ``search`` tunes the hand-made ``rules`` on its task.
-    ``depth``: None for the baseline. ``factors``: depth and grid values as typed; empty for the baseline.
+    ``kind``: ``tower`` trains ``tower`` and uses what it learned; ``search`` tunes its optimizer on its task, or, for
+    the baseline, the hand-made optimizers. ``depth``: None for the baseline. ``factors``: depth and grid values as
+    typed; empty for the baseline.
     """
 
     id: str
@@ -76,24 +76,26 @@ class Run:
     depth: int | None
     factors: dict[str, str] = field(hash=False)
     tower: str
-    rules: tuple[str, ...]
     seed: int = 0
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The run that `plain` wrote."""
-        return cls(**{**data, "rules": tuple(data["rules"])})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """The terms that all runs of a study share.
+class Request:
+    """A study. Raises ValueError, in one line, for what cannot be run.
 
-    ``steps``: base steps of a use. ``problems``: reported on, once. ``select``: problems that snapshots are compared
-    on. ``snapshots``: of a training, beside its start. ``search``: how hand-made rules are tuned. ``windows``: as
-    `recursion.evaluate.deploy.learned` takes it.
+    ``tower``: notation; ``...`` in front of the last level repeats the one before it as often as a depth needs.
+    ``depths``: where it is cut. ``grid``: settings and the values that each takes, as text (`recursion.study.cuts`).
+    ``seeds``: training seeds 0, 1, ... of each cell. ``baseline``: whether a cell of its own tunes hand-made ones.
+    ``budget``: of each run. ``steps``: base steps of a use. ``problems``: reported on, once. ``select``: problems that
+    snapshots are compared on. ``snapshots``: of a training, beside its start. ``search``: how hand-made optimizers are
+    tuned. ``windows``: as `recursion.evaluate.deploy.learned` takes it.
     """
 
+    tower: str
+    depths: tuple[int, ...]
+    grid: Grid = ()
+    seeds: int = 5
+    baseline: bool = True
     budget: Budget = Budget(amount=2e6)
     steps: int = 100
     problems: int = 64
@@ -103,48 +105,21 @@ class Terms:
     windows: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "problems", "select", "snapshots", *(("windows",) if self.windows is not None else ())):
-            check_count(name, getattr(self, name))
+        names = ("steps", "problems", "select", "snapshots", "windows", "seeds")
+        require_counts("", **{name: getattr(self, name) for name in names})
         if self.search not in get_args(Search):
             raise ValueError(f"search must be {' or '.join(get_args(Search))}, got {self.search!r}")
-
-    @property
-    def terms(self) -> "Terms":
-        """These alone, without the rest of a request."""
-        return Terms(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Terms)})
+        self.cells()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What `plain` wrote. ValueError, in one line, if it is something else."""
         try:
-            settings = {**data, "budget": Budget.parse(data["budget"])}
-            if "grid" in settings:
-                settings["grid"] = tuple((name, tuple(values)) for name, values in data["grid"])
-                settings["depths"] = tuple(data["depths"])
-            return cls(**settings)
+            grid = tuple((name, tuple(values)) for name, values in data["grid"])
+            budget, depths = Budget.parse(data["budget"]), tuple(data["depths"])
+            return cls(**{**data, "budget": budget, "depths": depths, "grid": grid})
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"this is not the {cls.__name__.lower()} of a study: {error}") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request(Terms):
-    """A study. Raises ValueError, in one line, for what cannot be run.
-
-    ``tower``: notation; ``...`` in front of the last level repeats the one before it as often as a depth needs.
-    ``depths``: where it is cut. ``grid``: settings and the values that each takes, as text (`recursion.study.cuts`).
-    ``seeds``: training seeds 0, 1, ... of each cell. ``baseline``: whether a cell of its own tunes the hand-made rules.
-    """
-
-    tower: str
-    depths: tuple[int, ...]
-    grid: Grid = ()
-    seeds: int = 5
-    baseline: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("seeds", self.seeds)
-        self.cells()
+            raise ValueError(f"this is not the request of a study: {error}") from error
 
     def cells(self) -> tuple[Cell, ...]:
         """The cells, all built; the baseline is none of them."""
@@ -155,17 +130,14 @@ class Request(Terms):
         planned = [_run(cell, name) for cell, name in zip(self.cells(), _names(self.cells()))]
         if self.baseline:
             tower = f"{task_of(self.tower)}: adam"
-            planned.append(Run(
-                id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tower, rules=RULES
-            ))  # fmt: skip
+            planned.append(Run(id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tower))
         seeds = range(self.seeds)
         return [dataclasses.replace(run, id=f"{run.id}-seed-{seed}", seed=seed) for seed in seeds for run in planned]
 
 
-def plain(value: Run | Terms) -> dict[str, Any]:
+def plain(value: Run | Request) -> dict[str, Any]:
     """As JSON has it."""
-    data = dataclasses.asdict(value)
-    data |= {"budget": repr(value.budget)} if isinstance(value, Terms) else {}
+    data = dataclasses.asdict(value) | ({"budget": repr(value.budget)} if isinstance(value, Request) else {})
     copied: dict[str, Any] = json.loads(json.dumps(data))
     return copied
 
@@ -176,13 +148,11 @@ def _cells(tower: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
 
 
 def _run(cell: Cell, name: str) -> Run:
-    """The run of a cell. A lone hand-made rule has nothing to learn, so it is tuned; unless the grid sets it."""
-    top, factors = cell.tower.levels[-1].optimizer, dict(cell.factors)
-    tuned = cell.tower.depth == 1 and isinstance(top, HyperparamOptimizer) and set(factors) == {"depth"}
-    return Run(
-        id=name, kind="search" if tuned else "tower", cell=cell.label, depth=cell.tower.depth, factors=factors,
-        tower=str(cell.tower), rules=(repr(top),) if tuned else (),
-    )  # fmt: skip
+    """The run of a cell. A lone hand-made optimizer has nothing to learn, so it is tuned; unless the grid sets it."""
+    tower, factors = cell.tower, dict(cell.factors)
+    alone = tower.depth == 1 and isinstance(tower.levels[0].optimizer, HyperparamOptimizer)
+    kind: Literal["tower", "search"] = "search" if alone and set(factors) == {"depth"} else "tower"
+    return Run(id=name, kind=kind, cell=cell.label, depth=tower.depth, factors=factors, tower=str(tower))
 
 
 def _names(cells: tuple[Cell, ...]) -> list[str]:
@@ -195,9 +165,3 @@ def _names(cells: tuple[Cell, ...]) -> list[str]:
         else f"{name[:LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         for name, text in zip(names, texts)
     ]  # fmt: skip
-
-
-def check_count(name: str, value: object) -> None:
-    """ValueError if a setting is not a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

@@ -133,7 +133,7 @@ def load(folder: str | Path) -> Results:
     request = Request.from_json(study["request"])
     runs, rows = [], []
     for run in request.runs():
-        result = records.result_of(Path(folder), run, request)
+        result = records.result_of(Path(folder), run)
         data = {name: getattr(run, name) for name in ("cell", "kind", "depth", "factors", "tower", "seed")}
         data |= {name: result[name] for name in ("status", "why", "facts")}
         runs.append({"run": run.id} | data | {name: result["about"].get(name) for name in ABOUT})

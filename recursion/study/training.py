@@ -15,11 +15,11 @@ from levels.faults import NonFiniteError
 from recursion import checkpoint
 from recursion.analysis.work import Lived, Work
 from recursion.evaluate.observed import Observed
-from recursion.study.problems import Diary, Met
+from recursion.study.problems import Met, split
 from recursion.study.request import Budget
 from recursion.tower import Report, Tower, TowerState
 
-DIARY, CHECKPOINT = "problems.bin", "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 POINTS = 200  # most losses that are kept of a level
 EVERY = 10.0  # seconds between two saves
 
@@ -34,7 +34,8 @@ class Trained:
     seconds: float = 0.0
     points: list[list[Any]] = field(default_factory=list)  # a step and its losses, level 1 first
     stride: int = 1  # steps between points
-    prints: int = 0  # fingerprints written down
+    trajectories: int = 0
+    prints: str = ""  # fingerprints of these, in hexadecimal digits; written where it is saved
     ended: str = ""  # why it ended before its budget did
     done: bool = False
 
@@ -44,7 +45,7 @@ class Trained:
 
 
 def snapshot(tower: Tower, seed: int, folder: Path, step: int) -> TowerState:
-    """The state that a training in ``folder`` kept of a step; 0 is the start."""
+    """The state of a step that a training in ``folder`` took a snapshot of; 0 is the start."""
     return tower.init(seed) if step == 0 else checkpoint.load(_path(folder, step), tower).state
 
 
@@ -62,23 +63,20 @@ class Training:
     def __init__(self, tower: Tower, seed: int, folder: Path, allowance: Budget, lived: Lived, count: int) -> None:
         self.tower, self.seed, self.folder, self.lived = tower, seed, folder, lived
         self.allowance, self.in_seconds, self.count = allowance.amount, allowance.unit == "seconds", count
-        self.observer, self.diary, self.path = Met(), Diary(folder / DIARY), folder / CHECKPOINT
+        self.observer = Met()
         self.observed = Tower(Observed(tower.task, self.observer), *tower.levels)
         self.observer.reset()
-        if self.path.exists():
-            saved = checkpoint.load(self.path, tower)
+        if (folder / CHECKPOINT).exists():
+            saved = checkpoint.load(folder / CHECKPOINT, tower)
             self.now = saved.state, Trained(**saved.extra)
-            self.observer.reset(self.now[1].gradients)
+            self.observer.reset(self.now[1].gradients, split(bytes.fromhex(self.now[1].prints)))
         else:
             state = checkpoint.settled(self.observed.init(seed))
-            self.now = state, Trained(gradients=self.observer.gradients)
-        self.before = self.written = self.now[1].prints  # fingerprints of earlier sessions, and in the file
+            self.now = state, Trained(gradients=self.observer.gradients, trajectories=len(self.observer.prints))
         self.began = time.process_time() - self.now[1].seconds
 
     def go(self, tell: Callable[[float], None]) -> Trained:
         """Train to the end; ``tell`` gets the part that is done. NonFiniteError if it ends before any snapshot."""
-        if self.now[1].done:
-            return self.now[1]
         saved = time.monotonic()
         try:
             while not self.now[1].done:
@@ -96,7 +94,7 @@ class Training:
         return so_far.seconds if self.in_seconds else so_far.work(self.lived).total
 
     def _advanced(self, state: TowerState, before: Trained) -> tuple[TowerState, Trained]:
-        """What one step comes to; it takes a snapshot if it is time for one."""
+        """The state after one step; it takes a snapshot if it is time for one."""
         so_far = replace(before, snapshots=[*before.snapshots], points=[*before.points])
         try:
             following, report = self.observed.step(state)
@@ -105,7 +103,8 @@ class Training:
                 raise
             return state, replace(so_far, ended=str(error), done=True, seconds=time.process_time() - self.began)
         state, so_far.steps = checkpoint.settled(following), report.step
-        so_far.gradients, so_far.seconds = self.observer.gradients, time.process_time() - self.began
+        so_far.gradients, so_far.trajectories = self.observer.gradients, len(self.observer.prints)
+        so_far.seconds = time.process_time() - self.began
         _note(so_far, report)
         each = so_far.seconds / so_far.steps if self.in_seconds else self.lived.step.total
         spent, part = self._spent(so_far), (len(so_far.snapshots) + 1) / self.count
@@ -116,16 +115,13 @@ class Training:
         return state, so_far
 
     def _save(self) -> None:
-        """Fingerprints first: those without their state are met again, a state without its fingerprints is not."""
-        (state, so_far), prints = self.now, self.observer.prints[self.written - self.before :]
-        self.diary.append(prints, after=self.written)
-        so_far.prints = self.written + len(prints)
-        checkpoint.save(self.path, self.tower, state, seed=self.seed, extra=asdict(so_far))
-        self.written = so_far.prints
+        state, so_far = self.now
+        so_far.prints = b"".join(self.observer.prints[: so_far.trajectories]).hex()
+        checkpoint.save(self.folder / CHECKPOINT, self.tower, state, seed=self.seed, extra=asdict(so_far))
 
 
 def _note(so_far: Trained, report: Report) -> None:
-    """Keep a point, and fewer of them where there are too many."""
+    """Add a point, and drop every other one where there are too many."""
     if report.step % so_far.stride == 0:
         so_far.points.append([report.step, report.losses])
     if len(so_far.points) > POINTS:

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 
 from recursion.files import replace_file
-from recursion.study.pool import Job
 from recursion.study.records import run_folder
-from recursion.study.request import Run, Terms
-from recursion.study.worker import carry_out
+from recursion.study.request import Request, Run
+from recursion.study.worker import Job, carry_out
 
 PERFORM = "fake_job.perform"
 
 
-def perform(run: Run, terms: Terms, folder: Path, tell: Callable[[str, float], None]) -> dict[str, Any]:
+def perform(run: Run, request: Request, folder: Path, tell: Callable[[str, float], None]) -> dict[str, Any]:
     plan = folder.parent.parent / "plan.json"
     does = json.loads(plan.read_text()).get(run.id, "count") if plan.exists() else "count"
     with (folder / "sessions").open("a") as file:
@@ -32,10 +31,10 @@ def perform(run: Run, terms: Terms, folder: Path, tell: Callable[[str, float], N
     kept = folder / "step"
     step = int(kept.read_text()) if kept.exists() else 0
     try:
-        while step < terms.steps:
-            time.sleep(0.001 if terms.steps < 100 else 0.01)
+        while step < request.steps:
+            time.sleep(0.001 if request.steps < 100 else 0.01)
             step += 1
-            tell("counts", step / terms.steps)
+            tell("counts", step / request.steps)
             if step % 5 == 0:
                 replace_file(kept, str(step).encode())
     except KeyboardInterrupt:
@@ -44,7 +43,7 @@ def perform(run: Run, terms: Terms, folder: Path, tell: Callable[[str, float], N
         raise
     value = float(len(run.id) * 1000 + run.seed) if run.seed else float("inf")
     rows = [["chosen", "report", None, problem, None, "mean loss", value + problem] for problem in range(3)]
-    return {"rows": rows, "facts": {"steps": step, "budget": repr(terms.budget)}}
+    return {"rows": rows, "facts": {"steps": step, "budget": repr(request.budget)}}
 
 
 def _go_wrong(does: str, folder: Path) -> None:
@@ -82,10 +81,7 @@ class Calling:
 
     def __iter__(self) -> Iterator[Any]:
         run_folder(self.job.folder, self.run).mkdir(parents=True, exist_ok=True)
-        end = carry_out(
-            self.run, self.job.terms, self.job.folder, self.job.perform,
-            lambda what, fraction: self.messages.append(("at", what, fraction)),
-        )  # fmt: skip
+        end = carry_out(self.run, self.job, lambda what, fraction: self.messages.append(("at", what, fraction)))
         yield from [*self.messages, end]
 
     def stop(self, at_once: bool = False) -> None:

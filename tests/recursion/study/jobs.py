@@ -19,7 +19,7 @@ def tiny(tower: str = LEARNED, depths: tuple[int, ...] = (2,), budget: str = "4e
 def done(request: Request, folder: Path, number: int = 0, tell: Any = None) -> tuple[Run, dict[str, Any]]:
     """A run of the request, performed."""
     run = request.runs()[number]
-    return run, perform(run, request.terms, folder / run.id, tell or (lambda what, fraction: None))
+    return run, perform(run, request, folder / run.id, tell or (lambda what, fraction: None))
 
 
 def repeated(found: dict[str, Any]) -> list[list[Any]]:

@@ -49,9 +49,9 @@ def write_study(
         if told.status == "done":
             facts = {"steps": 320, "chosen": 256, "setting": run.tower, "budget": repr(request.budget)}
             rows = [list(row) for row in _rows(run, request, told)]
-            records.finish(folder, run, request, {"rows": rows, "facts": facts, "about": ABOUT})
+            records.finish(folder, run, {"rows": rows, "facts": facts, "about": ABOUT})
         elif told.status == "failed":
-            records.fail(folder, run, request, told.why)
+            records.finish(folder, run, {"why": told.why})
     return folder
 
 

@@ -17,8 +17,8 @@ MAML = "start(sgd(lr=fixed(0.01)))@10[horizon=10, objective=last, batch=4] / ada
 def found(request: Request, folder: Path) -> Findings:
     records.begin(folder, request)
     for run in request.runs():
-        result = perform(run, request.terms, folder / run.id, lambda what, fraction: None)
-        records.finish(folder, run, request, result | {"about": dict.fromkeys(ABOUT, 0)})
+        result = perform(run, request, folder / run.id, lambda what, fraction: None)
+        records.finish(folder, run, result | {"about": dict.fromkeys(ABOUT, 0)})
     return Findings(load(folder))
 
 

@@ -168,7 +168,6 @@ def test_a_search_costs_its_budget_at_most_and_beats_the_default(tmp_path: Path)
     request = tiny("quadratic(4): adam", depths=(1,), budget="3e4")
     ours, found = done(request, tmp_path)
     assert ours.kind == "search"
-    assert ours.rules == ("adam",)
     assert 0 < found["facts"]["spent"] <= 3e4
     assert sum(values(found, "search", "task gradients")) > 0
     start, chosen = (values(found, stage, "mean loss", "report") for stage in ("start", "chosen"))
@@ -207,9 +206,9 @@ def test_a_budget_that_buys_too_little_is_refused_in_a_sentence(tmp_path: Path):
 def test_a_folder_of_another_run_is_refused(tmp_path: Path):
     request = tiny(seeds=2)
     first, second = request.runs()
-    perform(first, request.terms, tmp_path, lambda what, fraction: None)
+    perform(first, request, tmp_path, lambda what, fraction: None)
     with pytest.raises(ValueError, match="holds a run of something else"):
-        perform(second, request.terms, tmp_path, lambda what, fraction: None)
+        perform(second, request, tmp_path, lambda what, fraction: None)
 
 
 def test_seconds_are_spent_and_said_not_to_repeat(tmp_path: Path):

@@ -5,25 +5,9 @@ from pathlib import Path
 import pytest
 from jobs import done, tiny, values
 
-from recursion.analysis.work import Work, own_work
+from recursion.analysis.work import own_work
 from recursion.notation import parse
-from recursion.study.ledger import Ledger, profile
-
-
-def test_charges_add_up_by_stage_and_level():
-    ledger = Ledger()
-    ledger.add("training", Work(10.0, (1.0, 2.0)), 0.5)
-    ledger.add("training", Work(1.0, (4.0,)), 0.25)
-    ledger.add("selection", Work(3.0, ()), 1.0)
-    assert ledger.spent("training", "selection", "nothing") == 21.0
-    assert list(ledger.rows()) == [
-        ["training", None, 0, None, None, "task gradients", 11.0],
-        ["training", None, 1, None, None, "optimizer work", 5.0],
-        ["training", None, 2, None, None, "optimizer work", 2.0],
-        ["training", None, None, None, None, "seconds", 0.75],
-        ["selection", None, 0, None, None, "task gradients", 3.0],
-        ["selection", None, None, None, None, "seconds", 1.0],
-    ]
+from recursion.study.learning import profile
 
 
 def test_a_profile_says_the_same_work_as_a_count_and_shares_that_are_all():

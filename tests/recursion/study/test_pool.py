@@ -7,14 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_job import PERFORM
 
 from recursion.study import records
-from recursion.study.cluster import Ray
-from recursion.study.pool import Event, Job, Local, Pool, events, processors
+from recursion.study.pool import Event, Local, Pool, Ray, events, processors
 from recursion.study.request import Request, Run
+from recursion.study.worker import Job
 
 Make = Callable[..., Request]
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is an extra")
@@ -28,7 +29,7 @@ WRONG = {
 
 
 def job_of(request: Request, folder: Path) -> Job:
-    return Job(request.terms, folder, PERFORM)
+    return Job(request, folder, PERFORM)
 
 
 def sessions(folder: Path, run: Run) -> list[list[int]]:
@@ -59,7 +60,7 @@ def test_what_goes_wrong_stays_with_its_run(does: str, pool: Pool, request_of: M
     assert any(event.what == "counts" and event.fraction > 0 for event in mine)
     ((process, threads),) = sessions(folder, run)
     assert (process == os.getpid(), threads) == (False, 1)
-    result = records.result_of(folder, run, request)
+    result = records.result_of(folder, run)
     assert result["about"]["threads"] == 1
     assert (records.run_folder(folder, run) / "output.log").read_text() == f"{run.id} begins\n"
 
@@ -102,3 +103,12 @@ def test_a_cluster_that_is_not_there_is_said_in_a_line(request_of: Make, plan: C
 def test_workers_are_as_many_as_processors() -> None:
     assert Local().size == processors() == len(os.sched_getaffinity(0))
     assert Local(3).size == 3
+
+
+def test_a_ray_that_the_caller_started_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting it twice is an error, and it is the caller's to end."""
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 3.0})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace())
+    with Ray("local").connected() as size:
+        assert size == 3

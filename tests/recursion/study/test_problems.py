@@ -19,7 +19,7 @@ from levels.tasks.task import Task
 from recursion import Tower
 from recursion.evaluate.observed import Observed
 from recursion.notation import parse
-from recursion.study.problems import Diary, Met, examples, fingerprints, known, problems
+from recursion.study.problems import Met, examples, fingerprints, known, problems
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,12 +134,3 @@ def test_exact_gradients_meet_the_problems_that_first_order_meets():
     found = [met_in_training(Quadratic(dims=3), *levels, steps=5) for levels in (plain, exact)]
     assert len(found[0]) > 10
     assert found[0] == found[1]
-
-
-def test_a_diary_is_cut_where_the_state_is(tmp_path: Path):
-    diary = Diary(tmp_path / "problems.bin")
-    diary.append([b"a" * 8, b"b" * 8])
-    diary.append([b"c" * 8])
-    assert diary.read() == {b"a" * 8, b"b" * 8, b"c" * 8}
-    diary.append([b"d" * 8], after=1)
-    assert diary.read() == {b"a" * 8, b"d" * 8}

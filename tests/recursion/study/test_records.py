@@ -1,5 +1,6 @@
 """The files of a study, and the tables that are read from them."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,8 @@ def test_tables_hold_what_was_found(request_of: Make, tmp_path: Path) -> None:
     records.begin(tmp_path, request, ["tower", "ablate"])
     assert load(tmp_path).rows.empty
     first, done, _, failed, begun, _ = request.runs()
-    records.finish(tmp_path, done, request, RESULT)
-    records.fail(tmp_path, failed, request.terms, "out of luck")
+    records.finish(tmp_path, done, RESULT)
+    records.finish(tmp_path, failed, {"why": "out of luck"})
     records.run_folder(tmp_path, begun).mkdir()
     found = load(tmp_path)
     assert (found.request, found.argv) == (request, ["tower", "ablate"])
@@ -42,17 +43,17 @@ def test_tables_hold_what_was_found(request_of: Make, tmp_path: Path) -> None:
     assert first.id == "depth-1-seed-0"
 
 
-def test_a_result_counts_only_for_its_own_run_and_terms(request_of: Make, tmp_path: Path) -> None:
+def test_a_result_counts_only_for_its_own_run(request_of: Make, tmp_path: Path) -> None:
     request = request_of()
     run, other, *_ = request.runs()
-    records.finish(tmp_path, run, request, RESULT)
-    assert records.result_of(tmp_path, run, request.terms)["facts"] == RESULT["facts"]
-    assert records.result_of(tmp_path, other, request)["status"] == "waiting"
-    assert records.result_of(tmp_path, run, request_of(steps=21))["status"] == "running"
+    records.finish(tmp_path, run, RESULT)
+    assert records.result_of(tmp_path, run)["facts"] == RESULT["facts"]
+    assert records.result_of(tmp_path, other)["status"] == "waiting"
+    assert records.result_of(tmp_path, dataclasses.replace(run, tower="another"))["status"] == "running"
     path = records.run_folder(tmp_path, run) / records.RESULT
     for data in (b"", b"[]", b"{}", path.read_bytes()[:-5]):
         path.write_bytes(data)
-        assert records.result_of(tmp_path, run, request)["status"] == "running"
+        assert records.result_of(tmp_path, run)["status"] == "running"
 
 
 @pytest.mark.parametrize(

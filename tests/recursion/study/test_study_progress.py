@@ -46,7 +46,7 @@ def test_a_terminal_has_a_bar_for_each_run_under_way():
         board(event("b", "failed", "a bug"))
         assert [task.description for task in board.bars.tasks if task.visible] == ["all runs"]
     assert "b failed: a bug" in stream.getvalue()
-    assert board.said().startswith("1 of 3 runs done, 1 failed")
+    assert board.counts().startswith("1 of 3 runs done, 1 failed")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(7, "7 s"), (200, "3 minutes"), (9000, "2.5 hours")])

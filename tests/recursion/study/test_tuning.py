@@ -34,9 +34,9 @@ SIX = 6 * 31  # gradients of a setting: problems times the points of 30 steps
 PLAIN = (SGD(),)
 
 
-def searched(rules=PLAIN, task=TASK, **settings):
+def searched(bases=PLAIN, task=TASK, **settings):
     given = {"steps": 30, "budget": 1e9, "method": "grid", "seed": 0, "tell": lambda what, fraction: None}
-    return search(rules, task, KEY, **given | {"work": lambda optimizer: 0.0} | settings)
+    return search(bases, task, KEY, **given | {"work": lambda optimizer: 0.0} | settings)
 
 
 def mean_of(notation, task=TASK, steps=30):
@@ -122,11 +122,11 @@ def test_never_more_than_the_budget_and_all_of_it_is_counted(method, budget):
 
 @pytest.mark.parametrize("method", ["grid", pytest.param("optuna", marks=needs_optuna)])
 def test_the_same_search_twice(method):
-    rules = (SGD(momentum=0.9), Adam())
-    first, second = (searched(rules, budget=40 * SIX, method=method, seed=3) for _ in range(2))
+    bases = (SGD(momentum=0.9), Adam())
+    first, second = (searched(bases, budget=40 * SIX, method=method, seed=3) for _ in range(2))
     assert first.scores == second.scores
     assert first.setting == second.setting
-    other = searched(rules, budget=40 * SIX, method=method, seed=4)
+    other = searched(bases, budget=40 * SIX, method=method, seed=4)
     assert (other.scores == first.scores) == (method == "grid"), "a grid draws nothing"
 
 
@@ -191,7 +191,7 @@ def test_of_equals_the_smallest_step_size():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"rules": ()}, "a search needs hand-made rules with a step size lr, as adam or sgd, got no rules"),
+        ({"bases": ()}, "a search needs hand-made rules with a step size lr, as adam or sgd, got no rules"),
         (
             {"budget": 100.0},
             "a budget of 100 base steps tries no setting: 6 problems and 30 steps cost 186 and the opt",
