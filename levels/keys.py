@@ -1,10 +1,9 @@
 """Random numbers as a pure function of a key: the reason a tower can be copied, resumed and taken apart.
 
-Every copy of a problem owns one int64 key. Its draws depend on that key alone, so a copy behaves the same
-alone or among a thousand, two copies with one key see the same data, a checkpoint is tensors and nothing
-else, and no global generator is read or moved. Numbers come from SplitMix64 (Steele, Lea and Flood 2014,
-"Fast splittable pseudorandom number generators"): the n-th draw of a key is its output function at
-``key + n * gamma``. Integer arithmetic wraps, as two's complement does.
+Every copy of a problem owns one int64 key. Its draws depend on that key alone: alone or among a thousand it behaves the
+same, a checkpoint is tensors and nothing else, and no global generator is read or moved. Numbers come from SplitMix64
+(Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"): the n-th draw of a key is its output
+function at ``key + n * gamma``. Integer arithmetic wraps, as two's complement does.
 """
 
 import math

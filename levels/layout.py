@@ -1,8 +1,7 @@
 """Layout: what the entries of a flat parameter vector mean.
 
-Parameters of every problem are one flat tensor ``[*batch, n]``. An optimizer that needs shapes (one step
-size per tensor, factored second moments, one network for convolutions and one for dense layers) asks the
-problem's layout for named views; everything else never looks.
+Parameters of every problem are one flat tensor ``[*batch, n]``. An optimizer that needs shapes (one step size a tensor,
+one network for convolutions and one for dense layers) asks the problem's layout for named views.
 """
 
 import math
@@ -13,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def constants(values: Sequence[float], like: Tensor) -> Tensor:
     """Some numbers ``[k]`` in the dtype of a tensor, made on its device: nothing is copied there."""
@@ -21,10 +22,7 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors that make up a flat vector, in order, with their dtype and device.
-
-    ``entries``: pairs of a name and a shape, names unique; a shape may be empty of entries.
-    """
+    """Unique names, and shapes, of the tensors that make up a flat vector, in order, with their dtype and device."""
 
     entries: tuple[tuple[str, tuple[int, ...]], ...]
     dtype: torch.dtype = torch.float32
@@ -34,15 +32,10 @@ class Layout:
         if len(dict(self.entries)) != len(self.entries):
             raise ValueError(f"a layout's names must differ, got {[name for name, _ in self.entries]}")
 
-    @classmethod
-    def of(
-        cls,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> "Layout":
+    @staticmethod
+    def of(shapes: Shapes, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> "Layout":
         """The layout of named shapes; a scalar has the shape ``()``."""
-        return cls(tuple((name, tuple(shape)) for name, shape in shapes.items()), dtype, torch.device(device))
+        return Layout(tuple((name, tuple(shape)) for name, shape in shapes.items()), dtype, torch.device(device))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -69,8 +62,8 @@ class Layout:
 
     def spread(self, per_tensor: Tensor) -> Tensor:
         """One number per tensor ``[*batch, tensors]``, repeated for its entries: ``[*batch, n]``."""
-        return per_tensor.repeat_interleave(self._sizes_tensor, dim=-1, output_size=self.size)
+        return per_tensor.repeat_interleave(self._repeats, dim=-1, output_size=self.size)
 
     @cached_property
-    def _sizes_tensor(self) -> Tensor:
+    def _repeats(self) -> Tensor:
         return torch.cat([torch.full((1,), size, device=self.device) for size in self.sizes])

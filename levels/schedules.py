@@ -1,18 +1,19 @@
 """Schedules: the factor of a step, as a function of how many steps there were before.
 
-A schedule writes `factor`; `levels.optimizers.scheduled` multiplies the steps of an optimizer by it. To add a schedule,
-write a class with that method, here or in a module of your own (its notation is then the dotted path). Its steps are
-those of a whole run: after the last of them the factor stays as it is.
+`levels.optimizers.scheduled` multiplies the steps of an optimizer by it. To add one, write a class with `factor`, here
+or in a module of your own (its notation is then the dotted path). Its steps are those of a whole run: after the last
+of them the factor stays as it is.
 """
 
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from levels.config import Config, Count, UnitInterval, require
+from levels.config import Above, Config, Count, UnitInterval
 
 
 class Schedule(Config):
@@ -20,10 +21,7 @@ class Schedule(Config):
 
     @abstractmethod
     def factor(self, t: Tensor, steps: int) -> Tensor:
-        """The factor of the step after ``t`` others, elementwise; ``t`` is floating and at least 0.
-
-        ``steps``: of the run, at least `least`.
-        """
+        """The factor of the step after ``t`` others (floating, from 0) of ``steps`` (at least `least`), elementwise."""
 
     @property
     def least(self) -> int:
@@ -57,8 +55,7 @@ class LinearDecay(Schedule):
 class Cosine(Schedule):
     """end + (1 - end) (1 + cos(pi t / steps)) / 2 (Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983, equation 5).
 
-    As torch.optim.lr_scheduler.CosineAnnealingLR, without the paper's warm restarts: after ``steps`` it stays at the
-    end, where torch's rises again.
+    As torch.optim.lr_scheduler.CosineAnnealingLR, but it stays at the end after ``steps``, where torch's rises again.
     """
 
     name = "cosine"
@@ -71,15 +68,11 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True, repr=False)
 class Exponential(Schedule):
-    """end^(t / steps), as torch.optim.lr_scheduler.ExponentialLR with a gamma of end^(1 / steps). ``end``: above 0."""
+    """end^(t / steps), as torch.optim.lr_scheduler.ExponentialLR with a gamma of end^(1 / steps)."""
 
     name = "exponential"
 
-    end: UnitInterval = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.end > 0, f"{self.name}: end must be above 0 and at most 1, got {self.end}")
+    end: Annotated[float, Above(0, at_most=1)] = 0.01
 
     def factor(self, t: Tensor, steps: int) -> Tensor:
         return torch.exp(math.log(self.end) * _share(t, steps))

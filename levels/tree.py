@@ -1,7 +1,7 @@
 """States are trees of tensors (tuples, named tuples, dicts, None); this is all that is done to them.
 
-Every tensor of a state begins with the batch dimensions of the parameters that it belongs to, so copies can
-be taken out of a state, put back, or repeated without knowing whose state it is.
+Every tensor of a state begins with the batch dimensions of the parameters that it belongs to, so copies can be taken
+out of a state, put back, or repeated, whatever part it belongs to.
 """
 
 from collections.abc import Callable
@@ -47,10 +47,9 @@ def choose(mask: Tensor, new: State, old: State) -> State:
 
 
 def scatter(rows: Tensor, new: State, old: State, batch_dims: int) -> State:
-    """``old`` with some copies replaced.
+    """``old`` with the copies ``rows`` ``[k]``, along its ``batch_dims`` leading dimensions taken as one, of ``new``.
 
-    ``rows`` ``[k]`` counts copies along the ``batch_dims`` leading dimensions taken as one; the tensors of ``new``
-    are ``[k, 1, ...]``, as they come from ``k`` parameters with a batch of one each. ``old`` is left as it is.
+    The tensors of ``new`` are ``[k, 1, ...]``, as they come from k parameters with a batch of one each.
     """
 
     def put(fresh: Tensor, leaf: Tensor) -> Tensor:

@@ -247,7 +247,7 @@ def test_a_scheduled_level_trains_and_is_trained():
         (lambda: Scheduled(Cosine(), Cosine()), "scheduled: inner must be an Optimizer, got cosine"),
         (lambda: Scheduled(SGD(), SGD()), "scheduled: schedule must be a Schedule, got sgd"),
         (lambda: Cosine(1.5), "cosine: end must be a number from 0 to 1, got 1.5"),
-        (lambda: Exponential(0.0), "exponential: end must be above 0 and at most 1, got 0.0"),
+        (lambda: Exponential(0.0), "exponential: end must be a number above 0 and at most 1, got 0.0"),
         (lambda: Warmup(Cosine(), 0), "warmup: warm must be a whole number of at least 1, got 0"),
         (lambda: Warmup(SGD()), "warmup: then must be a Schedule, got sgd"),
     ],
