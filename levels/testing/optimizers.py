@@ -12,16 +12,12 @@ from torch import Tensor
 from levels import keys
 from levels.base import Optimizer, Problem
 from levels.config import require
-from levels.layout import Layout
+from levels.layout import Layout, Shapes
 from levels.testing import shared
 from levels.testing.shared import check_same, check_state, check_tensor, close, expect, untouched
 from levels.tree import State, leaves, map_leaves, named_leaves, with_leaves
 
-LAYOUTS = (
-    Layout.of({"scalar": ()}),
-    Layout.of({"weight": (3, 2), "bias": (2,), "scale": ()}),
-    Layout.of({"many": (60,)}),
-)
+SHAPES: tuple[Shapes, ...] = ({"scalar": ()}, {"weight": (3, 2), "bias": (2,), "scale": ()}, {"many": (60,)})
 
 
 def check_optimizer(
@@ -35,18 +31,19 @@ def check_optimizer(
     need 2. Raises `ConformanceError`; ValueError for too few steps.
     """
     require(steps >= 2, f"steps must be at least 2, got {steps}")
-    for layout in LAYOUTS if param_layout is None else (param_layout,):
+    for layout in map(Layout.of, SHAPES) if param_layout is None else (param_layout,):
         for dtype in (torch.float32, torch.float64):
             bound = optimizer.bind(Bowl(dataclasses.replace(layout, dtype=dtype)))
             shared.check_part(bound, bound.layout, least=0)
             for batch, copies in zip(shared.BATCHES, (1, 1, 4), strict=True):
                 _run(bound, _case(bound, seed, batch, copies, steps))
             case = _case(bound, seed, (2,), 3, steps)
+            usual = _run(bound, case)
             _check_zero_gradient(bound, case)
         shared.check_repeats(bound, partial(lambda bound: _run(bound, _case(bound, seed, (2,), 3, steps)), bound))
-        _check_mixing(bound, case)
-        _check_reads(bound, case)
-        _check_locality(bound, case)
+        _check_mixing(bound, case, usual)
+        _check_reads(bound, case, usual.x)
+        _check_locality(bound, case, usual.x)
         if bound.traits.differentiable:
             _check_derivatives(bound, case, order)
 
@@ -55,7 +52,7 @@ def check_optimizer(
 class Bowl(Problem):
     """``f(x) = |x|^2 / 2`` over any layout, from a standard normal start: the problem that rules are bound to here."""
 
-    layout: Layout = LAYOUTS[0]
+    layout: Layout = Layout(())
 
     def init(self, key: Tensor) -> Tensor:
         return keys.normal(key, (self.layout.size,), self.layout.dtype)
@@ -67,7 +64,7 @@ class Bowl(Problem):
         return params.square().sum(-1) / 2, params.clone(), None
 
 
-class Trial(NamedTuple):
+class Case(NamedTuple):
     """Inputs of some updates in a row."""
 
     theta: Tensor  # [*batch, m]
@@ -84,21 +81,18 @@ class End(NamedTuple):
     state: State
 
 
-def _case(optimizer: Optimizer, seed: int, batch: tuple[int, ...], copies: int, steps: int) -> Trial:
+def _case(optimizer: Optimizer, seed: int, batch: tuple[int, ...], copies: int, steps: int) -> Case:
     """Fresh parameters, each somewhat off its start so that none is 0, and random values and gradients."""
-    n, dtype, key = (
-        optimizer.param_layout.size,
-        optimizer.param_layout.dtype,
-        shared.some_keys(optimizer.layout, seed, batch),
-    )
+    m, n, dtype = optimizer.layout.size, optimizer.param_layout.size, optimizer.param_layout.dtype
+    key = shared.some_keys(optimizer.layout, seed, batch)
     with untouched(optimizer, "init", key=key):
         theta = optimizer.init(key)
-    check_tensor(optimizer, "init", theta, (*key.shape, optimizer.layout.size), dtype)
-    noise = 0.1 * keys.normal(keys.fold_in(key, 1), theta.shape[-1:], dtype)
-    theta = torch.where(theta == 0, noise, theta * (1 + noise))
-    f = 0.1 + keys.normal(keys.fold_in(key, 2), (copies, steps), dtype).square()
-    g, each = keys.normal(keys.fold_in(key, 3), (copies, n, steps), dtype), keys.split(keys.fold_in(key, 4), copies)
-    return Trial(theta, _start(optimizer, theta, each), f, g, each)
+    check_tensor(optimizer, "init", theta, (*key.shape, m), dtype)
+    shapes = ((m,), (copies, steps), (copies, n, steps))
+    noise, f, g = (keys.normal(keys.fold_in(key, i), shape, dtype) for i, shape in enumerate(shapes, 1))
+    theta = torch.where(theta == 0, 0.1 * noise, theta * (1 + 0.1 * noise))
+    each = keys.split(keys.fold_in(key, 4), copies)
+    return Case(theta, _start(optimizer, theta, each), 0.1 + f.square(), g, each)
 
 
 def _start(optimizer: Optimizer, theta: Tensor, key: Tensor) -> Tensor:
@@ -108,8 +102,8 @@ def _start(optimizer: Optimizer, theta: Tensor, key: Tensor) -> Tensor:
     return x
 
 
-def _run(optimizer: Optimizer, case: Trial, steps: int | None = None) -> End:
-    """``x`` and ``state`` after all updates of a trial or its first ``steps``, each checked."""
+def _run(optimizer: Optimizer, case: Case, steps: int | None = None) -> End:
+    """``x`` and ``state`` after all updates of a case or its first ``steps``, each checked."""
     theta, x, lead = case.theta, case.x, case.key.shape
     with untouched(optimizer, "init_state", theta=theta, x=x, key=case.key):
         state = optimizer.init_state(theta, x, case.key)
@@ -126,10 +120,9 @@ def _run(optimizer: Optimizer, case: Trial, steps: int | None = None) -> End:
     return End(x, state)
 
 
-def _check_mixing(optimizer: Optimizer, case: Trial) -> None:
-    """Trials of 2 optimizers with 3 copies each: none depends on another one."""
-    usual = _run(optimizer, case)
-    other = _run(optimizer, case._replace(x=_first(case.x, 2), f=_first(case.f, 2), g=_first(case.g, 2)))
+def _check_mixing(optimizer: Optimizer, case: Case, usual: End) -> None:
+    """Cases of 2 optimizers with 3 copies each: none depends on another one."""
+    other = _run(optimizer, case._replace(**{name: _first(getattr(case, name), 2) for name in ("x", "f", "g")}))
     others, same = (map_leaves(lambda leaf: leaf.flatten(0, 1)[1:], end) for end in (other, usual))
     what, fix = "when f, g and x of another copy changed", "reduce over the coordinates of a copy, never over copies"
     check_same(optimizer, others, same, what, "copies that never mix", fix)
@@ -137,7 +130,7 @@ def _check_mixing(optimizer: Optimizer, case: Trial) -> None:
     others, same = (map_leaves(lambda leaf: leaf[1:], end) for end in (other, usual))
     what, fix = "when another optimizer's theta changed", "keep the batch dimensions apart"
     check_same(optimizer, others, same, what, "optimizers in a batch that never mix", fix)
-    alone = _run(optimizer, Trial(case.theta[1], *(tensor[1, 1:2] for tensor in case[1:])))
+    alone = _run(optimizer, Case(case.theta[1], *(tensor[1, 1:2] for tensor in case[1:])))
     itself, fix = map_leaves(lambda leaf: leaf[1, 1:2], usual), "let nothing depend on the number of copies"
     check_same(optimizer, alone, itself, "for a copy alone than among others", "the same", fix)
 
@@ -148,14 +141,14 @@ def _first(tensor: Tensor, dims: int) -> Tensor:
     return torch.cat((1.5 * flat[:1] + 0.1, flat[1:])).reshape(tensor.shape)
 
 
-def _check_reads(optimizer: Optimizer, case: Trial) -> None:
+def _check_reads(optimizer: Optimizer, case: Case, usual: Tensor) -> None:
     """Updates and starts read all parameters, and nothing that `traits` says they do not read."""
-    traits, usual, tensors = optimizer.traits, _run(optimizer, case).x, optimizer.layout.unravel(case.theta)
-    for name, view in tensors.items():
-        theta = optimizer.layout.ravel({**tensors, name: 1.1 * view + 0.1})
+    traits, tensors = optimizer.traits, optimizer.layout.unravel(case.theta)
+    for name, tensor in tensors.items():
+        theta = optimizer.layout.ravel({**tensors, name: 1.1 * tensor + 0.1})
         changed = _run(optimizer, case._replace(theta=theta, x=_start(optimizer, theta, case.key))).x
         got = f"a parameter {name} that changes nothing in {case.f.shape[-1]} updates"
-        read, fix = view.numel() == 0 or not torch.equal(changed, usual), "leave it out, or pass more steps"
+        read, fix = tensor.numel() == 0 or not torch.equal(changed, usual), "leave it out, or pass more steps"
         expect(read, optimizer, got, "a step that depends on every parameter", fix)
     for trait, name, other in (("reads_loss", "f", 2 * case.f + 1), ("reads_grad", "g", 1.5 * case.g + 0.1)):
         same = getattr(traits, trait) or torch.equal(_run(optimizer, case._replace(**{name: other})).x, usual)
@@ -168,9 +161,9 @@ def _check_reads(optimizer: Optimizer, case: Trial) -> None:
     expect(same, optimizer, "another start for another theta", "none, as its learns_init is false", fix)
 
 
-def _check_locality(optimizer: Optimizer, case: Trial) -> None:
+def _check_locality(optimizer: Optimizer, case: Case, usual: Tensor) -> None:
     """Other coordinates (tensors) do not change an update, and one that is alone gets the same update."""
-    layout, locality, usual = optimizer.param_layout, optimizer.traits.locality, _run(optimizer, case).x
+    layout, locality = optimizer.param_layout, optimizer.traits.locality
     if locality == "global":
         return
     what = "coordinate" if locality == "elementwise" else "tensor"
@@ -187,22 +180,31 @@ def _check_locality(optimizer: Optimizer, case: Trial) -> None:
         expect(close(itself, usual[..., start:]), optimizer, f"another x for a {what} alone", wanted, fix)
 
 
-def _inputs(case: Trial, step: int, end: End) -> dict[str, Tensor]:
-    """The floating tensors that update ``step`` of a trial reads."""
-    named = {"theta": case.theta, "x": end.x, "f": case.f[..., step], "g": case.g[..., step]}
-    named |= {f"state.{name}".rstrip("."): leaf for name, leaf in named_leaves(end.state).items()}
-    return {name: leaf for name, leaf in named.items() if leaf.is_floating_point()}
+class Read(NamedTuple):
+    """What an update reads."""
+
+    theta: Tensor
+    x: Tensor
+    state: State
+    f: Tensor
+    g: Tensor
+
+
+def _read(optimizer: Optimizer, case: Case, step: int) -> tuple[Read, dict[str, Tensor]]:
+    """What update ``step`` of a case reads, and the floating tensors in it."""
+    read = Read(case.theta, *_run(optimizer, case, step), case.f[..., step], case.g[..., step])
+    return read, {name: leaf for name, leaf in named_leaves(read).items() if leaf.is_floating_point()}
 
 
 @torch.enable_grad()
-def _slopes(optimizer: Optimizer, state: State, order: int, inputs: list[Tensor]) -> list[Tensor]:
+def _slopes(optimizer: Optimizer, read: Read, order: int, inputs: list[Tensor]) -> list[Tensor]:
     """Order 0: what the update returns. Else the derivatives, in all inputs, of a random sum over order - 1."""
     if order == 0:
-        theta, x, f, g, *floats = inputs
-        old = with_leaves(state, [floats.pop(0) if leaf.is_floating_point() else leaf for leaf in leaves(state)])
-        return [leaf for leaf in leaves(optimizer.update(theta, x, old, f, g)) if leaf.is_floating_point()]
+        new = iter(inputs)
+        read = with_leaves(read, [next(new) if leaf.is_floating_point() else leaf for leaf in leaves(read)])
+        return [leaf for leaf in leaves(optimizer.update(*read)) if leaf.is_floating_point()]
     at = [tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_() for tensor in inputs]
-    total = _terms(_slopes(optimizer, state, order - 1, at)).sum()
+    total = _terms(_slopes(optimizer, read, order - 1, at)).sum()
     if not total.requires_grad:
         return [torch.zeros_like(tensor) for tensor in at]
     return list(torch.autograd.grad(total, at, create_graph=True, allow_unused=True, materialize_grads=True))
@@ -214,33 +216,29 @@ def _terms(outputs: list[Tensor]) -> Tensor:
     return flat * keys.normal(keys.seed(len(flat), device=flat.device), tuple(flat.shape), flat.dtype)
 
 
-def _check_derivatives(optimizer: Optimizer, case: Trial, order: int) -> None:
+def _check_derivatives(optimizer: Optimizer, case: Case, order: int) -> None:
     """Autograd's derivatives of the last update in all that it reads, against central differences."""
-    step = case.f.shape[-1] - 1
-    end = _run(optimizer, case, step)
-    names, inputs = list(_inputs(case, step, end)), list(_inputs(case, step, end).values())
-    fix = "keep update differentiable, or let traits say differentiable=False"
+    read, named = _read(optimizer, case, case.f.shape[-1] - 1)
+    inputs, fix = list(named.values()), "keep update differentiable, or let traits say differentiable=False"
     for k, what in enumerate(("derivative of update", "second derivative of update")[:order], 1):
         fix = fix if k == 1 else f"{fix}, or pass order=1"
-        slopes = shared.attempt(optimizer, what, partial(_slopes, optimizer, end.state, k, inputs), fix)
-        for i, (name, leaf, slope) in enumerate(zip(names, inputs, slopes)):
+        slopes = shared.attempt(optimizer, what, partial(_slopes, optimizer, read, k, inputs), fix)
+        for i, (name, leaf, slope) in enumerate(zip(named, inputs, slopes)):
 
             def terms(flat: Tensor, i: int = i, k: int = k) -> Tensor:
                 moved = [*inputs[:i], flat.reshape(inputs[i].shape), *inputs[i + 1 :]]
-                return _terms(_slopes(optimizer, end.state, k - 1, moved)).detach()
+                return _terms(_slopes(optimizer, read, k - 1, moved)).detach()
 
             flat, scale = leaf.flatten(), leaf.abs().flatten()
             shared.check_slope(optimizer, f"{what} in {name}", terms, flat, slope.detach().flatten(), scale, fix)
 
 
-def _check_zero_gradient(optimizer: Optimizer, case: Trial) -> None:
+def _check_zero_gradient(optimizer: Optimizer, case: Case) -> None:
     """A weight behind a pixel that is always black has a gradient of exactly 0, from the first step on."""
-    case = case._replace(g=torch.zeros_like(case.g))
     for step in range(case.f.shape[-1]):
-        end = _run(optimizer, case, step)
-        inputs = _inputs(case, step, end)
-        slopes = _slopes(optimizer, end.state, 1, list(inputs.values())) if optimizer.traits.differentiable else []
-        for name, slope in zip(inputs, slopes):
+        read, named = _read(optimizer, case._replace(g=torch.zeros_like(case.g)), step)
+        slopes = _slopes(optimizer, read, 1, list(named.values())) if optimizer.traits.differentiable else []
+        for name, slope in zip(named, slopes):
             fix = "add torch.finfo(x.dtype).tiny under the square root, or keep the division away from 0"
             got = f"a derivative in {name} that is not finite where the gradient is exactly 0"
             expect(torch.isfinite(slope).all(), optimizer, got, "finite numbers", fix)

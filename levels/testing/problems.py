@@ -30,12 +30,12 @@ def check_problem(
 ) -> None:
     """Whether ``problem`` keeps the contract of `Problem`; of a `Task`, also whether its splits are apart.
 
-    ``exact_gradient``: compare the gradient with central differences of the value; False for a gradient that is an
-    estimate, such as that of a level with first-order gradients and an unroll above 1. ``order``: 2 compares, where
-    `traits` says differentiable, also the derivative of the gradient, which exact levels above need; pass 1 for a level
-    with an unroll above 1 over another level, whose state is a constant in derivatives. ``varied``: False if every key
-    is meant to name the same problem. ``splits``: those that the task has data for. Derivatives of a task are compared
-    in float64. What `outer_value_and_grad` counts is held to the same. Raises `ConformanceError`.
+    ``exact_gradient``: compare the gradient with central differences of the value; False for an estimate, as of a level
+    with first-order gradients and an unroll above 1. ``order``: 2 compares, where `traits` says differentiable, the
+    derivative of the gradient, which exact levels above need; 1 is for a level with an unroll above 1 over a level.
+    ``varied``: False if every key is meant to name the same problem. ``splits``: those that the task has data for.
+    Derivatives of a task are compared in float64. What `outer_value_and_grad` counts is held to the same. Raises
+    `ConformanceError`.
     """
     shared.check_part(problem, problem.layout, least=1)
     outer = type(problem).outer_value_and_grad is not Problem.outer_value_and_grad
