@@ -7,7 +7,6 @@ are checked by the part itself (`levels.config.Config`).
 """
 
 import contextlib
-import dataclasses
 import difflib
 import inspect
 import pkgutil
@@ -19,7 +18,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from levels.base import Estimator, Objective, Optimizer, Problem
-from levels.config import Config, alternatives, fits, format_value
+from levels.config import Config, alternatives, fields_of, fits, format_value, is_required, word
 from levels.faults import NonFinite
 from levels.hyper import Hyper
 from levels.level import Level
@@ -53,18 +52,14 @@ class Setting(NamedTuple):
 
 @cache
 def parts(kind: str) -> Mapping[str, type[Config]]:
-    """The concrete parts of a kind, by name, sorted. ValueError if two classes have one name."""
-    every = (cls for module in _modules() for cls in vars(module).values() if _is_part(cls, module.__name__))
-    return types.MappingProxyType(collect(cls for cls in every if issubclass(cls, KINDS[kind])))
-
-
-def collect(classes: Iterable[type[Config]]) -> dict[str, type[Config]]:
-    """Classes by their part name, sorted. ValueError, naming both, if two classes share a name."""
+    """The concrete parts of a kind, by name, sorted. ValueError, naming both, if two classes have one name."""
     named: dict[str, type[Config]] = {}
-    for cls in classes:
-        if named.setdefault(cls.name, cls) is not cls:
-            raise ValueError(f"{cls.name!r} names both {_path(named[cls.name])} and {_path(cls)}; rename one of them")
-    return dict(sorted(named.items()))
+    for module in _modules():
+        for cls in vars(module).values():
+            ours = _is_part(cls, module.__name__) and issubclass(cls, KINDS[kind])
+            if ours and (first := named.setdefault(cls.name, cls)) is not cls:
+                raise ValueError(f"{cls.name!r} names both {_path(first)} and {_path(cls)}; rename one of them")
+    return types.MappingProxyType(dict(sorted(named.items())))
 
 
 def find(name: str, *kinds: str) -> type[Config]:
@@ -105,23 +100,12 @@ def article(noun: str) -> str:
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
     """What the constructor of a part takes: by name in notation, in order; free settings aside."""
-    if not dataclasses.is_dataclass(cls):
-        return {}
     try:
         hints = typing.get_type_hints(cls)
     except NameError:  # an annotation that is only there for type checkers
         hints = {}
-    settings = [
-        Setting(
-            field.metadata.get("word", field.name),
-            hints.get(field.name, Any),
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            not field.kw_only,
-            field.name,
-        )
-        for field in dataclasses.fields(cls)
-        if field.init and not field.metadata.keys() & {"free", "unwritten"}
-    ]
+    settings = (Setting(word(field), hints.get(field.name, Any), is_required(field), not field.kw_only, field.name)
+                for field in fields_of(cls) if not field.metadata.keys() & {"free", "unwritten"})  # fmt: skip
     return {setting.name: setting for setting in settings}
 
 
@@ -129,10 +113,8 @@ def setting_of(cls: type, name: str) -> Setting | None:
     """The setting of a class that notation calls ``name``, a field or a free one (`levels.config.free`), or None."""
     known = settings_of(cls)
     name = name if name in known else next((new for old, new in OLDER if old == name and new in known), name)
-    if name in known or not dataclasses.is_dataclass(cls):
-        return known.get(name)
-    hints = (field.metadata["free"] for field in dataclasses.fields(cls) if "free" in field.metadata)
-    return next((Setting(name, hint, field=name) for hint in hints), None)
+    hints = (field.metadata["free"] for field in fields_of(cls) if "free" in field.metadata)
+    return known.get(name) or next((Setting(name, hint, field=name) for hint in hints), None)
 
 
 def require_plain(cls: type) -> None:
@@ -144,21 +126,16 @@ def require_plain(cls: type) -> None:
 
 
 def make(cls: type, given: Mapping[str, Any]) -> Any:
-    """``cls`` with the settings ``given``, by their names in notation.
-
-    Raises ValueError, in one sentence, for settings that are unknown, missing, of a wrong type, or refused.
-    """
+    """``cls`` with the settings ``given``, by their names in notation. ValueError, one sentence, if they are wrong."""
     known = settings_of(cls)
     taken: dict[str, Setting] = {}
     for name in given:
-        setting = setting_of(cls, name)
-        if setting is None:
+        if (setting := setting_of(cls, name)) is None:
             raise ValueError(unknown_setting(cls, name, list(known)))
         taken[name] = setting
     require_plain(cls)
-    names = {setting.name for setting in taken.values()}
     for setting in known.values():
-        if setting.required and setting.name not in names:
+        if setting.required and setting not in taken.values():
             raise ValueError(f"{label(cls)} is missing its setting {setting.name}, {describe(setting.hint)}")
     prefix = f"{cls.name}: " if issubclass(cls, Config) and cls is not Level else ""  # the caller names the level
     values = {}
@@ -218,14 +195,11 @@ def items_of(hint: Any, count: int) -> tuple[Any, ...]:
 
 
 def coerce(value: Any, hint: Any) -> Any:
-    """``value`` as a value of the type ``hint``: lists as the type has them, a single value for a list of one.
-
-    Raises ValueError, ``must be ..., got ...``, if it is none.
-    """
+    """``value`` as a value of the type ``hint``, for a list also a single item; ValueError ``must be ..., got ...``."""
     for option in alternatives(hint):
         with contextlib.suppress(ValueError):
             return _coerce(value, option)
-    if any(is_list(option) for option in alternatives(hint)) and not isinstance(value, (tuple, list, type(None))):
+    if any(map(is_list, alternatives(hint))) and not isinstance(value, (tuple, list, type(None))):
         with contextlib.suppress(ValueError):
             return coerce((value,), hint)
     raise ValueError(f"must be {describe(hint)}, got {format_value(value)}")
@@ -233,8 +207,8 @@ def coerce(value: Any, hint: Any) -> Any:
 
 def describe(hint: Any) -> str:
     """A type in words: ``a hyperparameter space, a number or none``."""
-    words = [word for option in alternatives(hint) for word in _describe(option)]
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    *words, last = (words for option in alternatives(hint) for words in _describe(option))
+    return f"{', '.join(words)} or {last}" if words else last
 
 
 def _coerce(value: Any, option: Any) -> Any:
@@ -273,10 +247,9 @@ def _modules() -> list[types.ModuleType]:
 
 
 def _is_part(cls: object, module: str) -> bool:
-    """Whether it is a concrete part, defined there rather than imported."""
-    if not (isinstance(cls, type) and issubclass(cls, Config) and cls.__module__ == module):
-        return False
-    return bool(getattr(cls, "name", "")) and not inspect.isabstract(cls)
+    """Whether it is a concrete part with a name, defined there rather than imported."""
+    defined = isinstance(cls, type) and issubclass(cls, Config) and cls.__module__ == module
+    return defined and getattr(cls, "name", "") != "" and not inspect.isabstract(cls)
 
 
 def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
@@ -289,9 +262,9 @@ def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
         raise ValueError(f"cannot import {home!r} ({error}); install it or put it on PYTHONPATH") from error
     if cls is None:
         raise ValueError(f"module {home!r} has no {name!r}{closest(name, vars(import_module(home)))}")
-    wanted = article(" or ".join(kinds))
     bases = tuple(KINDS[kind] for kind in kinds)
     if not (isinstance(cls, type) and issubclass(cls, bases) and _is_part(cls, cls.__module__)):
+        wanted = article(" or ".join(kinds))
         raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Config with a name")
     return typing.cast(type[Config], cls)
 
