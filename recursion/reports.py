@@ -47,7 +47,7 @@ def report_of(levels: Sequence[Level], carries: Sequence[Carry], losses: Tensor,
 def at_step(step: int) -> Iterator[None]:
     """Without a graph; a `NonFiniteError` gets the step, which levels do not know."""
     try:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             yield
     except NonFiniteError as error:
         raise NonFiniteError(error.level, error.what, error.fix, step) from error

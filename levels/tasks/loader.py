@@ -11,11 +11,14 @@ since they would have no effect. Fetching loops in Python: data that fits in two
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
@@ -23,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from levels import keys
 from levels.config import require
 from levels.layout import Layout
-from levels.tasks.module import ModuleTask
+from levels.tasks.module import ModuleState, ModuleTask
 from levels.tasks.nets import Cursor
 from levels.tasks.task import LossTask
 
@@ -81,29 +84,45 @@ class LoaderTask(LossTask):
     def init(self, key: Tensor) -> Tensor:
         return self.model.init(self.own(key))
 
-    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
-        return Cursor.start(self.own(key))
+    def init_state(self, params: Tensor, key: Tensor) -> ModuleState:
+        own = self.own(key)
+        return ModuleState(Cursor.start(own), self.model.init_state(params, own).constants)
 
     def fetch(self, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the items ``rows`` ``[minibatch]``; a random augmentation draws from ``key`` ``[]``."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(key))
+        with seeded(int(key)):
             joined = self.loader.collate_fn([self.loader.dataset[row] for row in rows.tolist()])
         pair = isinstance(joined, (tuple, list)) and len(joined) == 2 and all(isinstance(x, Tensor) for x in joined)
         what = f"{self.name}: minibatches must be pairs of tensors, inputs and targets"
         require(pair, f"{what}, got {type(joined).__name__}; pass a collate_fn that joins items so")
         return joined[0], joined[1]
 
-    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
-        rows = state.draw(self.minibatch, len(self.loader.dataset)).reshape(-1, self.minibatch)  # type: ignore[arg-type]
-        fetched = zip(*map(self.fetch, keys.fold_in(state.key, state.step).flatten(), rows))
+    def loss(self, params: Tensor, state: ModuleState) -> tuple[Tensor, ModuleState]:
+        cursor, count = state.cursor, len(self.loader.dataset)  # type: ignore[arg-type]
+        rows = cursor.draw(self.minibatch, count).reshape(-1, self.minibatch)
+        fetched = zip(*map(self.fetch, keys.fold_in(cursor.key, cursor.step).flatten(), rows))
         inputs, targets = (self.model.taken(self._stack(tensors)) for tensors in fetched)
-        return self.model.losses(params, inputs, targets), state.next()
+        return self.model.losses(params, state.constants, inputs, targets), state._replace(cursor=cursor.next())
 
     def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:
         got = sorted({tuple(tensor.shape) for tensor in tensors})
         require(len(got) == 1, f"{self.name}: minibatches must have one shape, got {got}; pad them to one")
         return torch.stack(tensors)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the generators of torch, numpy and Python's random draw as ``seed`` says; outside they are left alone."""
+    ours, theirs = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(theirs)
 
 
 def _vet(loader: DataLoader[Any], who: str) -> None:

@@ -5,13 +5,18 @@
 
 Each copy's module is built under a forked global generator, seeded with the copy's key: a loop over copies, at starts
 and restarts only.
+
+What is trained are the parameters that require a gradient and have one, as in torch. All else that a module holds
+(frozen, integer and unused parameters, buffers) is a constant, as ``make`` made it: one for all copies where two
+modules made apart agree, else each copy's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +25,18 @@ from torch.func import functional_call, vmap
 from levels.config import Count, require
 from levels.layout import Layout
 from levels.tasks.nets import Cursor
+from levels.tasks.norms import PlainNorms
 from levels.tasks.task import LossTask
+from levels.tree import map_leaves
 
 Data = tuple[Tensor, Tensor]
+
+
+class ModuleState(NamedTuple):
+    """Where a copy stands in its data, and what its module holds beside what is trained, where copies differ in it."""
+
+    cursor: Cursor
+    constants: dict[str, Tensor]  # [*batch, *shape] by name
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
@@ -30,8 +44,9 @@ class ModuleTask(LossTask):
     """``make()`` builds the module; ``loss_function(outputs, targets)`` is a mean over a minibatch.
 
     ``train``, ``validation``, ``test``: pairs of tensors ``[examples, ...]``, inputs and targets; the last two may be
-    None if never used. ``minibatch``: examples in each loss, drawn with replacement. ValueError for modules whose
-    output depends on the global generator or on earlier inputs (dropout, batch norm with running statistics).
+    None if they are never used. ``minibatch``: examples in each loss, drawn with replacement. Raises ValueError for
+    modules whose output depends on the global generator (dropout) or on earlier inputs (batch norm with running
+    statistics, a buffer that a forward changes), and for complex parameters.
     """
 
     name = "module"
@@ -55,12 +70,19 @@ class ModuleTask(LossTask):
             require(not drops, f"{what} draws from the global generator; set its p to 0 or leave it out")
             running = getattr(part, "running_mean", None) is not None
             require(not running, f"{what} remembers what it saw; set track_running_stats=False or use GroupNorm")
+        for name, parameter in self.module.named_parameters():
+            require(not parameter.is_complex(), f"module: {name} is complex; split it into real and imaginary parts")
         require(self.layout.size > 0, "module: it has no parameters; nothing there to optimize")
 
     @cached_property
     def module(self) -> nn.Module:
-        """One module, for its structure; built under a forked generator."""
+        """One module, for its structure."""
+        return self.made(0)
+
+    def made(self, seed: int) -> nn.Module:
+        """A module whose draws are those of ``seed``; torch's generator is left alone."""
         with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             return self.make()
 
     @cached_property
@@ -73,43 +95,77 @@ class ModuleTask(LossTask):
 
     @cached_property
     def layout(self) -> Layout:
-        shapes = {name: tuple(p.shape) for name, p in self.module.named_parameters()}
+        shapes = {name: tuple(dict(self.module.named_parameters())[name].shape) for name in self.trained}
         return Layout.of(shapes, self.torch_dtype, self.device)
 
+    @cached_property
+    def trained(self) -> list[str]:
+        """Names of the parameters that require a gradient and have one, by a plain evaluation of one minibatch.
+
+        Raises ValueError if that changes a buffer.
+        """
+        held = {name: self.taken(tensor.detach()).clone() for name, tensor in tensors_of(self.module).items()}
+        wanted = [name for name, p in self.module.named_parameters() if p.requires_grad and p.is_floating_point()]
+        for name in wanted:
+            held[name].requires_grad_()
+        before = {name: tensor.detach().clone() for name, tensor in held.items()}
+        inputs, targets = (part[: self.minibatch] for part in self.data)
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            loss = self.loss_function(functional_call(self.module, held, (inputs,)), targets)
+        for name, _ in self.module.named_buffers():
+            what = f"module: a forward changes its buffer {name}, which would not be carried from loss to loss"
+            require(torch.equal(held[name], before[name]), f"{what}; compute it from the parameters and the inputs")
+        if not wanted or not loss.requires_grad:
+            return []
+        grads = torch.autograd.grad(loss.sum(), [held[name] for name in wanted], allow_unused=True)
+        return [name for name, grad in zip(wanted, grads) if grad is not None]
+
     def init(self, key: Tensor) -> Tensor:
-        starts = []
-        for number in self.own(key).flatten().tolist():
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(number)
-                starts.append(self.layout.ravel(self._taken(self.make().named_parameters())))
-        return torch.stack(starts).reshape(*key.shape, -1)
+        return self.layout.ravel(self._each_made(self.own(key), self.trained))
 
-    def init_state(self, params: Tensor, key: Tensor) -> Cursor:
-        return Cursor.start(self.own(key))
+    def init_state(self, params: Tensor, key: Tensor) -> ModuleState:
+        own = self.own(key)
+        varying = [name for name in tensors_of(self.module) if name not in self.shared and name not in self.trained]
+        return ModuleState(Cursor.start(own), self._each_made(own, varying) if varying else {})
 
-    def loss(self, params: Tensor, state: Cursor) -> tuple[Tensor, Cursor]:
+    def loss(self, params: Tensor, state: ModuleState) -> tuple[Tensor, ModuleState]:
         inputs, targets = self.data
-        rows = state.draw(self.minibatch, len(targets)).reshape(-1, self.minibatch)
-        return self.losses(params, inputs[rows], targets[rows]), state.next()
+        rows = state.cursor.draw(self.minibatch, len(targets)).reshape(-1, self.minibatch)
+        losses = self.losses(params, state.constants, inputs[rows], targets[rows])
+        return losses, state._replace(cursor=state.cursor.next())
 
-    def losses(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, params: Tensor, constants: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
         """Losses ``[*batch]`` of parameters ``[*batch, n]``, each on a minibatch ``[copies, minibatch, ...]``."""
-        return vmap(self._one)(params.reshape(-1, params.shape[-1]), inputs, targets).reshape(params.shape[:-1])
+        batch = params.shape[:-1]
+        flat, own = map_leaves(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch) :]), (params, constants))
+        return vmap(self._one)(flat, own, inputs, targets).reshape(batch)
 
-    def _one(self, flat: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        outputs = functional_call(self.module, self.layout.unravel(flat) | self._buffers, (inputs,))
-        return self.loss_function(outputs, targets)
+    def _one(self, flat: Tensor, constants: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        tensors = {**self.layout.unravel(flat), **self.shared, **constants}
+        with PlainNorms():
+            return self.loss_function(functional_call(self.module, tensors, (inputs,)), targets)
 
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         return [] if getattr(self, self.split) is None else [self.data]
 
     @cached_property
-    def _buffers(self) -> dict[str, Tensor]:
-        return self._taken(self.module.named_buffers())
+    def shared(self) -> dict[str, Tensor]:
+        """What is not trained and is the same in every module that `make` returns, by name."""
+        other = tensors_of(self.made(1))
+        same = {name: tensor for name, tensor in tensors_of(self.module).items() if torch.equal(tensor, other[name])}
+        return {name: self.taken(tensor.detach()) for name, tensor in same.items() if name not in self.trained}
 
-    def _taken(self, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: self.taken(tensor.detach()) for name, tensor in named}
+    def _each_made(self, key: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """Tensors ``[*batch, *shape]`` by name, of a module made anew for each key ``[*batch]``."""
+        modules = [tensors_of(self.made(number)) for number in key.flatten().tolist()]
+        stacked = {name: torch.stack([self.taken(module[name].detach()) for module in modules]) for name in names}
+        return {name: tensor.reshape(*key.shape, *tensor.shape[1:]) for name, tensor in stacked.items()}
 
     def taken(self, tensor: Tensor) -> Tensor:
         """The tensor on the task's device, in its dtype if that is floating."""
         return tensor.to(self.device, self.torch_dtype if tensor.is_floating_point() else None)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

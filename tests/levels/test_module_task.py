@@ -5,8 +5,10 @@ import torch
 from draws import batch_of
 from torch import nn
 
-from levels import ModuleTask, keys
+from levels import SGD, AdamW, Level, ModuleTask, keys
 from levels.testing import check_problem
+from levels.tree import map_leaves
+from recursion import Tower
 
 
 def data(examples=20, features=4, classes=3, seed=0, dtype=torch.float64):
@@ -34,6 +36,34 @@ class Scaled(nn.Module):
         return self.out(self.again(torch.tanh(self.linear(inputs)))) @ self.scale + self.shift
 
 
+class Counting(nn.Module):
+    """It counts its forwards, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("n", torch.zeros(()))
+
+    def forward(self, inputs):
+        self.n += 1
+        return self.linear(inputs) * self.n
+
+
+class Odd(nn.Module):
+    """Features drawn at random and never trained, a frozen layer, one that the loss does not use, and ``more``."""
+
+    def __init__(self, more=None):
+        super().__init__()
+        self.first, self.out, self.unused = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(2, 2)
+        self.first.requires_grad_(False)
+        self.register_buffer("features", torch.randn(4, 4))
+        self.register_buffer("scale", torch.tensor(2.0))
+        self.more = nn.Parameter(torch.arange(3) if more is None else more, requires_grad=False)
+
+    def forward(self, inputs):
+        return self.out(torch.tanh(self.first(inputs @ self.features) * self.scale)) + self.more
+
+
 def task(make=perceptron, *, minibatch=5, dtype="float64", **settings):
     given = {"train": data(), "loss_function": nn.functional.cross_entropy, **settings}
     return ModuleTask(make=make, minibatch=minibatch, dtype=dtype, **given)
@@ -43,7 +73,8 @@ def by_hand(problem, params, state, examples):
     """Loss and gradient of each copy, one module and one autograd call after another."""
     inputs, targets = examples
     losses, grads = [], []
-    rows = keys.integers(keys.fold_in(state.key, state.step), (problem.minibatch,), len(targets)).flatten(0, -2)
+    cursor = state.cursor
+    rows = keys.integers(keys.fold_in(cursor.key, cursor.step), (problem.minibatch,), len(targets)).flatten(0, -2)
     for flat, chosen in zip(params.flatten(0, -2), rows):
         model = problem.make().to(params.dtype)
         start = 0
@@ -89,13 +120,13 @@ def test_values_and_gradients_by_hand(make, batch):
     params = problem.init(key)
     state = problem.init_state(params, keys.fold_in(key, 1))
     for number in range(3):
-        lead = (params, state) if batch else (params[None], type(state)(*(leaf[None] for leaf in state)))
+        lead = (params, state) if batch else (params[None], map_leaves(lambda leaf: leaf[None], state))
         expected_value, expected_grad = by_hand(problem, *lead, problem.train)
         value, grad, state = problem.value_and_grad(params, state)
         assert value.shape == batch
         assert torch.allclose(value, expected_value.reshape(batch), rtol=1e-12)
         assert torch.allclose(grad, expected_grad.reshape(grad.shape), rtol=1e-10, atol=1e-13)
-        assert (state.step == number + 1).all()
+        assert (state.cursor.step == number + 1).all()
         params = params - 0.5 * grad
 
 
@@ -176,6 +207,16 @@ def test_splits_read_their_own_data():
             "module: the module (Dropout) draws from the global generator; set its p to 0 or leave it out",
         ),
         (lambda: nn.Tanh(), "module: it has no parameters; nothing there to optimize"),
+        (lambda: nn.Linear(4, 3).requires_grad_(False), "module: it has no parameters; nothing there to optimize"),
+        (
+            lambda: Counting(),
+            "module: a forward changes its buffer n, which would not be carried from loss to loss; "
+            "compute it from the parameters and the inputs",
+        ),
+        (
+            lambda: Odd(torch.ones(3, dtype=torch.complex64)),
+            "module: more is complex; split it into real and imaginary parts",
+        ),
     ],
 )
 def test_modules_that_are_refused(make, sentence):
@@ -208,3 +249,36 @@ def test_missing_and_unfit_data():
         task(train=(inputs[:0], targets[:0]))
     with pytest.raises(ValueError, match=r"^module: minibatch must be a whole number of at least 1, got true$"):
         task(minibatch=True)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(lr=0.1), AdamW(lr=0.1, weight_decay=0.1)], ids=str)
+def test_what_has_no_gradient_stays_as_make_made_it(optimizer):
+    """Against torch's own optimizer over each copy's module, which leaves alone what has no gradient."""
+    problem = task(Odd, minibatch=20)
+    assert dict(problem.layout.entries) == {"out.weight": (3, 6), "out.bias": (3,)}
+    assert sorted(problem.shared) == ["more", "scale"]
+    tower = Tower(problem, Level(optimizer=optimizer, batch=3))
+    first = tower.init(seed=0)
+    *_, (state, _) = tower.run(first, 5)
+    constants, before = state.carry.problem_state.constants, first.carry.problem_state.constants
+    assert sorted(constants) == ["features", "first.bias", "first.weight", "unused.bias", "unused.weight"]
+    assert all(torch.equal(constants[name], before[name]) for name in constants)
+    assert len(constants["features"].unique(dim=0)) == 3
+    inputs, targets = problem.data
+    kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer.name]
+    for copy in range(3):
+        model = Odd().double()
+        trained = {name: view[copy] for name, view in problem.layout.unravel(first.carry.x).items()}
+        rest = {name: tensor[copy] for name, tensor in constants.items()}
+        model.load_state_dict({**model.state_dict(), **trained, **rest})
+        settings = {"weight_decay": 0.1} if optimizer.name == "adamw" else {}
+        theirs = kind(model.parameters(), 0.1, **settings)
+        rows = first.carry.problem_state.cursor
+        for step in range(5):
+            drawn = keys.integers(keys.fold_in(rows.key, torch.full_like(rows.key, step)), (20,), 20)[copy]
+            theirs.zero_grad()
+            problem.loss_function(model(inputs[drawn]), targets[drawn]).backward()
+            theirs.step()
+        ours = problem.layout.unravel(state.carry.x[copy])
+        assert torch.allclose(ours["out.weight"], model.out.weight, rtol=1e-6, atol=1e-9)
+        assert torch.equal(model.unused.weight, rest["unused.weight"])

@@ -1,7 +1,9 @@
 """Mixtures, augmentation and loaders: tasks made from other tasks, or from a user's own data."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from draws import batch_of, halves
@@ -255,10 +257,17 @@ class Jittered(Dataset):
         return len(self.targets)
 
     def __getitem__(self, number):
-        return self.inputs[number] + torch.randn(4), self.targets[number]
+        return self.inputs[number] + self.noise(), self.targets[number]
 
 
-def test_random_augmentation_is_drawn_from_the_key():
+@pytest.mark.parametrize(
+    "noise",
+    [lambda: torch.randn(4), random.random, lambda: torch.from_numpy(np.random.randn(4))],
+    ids=["torch", "python", "numpy"],
+)
+def test_random_augmentation_is_drawn_from_the_key(noise, monkeypatch):
+    monkeypatch.setattr(Jittered, "noise", staticmethod(noise), raising=False)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     task = loader_task(DataLoader(Jittered(), 5, shuffle=True))
     check_problem(task, splits=("train",))
     rows = torch.zeros(5, dtype=torch.int64)
@@ -266,6 +275,9 @@ def test_random_augmentation_is_drawn_from_the_key():
     assert torch.equal(first, again)
     assert (first != other).all()
     assert len(first.unique(dim=0)) == 5
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:], "the generators are left alone"
 
 
 def test_a_collate_function_is_honoured():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Quadratic
+from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Quadratic, keys
+from levels.tree import leaves
 from recursion import Tower
 from recursion.evaluate.observed import Observed, Tally
 from recursion.notation import parse
@@ -91,3 +92,17 @@ def test_base_steps_are_what_the_task_counts(gradients, expected):
         before = tally.gradients
         state, _ = tower.step(state)
         assert tally.gradients - before == batch * tower.costs[-1] == batch * expected
+
+
+@pytest.mark.parametrize("gradient", ["first-order", "exact"])
+def test_inference_mode_changes_nothing(gradient):
+    """There autograd is off for good; a step leaves it for as long as it runs, and a level alone refuses."""
+    tower = parse(f"quadratic(dims=3): lstm(hidden=3)@3[batch=2, gradient={gradient}] / adam")
+    straight = tower.step(tower.step(tower.init(0))[0])[0]
+    with torch.inference_mode():
+        inside = tower.step(tower.step(tower.init(0))[0])[0]
+        assert all(torch.equal(a, b) for a, b in zip(leaves(straight), leaves(inside), strict=True))
+        level = tower.bound[0]
+        theta = level.init(keys.seed(0))
+        with pytest.raises(ValueError, match=r"no gradients under torch.inference_mode.*; use torch.no_grad$"):
+            level.value_and_grad(theta, level.init_state(theta, keys.seed(1)))

@@ -1,0 +1,112 @@
+"""Norms from plain operations: third derivatives of torch's own layer norm and batch norm are wrong (torch 2.13), and
+an exact level over an exact level asks for them.
+
+    with PlainNorms():
+        model(inputs)        # nn.LayerNorm, nn.BatchNorm1d and the like, and torch.nn.functional's, are composed here
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+class PlainNorms(TorchFunctionMode):
+    """Inside, what `PLAIN` lists is computed by plain operations."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return PLAIN.get(func, func)(*args, **(kwargs or {}))
+
+
+def standardised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+    """``x`` with mean 0 and variance 1 over some dimensions."""
+    centred = x - x.mean(tuple(dims), keepdim=True)
+    scale: Tensor = (centred.square().mean(tuple(dims), keepdim=True) + eps).rsqrt()
+    return centred * scale
+
+
+def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, channels: int | None = None) -> Tensor:
+    """``x * weight + bias``, either of which may be None; by dimension 1 of ``x`` if it has ``channels``."""
+    shape = None if channels is None else (-1, *[1] * (x.dim() - 2))
+    weight, bias = (part if part is None or shape is None else part.reshape(shape) for part in (weight, bias))
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def layer_norm(
+    input: Tensor,  # noqa: A002, torch's name
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: bool,
+) -> Tensor:
+    """As `torch.nn.functional.layer_norm`; a last argument of `torch.layer_norm` says which kernel, and is not read."""
+    return scaled(standardised(input, range(-len(normalized_shape), 0), eps), weight, bias)
+
+
+def group_norm(
+    input: Tensor,  # noqa: A002
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: bool,
+) -> Tensor:
+    """As `torch.nn.functional.group_norm`, and `torch.group_norm`."""
+    groups = input.reshape(len(input), num_groups, -1)
+    return scaled(standardised(groups, [-1], eps).reshape(input.shape), weight, bias, input.shape[1])
+
+
+def batch_norm(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,  # noqa: ARG001
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `torch.nn.functional.batch_norm`, where it keeps no running statistics in training."""
+    if not training:
+        assert running_mean is not None
+        assert running_var is not None
+        scale = (running_var + eps).rsqrt()
+        return scaled(scaled(input, scale, -running_mean * scale, input.shape[1]), weight, bias, input.shape[1])
+    dims = [dim for dim in range(input.dim()) if dim != 1]
+    return scaled(standardised(input, dims, eps), weight, bias, input.shape[1])
+
+
+def instance_norm(
+    input: Tensor,  # noqa: A002
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `torch.nn.functional.instance_norm`, where it keeps no running statistics in training."""
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return scaled(standardised(input, range(2, input.dim()), eps), weight, bias, input.shape[1])
+
+
+PLAIN: dict[Any, Callable[..., Any]] = {
+    functional.layer_norm: layer_norm,
+    functional.group_norm: group_norm,
+    functional.batch_norm: batch_norm,
+    functional.instance_norm: instance_norm,
+    torch.layer_norm: layer_norm,
+    torch.group_norm: group_norm,
+}
+"""What is replaced, and by what."""
