@@ -4,7 +4,7 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,47 +27,44 @@ SAME = ("seeds", "steps", "problems", "select", "snapshots", "search", "baseline
 def ablate(args: argparse.Namespace) -> None:
     """``tower ablate``: carry out what is left of a study, then write its report."""
     tower = str(read_tower(args.tower)) if args.tower.endswith(".json") else " ".join(args.tower.split())
-    request = Request(
-        tower=tower,
-        depths=every_depth(tower) if args.depths is None else parse_depths(args.depths),
-        grid=parse_grid(args.grid),
-        budget=Budget.parse(args.budget),
-        **{name: getattr(args, name) for name in SAME},
-    )
+    depths = every_depth(tower) if args.depths is None else parse_depths(args.depths)
+    options = {name: getattr(args, name) for name in SAME}
+    budget, grid = Budget.parse(args.budget), parse_grid(args.grid)
+    request = Request(tower=tower, depths=depths, grid=grid, budget=budget, **options)
     out = RUNS / f"{folder_name(tower)}-ablation" if args.out is None else Path(args.out)
     pool: Pool = Ray(args.ray or None, args.workers) if args.ray is not None else Local(args.workers)
-    for line in planned(request, pool.size, out):
-        sys.stderr.write(f"tower: {line}\n")
+    for line in _planned(request, pool.size, out):
+        _say(line)
     _carry_out(request, out, pool, args)
     failed = load(out).runs.query("status == 'failed'")
     if len(failed):
         again = shlex.join(["tower", *(word for word in args.words if word != "--retry"), "--retry"])
         some = f"{len(failed)} of {len(request.runs())} runs failed, as {failed.iloc[0].run}: {failed.iloc[0].why}"
-        sys.stderr.write(f"tower: {some}; mend that, then try them again with: {again}\n")
+        _say(f"{some}; mend that, then try them again with: {again}")
     if not args.no_report:
         _report(out, None)
 
 
 def report(args: argparse.Namespace) -> None:
     """``tower report``: the page of a study, as far as it is."""
-    _report(Path(args.run), None if args.out is None else Path(args.out))
+    _report(Path(args.run), args.out)
 
 
-def planned(request: Request, size: int, out: Path) -> list[str]:
+def _planned(request: Request, size: int, out: Path) -> Iterator[str]:
     """What is about to be done, and what it costs, in lines."""
     labels = {run.cell: run.tower for run in request.runs()}
     count, budget = len(labels) * request.seeds, request.budget
+    cost = f"{budget} base steps each, {budget.amount * count:.3g} in all, {size} at a time"
     if budget.unit == "seconds":
         whole = duration(budget.amount * math.ceil(count / size))
         cost = f"{budget.amount:g} s each, about {whole} {size} at a time"
         cost += "; a run in seconds is not repeatable, one in base steps is"
-    else:
-        cost = f"{budget} base steps each, {budget.amount * count:.3g} in all, {size} at a time"
     seeds = f"{request.seeds} seeds" if request.seeds > 1 else "1 seed"
-    lines = [f"{count} runs in {out}, of {len(labels)} cells and {seeds}: {cost}"]
+    yield f"{count} runs in {out}, of {len(labels)} cells and {seeds}: {cost}"
     for label, tower in list(labels.items())[:SHOWN]:
-        lines.append(f"  {label}: {'the best of the hand-made rules' if label == BASELINE else tower}")
-    return lines + ([f"  and {len(labels) - SHOWN} more"] if len(labels) > SHOWN else [])
+        yield f"  {label}: {'the best of the hand-made rules' if label == BASELINE else tower}"
+    if len(labels) > SHOWN:
+        yield f"  and {len(labels) - SHOWN} more"
 
 
 def _carry_out(request: Request, out: Path, pool: Pool, args: argparse.Namespace) -> None:
@@ -77,7 +74,7 @@ def _carry_out(request: Request, out: Path, pool: Pool, args: argparse.Namespace
     def begin(status: Mapping[str, str]) -> None:
         done = sum(each == "done" for each in status.values())
         if done:
-            sys.stderr.write(f"tower: going on, {done} of {len(status)} runs are done\n")
+            _say(f"going on, {done} of {len(status)} runs are done")
         boards.append(stack.enter_context(Board(status, sys.stderr)))
 
     def tell(event: Event) -> None:
@@ -90,6 +87,11 @@ def _carry_out(request: Request, out: Path, pool: Pool, args: argparse.Namespace
             raise KeyboardInterrupt(f"stopped; go on with the same command: {shlex.join(words)}") from None
 
 
-def _report(folder: Path, out: Path | None) -> None:
+def _report(folder: Path, out: str | None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
-    sys.stdout.write(f"written: {', '.join(map(str, write(folder, console, out)))}\n")
+    paths = write(folder, console, None if out is None else Path(out))
+    sys.stdout.write(f"written: {', '.join(map(str, paths))}\n")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"tower: {line}\n")

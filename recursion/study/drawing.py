@@ -1,4 +1,4 @@
-"""A picture twice: a PNG for anywhere, and an SVG that goes into a page and takes its fonts.
+"""A picture twice: a PNG for anywhere, and an SVG that goes into a page.
 
 Pictures are drawn on a matplotlib ``Figure`` without its global state: a quiet grid, no box, one narrow panel, so that
 a narrow window shows them at a size that can be read. In the SVG text stays text; ``page.css`` inverts it in dark.
@@ -6,7 +6,6 @@ a narrow window shows them at a size that can be read. In the SVG text stays tex
 
 import io
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,8 +34,6 @@ STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor", "hatch.color"), INK),
     **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), SOFT),
 }  # fmt: skip
-ELEMENT = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg" stroke-linejoin="round" '
-ELEMENT += 'aria-hidden="true" focusable="false"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +44,7 @@ class Picture:
     alt: str
     caption: str
     png: bytes
-    svg: str
+    svg: bytes
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,10 @@ def drawn(
         columns = min(1 if longest > 34 else 2 if longest > 16 else 3, len(names))
         if len(names) > 1:
             figure.legend(handles, names, loc="outside lower center", ncols=columns)
-        png, svg = io.BytesIO(), io.StringIO()
+        png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    inline = _inline(svg.getvalue(), name)
-    pictures.append(Picture(name=name, alt=alt, caption=caption, png=png.getvalue(), svg=inline))
+    pictures.append(Picture(name=name, alt=alt, caption=caption, png=png.getvalue(), svg=svg.getvalue()))
 
 
 def looks_of(names: Sequence[Any]) -> Looks:
@@ -152,21 +148,3 @@ def whisker(axes: Axes, x: float, estimate: Estimate, style: Style, label: str |
 def drawable(values: Iterable[float]) -> list[float]:
     """Infinite values as gaps."""
     return [float(value) if math.isfinite(value) else math.nan for value in values]
-
-
-def _inline(svg: str, name: str) -> str:
-    """An SVG document as an element of a page: ids of its own, the page's font, no fixed size."""
-    text = svg[svg.index("<svg ") :]
-    box = re.findall(r'viewBox="[^"]*"', text)[0]
-    for pattern, new in (
-        (r"<svg width[^>]*>", f"<svg {box} {ELEMENT}>"),
-        (r"(?s)<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", ""),
-        (r'\bid="', f'id="{name}-'),
-        (r'(href="#|url\(#)', rf"\1{name}-"),
-        (r"font-family:[^;\"]*", "font-family: inherit"),
-        (r"font:\s*(?:bold|700) ([\d.]+)px [^;\"]*", r"font-weight: bold; font-size: \1px; font-family: inherit"),
-        (r"font:\s*([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit"),
-        (r">\s+<", "><"),
-    ):
-        text = re.sub(pattern, new, text)
-    return text.strip()

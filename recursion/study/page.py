@@ -1,5 +1,6 @@
 """The page of a study, from the template ``page.html.j2``, which has its words and tables."""
 
+import base64
 import json
 import math
 import re
@@ -29,6 +30,7 @@ def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
     jinja.filters |= {name: getattr(words, name) for name in FILTERS}
+    jinja.filters["base64"] = lambda data: base64.b64encode(data).decode()
     jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
     data = findings.data
     return jinja.get_template("page.html.j2").render(

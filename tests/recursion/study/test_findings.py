@@ -6,44 +6,39 @@ import re
 
 import numpy as np
 import pytest
-from synthetic import Told, write_study
+from synthetic import Planted, findings_of
 
 from recursion.evaluate.statistics import interquartile_mean
 from recursion.study import honesty
-from recursion.study.findings import Findings
 from recursion.study.request import Budget, Request
-from recursion.study.results import SPENT, load
+from recursion.study.results import SPENT
 
 TOWER = "quadratic: lstm(hidden=4)@5 / lstm(hidden=4)@2 / adam"
 SMALL = Request(tower=TOWER, depths=(1, 2, 3), seeds=4, problems=16, select=12, steps=20, budget=Budget(amount=2e6))
+TWO = dataclasses.replace(SMALL, tower="quadratic: lstm(hidden=4)@5 / adam", depths=(2,), seeds=3)
+VALUES = ("1e-3", "1e-2", "1e-1", "1", "1e1", "1e2", "1e3")
+HEIGHTS = Request(
+    tower="quadratic: sgd@1 / ... / sgd", depths=(1, 2, 3), grid=(("lr*", VALUES),), seeds=2, problems=8, select=4,
+    steps=20, baseline=False,
+)  # fmt: skip
 LOSS = {1: 0.5, 2: 0.4, 3: 0.4, None: 0.45}
 DIVERGED = "level 2 (lstm@5): gradient is not finite at top step 41; lower its learning rate or clip it"
 
 
 def by_depth(**changed):
     """Depth 2 is better than depth 1 and no worse than depth 3."""
-    return lambda run: dataclasses.replace(Told(loss=LOSS[run.depth]), **changed)
-
-
-def found_in(folder, request, tell):
-    findings = Findings(load(write_study(folder, request, tell)))
-    return findings.data, findings
-
-
-def cell(results, label):
-    return next(each for each in results.cells if each.label == label)
+    return lambda run: dataclasses.replace(Planted(loss=LOSS[run.depth]), **changed)
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    return found_in(tmp_path_factory.mktemp("sound"), SMALL, by_depth())
+    return findings_of(tmp_path_factory.mktemp("sound"), SMALL, by_depth())
 
 
 def test_the_table_holds_interquartile_means_of_report_problems(sound):
-    results, findings = sound
-    assert [line.cell.label for line in findings.lines] == ["depth 1", "depth 2", "depth 3", "tuned baseline"]
-    line = findings.lines[1]
-    losses = results.losses(line.cell, "chosen", "report", "mean loss")
+    assert [line.cell.label for line in sound.lines] == ["depth 1", "depth 2", "depth 3", "tuned baseline"]
+    line = sound.lines[1]
+    losses = sound.data.losses(line.cell, "chosen", "report", "mean loss")
     assert losses.shape == (4, 16)
     assert line.losses["mean loss"].value == interquartile_mean(losses.to_numpy().reshape(-1))
     assert line.losses["mean loss"].low < 0.4 < line.losses["mean loss"].high
@@ -51,13 +46,13 @@ def test_the_table_holds_interquartile_means_of_report_problems(sound):
 
 
 def test_a_level_that_pays_and_one_that_does_not(sound):
-    pairs = {(each.ours.depth, each.factor): each for each in sound[1].comparisons}
+    pairs = {(each.ours.depth, each.factor): each for each in sound.comparisons}
     assert pairs[2, "depth"].verdict == "another level pays"
-    assert pairs[2, "depth"].contrasts["mean loss"].difference.value == pytest.approx(-0.1, abs=0.02)
-    assert pairs[2, "depth"].contrasts["mean loss"].improvement.value == 1.0
+    assert pairs[2, "depth"].main.difference.value == pytest.approx(-0.1, abs=0.02)
+    assert pairs[2, "depth"].main.improvement.value == 1.0
     assert pairs[3, "depth"].verdict == "not shown that another level pays"
     assert [pairs[d, "tuned baseline"].verdict for d in (1, 2, 3)] == ["worse", "better", "better"]
-    first, second, third = sound[1].answer
+    first, second, third = sound.answer
     assert re.search(r"going from depth 1 to 2 lowers the mean loss by (19|20)\.\d% \[1\d\.\d%, 2\d\.\d%\]", first)
     assert "going from depth 2 to 3 shows no difference" in first
     assert "lower than the tuned baseline's" in second
@@ -66,98 +61,95 @@ def test_a_level_that_pays_and_one_that_does_not(sound):
 
 def test_differences_are_paired_by_problem_and_seed(tmp_path):
     """The same noise in both cells cancels: the difference is known far better than either loss."""
-    told = {1: Told(loss=0.5, spread=0.5), 2: Told(loss=0.49, spread=0.5, seeds=0.0, noise=0.001)}
-    told[1] = dataclasses.replace(told[1], seeds=0.0, noise=0.001)
-    request = dataclasses.replace(SMALL, tower="quadratic: lstm(hidden=4)@5 / adam", depths=(1, 2), baseline=False)
-    _, findings = found_in(tmp_path, request, lambda run: told[run.depth])
+    request = dataclasses.replace(TWO, depths=(1, 2), seeds=4, baseline=False)
+    losses = {1: 0.5, 2: 0.49}
+    findings = findings_of(
+        tmp_path, request, lambda run: Planted(losses[run.depth], spread=0.5, seeds=0.0, noise=0.001)
+    )
     one, two = (line.losses["mean loss"] for line in findings.lines)
     assert two.high > one.low
     assert findings.comparisons[0].sign == -1
 
 
 def test_a_diverged_run_counts_as_the_worst_and_another_failure_is_left_out(tmp_path):
-    def tell(run):
-        if run.id == "depth-3-seed-2":
-            return Told(status="failed", why=DIVERGED)
-        return Told(status="failed", why="MemoryError") if run.id == "depth-2-seed-1" else by_depth()(run)
-
-    results, findings = found_in(tmp_path, SMALL, tell)
-    two, three = (results.losses(cell(results, f"depth {depth}"), "chosen", "report", "mean loss") for depth in (2, 3))
+    failed = {"depth-3-seed-2": DIVERGED, "depth-2-seed-1": "MemoryError"}
+    findings = findings_of(
+        tmp_path, SMALL,
+        lambda run: Planted(status="failed", why=failed[run.id]) if run.id in failed else by_depth()(run),
+    )  # fmt: skip
+    two, three = (findings.data.losses(line.cell, "chosen", "report") for line in findings.lines[1:3])
     assert list(two.index) == [0, 2, 3]
     assert list(three.index) == [0, 1, 2, 3]
     assert np.isinf(three.loc[2]).all()
     assert np.isfinite(findings.lines[2].losses["mean loss"].value)
     assert findings.lines[2].losses["mean loss"].high == math.inf
-    assert dict(zip(findings.failed.run, findings.failed.diverged)) == {"depth-3-seed-2": True, "depth-2-seed-1": False}
-    pair = next(each for each in findings.comparisons if each.ours.depth == 3 and each.factor == "depth")
+    assert dict(zip(findings.failed.run, findings.failed.diverged)) == {
+        run: why == DIVERGED for run, why in failed.items()
+    }
+    pair = findings.lines[2].lower
     assert (pair.main.seeds, pair.lacking) == ((0, 2, 3), 1)
-    assert pair.contrasts["mean loss"].improvement.value < 0.8
+    assert pair.main.improvement.value < 0.8
 
 
 def test_the_alarm_fires_on_an_overfitted_optimizer_and_not_on_a_sound_one(tmp_path, sound):
-    assert sound[1].alarms == []
-    assert all(abs(gap.gap) < 0.1 for gap in sound[1].gaps)
-
-    def tell(run):
-        overfit = Told(loss=2.0, gains={"train": 0.2, "select": 1.0}, noise=0.05)
-        return overfit if run.depth == 3 else by_depth()(run)
-
-    _, findings = found_in(tmp_path, SMALL, tell)
-    assert len(findings.alarms) == 1
-    assert findings.alarms[0].startswith("depth 3 improves on train problems (gain 1.6")
-    assert "not on report problems" in findings.alarms[0]
-    gap = next(gap for gap in findings.gaps if gap.cell.depth == 3)
-    assert gap.gap == pytest.approx(math.log(5), abs=0.1)
+    assert sound.alarms == []
+    assert all(abs(gap.gap) < 0.1 for gap in sound.gaps)
+    overfitted = Planted(loss=2.0, gains={"train": 0.2, "select": 1.0}, noise=0.05)
+    findings = findings_of(tmp_path, SMALL, lambda run: overfitted if run.depth == 3 else by_depth()(run))
+    (alarm,) = findings.alarms
+    assert alarm.startswith("depth 3 improves on train problems (gain 1.6")
+    assert "not on report problems" in alarm
+    assert next(gap for gap in findings.gaps if gap.cell.depth == 3).gap == pytest.approx(math.log(5), abs=0.1)
     assert findings.answer[2].startswith("Alarm: depth 3 improves")
 
 
-def test_the_alarm_fires_where_only_select_problems_improved(tmp_path):
-    _, findings = found_in(tmp_path, SMALL, by_depth(loss=2.1, gains={"train": 1.0, "select": 0.5}))
-    assert any(
-        "improves on select problems" in alarm and "train" not in alarm.split(" but")[0] for alarm in findings.alarms
-    )
+@pytest.mark.parametrize(
+    ("plant", "alarm"),
+    [
+        (
+            by_depth(loss=2.1, gains={"select": 0.5}),
+            r"depth 2 improves on select problems \([^)]*\) but not on report .*",
+        ),
+        (
+            lambda run: Planted(gains={"select": 0.5} if run.depth == 2 else {}),
+            "select problems prefer depth 2 to depth .*",
+        ),
+        (
+            lambda run: Planted(trained_on=3 * (run.id == "depth-2-seed-0")),
+            "depth 2 was trained on 3 problems of those that are reported",
+        ),
+    ],
+)
+def test_other_alarms(plant, alarm, tmp_path):
+    assert any(re.fullmatch(alarm, each) for each in findings_of(tmp_path, SMALL, plant).alarms)
 
 
 def test_no_alarm_where_report_problems_show_most_of_a_gain_and_only_the_noise_hides_it(tmp_path):
     """Few reported problems, many to select by: the gain is shown on these alone, and is the same."""
     request = dataclasses.replace(SMALL, problems=2, select=64)
-    _, findings = found_in(tmp_path, request, by_depth(loss=1.9, noise=0.1, gains={}))
-    gap = next(gap for gap in findings.gaps if gap.cell.depth == 2)
+    gap = findings_of(tmp_path, request, by_depth(loss=1.9, noise=0.1)).gaps[0]
     assert gap.gains["select"].sign > 0 >= gap.gains["report"].sign
     assert gap.gains["report"].value > gap.gains["select"].value / 2
     assert gap.alarming == []
 
 
-def test_choosing_a_cell_that_only_select_problems_prefer_is_an_alarm(tmp_path):
-    def tell(run):
-        return Told(loss=0.5, gains={"select": 0.5} if run.depth == 2 else {})
-
-    _, findings = found_in(tmp_path, SMALL, tell)
-    assert findings.best.cell.label == "depth 2"
-    assert any(alarm.startswith("select problems prefer depth 2 to depth") for alarm in findings.alarms)
-
-
-def test_problems_that_were_trained_on_are_an_alarm(tmp_path):
-    _, findings = found_in(tmp_path, SMALL, lambda run: Told(trained_on=3 if run.id == "depth-2-seed-0" else 0))
-    assert findings.trained_on == 3
-    assert "depth 2 was trained on 3 problems of those that are reported" in findings.alarms
-
-
-def test_gains_are_logs_of_ratios_and_hold_for_losses_below_zero():
-    start, chosen = np.array([[2.0, 4.0, np.inf]]), np.array([[1.0, 2.0, np.inf]])
-    assert honesty.gain(start, chosen).value == pytest.approx(2 * math.log(2) / 3)  # of three, none is cut off
-    assert honesty.gain(np.array([[-1.0]]), np.array([[-3.0]])).value == pytest.approx(1.0)
-    assert honesty.gain(np.array([[0.0, 0.0]]), np.array([[0.0, 0.0]])).value == 0.0
+@pytest.mark.parametrize(
+    ("start", "chosen", "gain"),
+    [
+        ([2.0, 4.0, np.inf], [1.0, 2.0, np.inf], 2 * math.log(2) / 3),  # of three, none is cut off
+        ([-1.0], [-3.0], 1.0),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+    ],
+)
+def test_gains_are_logs_of_ratios_and_hold_for_losses_below_zero(start, chosen, gain):
+    assert honesty.gain(np.array([start]), np.array([chosen])).value == pytest.approx(gain)
 
 
 def test_the_guards_rescues_are_counted(tmp_path):
-    _, findings = found_in(tmp_path, SMALL, lambda run: Told(loss=2.0, rescued=0.25))
+    findings = findings_of(tmp_path, SMALL, lambda run: Planted(loss=2.0, rescued=0.25))
     guard = next(each for each in findings.guards if each.cell.depth == 2)
     assert (guard.rescued, guard.uses) == (4 * 4, 4 * 16)
     assert guard.guarded.value < guard.bare.value
-
-
-TWO = dataclasses.replace(SMALL, tower="quadratic: lstm(hidden=4)@5 / adam", depths=(2,), seeds=3)
 
 
 def curve(reaches, end=0.1):
@@ -166,100 +158,91 @@ def curve(reaches, end=0.1):
 
 
 def test_uses_to_break_even_have_a_closed_form(tmp_path):
-    def tell(run):
+    def plant(run):
         if run.kind == "search":
-            return Told(work=0.5, gradients=1e6, exact_curve=curve(20, 0.15))
-        return Told(work=1.0, gradients=1.5e6, exact_curve=curve(8 + run.seed, 0.15))
+            return Planted(work=0.5, gradients=1e6, exact_curve=curve(20, 0.15))
+        return Planted(work=1.0, gradients=1.5e6, exact_curve=curve(8 + run.seed, 0.15))
 
-    results, findings = found_in(tmp_path, TWO, tell)
-    (even,) = findings.break_even
+    findings = findings_of(tmp_path, TWO, plant)
+    (even,), data = findings.break_even, findings.data
     assert (even.target, even.reached, even.steps) == (0.15, 9.0, 20)
-    paid, tuning = (results.paid(each).loc[1] for each in (results.cells[0], results.baseline))
-    saving = 20 * 1.5 - 9 * 2.0
-    found = even.units.loc["base steps"]
-    assert found.saving == saving
-    assert found.full == pytest.approx(paid["base steps"] / saving)
-    assert found.uses == pytest.approx((paid["base steps"] - tuning["base steps"]) / saving)
+    paid, tuning = (data.paid(each).loc[1] for each in (data.cells[0], data.baseline))
+    saving, unit = 20 * 1.5 - 9 * 2.0, even.units.loc["base steps"]
+    assert unit.saving == saving
+    assert unit.full == pytest.approx(paid["base steps"] / saving)
+    assert unit.uses == pytest.approx((paid["base steps"] - tuning["base steps"]) / saving)
     ends = paid["base steps"] / (saving + 2), paid["base steps"] / (saving - 2)
-    assert (found.full_low, found.full_high) == pytest.approx(ends)
+    assert (unit.full_low, unit.full_high) == pytest.approx(ends)
     assert even.units.saving["task gradients"] == 20 - 9
     assert even.units.full["task gradients"] == pytest.approx(paid["task gradients"] / 11)
     assert even.units.saving["seconds"] == pytest.approx(11 * 1e-3)
 
 
-def test_never_for_two_reasons(tmp_path):
-    unreached = lambda run: Told(exact_curve=curve(20, 0.1) if run.kind == "search" else curve(5, 0.12))  # noqa: E731
-    (even,) = found_in(tmp_path / "unreached", TWO, unreached)[1].break_even
+@pytest.mark.parametrize(
+    ("tuned", "learned", "words"),
+    [
+        ({"exact_curve": curve(20, 0.1)}, {"exact_curve": curve(5, 0.12)}, "does not reach the loss"),
+        (
+            {"work": 0.0, "exact_curve": curve(10)}, {"work": 5.0, "exact_curve": curve(10)},
+            "a use costs as much as the baseline's, or more",
+        ),
+    ],
+)  # fmt: skip
+def test_never_for_two_reasons(tuned, learned, words, tmp_path):
+    (even,) = findings_of(tmp_path, TWO, lambda run: Planted(**tuned if run.kind == "search" else learned)).break_even
     assert even.units.uses["base steps"] == math.inf
-    assert "does not reach the loss" in even.sentence
-    dear = lambda run: Told(work=0.0 if run.kind == "search" else 5.0, exact_curve=curve(10))  # noqa: E731
-    (even,) = found_in(tmp_path / "dear", TWO, dear)[1].break_even
-    assert even.units.uses["base steps"] == math.inf
-    assert "a use costs as much as the baseline's, or more" in even.sentence
-    assert even.units.saving["task gradients"] == 0  # the baseline is there at the same step, and then only goes on
     assert even.never == 3
-
-
-VALUES = ("1e-3", "1e-2", "1e-1", "1", "1e1", "1e2", "1e3")
+    assert words in even.sentence
+    if "work" in learned:
+        assert even.units.saving["task gradients"] == 0  # the baseline is there at the same step, and then only goes on
 
 
 def test_the_robust_range_by_construction(tmp_path):
     """Height h bears h decades to either side; beyond, the loss is 3 times the best, or infinite far above."""
-    request = Request(
-        tower="quadratic: sgd@1 / ... / sgd", depths=(1, 2, 3), grid=(("lr*", VALUES),), seeds=2, problems=8, select=4,
-        steps=20, baseline=False,
-    )  # fmt: skip
 
-    def tell(run):
+    def plant(run):
         off = math.log10(float(run.factors["lr*"]))
-        good = abs(off) <= run.depth
-        loss = 0.2 if good else math.inf if off > 2 else 0.6
-        return Told(loss=loss, spread=0.0, seeds=0.0, noise=0.0, step_seconds=1e-3 * run.depth)
+        loss = 0.2 if abs(off) <= run.depth else math.inf if off > 2 else 0.6
+        return Planted(loss=loss, spread=0.0, seeds=0.0, noise=0.0, step_seconds=1e-3 * run.depth)
 
-    _, findings = found_in(tmp_path, request, tell)
-    (found,) = findings.sensitivities
-    assert found.factor == "lr*"
-    assert found.best == pytest.approx(0.2)
-    assert [height.height for height in found.heights] == [1, 2, 3]
-    for height in found.heights:
-        for each in height.ranges:
-            assert each.decades == pytest.approx(2 * height.height)
-            assert (each.low, each.high) == pytest.approx((2 * height.height,) * 2)
-            assert each.open == (height.height == 3)
+    findings = findings_of(tmp_path, HEIGHTS, plant)
+    (each,) = findings.sensitivities
+    assert each.factor == "lr*"
+    assert each.best == pytest.approx(0.2)
+    assert [height.height for height in each.heights] == [1, 2, 3]
+    for height in each.heights:
+        for ends in height.ranges:
+            assert (ends.decades, ends.low, ends.high) == pytest.approx((2 * height.height,) * 3)
+            assert ends.open == (height.height == 3)
         assert height.seconds.value == pytest.approx(1e-3 * height.height)
-    assert found.heights[2].ranges[0].text == "at least 6"
-    assert "1 ms for each level more" in found.slower
+    assert each.heights[2].ranges[0].text == "at least 6"
+    assert "1 ms for each level more" in each.slower
     assert not findings.comparisons  # pairs of depths at one step size are not what such a grid is about
 
 
 def test_a_height_at_which_no_step_size_will_do(tmp_path):
-    request = Request(
-        tower="quadratic: sgd@1 / ... / sgd", depths=(1, 2), grid=(("lr*", VALUES[:2]),), seeds=2, problems=8, select=4,
-        steps=20, baseline=False,
-    )  # fmt: skip
-    _, findings = found_in(tmp_path, request, lambda run: Told(loss=0.2 if run.depth == 2 else 5.0))
-    assert math.isnan(findings.sensitivities[0].heights[0].ranges[1].decades)
-    assert findings.sensitivities[0].heights[0].ranges[1].text == "none"
+    request = dataclasses.replace(HEIGHTS, depths=(1, 2), grid=(("lr*", VALUES[:2]),))
+    findings = findings_of(tmp_path, request, lambda run: Planted(loss=0.2 if run.depth == 2 else 5.0))
+    ends = findings.sensitivities[0].heights[0].ranges[1]
+    assert math.isnan(ends.decades)
+    assert ends.text == "none"
 
 
 def test_a_mixed_grid_has_a_row_a_cell_and_compares_one_factor_at_a_time(tmp_path):
-    request = dataclasses.replace(
-        SMALL, depths=(1, 2), grid=(("1.unroll", ("5", "20")),), tower="quadratic: lstm(hidden=4)@5 / adam"
-    )
-    _, findings = found_in(
-        tmp_path, request, lambda run: Told(loss=0.3 if run.factors.get("1.unroll") == "20" else LOSS[run.depth])
-    )
+    request = dataclasses.replace(TWO, depths=(1, 2), seeds=4, grid=(("1.unroll", ("5", "20")),))
+    loss = LOSS | {"20": 0.3}
+    plant = lambda run: Planted(loss=loss.get(run.factors.get("1.unroll"), LOSS[run.depth]))  # noqa: E731
+    findings = findings_of(tmp_path, request, plant)
     assert len(findings.lines) == 4
     pairs = [(each.factor, each.ours.factors, each.theirs.factors) for each in findings.comparisons]
     assert ("1.unroll", {"depth": "2", "1.unroll": "20"}, {"depth": "2", "1.unroll": "5"}) in pairs
     assert ("depth", {"depth": "2", "1.unroll": "20"}, {"depth": "1"}) in pairs
-    unroll = next(each for each in findings.comparisons if each.factor == "1.unroll")
-    assert unroll.verdict == "lower"
+    assert next(each for each in findings.comparisons if each.factor == "1.unroll").verdict == "lower"
     assert "another level" in findings.answer[0]
 
 
-def test_an_unfinished_ablation_says_nothing_of_what_is_not_there(tmp_path):
-    _, findings = found_in(tmp_path, SMALL, lambda run: Told(status="waiting"))
+def test_an_unfinished_study_says_nothing_of_what_is_not_there(tmp_path):
+    findings = findings_of(tmp_path, SMALL, lambda run: Planted(status="waiting"))
     assert findings.caveats[0].startswith("This ablation is not finished: 0 of 16 runs done.")
     assert not findings.comparisons
     assert findings.best is None
@@ -267,10 +250,9 @@ def test_an_unfinished_ablation_says_nothing_of_what_is_not_there(tmp_path):
 
 
 def test_the_ledger_adds_up(sound):
-    data, findings = sound
-    ledger = findings.lines[1].ledger
+    ledger = sound.lines[1].ledger
     assert ledger.spent == pytest.approx(ledger.total("training") + ledger.total("selection"))
-    rows = data.costs(ledger.cell, SPENT)
+    rows = sound.data.costs(ledger.cell, SPENT)
     rows = rows[(rows.stage == "training") & (rows.measure == "task gradients")]
     assert ledger.gradients("training") == pytest.approx(rows.value.mean())
     assert len(ledger.work("training")) == 2
