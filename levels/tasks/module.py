@@ -77,9 +77,9 @@ class ModuleTask(LossTask):
     @cached_property
     def module(self) -> nn.Module:
         """One module, for its structure."""
-        return self.made(0)
+        return self.build(0)
 
-    def made(self, seed: int) -> nn.Module:
+    def build(self, seed: int) -> nn.Module:
         """A module whose draws are those of ``seed``; torch's generator is left alone."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -104,29 +104,29 @@ class ModuleTask(LossTask):
 
         Raises ValueError if that changes a buffer.
         """
-        held = {name: self.taken(tensor.detach()).clone() for name, tensor in tensors_of(self.module).items()}
+        tensors = {name: self.taken(tensor.detach()).clone() for name, tensor in tensors_of(self.module).items()}
         wanted = [name for name, p in self.module.named_parameters() if p.requires_grad and p.is_floating_point()]
         for name in wanted:
-            held[name].requires_grad_()
-        before = {name: tensor.detach().clone() for name, tensor in held.items()}
+            tensors[name].requires_grad_()
+        before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         inputs, targets = (part[: self.minibatch] for part in self.data)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            loss = self.loss_function(functional_call(self.module, held, (inputs,)), targets)
+            loss = self.loss_function(functional_call(self.module, tensors, (inputs,)), targets)
         for name, _ in self.module.named_buffers():
             what = f"module: a forward changes its buffer {name}, which would not be carried from loss to loss"
-            require(torch.equal(held[name], before[name]), f"{what}; compute it from the parameters and the inputs")
+            require(torch.equal(tensors[name], before[name]), f"{what}; compute it from the parameters and the inputs")
         if not wanted or not loss.requires_grad:
             return []
-        grads = torch.autograd.grad(loss.sum(), [held[name] for name in wanted], allow_unused=True)
+        grads = torch.autograd.grad(loss.sum(), [tensors[name] for name in wanted], allow_unused=True)
         return [name for name, grad in zip(wanted, grads) if grad is not None]
 
     def init(self, key: Tensor) -> Tensor:
-        return self.layout.ravel(self._each_made(self.own(key), self.trained))
+        return self.layout.ravel(self._built(self.own(key), self.trained))
 
     def init_state(self, params: Tensor, key: Tensor) -> ModuleState:
         own = self.own(key)
         varying = [name for name in tensors_of(self.module) if name not in self.shared and name not in self.trained]
-        return ModuleState(Cursor.start(own), self._each_made(own, varying) if varying else {})
+        return ModuleState(Cursor.start(own), self._built(own, varying) if varying else {})
 
     def loss(self, params: Tensor, state: ModuleState) -> tuple[Tensor, ModuleState]:
         inputs, targets = self.data
@@ -151,13 +151,13 @@ class ModuleTask(LossTask):
     @cached_property
     def shared(self) -> dict[str, Tensor]:
         """What is not trained and is the same in every module that `make` returns, by name."""
-        other = tensors_of(self.made(1))
+        other = tensors_of(self.build(1))
         same = {name: tensor for name, tensor in tensors_of(self.module).items() if torch.equal(tensor, other[name])}
         return {name: self.taken(tensor.detach()) for name, tensor in same.items() if name not in self.trained}
 
-    def _each_made(self, key: Tensor, names: list[str]) -> dict[str, Tensor]:
+    def _built(self, key: Tensor, names: list[str]) -> dict[str, Tensor]:
         """Tensors ``[*batch, *shape]`` by name, of a module made anew for each key ``[*batch]``."""
-        modules = [tensors_of(self.made(number)) for number in key.flatten().tolist()]
+        modules = [tensors_of(self.build(number)) for number in key.flatten().tolist()]
         stacked = {name: torch.stack([self.taken(module[name].detach()) for module in modules]) for name in names}
         return {name: tensor.reshape(*key.shape, *tensor.shape[1:]) for name, tensor in stacked.items()}
 
