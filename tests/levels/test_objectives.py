@@ -24,33 +24,15 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("objective", BY_HAND, ids=str)
-@pytest.mark.parametrize("steps", [1, 5])
-def test_values_by_hand(objective, steps):
-    value = objective.value(LOSSES[:steps])
-    assert value.shape == (2, 3)
-    for i in range(2):
-        for j in range(3):
-            expected = BY_HAND[objective](LOSSES[:steps, i, j].tolist())
-            assert float(value[i, j]) == pytest.approx(expected, rel=1e-14)
-
-
-@pytest.mark.parametrize("objective", BY_HAND, ids=str)
 @pytest.mark.parametrize("shape", [(5, 2, 3), (1, 2, 3), (5,)])
-def test_weights_are_derivatives(objective, shape):
+def test_values_by_hand_and_weights_that_are_their_derivatives(objective, shape):
     losses = LOSSES.flatten()[: math.prod(shape)].reshape(shape).requires_grad_()
-    (expected,) = torch.autograd.grad(objective.value(losses).sum(), losses)
-    weights = objective.weights(losses.detach())
-    assert weights.shape == losses.shape
-    assert weights.dtype == losses.dtype
-    assert torch.allclose(weights, expected, rtol=1e-14, atol=0)
-
-
-@pytest.mark.parametrize("discount", [0.0, -0.5, 1.1, math.nan, "half"])
-def test_discounts_outside_are_refused(discount):
-    with pytest.raises(
-        ValueError, match=f"^discounted: discount must be a number above 0 and at most 1, got {discount}$"
-    ):
-        Discounted(discount)
+    value = objective.value(losses)
+    expected = [BY_HAND[objective](column) for column in losses.reshape(shape[0], -1).T.tolist()]
+    assert value.shape == shape[1:]
+    assert value.flatten().tolist() == pytest.approx(expected, rel=1e-14)
+    (slopes,) = torch.autograd.grad(value.sum(), losses)
+    torch.testing.assert_close(objective.weights(losses.detach()), slopes, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("target", [0.11, 0.5, 0.9, 2.0])
@@ -61,8 +43,6 @@ def test_time_to_counts_the_losses_above_its_target_as_its_width_goes_to_0(targe
         off = (TimeTo(target, width).value(LOSSES) - above).abs()
         most = torch.sigmoid(-(LOSSES / target).log().abs() / width).sum(0)
         assert (off <= most + 1e-12).all()
-    nearest = (LOSSES / target).log().abs().min()
-    assert nearest > 1e-4 * 30
     assert off.max() < 1e-12
 
 
@@ -86,27 +66,29 @@ def test_time_to_weighs_by_the_derivative_at_any_scale(width, scale):
 def test_time_to_in_a_level_is_half_the_window_at_the_target():
     """A level that stands still: each update counts by one half where the loss is the target."""
     tower = parse("quadratic(dims=2, dtype=float64): sgd(lr=linear(0.0))@4[batch=1, objective=time-to(0.7)] / sgd")
-    laid, key = tower.bound[0], keys.seed(0)
-    params = laid.init(key)
-    loss = float(laid.init_state(params, key).carry.f)
-    level = Level(optimizer=tower.levels[0].optimizer, unroll=4, batch=1, objective=TimeTo(loss))
-    laid = level.over(Quadratic(dims=2, dtype="float64"))
-    value, grad, _ = laid.value_and_grad(params, laid.init_state(params, key))
-    assert float(value) == pytest.approx(2.0, rel=1e-14)
-    g = laid.init_state(params, key).carry.g
-    assert float(grad) == pytest.approx(-(1 + 2 + 3 + 4) * float(g.square().sum()) / (4 * loss), rel=1e-12)
     assert repr(parse(repr(tower))) == repr(tower)
+    params = tower.bound[0].init(keys.seed(0))
+    carry = tower.bound[0].init_state(params, keys.seed(0)).carry
+    level = Level(optimizer=tower.levels[0].optimizer, unroll=4, batch=1, objective=TimeTo(float(carry.f)))
+    bound = level.over(Quadratic(dims=2, dtype="float64"))
+    value, grad, _ = bound.value_and_grad(params, bound.init_state(params, keys.seed(0)))
+    assert float(value) == pytest.approx(2.0, rel=1e-14)
+    expected = -(1 + 2 + 3 + 4) * float(carry.g.square().sum()) / (4 * float(carry.f))
+    assert float(grad) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.5, math.inf, math.nan, "half", True])
-def test_targets_and_widths_outside_are_refused(bad):
-    shown = {"half": "half", True: "true"}.get(bad, str(bad))
-    with pytest.raises(ValueError, match=f"^time-to: target must be a number above 0, got {shown}$"):
-        TimeTo(bad)
-    with pytest.raises(ValueError, match=f"^time-to: width must be a number above 0, got {shown}$"):
-        TimeTo(0.5, width=bad)
-    with pytest.raises(ValueError, match="target"):
-        parse("quadratic: sgd@2[objective=time-to] / sgd")
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [(lambda bad: Discounted(bad), "discounted: discount must be a number above 0 and at most 1"),
+     (lambda bad: TimeTo(bad), "time-to: target must be a number above 0"),
+     (lambda bad: TimeTo(0.5, width=bad), "time-to: width must be a number above 0")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "shown"), [(x, str(x)) for x in (0.0, -0.5, math.inf, math.nan, "half")] + [(True, "true")]
+)
+def test_settings_outside_are_refused(make, sentence, bad, shown):
+    with pytest.raises(ValueError, match=f"^{sentence}, got {shown}$"):
+        make(bad)
 
 
 class Soft(Objective):
