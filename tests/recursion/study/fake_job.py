@@ -7,38 +7,34 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from recursion.files import replace_file
 from recursion.study.records import run_folder
-from recursion.study.request import Request, Run
-from recursion.study.worker import Job, carry_out
+from recursion.study.worker import carry_out
 
 PERFORM = "fake_job.perform"
 
 
-def perform(run: Run, request: Request, folder: Path, tell: Callable[[str, float], None]) -> dict[str, Any]:
+def perform(run, request, folder, tell):
     plan = folder.parent.parent / "plan.json"
     does = json.loads(plan.read_text()).get(run.id, "count") if plan.exists() else "count"
     with (folder / "sessions").open("a") as file:
         file.write(f"{os.getpid()} {torch.get_num_threads()}\n")
     sys.stdout.write(f"{run.id} begins\n")
     _go_wrong(does, folder)
-    kept = folder / "step"
-    step = int(kept.read_text()) if kept.exists() else 0
+    path = folder / "step"
+    step = int(path.read_text()) if path.exists() else 0
     try:
         while step < request.steps:
             time.sleep(0.001 if request.steps < 100 else 0.01)
             step += 1
             tell("counts", step / request.steps)
             if step % 5 == 0:
-                replace_file(kept, str(step).encode())
+                replace_file(path, str(step).encode())
     except KeyboardInterrupt:
-        replace_file(kept, str(step).encode())
+        replace_file(path, str(step).encode())
         (folder / "interrupted").touch()
         raise
     value = float(len(run.id) * 1000 + run.seed) if run.seed else float("inf")
@@ -46,7 +42,7 @@ def perform(run: Run, request: Request, folder: Path, tell: Callable[[str, float
     return {"rows": rows, "facts": {"steps": step, "budget": repr(request.budget)}}
 
 
-def _go_wrong(does: str, folder: Path) -> None:
+def _go_wrong(does, folder):
     match does:
         case "raise":
             raise ZeroDivisionError("a bug\nin two lines")
@@ -68,21 +64,22 @@ class Here:
 
     size = 1
 
-    def connected(self) -> contextlib.AbstractContextManager[int]:
+    def connected(self):
         return contextlib.nullcontext(1)
 
-    def start(self, run: Run, job: Job) -> "Calling":
+    def start(self, run, job):
         return Calling(run, job)
 
 
 class Calling:
-    def __init__(self, run: Run, job: Job) -> None:
-        self.run, self.job, self.messages = run, job, list[Any]()
+    def __init__(self, run, job):
+        self.run, self.job = run, job
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self):
         run_folder(self.job.folder, self.run).mkdir(parents=True, exist_ok=True)
-        end = carry_out(self.run, self.job, lambda what, fraction: self.messages.append(("at", what, fraction)))
-        yield from [*self.messages, end]
+        messages = []
+        end = carry_out(self.run, self.job, lambda what, fraction: messages.append(("at", what, fraction)))
+        return iter([*messages, end])
 
-    def stop(self, at_once: bool = False) -> None:
+    def stop(self, at_once=False):
         pass
