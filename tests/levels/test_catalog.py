@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import sys
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -43,10 +42,12 @@ number = 3
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Iterator[Any]:
-    """A folder on the path; what is imported from it is forgotten afterwards, and so is what was scanned."""
+def folder(tmp_path, monkeypatch):
+    """A folder on the path, also of `levels.optimizers`; its modules and what was scanned are forgotten afterwards."""
     before = set(sys.modules)
+    (tmp_path / "inside").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(levels.optimizers, "__path__", [*levels.optimizers.__path__, str(tmp_path / "inside")])
     catalog.parts.cache_clear()
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -54,36 +55,22 @@ def folder(tmp_path, monkeypatch) -> Iterator[Any]:
     catalog.parts.cache_clear()
 
 
-def test_every_concrete_part_of_the_package_is_found():
+def test_every_concrete_part_of_the_package_is_known():
     exported = [cls for cls in vars(levels).values() if isinstance(cls, type) and issubclass(cls, Config)]
-    concrete = {cls for cls in exported if getattr(cls, "name", "") and not inspect.isabstract(cls)} - {Level}
-    found = {cls for kind in catalog.KINDS for cls in catalog.parts(kind).values()}
-    assert concrete <= found
-    assert all(catalog.name_of(cls) == cls.name for cls in found)
+    concrete = {cls for cls in exported if cls.name and not inspect.isabstract(cls)} - {Level}
+    parts = {kind: catalog.parts(kind) for kind in catalog.KINDS}
+    assert concrete <= {cls for known in parts.values() for cls in known.values()}
+    for kind, known in parts.items():
+        assert list(known) == sorted(known)
+        for name, cls in known.items():
+            assert issubclass(cls, catalog.KINDS[kind])
+            assert catalog.name_of(cls) == cls.name == name
+    assert set(parts["objective"]) == {"discounted", "last", "mean-log", "sum", "time-to"}
+    assert catalog.parts("objective") is parts["objective"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "some"),
-    [
-        ("task", {"digits-mlp", "module", "quadratic"}),
-        ("optimizer", {"adam", "lstm", "rmsprop", "sgd"}),
-        ("objective", {"discounted", "last", "mean-log", "sum"}),
-        ("gradient estimator", {"first-order"}),
-        ("hyperparameter space", {"fixed", "linear", "log", "logit"}),
-        ("nonfinite policy", {"skip", "stop"}),
-    ],
-)
-def test_kinds(kind, some):
-    found = catalog.parts(kind)
-    assert some <= set(found)
-    assert list(found) == sorted(found)
-    assert all(cls.name == name and issubclass(cls, catalog.KINDS[kind]) for name, cls in found.items())
-    assert catalog.parts(kind) is found
-
-
-def test_adding_an_optimizer_is_writing_one_file(folder, monkeypatch):
-    (folder / "a_new_rule.py").write_text(NEW_RULE)
-    monkeypatch.setattr(levels.optimizers, "__path__", [*levels.optimizers.__path__, str(folder)])
+def test_adding_an_optimizer_is_writing_one_file(folder):
+    (folder / "inside" / "a_new_rule.py").write_text(NEW_RULE)
     slow = catalog.find("slow", "optimizer")
     assert slow.__module__ == "levels.optimizers.a_new_rule"
     assert catalog.name_of(slow) == "slow"
@@ -91,18 +78,8 @@ def test_adding_an_optimizer_is_writing_one_file(folder, monkeypatch):
     assert "unfinished" not in catalog.parts("optimizer")
 
 
-def test_a_class_imported_by_a_file_of_the_package_is_not_of_the_package(folder, monkeypatch):
-    (folder / "strangers_rule.py").write_text(NEW_RULE)
-    (folder / "inside").mkdir()
-    (folder / "inside" / "a_user_of_it.py").write_text("from strangers_rule import Slow")
-    monkeypatch.setattr(levels.optimizers, "__path__", [*levels.optimizers.__path__, str(folder / "inside")])
-    assert "slow" not in catalog.parts("optimizer")
-    assert "levels.optimizers.a_user_of_it" in sys.modules
-
-
-def test_two_classes_with_one_name_are_refused(folder, monkeypatch):
-    (folder / "one_more_sgd.py").write_text(NEW_RULE.replace('"slow"', '"sgd"'))
-    monkeypatch.setattr(levels.optimizers, "__path__", [*levels.optimizers.__path__, str(folder)])
+def test_two_classes_with_one_name_are_refused(folder):
+    (folder / "inside" / "one_more_sgd.py").write_text(NEW_RULE.replace('"slow"', '"sgd"'))
     with pytest.raises(ValueError) as caught:
         catalog.parts("optimizer")
     assert str(caught.value) == (
@@ -110,52 +87,45 @@ def test_two_classes_with_one_name_are_refused(folder, monkeypatch):
     )
 
 
-def test_a_stranger_is_imported_by_its_dotted_name(folder):
+def test_a_stranger_is_imported_by_its_dotted_name_and_a_file_that_imports_it_does_not_own_it(folder):
     (folder / "strangers_catalog.py").write_text(NEW_RULE)
+    (folder / "inside" / "a_user_of_it.py").write_text("from strangers_catalog import Slow")
     slow = catalog.find("strangers_catalog.Slow", "optimizer")
-    assert slow.name == "slow"
-    assert catalog.name_of(slow) == "strangers_catalog.Slow"
-    assert repr(slow()) == "strangers_catalog.Slow"
+    assert catalog.name_of(slow) == repr(slow()) == "strangers_catalog.Slow"
     assert "slow" not in catalog.parts("optimizer")
-    with pytest.raises(
-        ValueError, match=r"^'strangers_catalog.Unfinished' is not an optimizer: expected a concrete sub"
-    ):
+    assert "levels.optimizers.a_user_of_it" in sys.modules
+    sentence = (
+        r"^'strangers_catalog.Unfinished' is not an optimizer: expected a concrete subclass of Config with a name$"
+    )
+    with pytest.raises(ValueError, match=sentence):
         catalog.find("strangers_catalog.Unfinished", "optimizer")
 
 
+CONCRETE = "expected a concrete subclass of Config with a name"
+
+
 @pytest.mark.parametrize(
-    ("name", "kinds", "sentence"),
+    ("name", "kind", "sentence"),
     [
-        ("zzz", ("objective",), "unknown objective 'zzz'; known: discounted, last, mean-log, sum"),
-        ("sum", ("task",), "'sum' is an objective, not a task; known: "),
-        (
-            "no.such.Rule",
-            ("optimizer",),
-            "cannot import 'no.such' (No module named 'no'); install it or put it on PYTH",
-        ),
-        ("levels.Adm", ("optimizer",), "module 'levels' has no 'Adm' (did you mean Adam?)"),
-        ("levels.Adam", ("task",), "'levels.Adam' is not a task: expected a concrete subclass of Config with a name"),
-        (
-            "levels.HyperparamOptimizer",
-            ("optimizer",),
-            "'levels.HyperparamOptimizer' is not an optimizer: expected a concrete subclass of",
-        ),
-        (
-            "math.pi",
-            ("optimizer",),
-            "'math.pi' is not an optimizer: expected a concrete subclass of Config with a name",
-        ),
-        ("..Adam", ("optimizer",), "'..Adam' is not the path of a class; write it as mypkg.mymodule.MyClass"),
+        ("zzz", "objective", "unknown objective 'zzz'; known: discounted, last, mean-log, sum"),
+        ("sun", "objective", "unknown objective 'sun' (did you mean sum?); known: discounted, last, mean-log, sum"),
+        ("sum", "task", "'sum' is an objective, not a task; known: "),
+        ("no.such.Rule", "optimizer", "cannot import 'no.such' (No module named 'no'); install it or put it on PYTH"),
+        ("levels.Adm", "optimizer", "module 'levels' has no 'Adm' (did you mean Adam?)"),
+        ("levels.Adam", "task", f"'levels.Adam' is not a task: {CONCRETE}"),
+        ("levels.HyperparamOptimizer", "optimizer", f"'levels.HyperparamOptimizer' is not an optimizer: {CONCRETE}"),
+        ("math.pi", "optimizer", f"'math.pi' is not an optimizer: {CONCRETE}"),
+        ("..Adam", "optimizer", "'..Adam' is not the path of a class; write it as mypkg.mymodule.MyClass"),
     ],
 )
-def test_names_that_lead_nowhere(name, kinds, sentence):
+def test_names_that_lead_nowhere(name, kind, sentence):
     with pytest.raises(ValueError) as caught:
-        catalog.find(name, *kinds)
+        catalog.find(name, kind)
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
 
 
-def test_a_class_inside_a_function_has_no_name_to_be_found_by():
+def test_a_class_inside_a_function_has_no_name_to_find_it_by():
     class Hidden(SGD):
         name = "hidden"
 
@@ -168,12 +138,10 @@ def test_settings_are_the_constructors():
     settings = catalog.settings_of(Adam)
     assert list(settings) == ["lr", "beta1", "beta2", "eps"]
     assert settings["lr"] == catalog.Setting("lr", Hyper | float, required=False, positional=True, field="lr")
-    assert catalog.settings_of(Log)["start"] == catalog.Setting(
-        "start", float, required=True, positional=True, field="start"
-    )
+    start = catalog.Setting("start", float, required=True, positional=True, field="start")
+    assert catalog.settings_of(Log)["start"] == start
     assert not any(setting.positional for setting in catalog.settings_of(Level).values())
     assert catalog.settings_of(Level)["ahead"].field == "lookahead"
-    assert "site" not in catalog.settings_of(Adam)
     assert catalog.settings_of(int) == {}
 
 
@@ -205,9 +173,9 @@ def test_annotations_that_cannot_be_resolved_take_anything():
     ],
 )
 def test_coerce(value, hint, expected):
-    settled = catalog.coerce(value, hint)
-    assert settled == expected
-    assert type(settled) is type(expected)
+    coerced = catalog.coerce(value, hint)
+    assert coerced == expected
+    assert type(coerced) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -265,12 +233,18 @@ def test_make_turns_a_type_error_into_a_sentence():
         catalog.make(Picky, {"width": 1})
 
 
-def test_types_in_words():
-    assert catalog.describe(Any) == "a value"
-    assert catalog.describe(list) == "a list"
-    assert catalog.describe(Hyper | float | None) == "a hyperparameter space, a number or none"
-    assert catalog.describe(Config) == ", ".join(map(catalog.article, [*catalog.KINDS][:-1])) + " or a nonfinite policy"
-    assert catalog.describe(complex) == "a Python object"
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (Any, "a value"),
+        (list, "a list"),
+        (Hyper | float | None, "a hyperparameter space, a number or none"),
+        (Config, ", ".join(map(catalog.article, [*catalog.KINDS][:-1])) + " or a nonfinite policy"),
+        (complex, "a Python object"),
+    ],
+)
+def test_types_in_words(hint, words):
+    assert catalog.describe(hint) == words
 
 
 def test_words_of_earlier_specs_are_still_read():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from levels import FashionConvNet, FashionMLP, Mnist1dMLP, MnistConvNet, MnistMLP, keys
+from levels import FashionConvNet, FashionMLP, Mnist1dMLP, MnistConvNet, MnistMLP
 from levels.tasks.data.images import fashion, mnist, mnist1d
 from levels.tasks.task import SPLITS
 from levels.testing import check_problem
@@ -35,32 +35,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def check_splits(parts, sizes):
-    """Compared by content, not by index; standardised by the training split."""
-    assert [len(part.labels) for part in parts] == sizes
-    seen = [{row.numpy().tobytes() for row in part.inputs} for part in parts]
-    assert not seen[0] & seen[1]
-    assert not seen[0] & seen[2]
-    assert not seen[1] & seen[2]
-    assert float(parts[0].inputs.double().mean()) == pytest.approx(0, abs=1e-4)
-    assert float(parts[0].inputs.double().std()) == pytest.approx(1, abs=1e-3)
-    for part in parts:
-        assert part.classes == 10
-        assert part.labels.dtype == torch.int64
-        assert set(part.labels.tolist()) == set(range(10))
-        assert float((part.labels[1:] < part.labels[:-1]).double().mean()) > 0.2  # shuffled
-
-
 def test_fashion_files(folder):
     parts = [fashion(split, torch.float64, str(folder)) for split in SPLITS]
     assert [part.inputs.shape for part in parts] == [(50, 784), (10, 784), (20, 784)]
     raw = np.frombuffer(gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16:], np.uint8)
-    test = parts[2]
-    slope, start = np.polyfit(raw, test.inputs.flatten().numpy(), 1)
-    assert test.inputs.flatten().numpy() == pytest.approx(start + slope * raw, abs=1e-9)
-    assert test.labels.tolist() == [*range(10)] * 2
-    seen = torch.cat([part.inputs for part in parts])
-    assert len(seen.unique(dim=0)) == 80
+    images = parts[2].inputs.flatten().numpy()
+    slope, start = np.polyfit(raw, images, 1)
+    assert images == pytest.approx(start + slope * raw, abs=1e-9)
+    assert parts[2].labels.tolist() == [*range(10)] * 2
+    assert len(torch.cat([part.inputs for part in parts]).unique(dim=0)) == 80
     assert float(parts[0].inputs.mean()) == pytest.approx(0, abs=1e-12)
 
 
@@ -107,22 +90,26 @@ def test_a_missing_package_is_named_when_the_tower_is_built():
         assert line == f'{what}; pip install "descent-tower[data]"'
 
 
-@needs_mnist
-def test_mnist():
-    check_splits([mnist(split, torch.float32) for split in SPLITS], [3000, 1000, 1000])
-    check_problem(MnistMLP(hidden=(3,), minibatch=4, dtype="float64"))
-    check_problem(MnistConvNet(channels=(2,), minibatch=4, dtype="float64"))
-    assert MnistMLP().layout.size == 784 * 20 + 20 + 210 == 15910
-    assert MnistConvNet().layout.size == 80 + 1168 + 16 * 49 * 10 + 10
-
-
-@needs_mnist1d
-def test_mnist1d():
-    before = random.getstate(), np.random.get_state()[1].copy()
-    check_splits([mnist1d(split, torch.float32) for split in SPLITS], [3000, 1000, 1000])
-    assert random.getstate() == before[0]
-    assert (np.random.get_state()[1] == before[1]).all()
-    check_problem(Mnist1dMLP(hidden=(3,), minibatch=4, dtype="float64"))
-    task = Mnist1dMLP()
-    assert task.layout.size == 40 * 20 + 20 + 210
-    assert task.init(keys.seed(0)).shape == (1030,)
+@pytest.mark.parametrize(
+    ("read", "tasks", "sizes"),
+    [
+        pytest.param(mnist, [MnistMLP, MnistConvNet], [15_910, 9_098], marks=needs_mnist),
+        pytest.param(mnist1d, [Mnist1dMLP], [1_030], marks=needs_mnist1d),
+    ],
+)
+def test_splits_of_packages_share_nothing(read, tasks, sizes):
+    """Compared by content, not by index; standardised by the training split; no global generator moves."""
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    parts = [read(split, torch.float32) for split in SPLITS]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert [len(part.labels) for part in parts] == [3000, 1000, 1000]
+    rows = [{row.numpy().tobytes() for row in part.inputs} for part in parts]
+    assert len(set.union(*rows)) == sum(map(len, rows))
+    assert float(parts[0].inputs.double().mean()) == pytest.approx(0, abs=1e-4)
+    assert float(parts[0].inputs.double().std()) == pytest.approx(1, abs=1e-3)
+    for part in parts:
+        assert set(part.labels.tolist()) == set(range(part.classes)) == set(range(10))
+        assert float((part.labels[1:] < part.labels[:-1]).double().mean()) > 0.2  # shuffled
+    assert [task().layout.size for task in tasks] == sizes
+    for task in tasks:
+        check_problem(task((2,), minibatch=4, dtype="float64"))
