@@ -1,9 +1,8 @@
 """Black box: a torch optimizer that cannot be differentiated, run as it is, one copy after another.
 
-Each copy of each step builds the optimizer afresh over its own tensors, restores what it remembered, takes the step and
-reads what it remembers now: a Python loop over copies, since such an optimizer works on one model only. It remembers
-the entries of ``state``, and those of ``param_groups`` that change. Tensors stay tensors, numbers become tensors, so
-the state is a tree of tensors like any other.
+Such an optimizer works on one model only. So each copy of each step builds it afresh over its own tensors, restores
+what it remembered (the entries of ``state``, and those of ``param_groups`` that change), takes the step and reads what
+it remembers now. Numbers become tensors, so the state is a tree of tensors like any other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,8 @@ from torch import Tensor, nn
 from levels.config import require
 from levels.layout import Layout
 
-Groups = Sequence[Mapping[str, float]]
-"""The hyperparameters of each tensor by name."""
+Groups = Sequence[Mapping[str, float]]  # the hyperparameters of each tensor by name
 Build = Callable[[list[nn.Parameter], Groups], torch.optim.Optimizer]
-"""An optimizer over the tensors of a layout."""
-
 NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
 PROBES = 3  # steps after which a structure is taken to stay
 
@@ -113,18 +109,15 @@ class BlackBox:
         optimizer.step()
 
     def _memory(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter]) -> Any:
-        groups = [{key: group[key] for key in keys if key in group}
-                  for keys, group in zip(self.counted, optimizer.param_groups)]  # fmt: skip
-        return _entries(optimizer, tensors), groups
+        pairs = zip(optimizer.param_groups, self.counted)
+        return _entries(optimizer, tensors), [{key: group[key] for key in group.keys() & keys} for group, keys in pairs]
 
     def _restore(self, optimizer: torch.optim.Optimizer, tensors: list[nn.Parameter], slots: list[Tensor]) -> None:
         """Give back what a copy remembered."""
         given = iter(slots)
         values = [value if _as_tensor(value) is None else _like(value, next(given)) for value in self.values]
         states, groups = optree.tree_unflatten(self.spec, values)
-        for tensor, entries in zip(tensors, states):
-            if entries:
-                optimizer.state[tensor] = entries
+        optimizer.state.update((tensor, entries) for tensor, entries in zip(tensors, states) if entries)
         for group, entries in zip(optimizer.param_groups, groups):
             group.update(entries)
 

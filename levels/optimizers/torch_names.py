@@ -4,7 +4,7 @@ import inspect
 import sys
 from importlib import import_module
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,9 +15,7 @@ Kind = type[torch.optim.Optimizer]
 
 def classes() -> dict[str, Kind]:
     """The classes of torch.optim by their names in lower case, sorted."""
-    classes_by_name = {name.lower(): kind for name, kind in vars(torch.optim).items() if isinstance(kind, type)}
-    base = torch.optim.Optimizer
-    return {name: kind for name, kind in sorted(classes_by_name.items()) if issubclass(kind, base) and kind is not base}
+    return dict(sorted((name.lower(), kind) for name, kind in vars(torch.optim).items() if _is_optimizer(kind)))
 
 
 def find(given: str | type) -> Kind:
@@ -33,10 +31,8 @@ def find(given: str | type) -> Kind:
         known = ", ".join(classes())
         require(given.lower() in classes(), f"torch: torch.optim has no {given!r}; it has {known}")
         kind = classes()[given.lower()]
-    good = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    require(good, f"torch: {format_value(given)} is not a subclass of torch.optim.Optimizer")
-    chosen: Kind = kind
-    return chosen
+    require(_is_optimizer(kind), f"torch: {format_value(given)} is not a subclass of torch.optim.Optimizer")
+    return cast(Kind, kind)
 
 
 def name_of(kind: Kind) -> str | Kind:
@@ -57,6 +53,10 @@ def defaults(kind: Kind) -> dict[str, Any]:
 def takes_any(kind: Kind) -> bool:
     """Whether a class's constructor takes settings of any name."""
     return any(one.kind == one.VAR_KEYWORD for one in _arguments(kind))
+
+
+def _is_optimizer(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
 
 
 def _arguments(kind: Kind) -> list[inspect.Parameter]:

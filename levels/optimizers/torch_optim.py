@@ -3,21 +3,20 @@
     TorchOptim(torch.optim.SGD, lr=0.1, momentum=Logit(0.9))        torch(sgd, lr=0.1, momentum=logit(0.9))
     TorchOptim(pytorch_optimizer.Lion, lr=Log(1e-3))                torch("pytorch_optimizer.Lion", lr=log(0.001))
 
-What torch.optim has and can be differentiated goes through `higher`, by the rules of `levels.optimizers.torch_rules`:
+What torch.optim has and can be differentiated runs by the rules of `levels.optimizers.torch_rules`, in part higher's:
 one call for all copies, every hyperparameter a parameter of the level, torch's defaults included. Everything else is a
 black box (`levels.optimizers.black_box`): the class itself runs, copy by copy, and cannot be differentiated, so it is
 the topmost level, or trained by something that needs no derivative. Of a black box only what is given as a `Hyper` is
 a parameter; a plain number is a constant, because the space of a setting that is not torch's is unknown.
 """
 
-import copy
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-import higher
 import torch
 from torch import Tensor, nn
 
@@ -65,8 +64,6 @@ class TorchOptim(HyperparamOptimizer):
     algorithm: str | type
     settings: tuple[tuple[str, Value], ...] = free(Value)
 
-    _higher: ClassVar[Any] = None  # higher's, of a class that can be differentiated
-
     def __init__(self, algorithm: str | type, **settings: Value) -> None:
         pairs = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in settings.items())
         object.__setattr__(self, "algorithm", torch_names.name_of(torch_names.find(algorithm)))
@@ -89,9 +86,7 @@ class TorchOptim(HyperparamOptimizer):
         return {name: hyper for name, hyper in every.items() if hyper is not None}
 
     def bind(self, site: Problem | Layout) -> Self:
-        bound = copy.copy(self)
-        for cached in ("_black_box", "param_layout", "layout"):
-            vars(bound).pop(cached, None)
+        bound = type(self)(self.algorithm, **dict(self.settings))
         object.__setattr__(bound, "site", site)
         _ = None if self._known else bound._black_box  # refuses here what does not run over it
         return bound
@@ -99,28 +94,21 @@ class TorchOptim(HyperparamOptimizer):
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> TorchState | BoxState:
         if not self._known:
             return self._black_box.init_state(x)
-        names = torch_rules.slots_of(torch_rules.REMEMBERS[self.kind], self._complete)
         steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-        return TorchState(steps, {name: torch.zeros_like(x) for name in names})
+        return TorchState(steps, {name: torch.zeros_like(x) for name in self._slots})
 
     def update(self, theta: Tensor, x: Tensor, state: Any, f: Tensor, g: Tensor) -> tuple[Tensor, Any]:
         h = self.read(theta)
         if not self._known:
             return self._black_box.step({name: self._each_tensor(h[name], x) for name in h}, g, state, x)
-        group, slots = self._higher.param_groups[0] | self._filled(h), dict(state.slots)
-        g, decayed = torch_rules.prepared(group, g, x)
-        # g is at hand, where higher's `step` would ask autograd for it; so the rule alone is called.
-        higher_rule = copy.copy(self._higher)
-        higher_rule.param_groups = [{**group, "params": [decayed], "weight_decay": 0, "maximize": False}]
-        higher_rule.state = [{0: {"step": state.t[..., None].to(x.dtype), **slots}}]
-        higher_rule._update([[g]])
-        new = higher_rule.param_groups[0]["params"][0]
-        return new, TorchState(state.t + 1, {name: higher_rule.state[0][0][name] for name in slots})
+        t = state.t + 1
+        new, slots = self._stepped(h, state.slots, t[..., None].to(x.dtype), g, x)
+        return new, TorchState(t, slots)
 
     @property
     def _known(self) -> bool:
         """Whether there is a differentiable rule."""
-        return self.kind in torch_rules.REMEMBERS
+        return self.kind in torch_rules.RULES
 
     @cached_property
     def _black_box(self) -> BlackBox:
@@ -135,11 +123,21 @@ class TorchOptim(HyperparamOptimizer):
     def _starts(self) -> dict[str, float]:
         return {name: hyper.start for name, hyper in self.hypers.items()}
 
-    def _of_higher(self) -> higher.optim.DifferentiableOptimizer:
-        """Higher's rule for the class, over one tensor, where hyperparameters start; copied for each update."""
-        torch_rules.register()
-        tensors = [nn.Parameter(torch.zeros(1))]
-        return higher.get_diff_optim(self.kind(tensors, **self._filled(self._starts)), tensors)
+    @cached_property
+    def _group(self) -> dict[str, Any]:
+        """Torch's settings where hyperparameters start. ValueError or TypeError for what torch refuses."""
+        return self.kind([nn.Parameter(torch.zeros(1))], **self._filled(self._starts)).param_groups[0]
+
+    @cached_property
+    def _slots(self) -> list[str]:
+        """What the rule remembers."""
+        values, one = {name: torch.tensor(start) for name, start in self._starts.items()}, torch.ones(1)
+        return sorted(self._stepped(values, defaultdict(lambda: one), one, one, one)[1])
+
+    def _stepped(self, values: Mapping[str, Any], slots: torch_rules.Slots, t: Tensor, g: Tensor, x: Tensor) -> Any:
+        """Step ``t`` of the rule, with ``values`` for hyperparameters: the next x and slots."""
+        group = self._group | self._filled(values)
+        return torch_rules.RULES[self.kind](group, slots, t, *torch_rules.prepared(group, g, x))
 
     def _hyper(self, name: str, given: Value) -> Hyper | None:
         """The hyperparameter that a setting is, None if it is a constant."""
@@ -165,16 +163,13 @@ class TorchOptim(HyperparamOptimizer):
             filled[name] = tuple(float(item) if self._known and isinstance(item, int) else item for item in items)
         return filled
 
-    def _over_tensors(
-        self, tensors: list[nn.Parameter], values: Sequence[Mapping[str, float]]
-    ) -> torch.optim.Optimizer:
+    def _over_tensors(self, tensors: list[nn.Parameter], values: Sequence[Mapping[str, float]]) -> Any:
         """The class over the tensors of a layout; one param group for all unless something is shared by tensor."""
         if all(hyper.shared_over == "value" for hyper in self.hypers.values()):
             return self.kind(tensors, **self._filled(values[0]))
         varied = {name.partition(".")[0] for name in self.hypers}
-        groups: list[dict[str, Any]] = []
-        for tensor, own in zip(tensors, values):
-            groups.append({"params": [tensor]} | {name: self._filled(own)[name] for name in varied})
+        groups = [{"params": [tensor]} | {name: self._filled(own)[name] for name in varied}
+                  for tensor, own in zip(tensors, values)]  # fmt: skip
         return self.kind(groups, **self._filled(self._starts))
 
     def _each_tensor(self, value: Tensor, x: Tensor) -> Tensor:
@@ -195,23 +190,20 @@ class TorchOptim(HyperparamOptimizer):
             how = name in HOW and bool(given) and (self._known or name == "differentiable")
             require(not how, f"{self}: {name} says how torch computes and has no place here; leave it out")
             if self._known:
-                self._check_shape(name, given, takes[name])
+                self._check_shape(f"{self}: {name} must be", given, takes[name])
         for name, given in _flat(dict(self.settings)).items():
             self._check_value(name, given)
         if self._known:
             try:
-                object.__setattr__(self, "_higher", self._of_higher())
+                _ = self._group
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{self}: {error}") from error
 
-    def _check_shape(self, name: str, given: Value, default: Value) -> None:
-        count = len(default) if isinstance(default, tuple) else 0
-        good = len(given) == count if isinstance(given, tuple) else count == 0
-        require(
-            good, f"{self}: {name} must be {f'a list of {count}' if count else 'one value'}, got {format_value(given)}"
-        )
+    def _check_shape(self, what: str, given: Value, default: Value) -> None:
+        count, got = (len(value) if isinstance(value, tuple) else 0 for value in (default, given))
+        require(got == count, f"{what} {f'a list of {count}' if count else 'one value'}, got {format_value(given)}")
         good = isinstance(given, bool) or not isinstance(default, bool)
-        require(good, f"{self}: {name} must be true or false, got {format_value(given)}")
+        require(good, f"{what} true or false, got {format_value(given)}")
 
     def _check_value(self, name: str, given: Any) -> None:
         good = given is None or isinstance(given, (Hyper, bool, int, float, str))

@@ -3,12 +3,10 @@
 Higher's own Adadelta and Adamax are right here and used as they are. The others stand below, because higher 0.2.1
 has none (AdamW, NAdam, RAdam) or one that a level cannot use:
 
-- SGD and RMSprop ask ``momentum != 0``, which a batch of momenta cannot answer; SGD has one first step for all copies;
-  RMSprop, centered, has no finite derivative where a gradient is always 0.
-- Adam has epsilon in another place and a wrong derivative in beta2.
-- Adagrad has no finite second derivatives, as exact gradients need them, where a gradient is always 0.
-- ASGD computes its step size by ``math.pow``, which drops the derivatives in lr, lambd and alpha, and Rprop cannot take
-  a batch of etas; both count one step for all copies.
+- SGD and RMSprop ask ``momentum != 0``, which a batch of momenta cannot answer; SGD, ASGD and Rprop count one step for
+  all copies; Rprop cannot take a batch of etas.
+- Adam has epsilon in another place and a wrong derivative in beta2. ASGD drops the derivatives in lr, lambd and alpha.
+- Centered RMSprop has no finite derivative where a gradient is always 0, and Adagrad no second one.
 
 All settings may be numbers, or tensors that broadcast against x; the step count ``t`` (from 1) may differ between
 copies. So one call serves every copy of a batch. Where a second moment is exactly 0 its root has no derivative and 0
@@ -16,9 +14,10 @@ is taken, so hypergradients stay finite.
 """
 
 import warnings
-from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,21 +30,16 @@ with warnings.catch_warnings():
 Group = Mapping[str, Any]
 """Settings by torch's names: numbers, booleans, tensors, pairs of them."""
 
-Slots = dict[str, Tensor]
-"""What a rule remembers, by torch's names, shaped as x."""
+Slots = Mapping[str, Tensor]
+"""What a rule remembers, by torch's names, shaped as x; 0 at the first step."""
 
-Remembers = Mapping[str, str | None]
-"""Names of what a rule remembers, each with the setting that must be on for it, if any."""
+Rule = Callable[[Group, Slots, Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""Step ``t`` from ``x``, elementwise and after weight decay: settings, slots, t, g, x -> the next x and slots."""
 
 
 def is_on(setting: Any) -> bool:
     """Whether a momentum or weight decay is there: a tensor always is, a number if it is not 0."""
     return isinstance(setting, Tensor) or bool(setting != 0)
-
-
-def slots_of(remembers: Remembers, group: Group) -> tuple[str, ...]:
-    """Names of what is remembered under these settings."""
-    return tuple(name for name, setting in remembers.items() if setting is None or is_on(group[setting]))
 
 
 def number(value: float | Tensor, like: Tensor) -> Tensor:
@@ -65,157 +59,98 @@ def prepared(group: Group, g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return g + decay * x, x
 
 
-class Rule(DifferentiableOptimizer):  # type: ignore[misc]
-    """A rule for one tensor at a time, elementwise; abstract. All it remembers starts at 0, with ``t`` 1."""
-
-    remembers: ClassVar[Remembers]
-
-    @abstractmethod
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        """Step ``t`` from ``x``, weight decay being done: the next ``x`` and what is remembered."""
-
-    def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
-        for group, grads, states in zip(self.param_groups, grouped_grads, self.state):
-            for i, (x, grad) in enumerate(zip(group["params"], grads)):
-                if grad is None:
-                    continue
-                old = states[i]
-                slots = {
-                    name: old[name] if name in old else torch.zeros_like(x) for name in slots_of(self.remembers, group)
-                }
-                t = number(old.get("step", len(old) > 0), x) + 1
-                g, x = prepared(group, grad, x)
-                group["params"][i], new = self.move(group, slots, t, g, x)
-                states[i] = {"step": t, **new}
-
-
-class SGD(Rule):
+def sgd(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """b <- momentum b + (1 - dampening) g, the first g undampened; x <- x - lr b, or Nesterov's g + momentum b."""
-
-    remembers: ClassVar[Remembers] = {"momentum_buffer": "momentum"}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        momentum = group["momentum"]
-        if not is_on(momentum):
-            return x - group["lr"] * g, {}
-        b = momentum * slots["momentum_buffer"] + (1 - group["dampening"] * (t > 1).to(x.dtype)) * g
-        return x - group["lr"] * (g + momentum * b if group["nesterov"] else b), {"momentum_buffer": b}
+    momentum = group["momentum"]
+    if not is_on(momentum):
+        return x - group["lr"] * g, {}
+    b = momentum * slots["momentum_buffer"] + (1 - group["dampening"] * (t > 1).to(x.dtype)) * g
+    return x - group["lr"] * (g + momentum * b if group["nesterov"] else b), {"momentum_buffer": b}
 
 
-class Adam(Rule):
+def adam(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Kingma and Ba 2015, with AMSGrad (Reddi et al. 2018); AdamW (Loshchilov and Hutter 2019) in its weight decay."""
-
-    remembers: ClassVar[Remembers] = {"exp_avg": None, "exp_avg_sq": None, "max_exp_avg_sq": "amsgrad"}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        beta1, beta2 = group["betas"]
-        new = _moments(group, slots, g)
-        v = new["exp_avg_sq"]
-        if group["amsgrad"]:
-            new["max_exp_avg_sq"] = v = torch.maximum(slots["max_exp_avg_sq"], v)
-        scale = _root(v) / torch.sqrt(1 - beta2**t) + group["eps"]
-        return x - group["lr"] / (1 - beta1**t) * new["exp_avg"] / scale, new
+    beta1, beta2 = group["betas"]
+    new = _moments(group, slots, g)
+    v = new["exp_avg_sq"]
+    if group["amsgrad"]:
+        new["max_exp_avg_sq"] = v = torch.maximum(slots["max_exp_avg_sq"], v)
+    scale = _root(v) / torch.sqrt(1 - beta2**t) + group["eps"]
+    return x - group["lr"] / (1 - beta1**t) * new["exp_avg"] / scale, new
 
 
-class NAdam(Rule):
+def nadam(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Dozat 2016: Adam with Nesterov's look-ahead and a momentum that grows, mu_t = beta1 (1 - 0.96^(t decay) / 2)."""
-
-    remembers: ClassVar[Remembers] = {"exp_avg": None, "exp_avg_sq": None, "mu_product": None}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        beta1, beta2 = group["betas"]
-        mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"])) for step in (t, t + 1))
-        product = torch.where(t == 1, 1.0, slots["mu_product"]) * mu
-        new = _moments(group, slots, g) | {"mu_product": product}
-        scale = _root(new["exp_avg_sq"] / (1 - beta2**t)) + group["eps"]
-        direction = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * new["exp_avg"]
-        return x - group["lr"] * direction / scale, new
+    beta1, beta2 = group["betas"]
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"])) for step in (t, t + 1))
+    product = torch.where(t == 1, 1.0, slots["mu_product"]) * mu
+    new = _moments(group, slots, g) | {"mu_product": product}
+    scale = _root(new["exp_avg_sq"] / (1 - beta2**t)) + group["eps"]
+    direction = (1 - mu) / (1 - product) * g + mu_next / (1 - product * mu_next) * new["exp_avg"]
+    return x - group["lr"] * direction / scale, new
 
 
-class RAdam(Rule):
+def radam(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Liu et al. 2020: Adam, rectified while its second moment has seen few gradients; momentum alone before that."""
-
-    remembers: ClassVar[Remembers] = {"exp_avg": None, "exp_avg_sq": None}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        beta1, beta2 = group["betas"]
-        new = _moments(group, slots, g)
-        left = 1 - beta2**t
-        longest = number(2 / (1 - beta2) - 1, x)
-        length = longest - 2 * t * beta2**t / left
-        enough = length > 5
-        length, longest = (torch.where(enough, rho, 6.0) for rho in (length, longest))  # else roots below 0
-        rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-        scale = torch.sqrt(rectified * left) / (_root(new["exp_avg_sq"]) + group["eps"])
-        return x - group["lr"] / (1 - beta1**t) * new["exp_avg"] * torch.where(enough, scale, 1.0), new
+    beta1, beta2 = group["betas"]
+    new = _moments(group, slots, g)
+    left = 1 - beta2**t
+    longest = number(2 / (1 - beta2) - 1, x)
+    length = longest - 2 * t * beta2**t / left
+    enough = length > 5
+    length, longest = (torch.where(enough, rho, 6.0) for rho in (length, longest))  # else roots below 0
+    rectified = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    scale = torch.sqrt(rectified * left) / (_root(new["exp_avg_sq"]) + group["eps"])
+    return x - group["lr"] / (1 - beta1**t) * new["exp_avg"] * torch.where(enough, scale, 1.0), new
 
 
-class RMSprop(Rule):
+def rmsprop(group: Group, slots: Slots, _: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Tieleman and Hinton 2012; centered, by the variance of the gradient (Graves 2013); momentum as torch has it."""
-
-    remembers: ClassVar[Remembers] = {"square_avg": None, "grad_avg": "centered", "momentum_buffer": "momentum"}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        alpha = group["alpha"]
-        v = alpha * slots["square_avg"] + (1 - alpha) * g * g
-        new = {"square_avg": v}
-        if group["centered"]:
-            new["grad_avg"] = mean = alpha * slots["grad_avg"] + (1 - alpha) * g
-            v = v - mean * mean
-        direction = g / (_root(v) + group["eps"])
-        if is_on(group["momentum"]):
-            direction = group["momentum"] * slots["momentum_buffer"] + direction
-            new["momentum_buffer"] = direction
-        return x - group["lr"] * direction, new
+    alpha = group["alpha"]
+    v = alpha * slots["square_avg"] + (1 - alpha) * g * g
+    new = {"square_avg": v}
+    if group["centered"]:
+        new["grad_avg"] = mean = alpha * slots["grad_avg"] + (1 - alpha) * g
+        v = v - mean * mean
+    direction = g / (_root(v) + group["eps"])
+    if is_on(group["momentum"]):
+        new["momentum_buffer"] = direction = group["momentum"] * slots["momentum_buffer"] + direction
+    return x - group["lr"] * direction, new
 
 
-class Adagrad(Rule):
+def adagrad(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Duchi et al. 2011, with a step size that may fall as 1 / (1 + lr_decay (t - 1))."""
-
-    remembers: ClassVar[Remembers] = {"sum": None}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        total = torch.where(t == 1, group["initial_accumulator_value"], slots["sum"]) + g * g
-        rate = group["lr"] / (1 + (t - 1) * group["lr_decay"])
-        return x - rate * g / (_root(total) + group["eps"]), {"sum": total}
+    total = torch.where(t == 1, group["initial_accumulator_value"], slots["sum"]) + g * g
+    rate = group["lr"] / (1 + (t - 1) * group["lr_decay"])
+    return x - rate * g / (_root(total) + group["eps"]), {"sum": total}
 
 
-class Rprop(Rule):
+def rprop(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Riedmiller and Braun 1993: a step size each, larger while a gradient keeps its sign, smaller when it turns.
 
     ``lr`` is the first step size: it has a derivative in a window in which a trajectory starts, and 0 in others.
     """
-
-    remembers: ClassVar[Remembers] = {"prev": None, "step_size": None}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        (shrink, grow), (least, most) = group["etas"], group["step_sizes"]
-        agree = g * slots["prev"]
-        size = torch.where(t == 1, group["lr"], slots["step_size"])
-        size = torch.where(agree > 0, size * grow, torch.where(agree < 0, size * shrink, size))
-        size = torch.clamp(size, *(number(edge, x) for edge in (least, most)))
-        g = torch.where(agree < 0, 0.0, g)
-        return x - g.sign() * size, {"prev": g, "step_size": size}
+    (shrink, grow), edges = group["etas"], group["step_sizes"]
+    agree = g * slots["prev"]
+    size = torch.where(t == 1, group["lr"], slots["step_size"])
+    size = torch.where(agree > 0, size * grow, torch.where(agree < 0, size * shrink, size))
+    size = torch.clamp(size, *(number(edge, x) for edge in edges))
+    g = torch.where(agree < 0, 0.0, g)
+    return x - g.sign() * size, {"prev": g, "step_size": size}
 
 
-class ASGD(Rule):
+def asgd(group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Polyak and Juditsky 1992: eta_t = lr / (1 + lambd lr (t - 1))^alpha; ``ax`` is the average from step t0 on."""
-
-    remembers: ClassVar[Remembers] = {"ax": None}
-
-    def move(self, group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> tuple[Tensor, Slots]:
-        eta = group["lr"] / (1 + group["lambd"] * group["lr"] * (t - 1)) ** group["alpha"]
-        x = x * (1 - group["lambd"] * eta) - eta * g
-        return x, {"ax": slots["ax"] + (x - slots["ax"]) / (t - 1 - group["t0"]).clamp_min(1)}
+    eta = group["lr"] / (1 + group["lambd"] * group["lr"] * (t - 1)) ** group["alpha"]
+    x = x * (1 - group["lambd"] * eta) - eta * g
+    return x, {"ax": slots["ax"] + (x - slots["ax"]) / (t - 1 - group["t0"]).clamp_min(1)}
 
 
-def _moments(group: Group, slots: Slots, g: Tensor) -> Slots:
+def _moments(group: Group, slots: Slots, g: Tensor) -> dict[str, Tensor]:
     """Running means of the gradient and its square."""
-    beta1, beta2 = group["betas"]
-    return {
-        "exp_avg": beta1 * slots["exp_avg"] + (1 - beta1) * g,
-        "exp_avg_sq": beta2 * slots["exp_avg_sq"] + (1 - beta2) * g * g,
-    }
+    values = {"exp_avg": g, "exp_avg_sq": g * g}
+    return {name: beta * slots[name] + (1 - beta) * value
+            for (name, value), beta in zip(values.items(), group["betas"])}  # fmt: skip
 
 
 def _root(v: Tensor) -> Tensor:
@@ -223,26 +158,49 @@ def _root(v: Tensor) -> Tensor:
     return torch.sqrt(v.clamp_min(torch.finfo(v.dtype).tiny))
 
 
-RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
-    torch.optim.SGD: SGD,
-    torch.optim.Adam: Adam,
-    torch.optim.AdamW: Adam,
-    torch.optim.NAdam: NAdam,
-    torch.optim.RAdam: RAdam,
-    torch.optim.RMSprop: RMSprop,
-    torch.optim.Adagrad: Adagrad,
-    torch.optim.Rprop: Rprop,
-    torch.optim.ASGD: ASGD,
+def of_higher(cls: type[DifferentiableOptimizer], group: Group, slots: Slots, t: Tensor, g: Tensor, x: Tensor) -> Any:
+    """Higher's own rule, which is called alone: higher's `step` would ask autograd for the gradient, and g is here."""
+    theirs = object.__new__(cls)
+    theirs.param_groups = [{**group, "params": [x], "weight_decay": 0}]
+    theirs.state = [{0: {"step": t - 1, **slots} if slots else {}}]
+    theirs._update([[g]])
+    return theirs.param_groups[0]["params"][0], {k: v for k, v in theirs.state[0][0].items() if k != "step"}
+
+
+OURS: dict[type[torch.optim.Optimizer], Rule] = {
+    torch.optim.SGD: sgd,
+    torch.optim.Adam: adam,
+    torch.optim.AdamW: adam,
+    torch.optim.NAdam: nadam,
+    torch.optim.RAdam: radam,
+    torch.optim.RMSprop: rmsprop,
+    torch.optim.Adagrad: adagrad,
+    torch.optim.Rprop: rprop,
+    torch.optim.ASGD: asgd,
 }
-REMEMBERS: dict[type[torch.optim.Optimizer], Remembers] = {
-    torch.optim.Adadelta: {"square_avg": None, "acc_delta": None},
-    torch.optim.Adamax: {"exp_avg": None, "exp_inf": None},
-    **{kind: cls.remembers for kind, cls in RULES.items()},
+RULES: dict[type[torch.optim.Optimizer], Rule] = OURS | {
+    torch.optim.Adadelta: partial(of_higher, higher.optim.DifferentiableAdadelta),
+    torch.optim.Adamax: partial(of_higher, higher.optim.DifferentiableAdamax),
 }
-"""What the rule of each class remembers; the first two are higher's own."""
+
+
+class Elementwise(DifferentiableOptimizer):  # type: ignore[misc]
+    """A rule as higher takes it; abstract."""
+
+    rule: Rule
+
+    def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
+        for group, grads, states in zip(self.param_groups, grouped_grads, self.state):
+            for i, (x, grad) in enumerate(zip(group["params"], grads)):
+                if grad is not None:
+                    old = states[i]
+                    t = number(old.get("step", len(old) > 0), x) + 1
+                    slots = defaultdict(partial(torch.zeros_like, x), old)
+                    group["params"][i], new = self.rule(group, slots, t, *prepared(group, grad, x))
+                    states[i] = {"step": t, **new}
 
 
 def register() -> None:
-    """Put the rules into higher, for this process; they replace higher's own but Adadelta and Adamax."""
-    for kind, cls in RULES.items():
-        higher.register_optim(kind, cls)
+    """Put our rules into higher, for this process; they replace higher's own but Adadelta and Adamax."""
+    for kind, rule in OURS.items():
+        higher.register_optim(kind, type(kind.__name__, (Elementwise,), {"rule": staticmethod(rule)}))
