@@ -17,6 +17,7 @@ from levels.base import (
 )
 from levels.config import Config
 from levels.faults import NonFinite, NonFiniteError, Skip, Stop
+from levels.gradients.accumulated import Accumulated
 from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.evolution import NRES, PES, Antithetic, ESSingle, Evolution, FullES, TruncatedES
 from levels.gradients.exact import Exact
@@ -24,7 +25,6 @@ from levels.gradients.first_order import Backpropagation, FirstOrder
 from levels.gradients.forward import Forward
 from levels.gradients.mixture import Mix
 from levels.gradients.online import Online
-from levels.gradients.recomputed import Recomputed
 from levels.hyper import Fixed, Hyper, HyperparamOptimizer, Linear, Log, Logit, hyper
 from levels.layout import Layout
 from levels.level import Level
@@ -75,8 +75,8 @@ from levels.tasks.text import Characters, CharGRU, CharTransformer
 from levels.tasks.wrapping import TaskWrapper
 
 __all__ = [
-    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Adagrad", "Adam", "AdamW", "Answer", "Antithetic",
-    "Augmented", "Backpropagation", "Bootstrapped", "Carry", "CharGRU", "CharTransformer", "Characters",
+    "CMA", "GA", "LSTM", "MLP", "NRES", "PES", "SGD", "Accumulated", "Adagrad", "Adam", "AdamW", "Answer",
+    "Antithetic", "Augmented", "Backpropagation", "Bootstrapped", "Carry", "CharGRU", "CharTransformer", "Characters",
     "Classifying", "Config", "Constant", "ConvNet", "Cosine", "DigitsConvNet", "DigitsMLP", "Discounted",
     "ESSingle", "Ensemble", "Estimator", "EstimatorTraits", "Evolution", "Exact", "Exponential", "FashionConvNet",
     "FashionMLP", "Few", "FirstOrder", "Fixed", "Forward", "FullES", "Gated", "Guard", "Guarded", "HeldOut",
@@ -84,7 +84,7 @@ __all__ = [
     "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP",
     "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "Network", "NoisyQuadratic", "NonFinite",
     "NonFiniteError", "Objective", "Online", "Optimizer", "OptimizerTraits", "Partition", "Photo", "Predicting",
-    "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Recomputed", "Rosenbrock",
+    "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Rosenbrock",
     "Safeguarded", "Schedule", "Scheduled", "Search", "Self", "SelfUpdate", "Skip", "Step", "Stop", "Sum", "Switch",
     "Task", "TaskWrapper", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Window", "Wrapper",
     "hyper", "keys",

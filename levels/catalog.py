@@ -38,6 +38,7 @@ MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.faul
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 LISTS = (tuple, list, Sequence)
 OLDER = (("rule", "inner"), ("rule", "algorithm"))  # words of earlier notation and specs, still read
+OLDER_NAMES = {"recomputed": "accumulated"}  # the same for parts
 
 
 class Setting(NamedTuple):
@@ -66,6 +67,7 @@ def find(name: str, *kinds: str) -> type[Config]:
     """The part called ``name``, of one of the ``kinds``; a dotted name is imported. ValueError if there is none."""
     if "." in name:
         return _imported(name, kinds)
+    name = OLDER_NAMES.get(name, name)
     for kind in kinds:
         if name in parts(kind):
             return parts(kind)[name]

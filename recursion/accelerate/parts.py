@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from levels.base import Estimator, Optimizer, Problem
 from levels.config import Config
+from levels.gradients.accumulated import Accumulated
 from levels.gradients.exact import Exact
 from levels.gradients.first_order import FirstOrder
-from levels.gradients.recomputed import Recomputed
 from levels.level import Level
 from levels.optimizers.lstm import LSTM
 from levels.optimizers.rnnprop import RNNProp
@@ -22,7 +22,7 @@ from recursion.accelerate import cells_native, closed_forms, native
 from recursion.accelerate.followed import CompiledExact
 from recursion.accelerate.learned import NativeLSTM, NativeRNNProp
 from recursion.accelerate.traced import CompiledTask, is_traceable
-from recursion.accelerate.windows import SweptFirstOrder, SweptRecomputed
+from recursion.accelerate.windows import SweptAccumulated, SweptFirstOrder
 from recursion.tower import Tower
 
 P = TypeVar("P", bound=Config)
@@ -32,7 +32,7 @@ NATIVE: dict[type[Optimizer], type[Optimizer]] = {LSTM: NativeLSTM, RNNProp: Nat
 
 ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
     **{(cls, FirstOrder): SweptFirstOrder for cls in (*closed_forms.RULES, *NATIVE.values())},
-    **{(cls, Recomputed): SweptRecomputed for cls in NATIVE.values()},
+    **{(cls, Accumulated): SweptAccumulated for cls in NATIVE.values()},
 }
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
 
@@ -61,7 +61,13 @@ def fast_task(tower: Tower) -> Problem:
     exact = any(holds(level.gradient, {Exact}) for level in tower.levels[:-1])
     if not (here and exact and is_traceable(tower.task)):
         return tower.task
-    return CompiledTask(tower.task, tuple(level.copies for level in reversed(tower.bound)))
+    return CompiledTask(tower.task, tuple(map(_copies_at_a_time, reversed(tower.bound))))
+
+
+def _copies_at_a_time(level: Level) -> int:
+    """How many copies of its problem a level runs together."""
+    parts = level.gradient.copies if type(level.gradient) is Accumulated else level.copies
+    return min(parts, level.copies)
 
 
 def replaced(part: P, twin: Callable[[Any], Any]) -> P:

@@ -1,4 +1,4 @@
-"""Windows: the twins of `first-order` and of `recomputed`, for an optimizer that has a sweep.
+"""Windows: the twins of `first-order` and of `accumulated`, for an optimizer that has a sweep.
 
 A window runs without a graph. Whether all is finite is asked once, at its end. Where it is not, or where an exact level
 above follows the answer, the plain estimator answers from the same state; it raises, or skips copies.
@@ -14,8 +14,8 @@ from torch import Tensor
 from levels.autodiff import is_followed
 from levels.base import Carry, LevelLike, LevelState
 from levels.faults import is_finite
+from levels.gradients.accumulated import Accumulated
 from levels.gradients.first_order import FirstOrder
-from levels.gradients.recomputed import Recomputed
 from levels.restart import restarted
 from recursion.accelerate.sweeps import SWEEPS, Read
 
@@ -25,26 +25,28 @@ class SweptFirstOrder(FirstOrder):
     """First-order gradients by the sweep of the level's optimizer."""
 
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        if is_followed(theta) or type(level.optimizer) not in SWEEPS:
-            return super().value_and_grad(level, theta, state)
-        answer = _swept(level, theta.detach(), state)
-        return super().value_and_grad(level, theta, state) if answer is None else answer
+        return _swept(level, theta, state) or super().value_and_grad(level, theta, state)
 
 
 @dataclass(frozen=True, repr=False)
-class SweptRecomputed(Recomputed):
-    """The same by a sweep that makes the states of a window again itself, from the first one."""
+class SweptAccumulated(Accumulated):
+    """The same, for all copies together: a sweep has no graph of which parts could be kept."""
 
     def value_and_grad(self, level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState]:
-        if is_followed(theta) or type(self.through) is not SweptFirstOrder:
-            return super().value_and_grad(level, theta, state)
-        answer = _swept(level, theta.detach(), state)
-        return super().value_and_grad(level, theta, state) if answer is None else answer
+        answer = _swept(level, theta, state) if type(self.through) is SweptFirstOrder else None
+        return answer or super().value_and_grad(level, theta, state)
 
 
-@torch.no_grad()
 def _swept(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState] | None:
-    """The answer of the window, or None where something is not finite."""
+    """The answer of the window, or None where the plain estimator must answer."""
+    if is_followed(theta) or type(level.optimizer) not in SWEEPS:
+        return None
+    with torch.no_grad():
+        return _answer(level, theta.detach(), state)
+
+
+def _answer(level: LevelLike, theta: Tensor, state: LevelState) -> tuple[Tensor, Tensor, LevelState] | None:
+    """The answer by the sweep; None where something is not finite."""
     start = restarted(level, theta, state.carry)
     twin = SWEEPS[type(level.optimizer)](level.optimizer, theta)
     x, rest, f, g, problem_state = start[:5]
