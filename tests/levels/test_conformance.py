@@ -17,7 +17,6 @@ from levels import (
     FirstOrder,
     Fixed,
     Forward,
-    HeldOut,
     Hyper,
     Last,
     Layout,
@@ -55,21 +54,6 @@ def test_optimizers_conform(optimizer):
 
 def test_a_layout_of_ones_own():
     check_optimizer(Adam(lr=Log(1e-3, "tensor")), param_layout=DigitsMLP(hidden=(3,)).layout, steps=2)
-
-
-@pytest.mark.parametrize(
-    "task",
-    [
-        Quadratic(dims=1),
-        Quadratic(split="test", dtype="float64"),
-        DigitsMLP(hidden=(4, 3), activation="tanh", minibatch=16),
-        DigitsMLP(hidden=(4,), activation="relu", minibatch=16),
-        HeldOut(DigitsMLP(hidden=(3,), minibatch=16)),
-    ],
-    ids=str,
-)
-def test_tasks_conform(task):
-    check_problem(task)
 
 
 @pytest.mark.parametrize(
