@@ -1,105 +1,103 @@
-"""One run of an ablation: what it costs, what it reports, and that being killed changes nothing."""
+"""One run of a study: what it costs, what it reports, and that being killed changes nothing."""
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from jobs import LEARNED, done, repeated, tiny, values
-from torch import Tensor
 
 from levels import Adam, keys
-from levels.base import Optimizer
-from levels.restart import NonFiniteError
-from levels.tasks.task import Task
+from levels.faults import NonFiniteError
+from recursion.analysis.work import own_work
 from recursion.evaluate.baselines import mean_loss
 from recursion.evaluate.deploy import learned, run
 from recursion.notation import parse
+from recursion.study import records
+from recursion.study.findings import Findings
 from recursion.study.job import perform
+from recursion.study.learning import profile
 from recursion.study.problems import Met
+from recursion.study.results import ABOUT, load
 
 ENDLESS = "quadratic(4): lstm(hidden=4)@4[batch=2, horizon=none] / adam"
+MAML = "start(sgd(lr=fixed(0.01)))@10[horizon=10, objective=last, batch=4] / adam(lr=0.05)"
 
 
 class Killed(Exception):
-    """As if somebody had ended the process."""
+    """As if the process had been ended."""
 
 
-def direct(optimizer: Optimizer, params: Tensor, task: Task, count: int, steps: int = 10) -> Tensor:
+def direct(optimizer, task, count, params=None, steps=10):
     """Mean losses ``[P]`` on the reported problems, by `recursion.evaluate.deploy.run` alone."""
+    params = optimizer.bind(task.layout).init(keys.seed(0))[None] if params is None else params
     losses = run(optimizer, params, task.on("test"), keys.split(keys.seed(0), count), steps)
-    return mean_loss(losses).double().mean(0)
+    return mean_loss(losses).double().mean(0).tolist()
 
 
 @pytest.mark.parametrize(("depth", "budget"), [(2, "4e4"), (3, "2.5e5")])
-def test_what_is_spent_is_the_budget_to_within_one_step(tmp_path: Path, depth: int, budget: str):
+def test_what_is_spent_is_the_budget_to_within_one_step(tmp_path, depth, budget):
     request = tiny(depths=(depth,), budget=budget)
-    _, found = done(request, tmp_path)
-    facts, amount = found["facts"], request.budget.amount
+    _, rows, facts = done(request, tmp_path)
+    amount = request.budget.amount
     assert amount - 2 * facts["work of a step"] < facts["spent"] <= amount + 0.1 * facts["work of a step"]
     stages = ("training", "selection", "deployment")
-    parts = [sum(values(found, stage, measure)) for stage in stages for measure in ("task gradients", "optimizer work")]
+    parts = [sum(values(rows, stage, measure)) for stage in stages for measure in ("task gradients", "optimizer work")]
     assert sum(parts) == pytest.approx(facts["spent"])
-    assert (sum(values(found, "deployment", "task gradients")) > 0) == (depth > 2)
+    assert (sum(values(rows, "deployment", "task gradients")) > 0) == (depth > 2)
 
 
-def test_every_copy_that_was_learned_is_used_and_paid_for(tmp_path: Path):
-    tower = "quadratic(4): lstm(hidden=4)@4[batch=2] / adam@1[batch=3]"
-    request = tiny(tower, budget="6e4")
-    _, found = done(request, tmp_path)
-    assert request.budget.amount - 2 * found["facts"]["work of a step"] < found["facts"]["spent"] <= 6e4
-    assert values(found, "selection", "task gradients") == [3 * 3 * request.select * (request.steps + 1)]
-    assert len(values(found, "chosen", "mean loss", "report")) == request.problems
+def test_every_copy_that_was_learned_is_used_and_paid_for(tmp_path):
+    request = tiny("quadratic(4): lstm(hidden=4)@4[batch=2] / adam@1[batch=3]", budget="6e4")
+    _, rows, facts = done(request, tmp_path)
+    assert request.budget.amount - 2 * facts["work of a step"] < facts["spent"] <= 6e4
+    assert values(rows, "selection", "task gradients") == [3 * 3 * request.select * (request.steps + 1)]
+    assert len(values(rows, "chosen", "mean loss", "report")) == request.problems
 
 
-def test_training_counts_the_gradients_that_the_tower_says_it_costs(tmp_path: Path):
-    tower = parse(ENDLESS)
-    _, found = done(tiny(ENDLESS), tmp_path)
+def test_training_counts_the_gradients_that_the_tower_says_it_costs(tmp_path):
+    _, rows, facts = done(tiny(ENDLESS), tmp_path)
     copies, start = 2, 2 * (1 + 4)
-    assert values(found, "training", "task gradients") == [start + found["facts"]["steps"] * tower.base_steps * copies]
+    gradients = start + facts["steps"] * parse(ENDLESS).base_steps * copies
+    assert values(rows, "training", "task gradients") == [gradients]
 
 
-def test_snapshots_are_spread_evenly_and_the_best_is_chosen(tmp_path: Path):
-    _, found = done(tiny(snapshots=4), tmp_path)
-    steps = [row[4] for row in found["rows"] if row[0] == "snapshot"]
+def test_snapshots_are_spread_evenly_and_the_best_is_chosen(tmp_path):
+    _, rows, facts = done(tiny(snapshots=4), tmp_path)
+    steps = [row[4] for row in rows if row[0] == "snapshot"]
     assert len(steps) == 4
-    assert steps[-1] == found["facts"]["steps"]
+    assert steps[-1] == facts["steps"]
     gaps = [b - a for a, b in zip([0, *steps], steps)]
     assert max(gaps) - min(gaps) <= 2
-    scores = dict(zip(steps, values(found, "snapshot", "mean loss")))
-    assert found["facts"]["chosen"] == min(scores, key=lambda step: scores[step])
-    chosen = values(found, "chosen", "mean loss", "select")
+    scores = dict(zip(steps, values(rows, "snapshot", "mean loss")))
+    assert facts["chosen"] == min(scores, key=lambda step: scores[step])
+    chosen = values(rows, "chosen", "mean loss", "select")
     assert sum(chosen) / len(chosen) == pytest.approx(min(scores.values()), rel=1e-6)
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-def test_what_is_reported_is_what_the_tower_learned_run_directly(tmp_path: Path, depth: int):
+def test_what_is_reported_is_what_the_tower_learned_run_directly(tmp_path, depth):
     request = tiny(depths=(depth,), budget="2.5e5", snapshots=1)
-    ours, found = done(request, tmp_path)
+    ours, rows, facts = done(request, tmp_path)
     tower = parse(ours.tower)
     start = tower.init(ours.seed)
-    state, _ = list(tower.run(start, found["facts"]["chosen"]))[-1]
+    state, _ = list(tower.run(start, facts["chosen"]))[-1]
     for stage, at in (("start", start), ("chosen", state)):
         params = learned(tower, at, seed=ours.seed).params
-        expected = direct(tower.levels[0].optimizer, params, tower.task, request.problems)
-        assert values(found, stage, "mean loss", "report") == pytest.approx(expected.tolist(), rel=1e-5)
+        expected = direct(tower.levels[0].optimizer, tower.task, request.problems, params)
+        assert values(rows, stage, "mean loss", "report") == pytest.approx(expected, rel=1e-5)
 
 
-def test_all_runs_report_on_the_same_problems(tmp_path: Path):
+def test_all_runs_report_on_the_same_problems(tmp_path):
     request = tiny(depths=(1, 2), budget="4e4", baseline=True, seeds=2)
-    starts = set()
-    for number in range(len(request.runs())):
-        _, found = done(request, tmp_path, number)
-        starts.add(values(found, "chosen", "median loss", "report")[0])
-        assert len(values(found, "chosen", "mean loss", "report")) == request.problems
+    every = [done(request, tmp_path, number)[1] for number in range(len(request.runs()))]
+    assert {len(values(rows, "chosen", "mean loss", "report")) for rows in every} == {request.problems}
+    starts = {values(rows, "chosen", "median loss", "report")[0] for rows in every}
     assert len(starts) == 1  # where all begin, whatever then moves them
 
 
-def test_a_seed_is_a_run_and_another_seed_is_another(tmp_path: Path):
+def test_a_seed_is_a_run_and_another_seed_is_another(tmp_path):
     request = tiny(seeds=2)
-    (_, first), (_, again), (_, other) = (
-        done(request, tmp_path / name, number) for name, number in (("a", 0), ("b", 0), ("c", 1))
-    )
+    first, again, other = (done(request, tmp_path / name, i)[1] for name, i in (("a", 0), ("b", 0), ("c", 1)))
     assert repeated(first) == repeated(again)
     assert values(first, "chosen", "mean loss", "report") != values(other, "chosen", "mean loss", "report")
     assert json.loads(json.dumps(first)) == first
@@ -109,15 +107,14 @@ def test_a_seed_is_a_run_and_another_seed_is_another(tmp_path: Path):
     ("tower", "depth", "budget"),
     [(LEARNED, 2, "1e4"), pytest.param(LEARNED, 3, "2e5", marks=pytest.mark.slow), (ENDLESS, 1, "1e4")],
 )
-def test_killed_at_any_call_and_continued_it_ends_the_same(tmp_path: Path, tower: str, depth: int, budget: str):
+def test_killed_at_any_call_and_continued_it_ends_the_same(tmp_path, tower, depth, budget):
     request, calls = tiny(tower, depths=(depth,), budget=budget), []
-    _, whole = done(request, tmp_path / "whole", tell=lambda what, _fraction: calls.append(what))
+    _, whole, _ = done(request, tmp_path / "whole", tell=lambda what, _fraction: calls.append(what))
     for last in {*range(1, len(calls), max(1, len(calls) // 8)), len(calls)}:
-        left = [last]
+        left = iter(range(last - 1))
 
-        def tell(_what: str, _fraction: float, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
+        def tell(_what, _fraction, left=left):
+            if next(left, None) is None:
                 raise Killed
 
         with pytest.raises(Killed):
@@ -126,20 +123,18 @@ def test_killed_at_any_call_and_continued_it_ends_the_same(tmp_path: Path, tower
 
 
 @pytest.mark.parametrize("where", ["asked", "began"])
-def test_interrupted_within_a_step_and_continued_it_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-):
+def test_interrupted_within_a_step_and_continued_it_ends_the_same(tmp_path, monkeypatch, where):
     """What a half step asked for must not be saved with the state before it."""
     request, plain, calls = tiny(budget="1e4"), getattr(Met, where), [0, 0]
 
-    def interrupted(met: Met, *args: object) -> object:
+    def interrupted(*args):
         calls[0] += 1
         if calls[0] == calls[1]:
             raise KeyboardInterrupt
-        return plain(met, *args)
+        return plain(*args)
 
     monkeypatch.setattr(Met, where, interrupted)
-    _, whole = done(request, tmp_path / "whole")
+    _, whole, _ = done(request, tmp_path / "whole")
     count = calls[0]
     for last in range(2, count, max(1, count // 5)):
         calls[:] = 0, last
@@ -149,79 +144,114 @@ def test_interrupted_within_a_step_and_continued_it_ends_the_same(
         assert repeated(done(request, tmp_path / str(last))[1]) == repeated(whole)
 
 
-def test_a_tower_that_is_an_optimizer_is_run_on_the_very_same_problems(tmp_path: Path):
+def test_a_tower_that_is_an_optimizer_is_run_on_the_very_same_problems(tmp_path):
     request = tiny("quadratic(4): adam(lr=0.1)", depths=(1,), grid=(("lr", ("0.1", "0.3")),))
-    ours, found = done(request, tmp_path)
+    ours, rows, facts = done(request, tmp_path)
     tower = parse(ours.tower)
-    optimizer = tower.levels[0].optimizer
-    params = optimizer.bind(tower.task.layout).init(keys.seed(0))[None]
-    expected = direct(optimizer, params, tower.task, request.problems)
-    assert ours.kind == "tower"
-    assert found["facts"]["steps"] == 0
-    assert values(found, "chosen", "mean loss", "report") == pytest.approx(expected.tolist(), rel=1e-5)
-    assert values(found, "reporting", "task gradients") == [(6 + 4 + 2) * 11]
-    assert found["facts"]["spent"] == 0
-    assert values(found, "use", "seconds of a step")[0] > 0
+    expected = direct(tower.levels[0].optimizer, tower.task, request.problems)
+    assert (ours.kind, facts["steps"], facts["spent"]) == ("tower", 0, 0)
+    assert values(rows, "chosen", "mean loss", "report") == pytest.approx(expected, rel=1e-5)
+    assert values(rows, "reporting", "task gradients") == [(6 + 4 + 2) * 11]
+    assert values(rows, "use", "seconds of a step")[0] > 0
 
 
-def test_a_search_costs_its_budget_at_most_and_beats_the_default(tmp_path: Path):
+def test_a_search_costs_its_budget_at_most_and_beats_the_default(tmp_path):
     request = tiny("quadratic(4): adam", depths=(1,), budget="3e4")
-    ours, found = done(request, tmp_path)
+    ours, rows, facts = done(request, tmp_path)
     assert ours.kind == "search"
-    assert 0 < found["facts"]["spent"] <= 3e4
-    assert sum(values(found, "search", "task gradients")) > 0
-    start, chosen = (values(found, stage, "mean loss", "report") for stage in ("start", "chosen"))
+    assert 0 < facts["spent"] <= 3e4
+    assert sum(values(rows, "search", "task gradients")) > 0
+    start, chosen = (values(rows, stage, "mean loss", "report") for stage in ("start", "chosen"))
     assert sum(chosen) < sum(start)
-    params = Adam().bind(parse(ours.tower).task.layout).init(keys.seed(0))[None]
-    expected = direct(Adam(), params, parse(ours.tower).task, request.problems)
-    assert start == pytest.approx(expected.tolist(), rel=1e-6)
+    assert start == pytest.approx(direct(Adam(), parse(ours.tower).task, request.problems), rel=1e-6)
 
 
-def test_a_guard_does_about_as_well_as_the_better_of_both(tmp_path: Path):
-    """After so little training the learned rule is the worse one, and most runs end as the fallback's."""
-    request = tiny(budget="1e4", steps=60)
-    _, found = done(request, tmp_path)
-    guarded, chosen = (values(found, stage, "mean loss", "report") for stage in ("guarded", "chosen"))
+def test_a_guard_does_about_as_well_as_the_better_of_both(tmp_path):
+    """After so little training the learned optimizer is the worse one, and most runs end as the fallback's."""
+    _, rows, _ = done(tiny(budget="1e4", steps=60), tmp_path)
+    guarded, chosen = (values(rows, stage, "mean loss", "report") for stage in ("guarded", "chosen"))
     assert sum(guarded) < sum(chosen)
-    assert sum(values(found, "guarded", "rescued", "report")) >= 3
+    assert sum(values(rows, "guarded", "rescued", "report")) >= 3
 
 
-def test_a_training_that_diverges_uses_the_snapshots_it_has(tmp_path: Path):
+def test_a_training_that_diverges_uses_the_snapshots_it_has(tmp_path):
     tower = "quadratic(4): lstm(hidden=4)@4[batch=2] / sgd(lr=1.0)"
     request = tiny(tower, budget="1e5", snapshots=30, steps=5, select=1, problems=2)
-    _, found = done(request, tmp_path)
-    assert "not finite" in found["facts"]["ended"]
-    assert found["facts"]["snapshots"]
-    assert found["facts"]["chosen"] in found["facts"]["snapshots"]
-    assert found["facts"]["steps"] < 50
+    _, _, facts = done(request, tmp_path)
+    assert "not finite" in facts["ended"]
+    assert facts["chosen"] in facts["snapshots"]
+    assert facts["steps"] < 50
     with pytest.raises(NonFiniteError, match="not finite"):
         done(dataclasses.replace(request, snapshots=1), tmp_path / "none")
 
 
-def test_a_budget_that_buys_too_little_is_refused_in_a_sentence(tmp_path: Path):
+def test_a_budget_that_buys_too_little_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"a budget of 1000 base steps buys 0 top steps of .*give it .* or more"):
         done(tiny(budget="1000"), tmp_path)
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path):
-    request = tiny(seeds=2)
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    request = tiny("quadratic(4): adam(lr=0.1)", depths=(1,), grid=(("lr", ("0.1", "0.3")),))
     first, second = request.runs()
     perform(first, request, tmp_path, lambda what, fraction: None)
     with pytest.raises(ValueError, match="holds a run of something else"):
         perform(second, request, tmp_path, lambda what, fraction: None)
 
 
-def test_seconds_are_spent_and_said_not_to_repeat(tmp_path: Path):
-    _, found = done(tiny(budget="0.4s"), tmp_path)
-    spent = [row[6] for row in found["rows"] if row[0] == "training" and row[5] == "seconds" and row[2] is None]
-    assert 0.3 <= spent[0] <= 1.0
-    _, searched = done(tiny("quadratic(4): adam", depths=(1,), budget="0.4s"), tmp_path)
-    assert searched["facts"]["tried"] > 1
+def test_seconds_are_spent_and_shared_by_level(tmp_path):
+    _, rows, _ = done(tiny(budget="0.4s"), tmp_path / "tower")
+    seconds = {row[2]: row[6] for row in rows if row[0] == "training" and row[5] == "seconds"}
+    assert 0.3 <= seconds[None] <= 1.0
+    assert sum(value for level, value in seconds.items() if level is not None) == pytest.approx(seconds[None])
+    assert values(rows, "training", "peak bytes")[-1] > 1e7  # of the whole process
+    assert done(tiny("quadratic(4): adam", depths=(1,), budget="0.4s"), tmp_path / "search")[2]["tried"] > 1
 
 
-def test_progress_never_goes_back(tmp_path: Path):
-    told: list[float] = []
-    done(tiny(depths=(3,), budget="2e5"), tmp_path, tell=lambda what, fraction: told.append(fraction))
-    assert told == sorted(told)
-    assert told[-1] == 1.0
-    assert 0 < told[1] < 0.2
+def test_progress_never_goes_back(tmp_path):
+    fractions = []
+    done(tiny(depths=(3,), budget="2e5"), tmp_path, tell=lambda what, fraction: fractions.append(fraction))
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert 0 < fractions[1] < 0.2
+
+
+def test_a_profile_says_the_same_work_as_a_count_and_shares_that_are_all():
+    tower = parse("quadratic(4): lstm(hidden=4)@4[batch=2] / lstm(hidden=3)@2 / adam")
+    measured = profile(tower)
+    assert tuple(measured["work"]) == own_work(tower)
+    assert len(measured["shares"]) == 1 + tower.depth
+    assert sum(measured["shares"]) == pytest.approx(1.0)
+    assert min(measured["shares"]) >= 0
+
+
+def test_bytes_of_a_level_grow_with_its_own_unroll_only():
+    """And by as much for each update: what the pullback of an update keeps."""
+    towers = (parse(f"quadratic(8): lstm(hidden=8)@{unroll}[batch=4] / adam") for unroll in (4, 8, 16, 4))
+    one, two, four, again = (profile(tower)["bytes"] for tower in towers)
+    assert (four[0] - two[0]) == pytest.approx(2 * (two[0] - one[0]), rel=0.05)
+    assert one[1] == two[1] == four[1]
+    assert one == again
+
+
+def findings_of(request, folder):
+    records.begin(folder, request)
+    for each in request.runs():
+        result = perform(each, request, folder / each.id, lambda what, fraction: None)
+        records.finish(folder, each, result | {"about": dict.fromkeys(ABOUT, 0)})
+    return Findings(load(folder))
+
+
+def test_a_start_that_knows_one_problem_sets_the_alarm_off(tmp_path):
+    """Chosen, too, by the one problem that it was trained on: only the report can tell."""
+    request = tiny(f"few(quadratic, validation=same): {MAML}", budget="2e4", problems=16, select=4)
+    (alarm,) = findings_of(request, tmp_path).alarms
+    assert alarm.startswith("depth 2 improves on train problems")
+    assert "but not on report problems" in alarm
+
+
+@pytest.mark.parametrize("task", ["quadratic", "few(quadratic, 64)"])
+def test_a_step_size_that_was_learned_does_not(task, tmp_path):
+    tower = f"{task}: sgd(lr=1e-3)@10[horizon=10, objective=last, batch=16] / adam(lr=0.1)"
+    findings = findings_of(tiny(tower, budget="3e4", problems=16, select=16), tmp_path)
+    assert findings.alarms == []
+    assert findings.gaps[0].gains["report"].sign > 0

@@ -3,19 +3,15 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from jobs import done, tiny, values
-from torch import Tensor
 
 from levels import Quadratic, keys
-from levels.tasks.data import Labelled
 from levels.tasks.data.scikit import digits
 from levels.tasks.mlp import DigitsMLP
 from levels.tasks.quadratic import QuadraticState
-from levels.tasks.task import Task
 from recursion import Tower
 from recursion.evaluate.observed import Observed
 from recursion.notation import parse
@@ -28,7 +24,7 @@ class Leaky(DigitsMLP):
 
     name = "leaky"
 
-    def data(self) -> Labelled:
+    def data(self):
         return digits("train", self.torch_dtype)
 
 
@@ -38,14 +34,14 @@ class Handful(Quadratic):
 
     name = "handful"
 
-    def init(self, key: Tensor) -> Tensor:
+    def init(self, key):
         return torch.ones(*key.shape, self.dims)
 
-    def init_state(self, params: Tensor, key: Tensor) -> QuadraticState:
+    def init_state(self, params, key):
         return Quadratic(dims=self.dims).init_state(params, keys.integers(key, (1,), 4).squeeze(-1))
 
 
-def of_extra(text: str, package: str) -> Any:
+def of_extra(text, package):
     """A task whose data comes with a package that may be missing."""
     return pytest.param(text, marks=pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is an extra"))
 
@@ -58,13 +54,11 @@ BUILT_IN = (
 )  # fmt: skip
 
 
-def task_of(text: str) -> Task:
-    task = parse(f"{text}: sgd").task
-    assert isinstance(task, Task)
-    return task
+def task_of(text):
+    return parse(f"{text}: sgd").task
 
 
-def met_in_training(task: Task, *levels: str, steps: int = 2) -> set[bytes]:
+def met_in_training(task, *levels, steps=2):
     met, tower = Met(), parse(f"quadratic: {' / '.join(levels)}")
     observed = Tower(Observed(task, met), *tower.levels)
     met.reset()  # exact gradients try the task when the tower is built
@@ -73,12 +67,11 @@ def met_in_training(task: Task, *levels: str, steps: int = 2) -> set[bytes]:
 
 
 @pytest.mark.parametrize("text", BUILT_IN)
-def test_no_built_in_task_reports_what_it_trains_on(text: str):
+def test_no_built_in_task_reports_what_it_trains_on(text):
     task = task_of(text)
     met = met_in_training(task, "sgd(lr=1e-6)@2[batch=4, horizon=2]", "sgd")
-    found = known(task, keys.split(keys.seed(0), 16), met)
     assert len(met) > 0
-    assert found == 0
+    assert known(task, keys.split(keys.seed(0), 16), met) == 0
 
 
 def test_text_comes_again_in_places_and_that_is_counted_apart():
@@ -89,8 +82,7 @@ def test_text_comes_again_in_places_and_that_is_counted_apart():
 
 
 def test_a_task_whose_test_images_are_its_training_images_is_caught():
-    found = known(Leaky(), keys.split(keys.seed(0), 8), set())
-    assert found == 8
+    assert known(Leaky(), keys.split(keys.seed(0), 8), set()) == 8
 
 
 def test_problems_that_training_met_are_counted_one_by_one():
@@ -104,14 +96,14 @@ def test_problems_that_training_met_are_counted_one_by_one():
     assert known(task, key, everything) == 12
 
 
-def test_a_leak_reaches_the_rows_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_leak_reaches_the_rows_of_a_run(tmp_path, monkeypatch):
     sound, leaky = "digits-mlp: lstm(hidden=2)@2[batch=1] / adam", f"{__name__}.Leaky: lstm(hidden=2)@2[batch=1] / adam"
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     counts = []
     for name, text in (("sound", sound), ("leaky", leaky)):
         request = tiny(text, budget="4e3", steps=2, problems=3, select=2, snapshots=1)
-        _, found = done(request, tmp_path / name)
-        counts += values(found, "reporting", "problems trained on", "report")
+        _, rows, _ = done(request, tmp_path / name)
+        counts += values(rows, "reporting", "problems trained on", "report")
     assert counts == [0.0, 3.0]
 
 
@@ -131,6 +123,6 @@ def test_exact_gradients_meet_the_problems_that_first_order_meets():
     """They begin trajectories within `torch.func` too, which have all begun before."""
     plain = ("sgd(lr=1e-3)@2[batch=2, horizon=2]", "sgd(lr=1e-6)@2[horizon=2]", "sgd")
     exact = tuple(level.replace("]", ", gradient=exact]") for level in plain)
-    found = [met_in_training(Quadratic(dims=3), *levels, steps=5) for levels in (plain, exact)]
-    assert len(found[0]) > 10
-    assert found[0] == found[1]
+    first, second = (met_in_training(Quadratic(dims=3), *levels, steps=5) for levels in (plain, exact))
+    assert len(first) > 10
+    assert first == second

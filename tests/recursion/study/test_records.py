@@ -2,16 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from recursion.study import records
-from recursion.study.request import Request
 from recursion.study.results import load
 
-Make = Callable[..., Request]
 ABOUT = {"version": "1", "torch": "2", "python": "3", "machine": "m", "threads": 1, "started": "now", "seconds": 1.5}
 ROWS = [
     ["chosen", "report", None, 0, None, "mean loss", 0.25],
@@ -22,7 +18,7 @@ ROWS = [
 RESULT = {"rows": ROWS, "facts": {"steps": 7, "setting": "lstm"}, "about": ABOUT}
 
 
-def test_tables_hold_what_was_found(request_of: Make, tmp_path: Path) -> None:
+def test_tables_hold_what_was_found(request_of, tmp_path):
     request = request_of()
     records.begin(tmp_path, request, ["tower", "ablate"])
     assert load(tmp_path).rows.empty
@@ -43,7 +39,7 @@ def test_tables_hold_what_was_found(request_of: Make, tmp_path: Path) -> None:
     assert first.id == "depth-1-seed-0"
 
 
-def test_a_result_counts_only_for_its_own_run(request_of: Make, tmp_path: Path) -> None:
+def test_a_result_counts_only_for_its_own_run(request_of, tmp_path):
     request = request_of()
     run, other, *_ = request.runs()
     records.finish(tmp_path, run, RESULT)
@@ -66,7 +62,7 @@ def test_a_result_counts_only_for_its_own_run(request_of: Make, tmp_path: Path) 
         ('{"format": "descent-tower study", "version": 1}', "is garbled; .*"),
     ],
 )
-def test_what_is_no_study_is_said_in_a_line(text: str, line: str, request_of: Make, tmp_path: Path) -> None:
+def test_what_is_no_study_is_said_in_a_line(text, line, request_of, tmp_path):
     with pytest.raises(OSError, match=f"^cannot read {tmp_path}/study.json: No such file or directory$"):
         load(tmp_path)
     (tmp_path / records.STUDY).write_text(text)

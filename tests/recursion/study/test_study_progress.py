@@ -15,7 +15,7 @@ def event(run, *rest):
     return Event(SimpleNamespace(id=run), *rest)
 
 
-def test_a_log_has_a_line_now_and_then_and_one_for_each_failure(monkeypatch):
+def test_a_log_has_a_line_now_and_then_and_one_for_each_failure():
     stream, clock = io.StringIO(), [0.0]
     with Board(RUNS, stream) as board:
         board.bars.get_time = lambda: clock[0]
@@ -35,18 +35,14 @@ def test_a_log_has_a_line_now_and_then_and_one_for_each_failure(monkeypatch):
 
 
 def test_a_terminal_has_a_bar_for_each_run_under_way():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
+    stream = io.StringIO()
+    stream.isatty = lambda: True
     with Board(RUNS, stream) as board:
-        board(event("b", "at", "training", 0.25))
-        assert [task.description for task in board.bars.tasks if task.visible] == ["all runs", "b"]
-        board(event("b", "failed", "a bug"))
-        assert [task.description for task in board.bars.tasks if task.visible] == ["all runs"]
+        for message, bars in ((("at", "training", 0.25), ["all runs", "b"]), (("failed", "a bug"), ["all runs"])):
+            board(event("b", *message))
+            assert [task.description for task in board.bars.tasks if task.visible] == bars
     assert "b failed: a bug" in stream.getvalue()
-    assert board.counts().startswith("1 of 3 runs done, 1 failed")
+    assert board.counts() == "1 of 3 runs done, 1 failed"
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(7, "7 s"), (200, "3 minutes"), (9000, "2.5 hours")])
