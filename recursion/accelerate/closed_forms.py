@@ -17,10 +17,10 @@ from torch import Tensor
 
 from levels.base import Optimizer
 from levels.hyper import Fixed, Hyper, Linear, Log, Logit
-from levels.optimizers.adagrad import Adagrad, AdagradState, _rate, _root
+from levels.optimizers.adagrad import Adagrad, AdagradState
 from levels.optimizers.adam import Adam, AdamState, moments
 from levels.optimizers.adamw import AdamW
-from levels.optimizers.rmsprop import RMSprop, RMSpropState, _averages
+from levels.optimizers.rmsprop import RMSprop, RMSpropState
 from levels.optimizers.sgd import SGD
 from levels.tree import State
 from recursion.accelerate.sweeps import SWEEPS, Read, Sweep
@@ -29,7 +29,7 @@ Hypers = dict[str, Tensor]
 Slopes = list[Tensor | None]
 """Cotangents of the floating tensors of a state in turn, None for zero."""
 
-Pulled = tuple[Hypers, Tensor, Slopes]
+Pulled = tuple[Hypers, Slopes, Tensor]
 
 SLOPES: dict[type[Hyper], Callable[[Tensor, Tensor], Tensor]] = {
     Linear: lambda _, slope: slope,
@@ -42,6 +42,8 @@ SLOPES: dict[type[Hyper], Callable[[Tensor, Tensor], Tensor]] = {
 
 class ClosedForm(Sweep):
     """The sweep of a rule whose parameters are hyperparameters; abstract in `pull`."""
+
+    decoupled = False  # whether the weight decay is added to the step, not to the gradient
 
     def __init__(self, optimizer: Any, theta: Tensor) -> None:
         self.optimizer, self.theta = optimizer, theta
@@ -75,20 +77,23 @@ class ClosedForm(Sweep):
 
     @abstractmethod
     def pull(self, x: Tensor, state: Any, g: Tensor, dx: Tensor, dstate: Slopes) -> Pulled:
-        """The vector-Jacobian product of the update that read ``x``, ``state`` and ``g``.
+        """The vector-Jacobian product of the update that read ``x``, ``state`` and ``g``, which contains the decay.
 
         ``dx`` and ``dstate`` are the cotangents of what it returned. Returns those of the hyperparameters at each
-        coordinate, of ``x`` and of the state.
+        coordinate, of the state, and of what ``weight_decay x`` was added to.
         """
 
     def slopes(self, reads: list[Read], cotangents: Tensor) -> Hypers:
         """Cotangents of the hyperparameters, ``[*batch, copies, n]``, summed over the window."""
         total: Hypers = {}
         dstate: Slopes = [None] * 3
-        dx = torch.zeros_like(cotangents[0])
+        dx, decay = torch.zeros_like(cotangents[0]), self.h.get("weight_decay")
         for read, cotangent in zip(reversed(reads), cotangents.unbind(0)[::-1]):
             dx = dx + cotangent
-            dh, dx, dstate = self.pull(read.x, read.state, read.g, dx, dstate)
+            g = read.g if decay is None or self.decoupled else read.g + decay * read.x
+            dh, dstate, dg = self.pull(read.x, read.state, g, dx, dstate)
+            if decay is not None:
+                dh["weight_decay"], dx = dg * read.x, dx + decay * dg
             total = {name: total[name] + slope for name, slope in dh.items()} if total else dh
         return total
 
@@ -98,25 +103,17 @@ class SGDSweep(ClosedForm):
 
     def pull(self, x: Tensor, state: Tensor | None, g: Tensor, dx: Tensor, dstate: Slopes) -> Pulled:
         """With b the buffer and d the direction: dd = -lr dx, and what d and b are made of in turn."""
-        h = self.h
-        decayed = "weight_decay" in h
-        g = g + h["weight_decay"] * x if decayed else g
-        dg = along = -h["lr"] * dx
-        direction, dh = g, {}
-        if state is not None:
-            direction = buffer = h["momentum"] * state + g
-            dbuffer, through = along, None
-            if self.optimizer.nesterov:
-                direction = g + h["momentum"] * buffer
-                dbuffer, through = h["momentum"] * along, along * buffer
-            dbuffer = dbuffer if dstate[0] is None else dbuffer + dstate[0]
-            dh["momentum"] = dbuffer * state if through is None else through + dbuffer * state
-            dg = along + dbuffer if self.optimizer.nesterov else dbuffer
-            dstate = [h["momentum"] * dbuffer]
-        dh["lr"] = -direction * dx
-        if decayed:
-            dh["weight_decay"], dx = dg * x, dx + h["weight_decay"] * dg
-        return dh, dx, dstate
+        h, dg = self.h, -self.h["lr"] * dx
+        if state is None:
+            return {"lr": -g * dx}, dstate, dg
+        direction = buffer = h["momentum"] * state + g
+        dbuffer, dmomentum = dg, 0.0
+        if self.optimizer.nesterov:
+            direction = g + h["momentum"] * buffer
+            dbuffer, dmomentum = h["momentum"] * dg, dg * buffer
+        dbuffer = dbuffer if dstate[0] is None else dbuffer + dstate[0]
+        dh = {"lr": -direction * dx, "momentum": dmomentum + dbuffer * state}
+        return dh, [h["momentum"] * dbuffer], dg + dbuffer if self.optimizer.nesterov else dbuffer
 
     def slopes(self, reads: list[Read], cotangents: Tensor) -> Hypers:
         if "momentum" in self.h or "weight_decay" in self.h:
@@ -128,6 +125,8 @@ class SGDSweep(ClosedForm):
 class AdamSweep(ClosedForm):
     """The sweep of `Adam`."""
 
+    decoupled = True
+
     def pull(self, x: Tensor, state: AdamState, g: Tensor, dx: Tensor, dstate: Slopes) -> Pulled:
         """With u = m_hat / (root + eps) and x <- x - lr u:
 
@@ -137,7 +136,8 @@ class AdamSweep(ClosedForm):
         m_hat, root, new = moments(h["beta1"], h["beta2"], g, state)
         power = new.t[..., None].to(g.dtype)
         scale = 1 / (root + h["eps"])
-        u, dm_hat = m_hat * scale, -h["lr"] * dx * scale
+        du = -h["lr"] * dx
+        u, dm_hat = m_hat * scale, du * scale
         deps = -u * dm_hat
         one, two = 1 / (1 - h["beta1"] ** power), 1 / (1 - h["beta2"] ** power)  # of the bias: numbers, not coordinates
         dm, dv = dm_hat * one, deps / (2 * root) * two
@@ -147,19 +147,15 @@ class AdamSweep(ClosedForm):
         dv = dv if dstate[1] is None else dv + dstate[1]
         dbeta1, dbeta2 = torch.addcmul(dbeta1, dm, state.m - g), torch.addcmul(dbeta2, dv, state.v - g * g)
         dh = {"lr": -u * dx, "beta1": dbeta1, "beta2": dbeta2, "eps": deps}
-        return dh, dx, [h["beta1"] * dm, h["beta2"] * dv]
+        return dh, [h["beta1"] * dm, h["beta2"] * dv], du
 
 
 class AdamWSweep(AdamSweep):
-    """The sweep of `AdamW`."""
+    """The sweep of `AdamW`: as Adam, with u + weight_decay x for u."""
 
     def pull(self, x: Tensor, state: AdamState, g: Tensor, dx: Tensor, dstate: Slopes) -> Pulled:
-        """As Adam, and x <- x (1 - lr weight_decay) before."""
-        h = self.h
-        dh, _, dstate = super().pull(x, state, g, dx, dstate)
-        shrunk = x * dx
-        dh["lr"], dh["weight_decay"] = dh["lr"] - h["weight_decay"] * shrunk, -h["lr"] * shrunk
-        return dh, dx * (1 - h["lr"] * h["weight_decay"]), dstate
+        dh, dstate, du = super().pull(x, state, g, dx, dstate)
+        return dh | {"lr": dh["lr"] - self.h["weight_decay"] * x * dx}, dstate, du
 
 
 class RMSpropSweep(ClosedForm):
@@ -167,9 +163,11 @@ class RMSpropSweep(ClosedForm):
 
     def pull(self, x: Tensor, state: RMSpropState, g: Tensor, dx: Tensor, dstate: Slopes) -> Pulled:
         """With u = g / (root + eps), b <- momentum b + u, x <- x - lr b."""
-        h = self.h
-        g = g + h["weight_decay"] * x if "weight_decay" in h else g
-        _, a, spread = _averages(h, g, state)
+        h, decay, a = self.h, self.h["decay"], None
+        spread = decay * state.v + (1 - decay) * g * g
+        if state.a is not None:
+            a = decay * state.a + (1 - decay) * g
+            spread = torch.where(spread - a * a > 0, spread - a * a, 0.0)
         root = torch.sqrt(spread + torch.finfo(x.dtype).tiny)
         scale, later, dh = 1 / (root + h["eps"]), iter(dstate), {}
         step = u = g * scale
@@ -186,16 +184,14 @@ class RMSpropSweep(ClosedForm):
             da = -2 * a * dspread if da is None else da - 2 * a * dspread
         dv = dspread if dv is None else dv + dspread
         dh["decay"] = dv * (state.v - g * g)
-        dg = scale * du + 2 * (1 - h["decay"]) * g * dv
-        dold: Slopes = [h["decay"] * dv]
+        dg = scale * du + 2 * (1 - decay) * g * dv
+        dold: Slopes = [decay * dv]
         if state.a is not None and da is not None:
-            dh["decay"], dg = dh["decay"] + da * (state.a - g), dg + (1 - h["decay"]) * da
-            dold.append(h["decay"] * da)
+            dh["decay"], dg = dh["decay"] + da * (state.a - g), dg + (1 - decay) * da
+            dold.append(decay * da)
         if state.b is not None:
             dold.append(h["momentum"] * du)
-        if "weight_decay" in h:
-            dh["weight_decay"], dx = dg * x, dx + h["weight_decay"] * dg
-        return dh, dx, dold
+        return dh, dold, dg
 
 
 class AdagradSweep(ClosedForm):
@@ -203,23 +199,20 @@ class AdagradSweep(ClosedForm):
 
     def pull(self, x: Tensor, state: AdagradState, g: Tensor, dx: Tensor, dstate: Slopes) -> Pulled:
         """With u = g / (root + eps) and x <- x - rate u, rate = lr / (1 + t lr_decay)."""
-        h = self.h
-        g = g + h["weight_decay"] * x if "weight_decay" in h else g
-        rate, root = _rate(h, state), _root(h, state.v + g * g)
-        scale = 1 / (root + h["eps"])
-        u, du = g * scale, -rate * dx
-        dh = {"lr": -u * dx, "eps": -u * scale * du}
+        h, t = self.h, state.t[..., None]
+        slowing = 1 + t * h["lr_decay"] if "lr_decay" in h else 1.0
+        v = state.v + g * g
+        root = torch.sqrt((v + h["initial"] if "initial" in h else v) + torch.finfo(v.dtype).tiny)
+        scale, du = 1 / (root + h["eps"]), -h["lr"] / slowing * dx
+        u = g * scale
+        dh = {"lr": -u * dx / slowing, "eps": -u * scale * du}
         if "lr_decay" in h:
-            slowing, t = 1 + state.t[..., None] * h["lr_decay"], state.t[..., None]
-            dh |= {"lr": dh["lr"] / slowing, "lr_decay": -dh["lr"] * rate * t / slowing}
+            dh["lr_decay"] = -u * du * t / slowing
         dunder = dh["eps"] / (2 * root)
         if "initial" in h:
             dh["initial"] = dunder
         dv = dunder if dstate[0] is None else dunder + dstate[0]
-        if "weight_decay" in h:
-            dg = scale * du + 2 * g * dv
-            dh["weight_decay"], dx = dg * x, dx + h["weight_decay"] * dg
-        return dh, dx, [dv]
+        return dh, [dv], scale * du + 2 * g * dv
 
 
 RULES: dict[type[Optimizer], type[ClosedForm]] = {
