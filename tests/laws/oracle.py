@@ -1,10 +1,10 @@
-"""Naive nested autograd: the oracle that a tower's first-order gradients are held against.
+"""Naive nested autograd: what the gradients of towers are held against, whatever their levels are differentiated by.
 
-Everything here is written from the equations, one copy at a time. A level's loss is built as one autograd graph
-of the level's parameters, which holds the graphs of all windows below it: memory is the product of the unrolls,
-and each level sweeps all of it once more for its own gradient. The gradient handed to an update is detached, and
-so is what is carried over a window's edge. Shared with the library: what a tower is told (settings, layouts,
-where the numbers of a key come from), nothing of how it runs, updates or differentiates.
+Everything here is written from the equations, one copy at a time. A level's loss is one autograd graph of the level's
+parameters, which holds the graphs of all windows below it: memory is the product of the unrolls. What is carried over
+a window's edge is a constant. First order reads gradients as data; exact follows them, so below an exact level the
+gradients are graphs too. Shared with the library: what a tower is told (settings, layouts, where the numbers of a key
+come from), nothing of how it runs, updates or differentiates. No learned starts.
 """
 
 import math
@@ -15,27 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from levels import (
-    LSTM,
-    SGD,
-    Adam,
-    DigitsMLP,
-    Discounted,
-    Fixed,
-    Last,
-    Level,
-    LevelState,
-    Linear,
-    Log,
-    Logit,
-    MeanLog,
-    Quadratic,
-    RMSprop,
-    Sum,
-    Task,
-    keys,
-)
-from levels.tree import leaves, map_leaves
+from levels import Level, LevelState, Task, keys
+from levels.tasks.held_out import HeldOutState
+from levels.tree import leaves, with_leaves
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -47,29 +29,38 @@ class Copy(NamedTuple):
     s: Any
     f: Tensor  # []
     g: Tensor  # [n]
-    problem_state: Any  # state of the problem
+    problem_state: Any
     age: int
     key: Tensor  # []
+
+
+class Window(NamedTuple):
+    """One copy's window: the losses that count and the parameters behind each update, gradients, the copy behind it."""
+
+    losses: list[Tensor]
+    xs: list[Tensor]
+    gs: list[Tensor]  # what each update read, and the last one's gradient
+    end: Copy
 
 
 # Update rules: x, state <- rule(optimizer, theta, g, state, x) for one copy: theta [m], g and x [n].
 
 
 def _hypers(optimizer: Any, theta: Tensor) -> dict[str, Any]:
-    spaces = {Linear: lambda u: u, Log: torch.exp, Logit: lambda u: 1 / (1 + torch.exp(-u))}
+    spaces = {"Linear": lambda u: u, "Log": torch.exp, "Logit": lambda u: 1 / (1 + torch.exp(-u))}
     stored, read = optimizer.layout.unravel(theta), {}
     for name, hyper in optimizer.hypers.items():
-        if isinstance(hyper, Fixed):
+        if type(hyper).__name__ == "Fixed":
             read[name] = hyper.start
             continue
-        value = spaces[type(hyper)](stored[name])
+        value = spaces[type(hyper).__name__](stored[name])
         if hyper.shared_over == "tensor":
             value = torch.cat([value[i].repeat(size) for i, size in enumerate(optimizer.param_layout.sizes)])
         read[name] = value
     return read
 
 
-def _sgd(optimizer: SGD, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+def _sgd(optimizer: Any, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
     h = _hypers(optimizer, theta)
     if optimizer.weight_decay is not None:
         g = g + h["weight_decay"] * x
@@ -79,7 +70,7 @@ def _sgd(optimizer: SGD, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[T
     return x - h["lr"] * (g + h["momentum"] * buffer if optimizer.nesterov else buffer), buffer
 
 
-def _adam(optimizer: Adam, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+def _adam(optimizer: Any, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
     h = _hypers(optimizer, theta)
     m, v, t = s or (torch.zeros_like(x), torch.zeros_like(x), 0)
     m = h["beta1"] * m + (1 - h["beta1"]) * g
@@ -88,47 +79,45 @@ def _adam(optimizer: Adam, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple
     return x - h["lr"] * m_hat / ((v_hat + TINY).sqrt() + h["eps"]), (m, v, t + 1)
 
 
-def _rmsprop(optimizer: RMSprop, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+def _rmsprop(optimizer: Any, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
     h = _hypers(optimizer, theta)
     v = h["decay"] * (torch.zeros_like(x) if s is None else s) + (1 - h["decay"]) * g**2
     return x - h["lr"] * g / ((v + TINY).sqrt() + h["eps"]), v
 
 
-def _lstm(optimizer: LSTM, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
+def _lstm(optimizer: Any, theta: Tensor, g: Tensor, s: Any, x: Tensor) -> tuple[Tensor, Any]:
     """torch's own cell; its weights are the transposes, its gates in the same order."""
-    views, hidden = optimizer.layout.unravel(theta), optimizer.hidden
+    weights, hidden = optimizer.layout.unravel(theta), optimizer.hidden
     s = s or tuple((x.new_zeros(len(x), hidden),) * 2 for _ in range(optimizer.layers))
     big = g.abs() >= math.exp(-optimizer.p)
     first = torch.where(big, torch.log(torch.where(big, g.abs(), 1.0)) / optimizer.p, torch.tensor(-1.0))
     out, new = torch.stack([first, torch.where(big, g.sign(), math.exp(optimizer.p) * g)], dim=1), []
     for layer, state in enumerate(s):
-        weight, bias = views[f"layer{layer}.weight"].T, views[f"layer{layer}.bias"]
+        weight, bias = weights[f"layer{layer}.weight"].T, weights[f"layer{layer}.bias"]
         inputs = weight.shape[1] - hidden
         out, c = torch.lstm_cell(out, state, weight[:, :inputs], weight[:, inputs:], bias, torch.zeros_like(bias))
         new.append((out, c))
-    return x + optimizer.scale * (out @ views["out.weight"] + views["out.bias"])[:, 0], tuple(new)
+    return x + optimizer.scale * (out @ weights["out.weight"] + weights["out.bias"])[:, 0], tuple(new)
 
 
-RULES: dict[type, Callable[..., tuple[Tensor, Any]]] = {
-    SGD: _sgd, Adam: _adam, RMSprop: _rmsprop, LSTM: _lstm
-}  # fmt: skip
+RULES: dict[str, Callable[..., tuple[Tensor, Any]]] = {"SGD": _sgd, "Adam": _adam, "RMSprop": _rmsprop, "LSTM": _lstm}
 
-OBJECTIVES: dict[type, Callable[[Any, list[Tensor]], Tensor]] = {
-    Sum: lambda _, losses: sum(losses),
-    Last: lambda _, losses: losses[-1],
-    MeanLog: lambda _, losses: sum(torch.log(loss) for loss in losses) / len(losses),
-    Discounted: lambda objective, losses: sum(objective.discount**t * loss for t, loss in enumerate(losses)),
+OBJECTIVES: dict[str, Callable[[Any, list[Tensor]], Tensor]] = {
+    "Sum": lambda _, losses: sum(losses),
+    "Last": lambda _, losses: losses[-1],
+    "MeanLog": lambda _, losses: sum(torch.log(loss) for loss in losses) / len(losses),
+    "Discounted": lambda objective, losses: sum(objective.discount**t * loss for t, loss in enumerate(losses)),
 }
 
 
 # Losses of the tasks: loss, next state <- loss(task, x, state).
 
 
-def _quadratic(task: Quadratic, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+def _quadratic(task: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return torch.sum((state.w @ x - state.y) ** 2), state
 
 
-def _mlp(task: DigitsMLP, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+def _mlp(task: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     data, (*weights,) = task.data(), task.layout.unravel(x).values()
     rows = keys.integers(keys.fold_in(state.key, state.step), (task.minibatch,), len(data.labels))
     out = functional.linear(data.inputs[rows], weights[0].T, weights[1])
@@ -137,27 +126,88 @@ def _mlp(task: DigitsMLP, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return functional.cross_entropy(out, data.labels[rows]), state._replace(step=state.step + 1)
 
 
-LOSSES: dict[type, Callable[..., tuple[Tensor, Any]]] = {Quadratic: _quadratic, DigitsMLP: _mlp}
+def _deathless(task: Any, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """`parts.Dying` as it is for copies that never die."""
+    return _quadratic(task, x, state.problem_state)[0], state._replace(calls=state.calls + 1)
+
+
+def _training(task: Any, x: Tensor, state: HeldOutState) -> tuple[Tensor, HeldOutState]:
+    f, training = _mlp(task.inner, x, state.training)
+    return f, state._replace(training=training)
+
+
+LOSSES: dict[str, Callable[..., tuple[Tensor, Any]]] = {
+    "Quadratic": _quadratic,
+    "DigitsMLP": _mlp,
+    "Dying": _deathless,
+    "Poisoned": _deathless,
+    "HeldOut": _training,
+}
+
+
+# Problems.
+
+
+class Said(torch.autograd.Function):
+    """A value whose derivative in ``x`` is said to be ``g``; that is differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, g: Tensor) -> Tensor:
+        ctx.save_for_backward(g)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        return slope * ctx.saved_tensors[0], None, None
 
 
 class NaiveTask:
-    """A task: `value` is a graph of ``x``."""
+    """A task: a value that is a graph of ``x``, and a gradient that is one where an exact level follows it."""
+
+    followed = False
 
     def __init__(self, task: Task) -> None:
-        self.task, self.layout, self.init = task, task.layout, task.init
-        self.start = task.init_state
+        self.task, self.layout, self.init, self.start = task, task.layout, task.init, task.init_state
+
+    def follow(self) -> None:
+        self.followed = True
 
     def value(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return LOSSES[type(self.task)](self.task, x, state)
+        return LOSSES[type(self.task).__name__](self.task, x, state)
+
+    def ask(self, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
+        f, state = self.value(x, state)
+        (g,) = torch.autograd.grad(f, x, retain_graph=True, create_graph=self.followed)
+        return f, g, state
+
+    def outer(self, x: Tensor, f: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The loss that counts at ``x``, where ``f`` is the one that updates read."""
+        if not isinstance(state, HeldOutState):
+            return f, state
+        loss, counted = _mlp(self.task.counted, x, state.counted)
+        return loss, state._replace(counted=counted)
 
 
 class NaiveLevel:
-    """A level over a `NaiveTask` or `NaiveLevel`; its state is the list of its copies."""
+    """A level over a `NaiveTask` or `NaiveLevel`; its state is the list of its copies.
+
+    It runs on as far as its level looks ahead; what it carries on is where the unroll ended.
+    """
+
+    followed = False
 
     def __init__(self, level: Level, problem: Any) -> None:
         self.level, self.problem = level, problem
         self.optimizer = level.optimizer.bind(problem.layout)
         self.layout, self.init = self.optimizer.layout, self.optimizer.init
+        self.first_order = type(level.gradient).__name__ == "FirstOrder"
+        if not self.first_order:
+            problem.follow()
+
+    def follow(self) -> None:
+        """Make gradients graphs, here and below."""
+        self.followed = True
+        self.problem.follow()
 
     def start(self, theta: Tensor, key: Tensor) -> list[Copy]:
         """Copies at the start of trajectories; their ages spread evenly over the windows of a life, if staggered."""
@@ -168,51 +218,107 @@ class NaiveLevel:
         return [copy._replace(age=i * windows // self.level.batch * self.level.unroll) for i, copy in enumerate(copies)]
 
     def begin(self, key: Tensor) -> Copy:
-        x = self.problem.init(keys.fold_in(key, 1))
-        f, g, problem_state = evaluate(self.problem, x, self.problem.start(x, keys.fold_in(key, 2)))
-        return Copy(x, None, f.detach(), g, problem_state, 0, key)
+        x = self.problem.init(keys.fold_in(key, 1)).requires_grad_()
+        f, g, problem_state = self.problem.ask(x, self.problem.start(x.detach(), keys.fold_in(key, 2)))
+        return Copy(x.detach(), None, f.detach(), g.detach(), problem_state, 0, key)
 
-    def value(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, list[Copy]]:
-        """The meta-loss of one window as a graph of ``theta``, and the copies behind it."""
-        losses, ends = zip(*(self.one(theta, copy) for copy in copies))
-        return sum(losses) / len(losses), list(ends)
+    def run(self, theta: Tensor, copy: Copy, *, cut: bool = False, gs: list[Tensor] | None = None) -> Window:
+        """One copy's window. Updates read gradients as graphs, as data (``cut``), or read the given ``gs``.
 
-    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
-        """Value and gradient of one window, and the copies behind it."""
-        return evaluate(self, theta, copies)  # type: ignore[return-value]
-
-    def one(self, theta: Tensor, copy: Copy) -> tuple[Tensor, Copy]:
-        """One copy's part of `value`; a copy whose trajectory is over starts afresh first."""
+        A copy whose trajectory is over starts afresh first.
+        """
         if self.level.episode_length is not None and copy.age >= self.level.episode_length:
             copy = self.begin(keys.fold_in(copy.key, -1))
         x, s, _, g, problem_state, age, key = copy
-        losses = []
-        for _ in range(self.level.unroll):
-            x, s = RULES[type(self.optimizer)](self.optimizer, theta, g, s, x)
-            f, g, problem_state = evaluate(self.problem, x, problem_state)
-            losses.append(f)
-        end = Copy(x.detach(), _constant(s), losses[-1].detach(), g, problem_state, age + self.level.unroll, key)
-        return OBJECTIVES[type(self.level.objective)](self.level.objective, losses), end
+        losses, xs, read, end = [], [], [g], copy
+        for t in range(self.level.lookahead or self.level.unroll):
+            g = g.detach() if cut else g if gs is None else gs[t]
+            x, s = RULES[type(self.optimizer).__name__](self.optimizer, theta, g, s, x)
+            x = x if x.requires_grad else x.requires_grad_()
+            f, g, problem_state = self.problem.ask(x, problem_state)
+            loss, problem_state = self.problem.outer(x, f, problem_state)
+            losses, xs, read = [*losses, loss], [*xs, x], [*read, g]
+            if t + 1 == self.level.unroll:
+                end = self.carried(Copy(x, s, f, g, problem_state, age + t + 1, key))
+        return Window(losses, xs, read, end)
+
+    def carried(self, copy: Copy) -> Copy:
+        """What a copy carries on: constants; the problem below keeps what it wants to."""
+        return _constant(copy)
+
+    def meta(self, windows: list[Window]) -> Tensor:
+        """The meta-loss: a mean over copies."""
+        objective = self.level.objective
+        return sum(OBJECTIVES[type(objective).__name__](objective, w.losses) for w in windows) / len(windows)
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        """Value, gradient and the copies behind a window of each.
+
+        Where first order is followed, the window is run again: its updates read the gradients of before, which are
+        functions of theta, but not of the twin of theta that is differentiated by.
+        """
+        windows = [self.run(theta, copy, cut=self.first_order and not self.followed) for copy in copies]
+        value, ends = self.meta(windows), [window.end for window in windows]
+        if self.first_order and self.followed:
+            twin = theta * 1
+            again = self.meta([self.run(twin, copy, gs=window.gs) for copy, window in zip(copies, windows)])
+            (g,) = torch.autograd.grad(again, twin, create_graph=True)
+        else:
+            (g,) = torch.autograd.grad(value, theta, retain_graph=True, create_graph=self.followed)
+        if self.level.clip is not None:
+            g = g * (self.level.clip / g.norm()).clamp(max=1.0)
+        elif not (self.first_order and self.followed):
+            return value, g, ends
+        return Said.apply(theta, value.detach(), g), g, ends
+
+    def outer(self, x: Tensor, f: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return f, state
 
 
-def evaluate(problem: Any, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-    """Value with its graph, gradient as data, next state. ``x`` may be part of a graph or not."""
-    x = x if x.requires_grad else x.detach().requires_grad_()
-    f, state = problem.value(x, state)
-    (g,) = torch.autograd.grad(f, x, retain_graph=True)
-    return f, g, state
+class Whole(NaiveLevel):
+    """Forward mode: trajectories stay one graph, of one shift that is added to the parameters of all windows."""
+
+    def __init__(self, level: Level, problem: Any) -> None:
+        super().__init__(level, problem)
+        self.shift = torch.zeros(self.layout.size, dtype=torch.float64, requires_grad=True)
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        windows = [self.run(theta.detach() + self.shift, copy) for copy in copies]
+        value = self.meta(windows)
+        (g,) = torch.autograd.grad(value, self.shift, retain_graph=True)
+        return Said.apply(theta, value.detach(), g), g, [window.end for window in windows]
+
+    def carried(self, copy: Copy) -> Copy:
+        return copy
 
 
-def naive(task: Task, *levels: Level) -> Any:
-    """The oracle of ``levels`` stacked over ``task``."""
-    problem: Any = NaiveTask(task)
+class Boot(NaiveLevel):
+    """1/2 |x_T - x_ahead|^2 as a graph of ``theta`` through T updates, x_ahead being data."""
+
+    def ask(self, theta: Tensor, copies: list[Copy]) -> tuple[Tensor, Tensor, list[Copy]]:
+        cut, unroll = type(self.level.gradient.through).__name__ == "FirstOrder", self.level.unroll
+        windows = [self.run(theta, copy, cut=cut) for copy in copies]
+        value = self.meta([window._replace(losses=window.losses[:unroll]) for window in windows])
+        gaps = [(w.xs[unroll - 1] - w.xs[-1].detach()).square().sum() / 2 for w in windows]
+        (g,) = torch.autograd.grad(sum(gaps) / len(gaps), theta)
+        return Said.apply(theta, value.detach(), g), g, [window.end for window in windows]
+
+
+def naive(task: Any, *levels: Level) -> Any:
+    """The oracle of ``levels`` stacked over a task, or over an oracle."""
+    problem: Any = NaiveTask(task) if isinstance(task, Task) else task
     for level in levels:
-        problem = NaiveLevel(level, problem)
+        problem = {"Forward": Whole, "Bootstrapped": Boot}.get(type(level.gradient).__name__, NaiveLevel)(
+            level, problem
+        )
     return problem
 
 
-def _constant(s: Any) -> Any:
-    return map_leaves(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, s)
+def _constant(copy: Copy) -> Copy:
+    """The copy without graphs; what the problem carries is left as it is. A rule's step counts are plain numbers."""
+    mine = copy._replace(problem_state=None)
+    done = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves(mine)]
+    return with_leaves(mine, done)._replace(problem_state=copy.problem_state)
 
 
 # Comparison.
@@ -234,7 +340,7 @@ def error(ours: Tensor, theirs: Tensor | float) -> float:
 def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = ()) -> float:
     """Largest `error` over everything that a level and all levels below carry; ages must be the same."""
     carry, worst = ours.carry, 0.0
-    for i, copy in enumerate(copies):
+    for i, copy in enumerate(map(_constant, copies)):
         at = (*index, i)
         assert int(carry.age[at]) == copy.age
         pairs = [(carry.x, copy.x), (carry.f, copy.f), (carry.g, copy.g)]
@@ -244,16 +350,6 @@ def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = (
         if isinstance(carry.problem_state, LevelState):
             worst = max(worst, state_error(carry.problem_state, copy.problem_state, at))
     return worst
-
-
-def settled(copies: Any) -> Any:
-    """Copies as constants at all depths."""
-    if not isinstance(copies, list):
-        return copies
-    return [
-        _constant(copy._replace(problem_state=None))._replace(problem_state=settled(copy.problem_state))
-        for copy in copies
-    ]
 
 
 def compare(
@@ -270,7 +366,7 @@ def compare(
     copies = [theirs.start(row, k) for row, k in zip(mine, key)]
 
     def carried() -> list[float]:
-        errors = [state_error(state, settled(one), (i,)) for i, one in enumerate(copies)]
+        errors = [state_error(state, one, (i,)) for i, one in enumerate(copies)]
         return errors + [also(state, one, (i,)) for i, one in enumerate(copies) if also is not None]
 
     errors = carried()

@@ -1,98 +1,48 @@
 """Windows that look ahead, and gradients bootstrapped from what they see there. Relative, in float64."""
 
-import math
 import re
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
-from exact_oracle import exactly
-from exact_parts import MOMENTUM, BlackBox, digits, lstm, quadratic, stacked
-from exact_parts import level as exact
-from oracle import compare, equal
-from test_dead_copies import Doomed
-from test_exact import Poisoned
-from torch import Tensor
+from oracle import equal
+from parts import DIGITS, LSTM, MOMENTUM, QUADRATIC, SMALL, Tallied, begun, built, worst
 
-from levels import (
-    PES,
-    SGD,
-    Adam,
-    Bootstrapped,
-    Discounted,
-    ESSingle,
-    Estimator,
-    Exact,
-    FirstOrder,
-    Forward,
-    HeldOut,
-    Last,
-    Level,
-    LevelState,
-    MeanLog,
-    Mix,
-    NoisyQuadratic,
-    Quadratic,
-    Skip,
-    Task,
-    keys,
-)
+from levels import Level
 from levels.restart import run
-from levels.tasks.nets import Cursor
 from levels.tree import map_leaves
 from recursion import Tower
 from recursion.notation import parse
 
 TOLERANCE = 1e-10
 
-
-def level(optimizer: object, unroll: int, lookahead: int | None, gradient: Estimator, **settings: object) -> Level:
-    return exact(
-        optimizer, unroll, **{"lookahead": lookahead, "gradient": gradient, "horizon": 6, "batch": 3, **settings}
-    )
-
-
 # Against levels without ahead: one that looks as far, and one that goes as far.
 
 ESTIMATORS = {
-    "first-order": (lstm(1), FirstOrder()),
-    "exact": (Adam(0.1, eps=1e-3), Exact()),
-    "forward": (MOMENTUM, Forward()),
-    "pes": (lstm(1), PES(sigma=0.1, pairs=2)),
-    "es-single": (MOMENTUM, ESSingle(sigma=0.1)),
-}
-BELOW = {
-    "task": (),
-    "level": (level(MOMENTUM, 1, 2, Exact(), horizon=2, batch=1),),
+    "first-order": "lstm(hidden=1, layers=1)",
+    "exact": "adam(0.1, eps=1e-3)",
+    "forward": MOMENTUM,
+    "pes(sigma=0.1, pairs=2)": "lstm(hidden=1, layers=1)",
+    "es-single(sigma=0.1)": MOMENTUM,
 }
 
 
-class Trio(NamedTuple):
+def trio(text: str) -> tuple[Level, Level, Level]:
     """A level that looks ahead, one whose windows are as long as it looks, and one whose windows are as long as its."""
-
-    ours: Level
-    far: Level
-    near: Level
+    ours = built(text)
+    return ours, replace(ours, unroll=ours.lookahead, lookahead=None), replace(ours, lookahead=None)
 
 
-def trio(task: Any, part: Level) -> Trio:
-    far, near = replace(part, unroll=part.lookahead, lookahead=None), replace(part, lookahead=None)
-    return Trio(part.over(task), far.over(task), near.over(task))
-
-
-@pytest.mark.parametrize("below", BELOW)
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_it_sees_what_a_longer_window_sees_and_goes_on_as_a_shorter_one(name, below):
+@pytest.mark.parametrize("below", ["", f"{MOMENTUM}@1[ahead=2, gradient=exact, horizon=2] / "], ids=["task", "level"])
+@pytest.mark.parametrize("gradient", ESTIMATORS)
+def test_it_sees_what_a_longer_window_sees_and_goes_on_as_a_shorter_one(gradient, below):
     """Bit for bit, over a life of three windows and more, staggered over two copies; also what estimators remember."""
-    three = trio(stacked(quadratic(2), BELOW[below]), level(ESTIMATORS[name][0], 2, 6, ESTIMATORS[name][1], batch=2))
-    key = keys.seed(4)
-    params = three.ours.init(key)
-    state, ages = three.ours.init_state(params, key), set()
+    ours, far, near = trio(f"{SMALL}{below}{ESTIMATORS[gradient]}@2[ahead=6, gradient={gradient}, horizon=6, batch=2]")
+    (params, state), ages = begun(ours, 4), set()
     for _ in range(4):
         ages |= set(state.carry.age.tolist())
-        value, grad, after = three.ours.value_and_grad(params, state)
-        seen, gone = three.far.value_and_grad(params, state), three.near.value_and_grad(params, state)
+        value, grad, after = ours.value_and_grad(params, state)
+        seen, gone = far.value_and_grad(params, state), near.value_and_grad(params, state)
         assert equal((value, grad), seen[:2])
         assert equal(after, gone[2])
         assert not torch.equal(value, gone[0])
@@ -101,223 +51,167 @@ def test_it_sees_what_a_longer_window_sees_and_goes_on_as_a_shorter_one(name, be
     assert ages == {0, 2, 4, 6}
 
 
-class Flash(Poisoned):
-    """Only one loss of those that die is not finite: nothing of it is left at the end of a window."""
-
-    name = "flash"
-
-    def value_and_grad(self, params: Tensor, state: Doomed) -> tuple[Tensor, Tensor, Doomed]:
-        f, g, problem_state = Quadratic.value_and_grad(self, params, state.problem_state)
-        dead = state.dies & (state.calls + 1 == self.fatal)
-        return f.where(~dead, math.inf), g, Doomed(problem_state, state.calls + 1, state.dies)
-
-
-@pytest.mark.parametrize("kind", [Poisoned, Flash])
-@pytest.mark.parametrize("name", ["first-order", "exact", "forward", "pes"])
-def test_a_copy_that_dies_beyond_the_unroll_is_skipped(name, kind):
+@pytest.mark.parametrize("kind", ["Poisoned", "Flash"])
+@pytest.mark.parametrize("gradient", list(ESTIMATORS)[:4])
+def test_a_copy_that_dies_beyond_the_unroll_is_skipped(gradient, kind):
     """It weighs what it does for a longer window, stays where it was and begins again; the others go on."""
-    optimizer, gradient = ESTIMATORS[name]
-    task = kind(dims=3, dtype="float64", fatal=5)  # asked once at the start, twice within the unroll
-    three = trio(task, level(optimizer, 2, 6, gradient, batch=6, stagger=False, nonfinite=Skip()))
-    key = keys.seed(2)
-    params = three.ours.init(key)
-    state = three.ours.init_state(params, key)
+    ours, far, near = trio(  # asked once at the start, twice within the unroll
+        f"parts.{kind}(3, dtype=float64, fatal=5): {ESTIMATORS[gradient]}@2"
+        f"[ahead=6, gradient={gradient}, horizon=6, batch=6, stagger=false, nonfinite=skip]"
+    )
+    params, state = begun(ours, 2)
     dead = state.carry.problem_state.dies
     assert 0 < dead.sum() < len(dead)
-    value, grad, after = three.ours.value_and_grad(params, state)
-    gone = three.near.value_and_grad(params, state)[2]
+    value, grad, after = ours.value_and_grad(params, state)
+    gone = near.value_and_grad(params, state)[2]
     assert not gone.carry.skipped.any()
     for mask, expected in ((dead, state.carry), (~dead, gone.carry)):
-        kept = map_leaves(lambda leaf, mask=mask: leaf[mask], after.carry._replace(age=expected.age, skipped=dead * 0))
-        assert equal(kept, map_leaves(lambda leaf, mask=mask: leaf[mask], expected))
+        rest = map_leaves(lambda leaf, mask=mask: leaf[mask], after.carry._replace(age=expected.age, skipped=dead * 0))
+        assert equal(rest, map_leaves(lambda leaf, mask=mask: leaf[mask], expected))
     assert torch.equal(after.carry.age, torch.where(dead, -1, 2))
     assert torch.equal(after.carry.skipped, dead.long())
-    assert equal((value, grad), three.far.value_and_grad(params, state)[:2])
+    assert equal((value, grad), far.value_and_grad(params, state)[:2])
     for _ in range(3):
         state = after
-        value, grad, after = three.ours.value_and_grad(params, state)
-        assert equal((value, grad), three.far.value_and_grad(params, state)[:2])
+        value, grad, after = ours.value_and_grad(params, state)
+        assert equal((value, grad), far.value_and_grad(params, state)[:2])
     assert (after.carry.age[dead] > 0).any()
 
 
 # Against naive autograd, every window from the carry as a constant.
 
-
-class Case(NamedTuple):
-    """A tower without its topmost level, and windows."""
-
-    task: Task
-    levels: tuple[Level, ...]
-    windows: int = 5
-
-
-def worst(case: Case) -> float:
-    return compare(stacked(case.task, case.levels), exactly(case.task, *case.levels), case.windows)
-
-
-FIRST, BOTH = FirstOrder(), (FirstOrder(), Exact(), Forward())
-CASES = {
-    **{f"momentum, {g}": Case(quadratic(), (level(MOMENTUM, 2, 5, g),)) for g in BOTH},
-    **{f"adam, {g}": Case(quadratic(), (level(Adam(0.1, eps=1e-3), 2, 6, g, objective=MeanLog()),)) for g in BOTH},
-    **{f"last, {g}": Case(quadratic(), (level(MOMENTUM, 3, 4, g, objective=Last()),)) for g in BOTH},
-    **{f"lstm, {g}": Case(quadratic(2), (level(lstm(2), 1, 4, g, horizon=None, batch=2),)) for g in BOTH[:2]},
-    "minibatches": Case(digits(), (level(SGD(0.1, momentum=0.5), 2, 3, Exact(), horizon=4, batch=1),), 3),
-    **{
-        f"{g} over {h}": Case(quadratic(2), (level(MOMENTUM, 1, 3, h, batch=2), level(Adam(0.01), 2, 3, g, batch=2)))
-        for g, h in ((FIRST, FIRST), (FIRST, Exact()), (Exact(), Exact()), (Exact(), FIRST), (FIRST, Forward()))
-    },
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_naive_autograd(name):
-    case = CASES[name]
-    assert worst(case) < TOLERANCE
-
-
-# Bootstrapped.
-
-THROUGH = (Bootstrapped(), Bootstrapped(Exact()))
-BOOTED = {
-    **{f"momentum, {g}": Case(quadratic(), (level(MOMENTUM, 2, 6, g, batch=3),)) for g in THROUGH},
-    **{f"decay, {g}": Case(quadratic(), (level(SGD(0.01, 0.8, 0.1), 3, 4, g, objective=Last()),)) for g in THROUGH},
-    **{f"lstm, {g}": Case(quadratic(2), (level(lstm(2), 2, 5, g, objective=Discounted(0.7)),)) for g in THROUGH},
-    **{f"digits, {g}": Case(digits(), (level(lstm(1), 1, 3, g, horizon=None, batch=1),), 3) for g in THROUGH},
-    **{
-        f"{g} over exact": Case(quadratic(2), (exact(MOMENTUM, 2, horizon=4), level(Adam(0.1), 2, 4, g, horizon=4)))
+BOTH, ALL = ("first-order", "exact"), ("first-order", "exact", "forward")
+THROUGH = ("bootstrapped", "bootstrapped(exact)")
+LIFE = "horizon=6, batch=2"
+PAIRS = [(BOTH[0], BOTH[0]), (BOTH[0], "exact"), ("exact", "exact"), ("exact", BOTH[0]), (BOTH[0], "forward")]
+TOWERS = [
+    *[f"{QUADRATIC}{MOMENTUM}@2[ahead=5, gradient={g}, horizon=6, batch=3]" for g in ALL],
+    *[f"{QUADRATIC}adam(0.1, eps=1e-3)@2[ahead=6, gradient={g}, {LIFE}, objective=mean-log]" for g in ALL],
+    *[f"{QUADRATIC}{MOMENTUM}@3[ahead=4, gradient={g}, {LIFE}, objective=last]" for g in ALL],
+    *[f"{SMALL}{LSTM}@1[ahead=4, gradient={g}, batch=2]" for g in BOTH],
+    f"{DIGITS}sgd(0.1, momentum=0.5)@2[ahead=3, gradient=exact, horizon=4]",
+    *[
+        f"{SMALL}{MOMENTUM}@1[ahead=3, gradient={h}, {LIFE}] / adam(0.01)@2[ahead=3, gradient={g}, {LIFE}]"
+        for g, h in PAIRS
+    ],
+    # Bootstrapped.
+    *[f"{QUADRATIC}{MOMENTUM}@2[ahead=6, gradient={g}, horizon=6, batch=3]" for g in THROUGH],
+    *[f"{QUADRATIC}sgd(0.01, 0.8, 0.1)@3[ahead=4, gradient={g}, {LIFE}, objective=last]" for g in THROUGH],
+    *[f"{SMALL}{LSTM}@2[ahead=5, gradient={g}, {LIFE}, objective=discounted(0.7)]" for g in THROUGH],
+    *[f"{DIGITS}lstm(hidden=1, layers=1)@1[ahead=3, gradient={g}]" for g in THROUGH],
+    *[
+        f"{SMALL}{MOMENTUM}@2[gradient=exact, horizon=4] / adam(0.1)@2[ahead=4, gradient={g}, horizon=4, batch=3]"
         for g in THROUGH
-    },
-    "first order over it": Case(quadratic(2), (level(MOMENTUM, 2, 4, THROUGH[1]), level(Adam(0.1), 2, 3, FIRST))),
-}
+    ],
+    f"{SMALL}{MOMENTUM}@2[ahead=4, gradient={THROUGH[1]}, {LIFE}] / adam(0.1)@2[ahead=3, {LIFE}]",
+]
 
 
-@pytest.mark.parametrize("name", BOOTED)
-def test_bootstrapped_by_hand(name):
-    case = BOOTED[name]
-    assert worst(case) < TOLERANCE
+@pytest.mark.parametrize("text", TOWERS)
+def test_naive_autograd(text):
+    assert worst(text, 5) < TOLERANCE
+
+
+BOOTED = f"{QUADRATIC}{MOMENTUM}@2[ahead=6, gradient=bootstrapped(exact), horizon=6, batch=3]"
 
 
 def test_bootstrapped_reports_the_losses_of_its_unroll():
-    part = level(MOMENTUM, 2, 6, THROUGH[1])
-    laid, near = part.over(quadratic()), replace(part, lookahead=None, gradient=FIRST).over(quadratic())
-    params = laid.init(keys.seed(0))
-    state = laid.init_state(params, keys.seed(0))
+    level, near = built(BOOTED), built(f"{QUADRATIC}{MOMENTUM}@2[horizon=6, batch=3]")
+    params, state = begun(level)
     for _ in range(4):
         expected, _, after = near.value_and_grad(params, state)
-        value, _, state = laid.value_and_grad(params, state)
+        value, _, state = level.value_and_grad(params, state)
         assert equal((value, state), (expected, after))
 
 
 def test_a_step_along_the_bootstrapped_gradient_gets_sooner_to_where_it_would_get():
-    part = level(SGD(0.001), 2, 20, THROUGH[1], batch=8, horizon=None)
-    laid, far = part.over(quadratic()), replace(part, unroll=20, lookahead=None, gradient=FIRST).over(quadratic())
-    params = laid.init(keys.seed(0))
-    state = laid.init_state(params, keys.seed(0))
-    _, grad, after = laid.value_and_grad(params, state)
+    level = built(f"{QUADRATIC}sgd(0.001)@2[ahead=20, gradient=bootstrapped(exact), batch=8]")
+    far = built(f"{QUADRATIC}sgd(0.001)@20[batch=8]")
+    params, state = begun(level)
+    _, grad, after = level.value_and_grad(params, state)
     target = run(far, params, state.carry)[0].x
-    moved = run(laid, params - 0.1 * grad / grad.norm(), state.carry)[0].x
+    moved = run(level, params - 0.1 * grad / grad.norm(), state.carry)[0].x
     gaps = [(x - target).square().sum(-1).mean() for x in (moved, after.carry.x)]
     assert gaps[0] < 0.99 * gaps[1]
 
 
 # What it costs.
 
-
-class Tallied(NoisyQuadratic):
-    """Notes for how many copies it is asked."""
-
-    name = "tallied"
-    asked: ClassVar[list[int]] = []
-
-    def value_and_grad(self, params: Tensor, state: Cursor) -> tuple[Tensor, Tensor, Cursor]:
-        self.asked.append(math.prod(params.shape[:-1]))
-        return super().value_and_grad(params, state)
+TASKS = ["parts.Tallied(2): ", "held-out(parts.Tallied(2)): "]
+COSTLY = [*ALL, "pes(pairs=2)", "mix(exact, es-single)", *THROUGH]
 
 
-COSTLY = [FirstOrder(), Exact(), Forward(), PES(pairs=2), Mix(Exact(), ESSingle()), *THROUGH]
-FEW, MANY = SGD(1e-3), Tallied(dims=2)
+def asked_in_a_step(tower: Tower) -> int:
+    state = tower.init(0)
+    Tallied.take()
+    tower.step(state)
+    return Tallied.take()[1]
 
 
-@pytest.mark.parametrize("task", [MANY, HeldOut(MANY)], ids=str)
-@pytest.mark.parametrize("gradient", COSTLY, ids=str)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("gradient", COSTLY)
 def test_counted_costs_are_those_that_a_tower_states(gradient, task):
     """Windows of every level, behind their start and before a restart; batches of 2 and 3."""
-    settings = {"horizon": 1200, "batch": 2}
-    levels = level(FEW, 3, 5, gradient, **settings), level(FEW, 2, 4, FIRST, **settings), exact(FEW, 3, batch=3)
-    tower = Tower(task, *levels)
-    state = tower.init(0)
-    Tallied.asked.clear()
-    tower.step(state)
-    assert sum(Tallied.asked) == tower.costs[-1] * 2 * 2 * 3
+    tower = parse(
+        f"{task}sgd(1e-3)@3[ahead=5, gradient={gradient}, horizon=1200, batch=2]"
+        " / sgd(1e-3)@2[ahead=4, horizon=1200, batch=2] / sgd(1e-3)@3[horizon=none, batch=3]"
+    )
+    assert asked_in_a_step(tower) == tower.costs[-1] * 2 * 2 * 3
     for number in (0, 1):
-        laid, key = tower.bound[number], keys.seed(0)
-        params = laid.init(key)
-        _, _, behind = laid.value_and_grad(params, laid.init_state(params, key))
-        Tallied.asked.clear()
-        laid.value_and_grad(params, behind)
-        assert sum(Tallied.asked) == tower.costs[number] * 2 ** (number + 1)
+        params, state = begun(tower.bound[number])
+        _, _, behind = tower.bound[number].value_and_grad(params, state)
+        Tallied.take()
+        tower.bound[number].value_and_grad(params, behind)
+        assert Tallied.take()[1] == tower.costs[number] * 2 ** (number + 1)
 
 
-@pytest.mark.parametrize("task", [MANY, HeldOut(MANY)], ids=str)
-@pytest.mark.parametrize("gradient", [Exact(), Forward(), Bootstrapped(Exact())], ids=str)
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("gradient", ["exact", "forward", "bootstrapped(exact)"])
 def test_costs_above_an_exact_level(gradient, task):
-    settings = {"horizon": None, "batch": 1}
-    tower = Tower(task, level(FEW, 2, 3, Exact(), **settings), level(FEW, 1, 2, gradient, **settings), exact(FEW, 1))
-    state = tower.init(0)
-    Tallied.asked.clear()
-    tower.step(state)
-    assert sum(Tallied.asked) == tower.costs[-1]
+    text = (
+        f"sgd(1e-3)@2[ahead=3, gradient=exact, {{0}}] / sgd(1e-3)@1[ahead=2, gradient={gradient}, {{0}}] / sgd[{{0}}]"
+    )
+    tower = parse(task + text.format("horizon=none, batch=1"))
+    assert asked_in_a_step(tower) == tower.costs[-1]
 
 
-def test_costs_by_hand():
+COSTS = dict(zip(["first-order", "exact", "forward", "pes(pairs=2)", *THROUGH],
+                 [(5, 10), (9, 14), (10, 15), (20, 40), (5, 10), (7, 12)]))  # fmt: skip
+
+
+@pytest.mark.parametrize("gradient", COSTS)
+def test_costs_by_hand(gradient):
     """Level 1 looks 5 ahead of 3, level 2 4 ahead of 2; held out, each of the 5 is asked once more."""
-    expected = {FirstOrder(): (5, 10), Exact(): (9, 14), Forward(): (10, 15), PES(pairs=2): (20, 40)}
-    expected |= {Bootstrapped(): (5, 10), Bootstrapped(Exact()): (7, 12)}
-    for gradient, costs in expected.items():
-        for task, cost in zip((MANY, HeldOut(MANY)), costs):
-            levels = level(FEW, 3, 5, gradient, horizon=30), level(FEW, 2, 4, FIRST, horizon=4)
-            assert Tower(task, *levels, exact(FEW, 3)).costs == [cost, 4 * cost, 12 * cost]
+    for task, cost in zip(TASKS, COSTS[gradient]):
+        tower = parse(f"{task}sgd@3[ahead=5, gradient={gradient}, horizon=30] / sgd@2[ahead=4, horizon=4] / sgd@3")
+        assert tower.costs == [cost, 4 * cost, 12 * cost]
 
 
 # What is refused.
 
 
 def test_ahead_none_and_the_unroll_are_the_same():
-    parts = [level(MOMENTUM, 2, lookahead, Exact()).over(quadratic()) for lookahead in (None, 2)]
-    params = parts[0].init(keys.seed(0))
-    results = [part.value_and_grad(params, part.init_state(params, keys.seed(0))) for part in parts]
-    assert equal(*results)
+    levels = [built(f"{QUADRATIC}{MOMENTUM}@2[{ahead}gradient=exact, {LIFE}]") for ahead in ("", "ahead=2, ")]
+    assert equal(*(level.value_and_grad(*begun(level)) for level in levels))
 
 
-REFUSED = [
-    ("sgd@2[ahead=4]", r"level 1 \(sgd@2\[ahead=4\]\) is the topmost: nothing is trained by .*; leave ahead out"),
-    ("sgd@2 / adam[ahead=4]", r"level 2 .* is the topmost: .*; leave ahead out"),
-    ("sgd@4[ahead=3] / adam", "ahead must be at least the unroll 4, or none, got 3"),
-    ("sgd@4[ahead=0] / adam", "ahead must be a whole number of at least 1, or none, got 0"),
-    ("sgd@4[ahead=4.5] / adam", "ahead.*got 4.5"),
-    ("sgd@5[gradient=bootstrapped] / adam", "after its window of 5; set ahead=20"),
-    ("sgd@5[ahead=5, gradient=bootstrapped(exact)] / adam", "after its window of 5; set ahead=20"),
-    (
-        "sgd@5[ahead=9, gradient=bootstrapped(pes)] / adam",
-        "bootstrapped: through must be .*, got pes",
-    ),
-    ("sgd@2[ahead=9, gradient=bootstrapped(forward)] / adam", "through must be .*, got forward"),
-    (
-        "torch(adafactor, lr=log(0.1))@2[ahead=9, gradient=bootstrapped] / adam",
-        "cannot be differentiated by first-order; .*gradient=pes",
-    ),
-    (
-        "sgd@2[ahead=4, gradient=bootstrapped(exact)] / sgd@2[gradient=exact] / adam",
-        r"level 2 .*the level below, .*bootstrapped.* cannot be differentiated by exact; use",
-    ),
-    (
-        "sgd@2[gradient=pes] / sgd@2[ahead=3, gradient=bootstrapped(exact)] / adam",
-        r"level 2 .*the level below, .*pes.* cannot be differentiated by exact; use",
-    ),
-]
+REFUSED = {
+    "sgd@2[ahead=4]": r"level 1 \(sgd@2\[ahead=4\]\) is the topmost: nothing is trained by .*; leave ahead out",
+    "sgd@2 / adam[ahead=4]": r"level 2 .* is the topmost: .*; leave ahead out",
+    "sgd@4[ahead=3] / adam": "ahead must be at least the unroll 4, or none, got 3",
+    "sgd@4[ahead=0] / adam": "ahead must be a whole number of at least 1, or none, got 0",
+    "sgd@4[ahead=4.5] / adam": "ahead.*got 4.5",
+    "sgd@5[gradient=bootstrapped] / adam": "after its window of 5; set ahead=20",
+    "sgd@5[ahead=5, gradient=bootstrapped(exact)] / adam": "after its window of 5; set ahead=20",
+    "sgd@5[ahead=9, gradient=bootstrapped(pes)] / adam": "bootstrapped: through must be .*, got pes",
+    "sgd@2[ahead=9, gradient=bootstrapped(forward)] / adam": "through must be .*, got forward",
+    "torch(adafactor, lr=log(0.1))@2[ahead=9, gradient=bootstrapped] / adam": "cannot be differentiated by first-order; .*gradient=pes",
+    "sgd@2[ahead=4, gradient=bootstrapped(exact)] / sgd@2[gradient=exact] / adam": r"level 2 .*the level below, .*bootstrapped.* cannot be differentiated by exact; use",
+    "sgd@2[gradient=pes] / sgd@2[ahead=3, gradient=bootstrapped(exact)] / adam": r"level 2 .*the level below, .*pes.* cannot be differentiated by exact; use",
+}
 
 
-@pytest.mark.parametrize(("levels", "message"), REFUSED)
+@pytest.mark.parametrize(("levels", "message"), REFUSED.items())
 def test_what_cannot_work_is_refused_when_the_tower_is_built(levels, message):
     with pytest.raises(ValueError, match=message):
         parse(f"quadratic(dims=2): {levels}")
@@ -331,8 +225,6 @@ def test_a_tower_under_one_that_looks_ahead_does_not():
 
 
 def test_black_boxes_look_ahead_by_evolution():
-    laid = level(BlackBox(0.01), 2, 6, PES(sigma=0.1)).over(quadratic())
-    far = level(BlackBox(0.01), 6, None, PES(sigma=0.1)).over(quadratic())
-    params = laid.init(keys.seed(0))
-    state: LevelState = laid.init_state(params, keys.seed(0))
-    assert equal(laid.value_and_grad(params, state)[:2], far.value_and_grad(params, state)[:2])
+    ours, far, _ = trio(f"{QUADRATIC}parts.BlackBox@2[ahead=6, gradient=pes(sigma=0.1), horizon=6, batch=3]")
+    params, state = begun(ours)
+    assert equal(ours.value_and_grad(params, state)[:2], far.value_and_grad(params, state)[:2])

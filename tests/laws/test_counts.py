@@ -1,47 +1,13 @@
 """One base step per base step: what a tower evaluates, counted at the task, in calls and in copies."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
-from torch import Tensor
+from parts import Tallied
 
-from levels import SGD, Layout, Level, Problem, ProblemTraits, Quadratic
-from levels.tree import State
+from levels import SGD, Level
 from recursion import Tower
-
-
-class Counted(Problem):
-    """A problem that counts how often, and for how many copies, it is asked for its gradient."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.calls = self.copies_asked = 0
-
-    @property
-    def layout(self) -> Layout:
-        return self.problem.layout
-
-    @property
-    def traits(self) -> ProblemTraits:
-        return self.problem.traits
-
-    def init(self, key: Tensor) -> Tensor:
-        return self.problem.init(key)
-
-    def init_state(self, params: Tensor, key: Tensor) -> State:
-        return self.problem.init_state(params, key)
-
-    def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        self.calls += 1
-        self.copies_asked += math.prod(params.shape[:-1])
-        return self.problem.value_and_grad(params, state)
-
-    def take(self) -> tuple[int, int]:
-        """Calls and copies since the last time."""
-        taken = self.calls, self.copies_asked
-        self.calls = self.copies_asked = 0
-        return taken
 
 
 def level(unroll: int, batch: int = 1, horizon: int | None = None, stagger: bool = True) -> Level:
@@ -50,13 +16,13 @@ def level(unroll: int, batch: int = 1, horizon: int | None = None, stagger: bool
 
 def counts(levels: list[Level], steps: int) -> list[tuple[int, int]]:
     """Calls and copies of start-up, then of each step."""
-    task = Counted(Quadratic(dims=2))
-    tower = Tower(task, *levels)
+    tower = Tower(Tallied(dims=2), *levels)
+    Tallied.take()
     state = tower.init(seed=0)
-    taken = [task.take()]
+    taken = [Tallied.take()]
     for _ in range(steps):
         state, _ = tower.step(state)
-        taken.append(task.take())
+        taken.append(Tallied.take())
     return taken
 
 
@@ -66,10 +32,10 @@ UNROLLS = [
     (20, 5),
     (1, 6),
     (20, 5, 3),
-    (1, 1, 1),
+    (1,) * 3,
     (4, 1, 3),
     (3, 2, 1, 4),
-    (1, 1, 1, 1),
+    (1,) * 4,
     (2, 3, 1, 2, 2),
     (1,) * 5,
 ]
@@ -84,28 +50,17 @@ def test_a_step_costs_the_product_of_the_unrolls(unrolls, batch):
     assert taken == [(start, start * copies)] + [(product, product * copies)] * 3
 
 
-def test_the_cost_of_20_5_3():
-    assert counts([level(20), level(5), level(3)], 2) == [(121, 121), (300, 300), (300, 300)]
-
-
-def test_a_restart_costs_one_call():
-    """All five copies restart together before every third window but the first."""
-    taken = counts([level(4, batch=5, horizon=12, stagger=False)], 7)
-    assert taken[1:] == [(4, 20), (4, 20), (4, 20), (5, 25), (4, 20), (4, 20), (5, 25)]
-
-
-def test_a_staggered_restart_asks_only_the_copies_concerned():
-    """Three copies, three windows a life: after the first window one copy is due before each."""
-    taken = counts([level(4, batch=3, horizon=12)], 6)
-    assert taken[1:] == [(4, 12)] + [(5, 13)] * 5
-
-
-def test_a_restart_higher_up_lays_the_levels_below_anew():
-    """A fresh copy of level 2 begins level 1 (one call) and runs one window of it (four)."""
-    taken = counts([level(4, batch=3), level(2, batch=2, horizon=4)], 4)
-    step, restart = (8, 8 * 6), (1 + 4, (1 + 4) * 3)  # staggered: one of the two copies of level 2 at a time
-    both = (step[0] + restart[0], step[1] + restart[1])
-    assert taken[1:] == [step, both, both, both]
+@pytest.mark.parametrize(("levels", "expected"), [
+    ([level(20), level(5), level(3)], [(300, 300), (300, 300)]),
+    # All five copies restart together before every third window but the first.
+    ([level(4, 5, 12, stagger=False)], [(4, 20), (4, 20), (4, 20), (5, 25), (4, 20), (4, 20), (5, 25)]),
+    # Three copies, three windows a life: after the first window one copy is due before each, and it alone is asked.
+    ([level(4, 3, 12)], [(4, 12)] + [(5, 13)] * 5),
+    # A fresh copy of level 2 begins level 1 (1 call) and runs one window of it (4); one of the two copies at a time.
+    ([level(4, 3), level(2, 2, 4)], [(8, 8 * 6)] + [(8 + 1 + 4, 8 * 6 + (1 + 4) * 3)] * 3),
+], ids=str)  # fmt: skip
+def test_by_hand(levels, expected):
+    assert counts(levels, len(expected))[1:] == expected
 
 
 @dataclass
@@ -162,8 +117,8 @@ def test_restarts_at_all_levels_cost_what_a_count_by_hand_says(levels):
 
 @pytest.mark.parametrize("levels", TREES, ids=str)
 def test_in_step_copies_cost_the_calls_of_one(levels):
-    together = [level(part.unroll, part.batch, part.horizon, stagger=False) for part in levels]
-    alone = [level(part.unroll, 1, part.horizon, stagger=False) for part in levels]
+    together = [replace(part, stagger=False) for part in levels]
+    alone = [replace(part, batch=1) for part in together]
     nodes, start = fresh(alone)
     expected = [start] + [answer(alone, nodes) for _ in range(9)]
     copies = math.prod(part.batch for part in levels)

@@ -6,185 +6,94 @@ Relative, in float64.
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
-from exact_oracle import exactly
-from exact_parts import (
-    Anchored,
-    BlackBox,
-    Bowl,
-    Cut,
-    Detached,
-    Numpy,
-    Once,
-    Polyak,
-    Stored,
-    digits,
-    first,
-    lstm,
-    quadratic,
-    stacked,
-)
-from exact_parts import level as exact
 from live import LiveBytes
-from oracle import compare, error
-from test_exact import ExactDying, Poisoned
+from oracle import error, naive
+from parts import DIGITS, LSTM, MOMENTUM, OBJECTIVES, QUADRATIC, RULES, SMALL, begun, built, levels_of, worst
 from torch import Tensor
 
-from levels import (
-    LSTM,
-    PES,
-    SGD,
-    Adam,
-    Discounted,
-    Exact,
-    FirstOrder,
-    Forward,
-    Last,
-    Layout,
-    LearnedInit,
-    Level,
-    Linear,
-    Log,
-    MeanLog,
-    NoisyQuadratic,
-    NonFiniteError,
-    RMSprop,
-    Skip,
-    Stop,
-    Sum,
-    Task,
-    keys,
-    restart,
-)
+from levels import Forward, Layout, NoisyQuadratic, NonFiniteError, Stop, Task, keys, restart
 from levels.restart import started
 from levels.tasks.noisy_quadratic import Moments
 from levels.tree import leaves
-from recursion import Tower
+from recursion.notation import parse
 
 TOLERANCE = 1e-10
-MOMENTUM = SGD(0.01, momentum=0.9)
+F = "gradient=forward"
 
 
-def level(optimizer: object, unroll: int, **settings: object) -> Level:
-    return exact(optimizer, unroll, **{"gradient": Forward(), **settings})
-
-
-class Case(NamedTuple):
-    """A tower; how far the parameters of its topmost level move between windows; copies of that level; windows."""
-
-    task: Task
-    levels: tuple[Level, ...]
-    move: float = 0.0
-    batch: int = 1
-    windows: int = 4
-
-
-def worst(case: Case) -> float:
-    ours, theirs = stacked(case.task, case.levels), exactly(case.task, *case.levels)
-    return compare(ours, theirs, case.windows, batch=case.batch, move=case.move)
-
-
-OPTIMIZERS = {
-    "sgd": SGD(lr=0.01),
-    "nesterov": SGD(lr=Log(0.01, shared_over="coordinate"), momentum=0.8, weight_decay=0.1, nesterov=True),
-    "momentum": MOMENTUM,
-    "adam": Adam(lr=Log(0.1, shared_over="tensor"), eps=1e-3),
-    "rmsprop": RMSprop(lr=0.02, decay=0.9),
-    "lstm": lstm(1),
-}
-OBJECTIVES = [Sum(), Last(), MeanLog(), Discounted(0.7)]
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("optimizer", [*RULES, "lstm(hidden=1, layers=1)"])
 def test_depth_1(optimizer, objective):
     """Two lives of two windows, staggered over three copies, with two sets of parameters side by side."""
-    part = level(OPTIMIZERS[optimizer], 3, objective=objective, horizon=6, batch=3)
-    assert worst(Case(quadratic(), (part,), batch=2)) < TOLERANCE
+    text = f"{QUADRATIC}{optimizer}@3[{F}, objective={objective}, horizon=6, batch=3]"
+    assert worst(text, 4, batch=2, move=0) < TOLERANCE
 
 
-TOWERS = {
-    "endless": Case(quadratic(), (level(MOMENTUM, 3, batch=2),), windows=8),
-    "moved": Case(quadratic(), (level(Adam(0.1, eps=1e-3), 2, batch=2, horizon=6),), move=0.1, windows=5),
-    "mlp, momentum": Case(digits(), (level(SGD(lr=Log(0.5, shared_over="tensor"), momentum=0.5), 3, batch=2),)),
-    "mlp, adam": Case(digits(), (level(Adam(0.05, eps=1e-4), 3, batch=2, horizon=9, objective=MeanLog()),)),
-    "over exact": Case(quadratic(), (exact(Adam(0.1), 2, batch=2), level(MOMENTUM, 2, batch=2)), batch=2),
-    "over first order": Case(quadratic(2), (first(lstm(1), 2), level(Adam(0.01), 2)), move=0.1),
-    "over clipped": Case(quadratic(), (first(Adam(0.1), 2, clip=0.5), level(MOMENTUM, 2, horizon=4)), move=0.1),
-    "under first order": Case(
-        quadratic(), (level(MOMENTUM, 2, batch=2, horizon=6), first(Adam(0.01), 3, batch=2)), move=0.1, windows=3
-    ),
-    "first, forward, first": Case(
-        quadratic(2), (first(lstm(1), 2), level(MOMENTUM, 2, horizon=6), first(Adam(0.1), 2)), windows=3
-    ),
+TOWERS = {  # how far the parameters of the topmost level move between windows
+    f"{QUADRATIC}{MOMENTUM}@3[{F}, batch=2]": 0,
+    f"{QUADRATIC}adam(0.1, eps=1e-3)@2[{F}, batch=2, horizon=6]": 0.1,
+    f"{DIGITS}sgd(log(0.5, per=tensor), momentum=0.5)@3[{F}, batch=2]": 0,
+    f"{DIGITS}adam(0.05, eps=1e-4)@3[{F}, batch=2, horizon=9, objective=mean-log]": 0,
+    f"{QUADRATIC}adam(0.1)@2[gradient=exact, batch=2] / {MOMENTUM}@2[{F}, batch=2]": 0,
+    f"{SMALL}lstm(hidden=1, layers=1)@2 / adam(0.01)@2[{F}]": 0.1,
+    f"{QUADRATIC}adam(0.1)@2[clip=0.5] / {MOMENTUM}@2[{F}, horizon=4]": 0.1,
+    f"{QUADRATIC}{MOMENTUM}@2[{F}, batch=2, horizon=6] / adam(0.01)@3[batch=2]": 0.1,
+    f"{SMALL}lstm(hidden=1, layers=1)@2 / {MOMENTUM}@2[{F}, horizon=6] / adam(0.1)@2": 0,
 }
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_towers(name):
-    assert worst(TOWERS[name]) < TOLERANCE
+@pytest.mark.parametrize(("text", "move"), TOWERS.items())
+def test_towers(text, move):
+    assert worst(text, 6, move=move) < TOLERANCE
 
 
 def test_exact_gradients_are_the_same_in_a_first_window_and_cut_off_in_later_ones():
-    settings = {"optimizer": MOMENTUM, "unroll": 3, "horizon": None, "batch": 2}
-    parts = [Level(gradient=Forward(), **settings), Level(gradient=Exact(), **settings)]
-    laid = [part.over(quadratic()) for part in parts]
-    oracles = [exactly(quadratic(), parts[0]), exactly(quadratic(), parts[1])]
-    params = laid[0].init(keys.seed(3))
-    states = [one.init_state(params, keys.seed(3)) for one in laid]
-    copies = [oracle.start(params, keys.seed(3)) for oracle in oracles]
+    texts = [f"{QUADRATIC}{MOMENTUM}@3[batch=2, gradient={gradient}]" for gradient in ("forward", "exact")]
+    levels = [built(text) for text in texts]
+    (params, _), states = begun(levels[0], 3), [begun(level, 3)[1] for level in levels]
     for window in range(3):
-        grads = []
-        for i in range(2):
-            _, grad, states[i] = laid[i].value_and_grad(params, states[i])
-            _, expected, copies[i] = oracles[i].ask(params.clone().requires_grad_(), copies[i])
-            assert error(grad, expected.detach()) < TOLERANCE
-            grads.append(grad)
-        assert (error(*grads) < TOLERANCE) == (window == 0)
-        assert (error(*grads) > 0.01) == (window > 0)
+        answers = [level.value_and_grad(params, state) for level, state in zip(levels, states)]
+        states = [answer[2] for answer in answers]
+        assert (error(answers[0][1], answers[1][1]) < TOLERANCE) == (window == 0)
+        assert (error(answers[0][1], answers[1][1]) > 0.01) == (window > 0)
+    assert max(worst(text, 3, move=0) for text in texts) < TOLERANCE
 
 
 # Central differences of whole runs; learned starts, states that begin with parameters, losses that are read.
 
+RUNS = [
+    f"adam(0.1, eps=1e-2)@2[{F}, batch=3, horizon=6]",
+    f"parts.Polyak@2[{F}, batch=2, objective=mean-log]",
+    f"parts.Anchored@2[{F}, batch=2, horizon=4]",
+    f"start({MOMENTUM})@2[{F}, batch=2]",
+    f"{MOMENTUM}@3[gradient=exact, batch=2, horizon=3] / adam(0.05, eps=1e-2)@2[{F}, batch=2, horizon=4]",
+    f"start(sgd(0.02))@2[gradient=exact, horizon=2] / start(parts.Polyak)@2[{F}, batch=2, horizon=4]",
+]
 
-def run(laid: Any, params: Tensor, key: Tensor, windows: int) -> Tensor:
-    """Meta-losses ``[windows]`` of a run at fixed parameters."""
-    carry, values = started(laid, params, key), []
+
+@pytest.mark.parametrize("levels", RUNS)
+def test_differences(levels):
+    level, windows, step = built(SMALL + levels), 4, 1e-5
+
+    def run(params: Tensor) -> Tensor:
+        """Meta-losses ``[windows]`` of a run at fixed parameters."""
+        carry, values = started(level, params, keys.seed(11)), []
+        for _ in range(windows):
+            carry, window = restart.run(level, params, carry, keep=False)
+            values.append(level.objective.value(window.losses).mean(-1))
+        return torch.stack(values)
+
+    (params, state), grads = begun(level, 11), []
     for _ in range(windows):
-        carry, window = restart.run(laid, params, carry, keep=False)
-        values.append(laid.objective.value(window.losses).mean(-1))
-    return torch.stack(values)
-
-
-RUNS = {
-    "adam": (level(Adam(0.1, eps=1e-2), 2, batch=3, horizon=6),),
-    "reads f": (level(Polyak(), 2, batch=2, objective=MeanLog()),),
-    "start": (level(Anchored(), 2, batch=2, horizon=4),),
-    "start, endless": (level(LearnedInit(MOMENTUM), 2, batch=2),),
-    "over exact": (exact(MOMENTUM, 3, batch=2, horizon=3), level(Adam(0.05, eps=1e-2), 2, batch=2, horizon=4)),
-    "start over exact": (
-        exact(LearnedInit(SGD(0.02)), 2, horizon=2),
-        level(LearnedInit(Polyak()), 2, batch=2, horizon=4),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_differences(name):
-    laid, key, windows, step = stacked(quadratic(2), RUNS[name]), keys.seed(11), 4, 1e-5
-    params = laid.init(key)
-    state, grads = laid.init_state(params, key), []
-    for _ in range(windows):
-        _, grad, state = laid.value_and_grad(params, state)
+        _, grad, state = level.value_and_grad(params, state)
         grads.append(grad)
-    slopes = []
-    for direction in step * torch.eye(len(params), dtype=torch.float64):
-        above, problem_state = (run(laid, params + sign * direction, key, windows) for sign in (1, -1))
-        slopes.append((above - problem_state) / (2 * step))
+    directions = step * torch.eye(len(params), dtype=torch.float64)
+    slopes = [(run(params + direction) - run(params - direction)) / (2 * step) for direction in directions]
     assert error(torch.stack(grads), torch.stack(slopes, -1)) < 1e-7
 
 
@@ -197,37 +106,30 @@ class Wandering(Task):
 
     name: ClassVar[str] = "wandering"
     dtype: Literal["float32", "float64"] = "float64"
+    layout: ClassVar[Layout] = Layout.of({"x": (3,)}, torch.float64)
+    curvature: ClassVar[Tensor] = torch.tensor([1.0, 0.1, 0.001], dtype=torch.float64)
 
-    @property
-    def layout(self) -> Layout:
-        return Layout.of({"x": (3,)}, torch.float64)
-
-    @property
-    def curvature(self) -> Tensor:
-        return torch.tensor([1.0, 0.1, 0.001], dtype=torch.float64)
-
-    def init(self, key: Tensor) -> Tensor:
+    def init(self, key):
         return torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64).repeat(*key.shape, 1)
 
-    def init_state(self, params: Tensor, key: Tensor) -> Tensor:
+    def init_state(self, params, key):
         return torch.zeros(key.shape, dtype=torch.float64)
 
-    def value_and_grad(self, params: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def value_and_grad(self, params, state):
         off = params - 0.3 * torch.cos(state)[..., None]
         grad = self.curvature * off
         return (grad * off).sum(-1) / 2, grad, state + 1
 
 
 def test_memory_does_not_grow():
-    laid = level(MOMENTUM, 3, batch=2).over(Wandering())
-    params, held = laid.init(keys.seed(0)), []
+    level, alive = built(f"{__name__}.Wandering: {MOMENTUM}@3[{F}, batch=2]"), []
     with LiveBytes() as live:
-        state = laid.init_state(params, keys.seed(0))
+        params, state = begun(level)
         for _ in range(20):
             live.reset_peak()
-            _, _, state = laid.value_and_grad(params, state)
-            held.append((live.bytes, live.peak))
-    assert len(set(held[2:])) == 1
+            _, _, state = level.value_and_grad(params, state)
+            alive.append((live.bytes, live.peak))
+    assert len(set(alive[2:])) == 1
 
 
 @pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
@@ -237,12 +139,11 @@ def test_long_runs(steps):
     x_t = r^t x_0 + lr h sum_(s<t) r^(t-1-s) c_s with r = 1 - lr h, so dx_t / dlr is a sum over all steps.
     """
     rate, unroll = 0.1, 20
-    laid = level(SGD(lr=Linear(rate)), unroll).over(Wandering())
-    params = laid.init(keys.seed(0))
-    state = laid.init_state(params, keys.seed(0))
+    level = built(f"{__name__}.Wandering: sgd(linear({rate}))@{unroll}[{F}]")
+    params, state = begun(level)
     for _ in range(steps // unroll):
-        _, grad, state = laid.value_and_grad(params, state)
-    h, x0 = Wandering().curvature.numpy(), np.array([1.0, -2.0, 3.0])
+        _, grad, state = level.value_and_grad(params, state)
+    h, x0 = Wandering.curvature.numpy(), np.array([1.0, -2.0, 3.0])
     r, expected = 1 - rate * h, 0.0
     centre = 0.3 * np.cos(np.arange(steps + 1.0))[:, None]
     for t in range(steps - unroll + 1, steps + 1):
@@ -253,8 +154,9 @@ def test_long_runs(steps):
     assert error(grad, torch.tensor([expected])) < 1e-8
 
 
-def expected_slope(task: NoisyQuadratic, rate: float, unroll: int, steps: int) -> float:
-    """Derivative in the step size of the expected losses of the last window, by the moments' recursion."""
+def test_noisy_quadratics_slope_is_the_closed_form_in_the_mean():
+    """The derivative in the step size of the expected losses of the last window, by the moments' recursion."""
+    task, rate, unroll, steps = NoisyQuadratic(dims=2, low=0.01, dtype="float64"), 0.3, 10, 300
 
     def total(rate: Tensor) -> Tensor:
         ones = torch.ones(task.dims, dtype=torch.float64)
@@ -262,21 +164,14 @@ def expected_slope(task: NoisyQuadratic, rate: float, unroll: int, steps: int) -
         for _ in range(steps):
             moments = task.expected_sgd(moments, rate)
             losses.append(task.expected_loss(moments))
-        return sum(losses[-unroll:], torch.zeros((), dtype=torch.float64))
+        return sum(losses[-unroll:])
 
-    return float(torch.func.grad(total)(torch.tensor(rate, dtype=torch.float64)))
-
-
-def test_noisy_quadratics_slope_is_the_closed_form_in_the_mean():
-    task, rate, unroll, steps = NoisyQuadratic(dims=2, low=0.01, dtype="float64"), 0.3, 10, 300
-    laid = level(SGD(lr=Linear(rate)), unroll).over(task)
-    key = keys.split(keys.seed(1), 4000)
-    params = laid.init(key)
-    state = laid.init_state(params, key)
+    level = built(f"{task}: sgd(linear({rate}))@{unroll}[{F}]")
+    params, state = begun(level, 1, 4000)
     for _ in range(steps // unroll):
-        _, grad, state = laid.value_and_grad(params, state)
-    spread = grad.std() / math.sqrt(len(key))
-    expected = expected_slope(task, rate, unroll, steps)
+        _, grad, state = level.value_and_grad(params, state)
+    spread = grad.std() / math.sqrt(4000)
+    expected = float(torch.func.grad(total)(torch.tensor(rate, dtype=torch.float64)))
     assert spread < abs(expected) / 10
     assert abs(grad.mean() - expected) < 3 * spread
 
@@ -284,30 +179,29 @@ def test_noisy_quadratics_slope_is_the_closed_form_in_the_mean():
 # Copies that are not finite.
 
 
-@pytest.mark.parametrize("optimizer", [Adam(lr=0.1), MOMENTUM], ids=repr)
+@pytest.mark.parametrize("optimizer", ["adam(0.1)", MOMENTUM])
 def test_a_skipped_copy_leaves_nothing_in_the_gradient(optimizer):
-    part = level(optimizer, 3, batch=6, nonfinite=Skip())
-    task = Poisoned(dims=3, dtype="float64", fatal=5)  # in the second window
-    laid, oracle, key = part.over(task), exactly(task, part), keys.seed(2)
-    oracle.problem = ExactDying(task)
-    params = laid.init(key)
-    state, copies = laid.init_state(params, key), oracle.start(params, key)
+    """One that dies in the second window."""
+    text = f"parts.Poisoned(3, dtype=float64, fatal=5): {optimizer}@3[{F}, batch=6, nonfinite=skip]"
+    task, (part,) = levels_of(text)
+    level, oracle = part.over(task), naive(task, part)
+    params, state = begun(level, 2)
     dead = state.carry.problem_state.dies
     assert 0 < dead.sum() < 6
-    living = [copy for copy, gone in zip(copies, dead) if not gone]
-    _, _, state = laid.value_and_grad(params, state)
-    _, _, living = oracle.ask(params, living)
-    _, grad, after = laid.value_and_grad(params, state)
-    _, expected, _ = oracle.ask(params, living)
+    living = [copy for copy, gone in zip(oracle.start(params, keys.seed(2)), dead) if not gone]
+    for _ in range(2):
+        _, grad, state = level.value_and_grad(params, state)
+        _, expected, living = oracle.ask(params, living)
     assert error(grad, expected * len(living) / 6) < TOLERANCE
-    assert torch.equal(after.carry.skipped, dead.long())
-    assert all(torch.isfinite(leaf).all() for leaf in leaves(after.memory))
+    assert torch.equal(state.carry.skipped, dead.long())
+    assert all(torch.isfinite(leaf).all() for leaf in leaves(state.memory))
 
 
 def test_sensitivities_that_overflow_restart_their_copy():
-    lenient, strict = (level(MOMENTUM, 2, batch=2, nonfinite=how).over(quadratic()) for how in (Skip(), Stop()))
-    params = lenient.init(keys.seed(0))
-    _, _, state = lenient.value_and_grad(params, lenient.init_state(params, keys.seed(0)))
+    text = f"{QUADRATIC}{MOMENTUM}@2[{F}, batch=2, nonfinite=skip]"
+    lenient, strict = built(text), built(text, nonfinite=Stop())
+    params, state = begun(lenient)
+    _, _, state = lenient.value_and_grad(params, state)
     state.memory.x[0, 1, 2] = math.inf
     with pytest.raises(NonFiniteError, match="gradient of the meta-loss is not finite"):
         strict.value_and_grad(params, state)
@@ -321,37 +215,32 @@ def test_sensitivities_that_overflow_restart_their_copy():
 
 # What cannot work is refused when the tower is built.
 
-PLAIN = SGD(0.01)
 FIRST_OR_PES = "use gradient=first-order or gradient=pes"
+CUT = f"cuts derivatives.*{FIRST_OR_PES}"
 REFUSED = {
-    "too many parameters": ((level(LSTM(hidden=20), 2),), rf"at most 64, and lstm.* has \d\d+; {FIRST_OR_PES}"),
-    "a lower limit": ((level(MOMENTUM, 2, gradient=Forward(limit=1)),), f"at most 1, and sgd.* has 2; {FIRST_OR_PES}"),
-    "black box": ((level(BlackBox(0.01), 2),), "blackbox.* cannot be differentiated by forward; .* by gradient=pes"),
-    "leaves torch": ((level(Numpy(0.01), 2),), "numpy.* cannot be differentiated .* gradient=pes"),
-    "over a black box": ((first(BlackBox(0.01), 2), level(PLAIN, 2)), "blackbox.* cannot be differentiated"),
-    "over pes": ((level(PLAIN, 2, horizon=4, gradient=PES()), level(PLAIN, 2)), f"sgd.* by forward; {FIRST_OR_PES}"),
-    "over forward": ((level(PLAIN, 2), level(PLAIN, 2)), f"the level below, sgd.* by forward; {FIRST_OR_PES}"),
-    "exact over forward": ((level(PLAIN, 2), exact(PLAIN, 2)), f"the level below, sgd.* by exact; {FIRST_OR_PES}"),
+    f"lstm(hidden=20)@2[{F}]": rf"at most 64, and lstm.* has \d\d+; {FIRST_OR_PES}",
+    f"{MOMENTUM}@2[gradient=forward(limit=1)]": f"at most 1, and sgd.* has 2; {FIRST_OR_PES}",
+    f"parts.BlackBox@2[{F}]": "blackbox.* cannot be differentiated by forward; .* by gradient=pes",
+    f"parts.Numpy@2[{F}]": "numpy.* cannot be differentiated .* gradient=pes",
+    f"parts.BlackBox@2 / sgd@2[{F}]": "blackbox.* cannot be differentiated",
+    f"sgd@2[horizon=4, gradient=pes] / sgd@2[{F}]": f"sgd.* by forward; {FIRST_OR_PES}",
+    f"sgd@2[{F}] / sgd@2[{F}]": f"the level below, sgd.* by forward; {FIRST_OR_PES}",
+    f"sgd@2[{F}] / sgd@2[gradient=exact]": f"the level below, sgd.* by exact; {FIRST_OR_PES}",
 }
 TASKS = {
-    Once: f"once has a gradient that cannot be differentiated by forward; {FIRST_OR_PES}",
-    Detached: f"detached cuts derivatives.*{FIRST_OR_PES}",
-    Stored: f"stored cuts derivatives.*{FIRST_OR_PES}",
-    Cut: f"cut cuts derivatives.*{FIRST_OR_PES}",
+    "Once": f"once has a gradient that cannot be differentiated by forward; {FIRST_OR_PES}",
+    "Detached": f"detached {CUT}",
+    "Stored": f"stored {CUT}",
+    "Cut": f"cut {CUT}",
 }
+REFUSED_TOWERS = {QUADRATIC + levels: message for levels, message in REFUSED.items()}
+REFUSED_TOWERS |= {f"parts.{task}: sgd@2[{F}]": message for task, message in TASKS.items()}
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_levels(name):
-    levels, match = REFUSED[name]
-    with pytest.raises(ValueError, match=f"(?i){match}"):
-        Tower(quadratic(), *levels, Level(optimizer=PLAIN))
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_refused_tasks(task):
-    with pytest.raises(ValueError, match=f"(?i){TASKS[task]}"):
-        Tower(task(), level(PLAIN, 2), Level(optimizer=PLAIN))
+@pytest.mark.parametrize(("text", "message"), REFUSED_TOWERS.items())
+def test_what_is_refused(text, message):
+    with pytest.raises(ValueError, match=f"(?i){message}"):
+        parse(f"{text} / sgd")
 
 
 @pytest.mark.parametrize("limit", [0, 1.5, True, "many"])
@@ -360,11 +249,11 @@ def test_a_limit_is_a_whole_number(limit):
         Forward(limit=limit)
 
 
-def test_towers_that_work_are_not_refused():
-    for task, *levels in (
-        (Bowl(), level(LearnedInit(PLAIN), 2)),
-        (quadratic(), level(LSTM(hidden=2, layers=1), 2)),
-        (quadratic(), first(PLAIN, 2, clip=0.1), level(PLAIN, 2), level(PLAIN, 2, gradient=FirstOrder())),
-        (quadratic(), level(PLAIN, 2), level(PLAIN, 2, horizon=4, gradient=PES())),
-    ):
-        assert Tower(task, *levels, Level(optimizer=PLAIN)).top.optimizer == PLAIN
+@pytest.mark.parametrize("text", [
+    f"parts.Bowl: start(sgd)@2[{F}]",
+    f"{QUADRATIC}{LSTM}@2[{F}]",
+    f"{QUADRATIC}sgd@2[clip=0.1] / sgd@2[{F}] / sgd@2",
+    f"{QUADRATIC}sgd@2[{F}] / sgd@2[horizon=4, gradient=pes]",
+])  # fmt: skip
+def test_towers_that_work_are_not_refused(text):
+    parse(f"{text} / sgd")

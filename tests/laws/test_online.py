@@ -10,43 +10,31 @@ from typing import Any
 
 import pytest
 import torch
-from exact_parts import MOMENTUM, BlackBox, digits, lstm, quadratic
 from oracle import equal
-from systems import Balance, Target
-from test_counts import Counted
+from parts import DIGITS, MOMENTUM, QUADRATIC, Tallied, begun, built
 
-from levels import (
-    SGD,
-    Adam,
-    DigitsMLP,
-    Discounted,
-    Exact,
-    FirstOrder,
-    HeldOut,
-    Last,
-    Level,
-    LevelState,
-    MeanLog,
-    NoisyQuadratic,
-    Online,
-    Quadratic,
-    Sum,
-    TimeTo,
-    keys,
-)
+from levels import Adam, FirstOrder, Level, LevelState, keys
 from levels.gradients.online import choose
 from levels.restart import is_due
 from levels.tree import leaves, map_leaves
 from recursion import Tower
 from recursion.notation import parse
 
-NOISY = NoisyQuadratic(dims=3, dtype="float64")
+NOISY = "noisy-quadratic(3, dtype=float64): sgd(0.1)"
 
 
-def online(*candidates: int, every: int = 2, horizon: int | None = 8, batch: int = 3, **settings: Any) -> Level:
-    gradient = Online(candidates, every=every, through=settings.pop("through", FirstOrder()))
-    settings = {"optimizer": SGD(lr=0.1), "unroll": 2, **settings}
-    return Level(horizon=horizon, batch=batch, gradient=gradient, **settings)
+def online(
+    text: str,
+    candidates: list[int],
+    every: int = 2,
+    horizon: int | None = 8,
+    batch: int = 3,
+    through: str = "first-order",
+) -> Level:
+    """A level that chooses a look-ahead, in windows of two; ``text`` ends with its optimizer, or its first settings."""
+    gradient = f"online({candidates}, every={every}, through={through})"
+    text = text if text.endswith(", ") else f"{text}@2["
+    return built(f"{text}gradient={gradient}, horizon={'none' if horizon is None else horizon}, batch={batch}]")
 
 
 # What a window is.
@@ -54,36 +42,32 @@ def online(*candidates: int, every: int = 2, horizon: int | None = 8, batch: int
 
 @pytest.mark.parametrize("horizon", [6, None])
 @pytest.mark.parametrize("copies", [(), (2,)])
-@pytest.mark.parametrize(("optimizer", "through"), [(lstm(1), FirstOrder()), (MOMENTUM, Exact())], ids=str)
+@pytest.mark.parametrize(("optimizer", "through"), [("lstm(hidden=1, layers=1)", "first-order"), (MOMENTUM, "exact")])
 def test_with_one_candidate_it_is_the_level_with_that_ahead(optimizer, through, copies, horizon):
-    part = online(5, optimizer=optimizer, horizon=horizon, through=through)
-    ours, plain = (each.over(quadratic()) for each in (part, replace(part, lookahead=5, gradient=through)))
-    key = keys.split(keys.seed(1), math.prod(copies)).reshape(copies)
-    params = ours.init(key)
-    state, expected = ours.init_state(params, key), plain.init_state(params, key)
+    ours = online(QUADRATIC + optimizer, [5], horizon=horizon, through=through)
+    plain = replace(ours, lookahead=5, gradient=ours.gradient.through)
+    (params, state), (_, expected) = begun(ours, 1, *copies), begun(plain, 1, *copies)
     for _ in range(7):
         value, grad, state = ours.value_and_grad(params, state)
-        found = plain.value_and_grad(params, expected)
-        expected = found[2]
-        assert equal((value, grad, state.carry), (*found[:2], expected.carry))
+        answer = plain.value_and_grad(params, expected)
+        expected = answer[2]
+        assert equal((value, grad, state.carry), (*answer[:2], expected.carry))
         params = params - 0.01 * grad / grad.norm()
     assert ours.traits.evals == plain.traits.evals
 
 
-UNITS = {Sum(): 3.0, Last(): 1.0, MeanLog(): 1.0, Discounted(0.5): (2 - 2**-8) / (2 - 2**-2), TimeTo(1.0): 3.0}
+UNITS = {"sum": 3.0, "last": 1.0, "mean-log": 1.0, "discounted(0.5)": (2 - 2**-8) / (2 - 2**-2), "time-to(1.0)": 3.0}
 
 
-@pytest.mark.parametrize("objective", UNITS, ids=repr)
+@pytest.mark.parametrize("objective", UNITS)
 def test_each_window_is_that_of_the_candidate_in_units_of_the_longest(objective):
-    laid = online(3, 9, objective=objective, every=1).over(NOISY)
-    key = keys.seed(3)
-    params, seen = laid.init(key), set()
-    state = laid.init_state(params, key)
+    level, seen = online(f"{NOISY}@2[objective={objective}, ", [3, 9], every=1), set()
+    params, state = begun(level, 3)
     for _ in range(12):
-        value, grad, after = laid.value_and_grad(params, state)
-        lookahead = int(laid.gradient.metrics(after)["look-ahead"])
+        value, grad, after = level.value_and_grad(params, state)
+        lookahead = int(level.gradient.metrics(after)["look-ahead"])
         seen.add(lookahead)
-        alone = replace(laid, lookahead=lookahead, gradient=FirstOrder()).over(NOISY)
+        alone = replace(level, lookahead=lookahead, gradient=FirstOrder())
         expected = alone.value_and_grad(params, LevelState(state.carry, None))
         unit = UNITS[objective] if lookahead == 3 else 1.0
         torch.testing.assert_close((value, grad), (unit * expected[0], unit * expected[1]), rtol=1e-6, atol=0.0)
@@ -92,13 +76,13 @@ def test_each_window_is_that_of_the_candidate_in_units_of_the_longest(objective)
     assert seen == {3, 9}
 
 
-def wander(laid: Level, key: torch.Tensor, windows: int) -> list[Any]:
+def wander(level: Level, key: torch.Tensor, windows: int) -> list[Any]:
     """What it answers along a path whose steps have the gradient's sign in some windows and not in others."""
-    params, answers = laid.init(key), []
-    state = laid.init_state(params, key)
+    params, answers = level.init(key), []
+    state = level.init_state(params, key)
     state = state._replace(memory=state.memory._replace(left=1 + keys.fold_in(key, 2) % 2))  # begun at different times
     for number in range(windows):
-        value, grad, state = laid.value_and_grad(params, state)
+        value, grad, state = level.value_and_grad(params, state)
         answers.append((value, grad, state))
         turn = torch.where(keys.fold_in(key, number // 5) % 3 == 0, 1.0, -1.0)
         params = params + 0.2 * turn[..., None] * grad.sign()
@@ -106,10 +90,10 @@ def wander(laid: Level, key: torch.Tensor, windows: int) -> list[Any]:
 
 
 def test_each_level_of_a_batch_chooses_for_itself():
-    laid, key = online(2, 4, 8).over(NOISY), keys.split(keys.seed(2), 4).reshape(2, 2)
-    together, arms = wander(laid, key, 24), set()
+    level, key = online(NOISY, [2, 4, 8]), keys.split(keys.seed(2), 4).reshape(2, 2)
+    together, arms = wander(level, key, 24), set()
     for i, j in [(0, 0), (0, 1), (1, 0), (1, 1)]:
-        alone = wander(laid, key[i, j], 24)
+        alone = wander(level, key[i, j], 24)
         picked = map_leaves(lambda leaf, at=(i, j): leaf[at], together)
         assert all(torch.equal(a, b) for a, b in zip(leaves(picked), leaves(alone), strict=True))
         arms.add(tuple(int(state.memory.arm) for _, _, state in alone))
@@ -122,72 +106,80 @@ def test_each_level_of_a_batch_chooses_for_itself():
 
 @pytest.mark.parametrize("horizon", [8, None])
 def test_a_blocks_gain_is_that_of_trials_by_hand(horizon):
-    laid = online(2, 4, 8, every=3, horizon=horizon).over(NOISY)
-    key = keys.seed(5)
-    params = laid.init(key)
-    state, played = laid.init_state(params, key), []
-    counts, sums, squares = torch.zeros(3).double(), torch.zeros(3).double(), torch.zeros(()).double()
-    while len(played) < 8:
+    level = online(NOISY, [2, 4, 8], every=3, horizon=horizon)
+    (params, state), arms, blocks = begun(level, 5), [], Blocks(3)
+    while len(arms) < 8:
         began = params
         for _ in range(3):
-            _, grad, state = laid.value_and_grad(params, state)
+            _, grad, state = level.value_and_grad(params, state)
             params = params - 0.1 * grad.sign()
         arm, old = int(state.memory.arm), state.memory
         assert int(old.left) == 0
         assert torch.equal(old.began, began)
-        state = state._replace(memory=laid.gradient._compared(laid, params, state.carry, old))
-        before, after = (by_hand(laid, each, state) for each in (began, params))
-        gain = (before - after) / (before + after)
-        mean = float(sums[arm] / counts[arm]) if counts[arm] > 0 else 0.0
-        counts, sums, squares = 0.9 * counts, 0.9 * sums, 0.9 * squares + (gain - mean) ** 2
-        counts[arm], sums[arm] = counts[arm] + 1, sums[arm] + gain
-        found = state.memory.blocks, state.memory.gains, state.memory.squares
-        torch.testing.assert_close(found, (counts, sums, squares), rtol=1e-10, atol=1e-12)
+        state = state._replace(memory=level.gradient._compared(level, params, state.carry, old))
+        before, after = (by_hand(level, each, state) for each in (began, params))
+        blocks.add(arm, (before - after) / (before + after))
+        ours = state.memory.blocks, state.memory.gains, state.memory.squares
+        torch.testing.assert_close(ours, (blocks.counts, blocks.sums, blocks.squares), rtol=1e-10, atol=1e-12)
         assert not torch.equal(state.memory.key, old.key)
-        played.append(arm)
-    assert played[:2] == [2, 1]
-    assert len(set(played)) > 1
+        arms.append(arm)
+    assert arms[:2] == [2, 1]
+    assert len(set(arms)) > 1
 
 
-def by_hand(laid: Level, params: torch.Tensor, state: LevelState) -> float:
+class Blocks:
+    """Discounted sums over the blocks of each candidate, by hand."""
+
+    def __init__(self, candidates: int) -> None:
+        self.counts, self.sums = torch.zeros(2, candidates).double()
+        self.squares = torch.zeros(()).double()
+
+    def add(self, arm: int, gain: float) -> None:
+        mean = float(self.sums[arm] / self.counts[arm]) if self.counts[arm] > 0 else 0.0
+        self.counts, self.sums, self.squares = (
+            0.9 * self.counts,
+            0.9 * self.sums,
+            0.9 * self.squares + (gain - mean) ** 2,
+        )
+        self.counts[arm], self.sums[arm] = self.counts[arm] + 1, self.sums[arm] + gain
+
+
+def by_hand(level: Level, params: torch.Tensor, state: LevelState) -> float:
     """A life from fresh starts in windows of the unroll; without a horizon, the longest window from here."""
-    if laid.episode_length is None:
-        longest = replace(laid, lookahead=8, gradient=FirstOrder()).over(laid.problem)
+    if level.episode_length is None:
+        longest = replace(level, lookahead=8, gradient=FirstOrder()).over(level.problem)
         return float(longest.value_and_grad(params, LevelState(state.carry, None))[0])
-    fresh, total = laid.on("validation"), 0.0
-    carry = fresh.begin(params, keys.split(state.memory.key, laid.copies))
-    for _ in range(laid.episode_length):
+    fresh, total = level.on("validation"), 0.0
+    carry = fresh.begin(params, keys.split(state.memory.key, level.copies))
+    for _ in range(level.episode_length):
         x = carry.x - params.exp() * carry.g
         f, g, problem_state = fresh.problem.value_and_grad(x, carry.problem_state)
         carry = carry._replace(x=x, g=g, problem_state=problem_state)
         total += float(f.mean())
-    return total / (laid.episode_length // laid.unroll)
+    return total / (level.episode_length // level.unroll)
 
 
 def test_trials_are_on_the_validation_split():
-    laid = online(2, 4, every=1).over(digits())
-    key = keys.seed(0)
-    params = laid.init(key)
-    state = laid.init_state(params, key)
-    _, _, state = laid.value_and_grad(params, state)
+    level = online(f"{DIGITS}sgd(0.1)", [2, 4], every=1)
+    params, state = begun(level)
+    _, _, state = level.value_and_grad(params, state)
     moved = params - 1.0
-    after = laid.value_and_grad(moved, state)[2].memory
+    after = level.value_and_grad(moved, state)[2].memory
     gains = {}
     for split in ("train", "validation"):
-        worse, better = (laid.on(split).evaluate_from_scratch(each, after.key).double() for each in (params, moved))
+        worse, better = (level.on(split).evaluate_from_scratch(each, after.key).double() for each in (params, moved))
         gains[split] = (worse - better) / (worse + better)
     assert after.gains.tolist() == [0.0, float(gains["validation"])]
     assert gains["train"] != gains["validation"]
 
 
 def test_parameters_that_go_wrong_gain_nothing_and_lose_the_most():
-    laid = online(2, 4, every=1).over(NOISY)
-    key = keys.seed(0)
-    good, bad = laid.init(key), torch.full((1,), 400.0, dtype=torch.float64)
-    _, _, state = laid.value_and_grad(good, laid.init_state(good, key))
+    level = online(NOISY, [2, 4], every=1)
+    (good, state), bad = begun(level), torch.full((1,), 400.0, dtype=torch.float64)
+    _, _, state = level.value_and_grad(good, state)
     for began, now, gain in ((good, bad, -1.0), (bad, good, 1.0), (bad, bad, 0.0)):
         memory = state.memory._replace(began=began)
-        new = laid.gradient._compared(laid, now, state.carry, memory)
+        new = level.gradient._compared(level, now, state.carry, memory)
         assert new.gains.tolist() == [0.0, gain]
 
 
@@ -198,39 +190,36 @@ def bounds(blocks: list[float], gains: list[float], squares: float) -> int:
     """The rule, one candidate at a time."""
     means = [g / n / p if n else -math.inf for g, n, p in zip(gains, blocks, PRICES)]
     leader = means.index(max(means))
-    best, found = -math.inf, -1
+    best, chosen = -math.inf, -1
     for arm in range(max(0, leader - 1), min(len(blocks), leader + 2)):
         bound = math.inf
         if blocks[arm]:
             width = math.sqrt(squares / sum(blocks) * math.log(1 + sum(blocks)) / blocks[arm])
             bound = means[arm] + width / PRICES[arm]
         if bound > best:
-            best, found = bound, arm
-    return found
+            best, chosen = bound, arm
+    return chosen
 
 
 def test_the_rule_is_the_one_that_is_written_down():
     draws, prices = keys.uniform(keys.seed(0), (500, 9), torch.float64), torch.tensor(PRICES)
-    found = set()
+    chosen = set()
     for row in draws:
         blocks, gains = row[:4] * (row[:4] > 0.3), (row[4:8] - 0.5) * (row[:4] > 0.3)
         if blocks.any():
-            found.add(int(choose(blocks, gains, row[8], prices)))
+            chosen.add(int(choose(blocks, gains, row[8], prices)))
             assert int(choose(blocks, gains, row[8], prices)) == bounds(blocks.tolist(), gains.tolist(), float(row[8]))
-    assert found == {0, 1, 2, 3}
+    assert chosen == {0, 1, 2, 3}
 
 
 def played(gains: Any, blocks: int, prices: tuple[float, ...] = (1.0,) * 4) -> list[int]:
     """Which of four candidates are chosen if candidate a gains ``gains(a, block)``, the last one first."""
-    counts, sums, squares = torch.zeros(4).double(), torch.zeros(4).double(), torch.zeros(()).double()
-    arm, chosen = 3, []
+    seen, arm, chosen = Blocks(4), 3, []
     for block in range(blocks):
         chosen.append(arm)
         gain = gains(arm, block) + 0.01 * float(keys.normal(keys.fold_in(keys.seed(7), block), (), torch.float64))
-        mean = float(sums[arm] / counts[arm]) if counts[arm] > 0 else 0.0
-        counts, sums, squares = 0.9 * counts, 0.9 * sums, 0.9 * squares + (gain - mean) ** 2
-        counts[arm], sums[arm] = counts[arm] + 1, sums[arm] + gain
-        arm = int(choose(counts, sums, squares, torch.tensor(prices)))
+        seen.add(arm, gain)
+        arm = int(choose(seen.counts, seen.sums, seen.squares, torch.tensor(prices)))
     return chosen
 
 
@@ -256,9 +245,12 @@ def test_it_forgets():
 # Known answers.
 
 
-def descend(part: Level, steps: int) -> tuple[float, list[float]]:
+BALANCE = "systems.Target: systems.Balance@10[objective=last, "
+
+
+def descend(level: Level, steps: int) -> tuple[float, list[float]]:
     """Theta of influence balancing in the end, and the look-ahead in each window."""
-    tower = Tower(Target(), part, Level(optimizer=Adam(lr=0.03, beta1=0.1, beta2=0.8)))
+    tower = Tower(level.problem, replace(level, problem=None), Level(optimizer=Adam(lr=0.03, beta1=0.1, beta2=0.8)))
     lookahead = []
     for state, report in tower.run(tower.init(seed=0), steps):  # noqa: B007
         lookahead.append(report.metrics["level 1 look-ahead"])
@@ -272,63 +264,57 @@ def test_it_gets_where_a_short_look_ahead_does_not(horizon, best):
     Looking 10 ahead, theta rises for ever; looking 100 ahead, it settles where the loss does in the long run, -1/6. In
     lives of 200 from a start that is far from there, the best theta is in between: there it takes both.
     """
-    settings = {"optimizer": Balance(), "unroll": 10, "horizon": horizon, "batch": 1, "objective": Last()}
-    short, lookahead = descend(online(10, every=5, **settings), 40)
+    settings = {"every": 5, "horizon": horizon, "batch": 1}
+    short, lookahead = descend(online(BALANCE, [10], **settings), 40)
     assert lookahead == [10.0] * 40
     assert short > 1.0
-    chosen, lookahead = descend(online(10, 100, every=5, **settings), 100)
+    chosen, lookahead = descend(online(BALANCE, [10, 100], **settings), 100)
     assert abs(chosen - best) < 0.1
     share = lookahead[-60:].count(100.0) / 60
     assert share > 0.7 if horizon is None else 0.2 < share < 0.8
     if horizon is not None:
-        laid = online(10, **settings).over(Target())
         grid = torch.linspace(-1, 1, 201, dtype=torch.float64)[:, None]
-        assert float(grid[laid.evaluate_from_scratch(grid, keys.seed(0).expand(201)).argmin()]) == pytest.approx(
-            best, abs=0.006
-        )
+        losses = online(BALANCE, [10], **settings).evaluate_from_scratch(grid, keys.seed(0).expand(201))
+        assert float(grid[losses.argmin()]) == pytest.approx(best, abs=0.006)
 
 
 def test_of_two_that_go_the_right_way_the_cheaper_is_chosen_while_there_is_far_to_go():
-    settings = {"optimizer": Balance(), "unroll": 10, "horizon": None, "batch": 1, "objective": Last()}
-    _, lookahead = descend(online(100, 200, every=2, **settings), 24)
+    _, lookahead = descend(online(BALANCE, [100, 200], every=2, horizon=None, batch=1), 24)
     assert lookahead[-16:].count(100.0) > 10
 
 
 # Counts.
 
 
-@pytest.mark.parametrize("through", [FirstOrder(), Exact()], ids=repr)
+@pytest.mark.parametrize("through", ["first-order", "exact"])
 @pytest.mark.parametrize("horizon", [4, 8, None])
-@pytest.mark.parametrize("candidates", [(4,), (2, 3, 8)], ids=str)
+@pytest.mark.parametrize("candidates", [[4], [2, 3, 8]], ids=str)
 def test_what_it_says_it_spent_is_what_the_task_was_asked(candidates, horizon, through):
     """And no window takes more than the bound, with its share of the judging; restarts apart."""
-    task = Counted(Quadratic(dims=2, dtype="float64"))
-    part = online(*candidates, horizon=horizon, through=through)
-    laid, key = part.over(task), keys.split(keys.seed(0), 2)
-    params = laid.init(key)
-    task.take()
-    state, asked, restarts = laid.init_state(params, key), 0, 0
+    level = online("parts.Tallied(2, dtype=float64): sgd(0.1)", candidates, horizon=horizon, through=through)
+    key = keys.split(keys.seed(0), 2)
+    params = level.init(key)
+    Tallied.take()
+    state, asked, restarts = level.init_state(params, key), 0, 0
     for number in range(1, 31):
-        restarts += int(is_due(laid, state.carry.age).sum())
-        _, grad, state = laid.value_and_grad(params, state)
+        restarts += int(is_due(level, state.carry.age).sum())
+        _, grad, state = level.value_and_grad(params, state)
         params = params - 0.1 * grad.sign()
-        asked += task.take()[1]
-        if through == FirstOrder():  # exact mode asks for products with the Hessian, which count as one each
+        asked += Tallied.take()[1]
+        if through == "first-order":  # exact mode asks for products with the Hessian, which count as one each
             assert float(state.memory.spent.sum()) == asked
-        most = laid.traits.evals * laid.copies * number + laid.copies * laid.traits.init_evals + restarts
+        most = level.traits.evals * level.copies * number + level.copies * level.traits.init_evals + restarts
         assert (state.memory.spent <= float(most)).all()
-    metrics = part.gradient.metrics(state)
+    metrics = level.gradient.metrics(state)
     assert torch.equal(metrics["task gradients"], state.memory.spent / 3)
 
 
 def test_exact_windows_count_as_its_cost_says():
-    laid = online(2, 8, every=1, horizon=None, through=Exact()).over(NOISY)
-    key = keys.seed(0)
-    params = laid.init(key)
-    state = laid.init_state(params, key)
+    level = online(NOISY, [2, 8], every=1, horizon=None, through="exact")
+    params, state = begun(level)
     spent = [state.memory.spent]
     for _ in range(2):
-        _, _, state = laid.value_and_grad(params, state)
+        _, _, state = level.value_and_grad(params, state)
         spent.append(state.memory.spent)
     arm = int(state.memory.arm)
     assert [float(s) for s in spent] == [3, 3 + 3 * 15, 3 + 3 * 15 + 3 * (2 * 8 + (3, 15)[arm])]
@@ -336,16 +322,13 @@ def test_exact_windows_count_as_its_cost_says():
 
 def test_data_that_only_counts_is_counted_too():
     """Held out, each update that counts costs one more; trials are on the bare task."""
-    task = HeldOut(DigitsMLP(hidden=(3,), minibatch=8))
-    laid = online(2, 4, every=1).over(task)
-    key = keys.seed(0)
-    params = laid.init(key)
-    state = laid.init_state(params, key)._replace()
-    first = laid.value_and_grad(params, state)[2]
+    level = online("held-out(digits-mlp(hidden=[3], minibatch=8)): sgd(0.1)", [2, 4], every=1)
+    params, state = begun(level)
+    first = level.value_and_grad(params, state)[2]
     assert float(first.memory.spent - state.memory.spent) == 3 * 2 * 4
-    second = laid.value_and_grad(params, first)[2]
+    second = level.value_and_grad(params, first)[2]
     window = {0: 2, 1: 4}[int(second.memory.arm)]
-    restarted = int(is_due(laid, first.carry.age).sum())
+    restarted = int(is_due(level, first.carry.age).sum())
     assert float(second.memory.spent - first.memory.spent) == 3 * 2 * window + 3 * 2 * (1 + 8) + restarted
 
 
@@ -393,13 +376,10 @@ def test_what_does_not_fit_is_refused_when_the_tower_is_built(levels):
         parse(f"quadratic: {levels}")
 
 
-def test_what_its_windows_cannot_be_differentiated_by_is_refused():
-    bottom, top = Level(optimizer=SGD(), unroll=2), Level(optimizer=SGD())
-    over = {
-        "cannot be differentiated by first-order": Level(optimizer=BlackBox(), gradient=Online((2, 4))),
-        "has a gradient that cannot be differentiated by exact": online(2, 4, through=Exact()),
-    }
-    for message, part in over.items():
-        problem_state = replace(bottom, gradient=Online((2, 4)))
-        with pytest.raises(ValueError, match=message):
-            Tower(Quadratic(), problem_state, part, top)
+@pytest.mark.parametrize(("level", "message"), [
+    ("parts.BlackBox@2[gradient=online([2, 4])]", "cannot be differentiated by first-order"),
+    ("sgd@2[gradient=online([2, 4], through=exact)]", "has a gradient that cannot be differentiated by exact"),
+])  # fmt: skip
+def test_what_its_windows_cannot_be_differentiated_by_is_refused(level, message):
+    with pytest.raises(ValueError, match=message):
+        parse(f"quadratic: sgd@2[gradient=online([2, 4])] / {level} / sgd")

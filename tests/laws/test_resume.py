@@ -12,7 +12,8 @@ from recursion.spec import dumps, loads
 Q, D = "quadratic(dims=2): ", "digits-mlp(hidden=[2], minibatch=4): "
 TEXTS = [
     Q + "lstm(hidden=2)@2[batch=2, gradient=exact] / adam@2[batch=2, gradient=exact] / sgd@2[gradient=exact] / adam",
-    Q + "lstm(hidden=2)@2[batch=3, gradient=accumulated(copies=1)] / adam@2[gradient=accumulated(through=exact)] / adam",
+    Q
+    + "lstm(hidden=2)@2[batch=3, gradient=accumulated(copies=1)] / adam@2[gradient=accumulated(through=exact)] / adam",
     Q + "sgd(momentum=0.5)@5[horizon=none, batch=2, gradient=forward] / sgd(lr=0.001)",
     Q + "adam@2[batch=2, gradient=forward(limit=8)] / adam@2 / sgd",
     Q + "lstm(hidden=2)@2[batch=2] / sgd@2[horizon=none, gradient=forward] / sgd",

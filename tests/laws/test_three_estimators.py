@@ -9,41 +9,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from exact_oracle import ExactLevel, ExactTask, Word, exactly
-from exact_parts import MOMENTUM, lstm, quadratic, stacked
-from exact_parts import level as exact
-from oracle import compare, error, settled, state_error
+from oracle import NaiveLevel, NaiveTask, Said, compare, error, naive, state_error
+from parts import MOMENTUM, SMALL, levels_of, stacked
 from torch import Tensor
 
-from levels import (
-    NRES,
-    PES,
-    SGD,
-    Adam,
-    Bootstrapped,
-    ESSingle,
-    Estimator,
-    Evolution,
-    Exact,
-    FirstOrder,
-    Forward,
-    FullES,
-    Level,
-    LevelState,
-    MeanLog,
-    TruncatedES,
-    keys,
-)
+from levels import Level, LevelState, keys
 from levels.gradients.evolution import Antithetic
 from recursion import Tower
+from recursion.notation import parse
 
 TOLERANCE = 1e-9
 SIGNS = (1, -1)
-
-
-def level(optimizer: object, gradient: Estimator, **settings: object) -> Level:
-    """A window of two updates, a life of two windows."""
-    return exact(optimizer, 2, **{"gradient": gradient, "horizon": 4, **settings})
 
 
 # The oracle of evolution: a loop over copies, pairs and members.
@@ -63,19 +39,21 @@ class Swarm(list):  # of `Copy`, one for each particle: copies outermost, then p
     draws: list[Draw]
 
 
-PERIODS = {FullES: 2, TruncatedES: 2, PES: 2, ESSingle: 4, NRES: 4}  # updates for which a draw is kept
+# Updates for which a draw is kept, and whether draws are summed: the table in `levels.gradients.evolution`.
+SCHEDULES = {
+    "full-es": (2, False), "truncated-es": (2, False), "pes": (2, True), "es-single": (4, True), "nres": (4, True)
+}  # fmt: skip
 
 
-class EvolutionLevel(ExactLevel):
-    """Truncated or summed draws, by the table in `levels.gradients.evolution`."""
+class EvolutionLevel(NaiveLevel):
+    """Truncated or summed draws."""
 
-    def __init__(self, part: Level, problem_state: Any) -> None:
-        super().__init__(part, problem_state)
+    def __init__(self, part: Level, problem: Any) -> None:
+        super().__init__(part, problem)
         gradient = part.gradient
-        self.true, self.pairs, self.sigma = False, gradient.pairs, gradient.sigma
-        general = isinstance(gradient, Evolution)
-        self.period = gradient.noise if general else PERIODS[type(gradient)]
-        self.summed = gradient.accumulate if general else isinstance(gradient, (PES, ESSingle, NRES))
+        self.pairs, self.sigma = gradient.pairs, gradient.sigma
+        general = gradient.name == "evolution"
+        self.period, self.summed = (gradient.noise, gradient.accumulate) if general else SCHEDULES[gradient.name]
 
     def start(self, theta: Tensor, key: Tensor) -> Swarm:
         swarm, draws = Swarm(), []
@@ -94,14 +72,14 @@ class EvolutionLevel(ExactLevel):
             losses = {}
             for member, sign in enumerate(SIGNS):
                 moved = (theta + sign * self.sigma * draw.noise).detach()
-                run = self.run(moved, swarm[2 * number + member])
-                losses[sign] = self.meta(run[0]).detach()
-                after.append(run[4])
+                window = self.run(moved, swarm[2 * number + member])
+                losses[sign] = self.meta([window]).detach()
+                after.append(window.end)
             total = total + (losses[1] - losses[-1]) / (2 * self.sigma) * draw.seen
             values += losses.values()
             draws.append(self.next(draw, after[-1].age))
         after.draws, grad = draws, total.detach() / len(draws)
-        return Word.apply(theta, sum(values) / len(values), grad), grad, after
+        return Said.apply(theta, sum(values) / len(values), grad), grad, after
 
     def next(self, draw: Draw, age: int) -> Draw:
         """What the pair remembers for its next window, its trajectory having this age."""
@@ -114,12 +92,12 @@ class EvolutionLevel(ExactLevel):
         return Draw(noise, before + noise if drawn else before, key)
 
 
-def naive(task: Any, *parts: Level) -> Any:
+def oracle_of(task: Any, *parts: Level) -> Any:
     """The oracle of levels stacked over ``task``."""
-    problem = task
+    problem = NaiveTask(task)
     for part in parts:
         evolves = isinstance(part.gradient, Antithetic)
-        problem = EvolutionLevel(part, problem) if evolves else exactly(problem, part)
+        problem = EvolutionLevel(part, problem) if evolves else naive(problem, part)
     return problem
 
 
@@ -134,11 +112,9 @@ def remembered(state: LevelState, swarm: Any, index: tuple[int, ...] = ()) -> fl
             at = (*index, place)
             assert int(state.memory.key[at]) == int(draw.key)
             worst = max(worst, error(state.memory.noise[at], draw.noise), error(state.memory.seen[at], draw.seen))
-    if isinstance(state.carry.problem_state, LevelState):
-        return max(
-            worst,
-            *(remembered(state.carry.problem_state, copy.problem_state, (*index, i)) for i, copy in enumerate(swarm)),
-        )
+    below = state.carry.problem_state
+    if isinstance(below, LevelState):
+        worst = max(worst, *(remembered(below, copy.problem_state, (*index, i)) for i, copy in enumerate(swarm)))
     return worst
 
 
@@ -148,119 +124,80 @@ def starts(state: LevelState) -> list[int]:
     return [*starts(state.carry.problem_state), *mine] if isinstance(state.carry.problem_state, LevelState) else mine
 
 
-MOVED, STEP, SMALL = Adam(0.1, eps=1e-3), SGD(0.3), SGD(0.02)
-TOWERS = {
-    "exact, first-order, pes": (
-        level(MOMENTUM, Exact(), batch=2),
-        level(MOVED, FirstOrder()),
-        level(STEP, PES(sigma=0.1, pairs=2), batch=2),
-    ),
-    "forward, first-order, es-single": (
-        level(MOMENTUM, Forward(), batch=2, objective=MeanLog()),
-        level(MOVED, FirstOrder()),
-        level(STEP, ESSingle(sigma=0.1), batch=2),
-    ),
-    "pes, first-order, truncated-es": (
-        level(lstm(1), PES(sigma=0.05, pairs=2), batch=2),
-        level(SMALL, FirstOrder(), batch=2),
-        level(MOMENTUM, TruncatedES(sigma=0.3)),
-    ),
-    "first-order, exact, pes": (
-        level(MOVED, FirstOrder(), batch=2),
-        level(MOMENTUM, Exact()),
-        level(STEP, PES(sigma=0.1), batch=2),
-    ),
-    "first-order, forward, nres": (
-        level(lstm(1), FirstOrder()),
-        level(MOMENTUM, Forward(), batch=2),
-        level(STEP, NRES(sigma=0.1), batch=2),
-    ),
-    "exact, first-order, forward": (
-        level(MOMENTUM, Exact(), batch=2),
-        level(MOVED, FirstOrder(), clip=0.5),
-        level(MOMENTUM, Forward(), batch=2),
-    ),
-    "first-order, exact, forward": (
-        level(MOMENTUM, FirstOrder()),
-        level(MOVED, Exact(), batch=2),
-        level(STEP, Forward()),
-    ),
-    "es-single, truncated-es, first-order": (
-        level(lstm(1), ESSingle(sigma=0.05), batch=2, stagger=False),
-        level(SMALL, TruncatedES(sigma=0.1), batch=2),
-        level(MOMENTUM, FirstOrder()),
-    ),
-    "forward, evolution, first-order": (
-        level(MOMENTUM, Forward(), batch=2),
-        level(SMALL, Evolution(sigma=0.1, noise=4, accumulate=False), batch=2, horizon=8),
-        level(MOVED, FirstOrder()),
-    ),
-    "full-es, first-order, pes": (
-        level(lstm(1), FullES(sigma=0.05), horizon=2, batch=2),
-        level(SMALL, FirstOrder(), batch=2),
-        level(MOMENTUM, PES(sigma=0.1)),
-    ),
-    "with ahead: bootstrapped, es-single, first-order": (
-        level(MOMENTUM, Bootstrapped(Exact()), lookahead=5, batch=2),
-        level(STEP, ESSingle(sigma=0.1), lookahead=3, batch=2),
-        level(MOVED, FirstOrder(), lookahead=3),
-    ),
-    "with ahead: exact, first-order, pes": (
-        level(MOMENTUM, Exact(), lookahead=3, batch=2),
-        level(MOVED, FirstOrder(), lookahead=4),
-        level(STEP, PES(sigma=0.1), lookahead=3, batch=2),
-    ),
-}
+LIFE = "horizon=4"
+FIRST, EXACT, FORWARD = LIFE, f"{LIFE}, gradient=exact", f"{LIFE}, gradient=forward"
+MOVED, STEP, SLOW = "adam(0.1, eps=1e-3)", "sgd(0.3)", "sgd(0.02)"
+TINY = "lstm(hidden=1, layers=1)"
+TOWERS = [  # windows of two updates, lives of two windows
+    f"{MOMENTUM}@2[{EXACT}, batch=2] / {MOVED}@2[{FIRST}] / {STEP}@2[{LIFE}, gradient=pes(sigma=0.1, pairs=2), batch=2]",
+    f"{MOMENTUM}@2[{FORWARD}, batch=2, objective=mean-log] / {MOVED}@2[{FIRST}]"
+    f" / {STEP}@2[{LIFE}, gradient=es-single(sigma=0.1), batch=2]",
+    f"{TINY}@2[{LIFE}, gradient=pes(sigma=0.05, pairs=2), batch=2] / {SLOW}@2[{FIRST}, batch=2]"
+    f" / {MOMENTUM}@2[{LIFE}, gradient=truncated-es(sigma=0.3)]",
+    f"{MOVED}@2[{FIRST}, batch=2] / {MOMENTUM}@2[{EXACT}] / {STEP}@2[{LIFE}, gradient=pes(sigma=0.1), batch=2]",
+    f"{TINY}@2[{FIRST}] / {MOMENTUM}@2[{FORWARD}, batch=2] / {STEP}@2[{LIFE}, gradient=nres(sigma=0.1), batch=2]",
+    f"{MOMENTUM}@2[{EXACT}, batch=2] / {MOVED}@2[{FIRST}, clip=0.5] / {MOMENTUM}@2[{FORWARD}, batch=2]",
+    f"{MOMENTUM}@2[{FIRST}] / {MOVED}@2[{EXACT}, batch=2] / {STEP}@2[{FORWARD}]",
+    f"{TINY}@2[{LIFE}, gradient=es-single(sigma=0.05), batch=2, stagger=false]"
+    f" / {SLOW}@2[{LIFE}, gradient=truncated-es(sigma=0.1), batch=2] / {MOMENTUM}@2[{FIRST}]",
+    f"{MOMENTUM}@2[{FORWARD}, batch=2]"
+    f" / {SLOW}@2[horizon=8, gradient=evolution(sigma=0.1, noise=4, accumulate=false), batch=2] / {MOVED}@2[{FIRST}]",
+    f"{TINY}@2[horizon=2, gradient=full-es(sigma=0.05), batch=2] / {SLOW}@2[{FIRST}, batch=2]"
+    f" / {MOMENTUM}@2[{LIFE}, gradient=pes(sigma=0.1)]",
+    f"{MOMENTUM}@2[{LIFE}, gradient=bootstrapped(exact), ahead=5, batch=2]"
+    f" / {STEP}@2[{LIFE}, gradient=es-single(sigma=0.1), ahead=3, batch=2] / {MOVED}@2[{FIRST}, ahead=3]",
+    f"{MOMENTUM}@2[{EXACT}, ahead=3, batch=2] / {MOVED}@2[{FIRST}, ahead=4]"
+    f" / {STEP}@2[{LIFE}, gradient=pes(sigma=0.1), ahead=3, batch=2]",
+]
 
 
-@pytest.mark.parametrize("name", TOWERS)
-def test_a_tower_of_three_estimators_is_its_oracle(name):
-    task = quadratic(2)
+@pytest.mark.parametrize("levels", TOWERS)
+def test_a_tower_of_three_estimators_is_its_oracle(levels):
+    task, parts = levels_of(SMALL + levels)
     seen = []
 
     def also(state: LevelState, copies: Any, index: tuple[int, ...]) -> float:
         seen.append(starts(state))
         return remembered(state, copies, index)
 
-    assert compare(stacked(task, TOWERS[name]), naive(ExactTask(task), *TOWERS[name]), 4, also=also, seed=1) < TOLERANCE
+    assert compare(stacked(task, parts), oracle_of(task, *parts), 4, also=also, seed=1) < TOLERANCE
     assert min(map(sum, zip(*seen))) > 1
 
 
 # Under a topmost level.
 
 
-@pytest.mark.parametrize("name", list(TOWERS)[:3])
-def test_adam_on_top_moves_the_third_level_as_on_the_oracle(name):
+@pytest.mark.parametrize("levels", TOWERS[:3])
+def test_adam_on_top_moves_the_third_level_as_on_the_oracle(levels):
     """All that is carried at the four levels, after each step of the tower."""
-    task, top = quadratic(2), exact(Adam(0.1), 1)
-    tower, theirs = Tower(task, *TOWERS[name], top), naive(ExactTask(task), *TOWERS[name], top)
+    task, parts = levels_of(f"{SMALL}{levels} / adam(0.1)")
+    tower, theirs = Tower(task, *parts), oracle_of(task, *parts)
     state = tower.init(seed=3)
     start, theta = state.carry.x, state.theta
     copies = theirs.start(theta, keys.split(keys.seed(3), 2)[1])
     for _ in range(2):
         state, _ = tower.step(state)
-        copies = [theirs.run(theta, copy)[-1] for copy in copies]
-        laid = LevelState(state.carry, None)
-        assert max(state_error(laid, settled(copies)), remembered(laid, copies)) < TOLERANCE
+        copies = [theirs.run(theta, copy).end for copy in copies]
+        level = LevelState(state.carry, None)
+        assert max(state_error(level, copies), remembered(level, copies)) < TOLERANCE
     assert (state.carry.x - start).abs().max() > 0.01
 
 
-OVER = {
-    "exact over pes": (PES(), Exact()),
-    "exact over forward": (Forward(), Exact()),
-    "exact over es-single, with one in between": (ESSingle(), FirstOrder(), Exact()),
-    "exact over forward, with one in between": (Forward(), FirstOrder(), Exact()),
-    "forward over truncated-es": (TruncatedES(), Forward()),
-    "forward over bootstrapped": (Bootstrapped(), Forward()),
-}
+OVER = [
+    ("pes", "exact"),
+    ("forward", "exact"),
+    ("es-single", "first-order", "exact"),
+    ("forward", "first-order", "exact"),
+    ("truncated-es", "forward"),
+    ("bootstrapped", "forward"),
+]
 
 
-@pytest.mark.parametrize("name", OVER)
-def test_what_cannot_be_differentiated_is_refused_however_deep(name):
-    levels = [
-        level(STEP, gradient, lookahead=4 if isinstance(gradient, Bootstrapped) else None) for gradient in OVER[name]
-    ]
-    what = f"level {len(levels)} .*the level below, .*{levels[0].gradient.name}.* cannot be differentiated by"
+@pytest.mark.parametrize("gradients", OVER, ids=" / ".join)
+def test_what_cannot_be_differentiated_is_refused_however_deep(gradients):
+    ahead = {"bootstrapped": ", ahead=4"}
+    text = SMALL + " / ".join(f"sgd@2[{LIFE}, gradient={g}{ahead.get(g, '')}]" for g in gradients)
+    what = f"level {len(gradients)} .*the level below, .*{gradients[0]}.* cannot be differentiated by"
     with pytest.raises(ValueError, match=what):
-        Tower(quadratic(2), *levels, exact(STEP, 1))
-    Tower(quadratic(2), *levels)
+        parse(f"{text} / sgd")
+    parse(text)

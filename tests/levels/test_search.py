@@ -7,7 +7,7 @@ import cmaes
 import numpy as np
 import pytest
 import torch
-from test_counts import Counted
+from parts import Tallied
 
 from levels import (
     CMA,
@@ -335,7 +335,7 @@ COUNTED = {
 
 @pytest.mark.parametrize(("levels", "search"), COUNTED.values(), ids=COUNTED)
 def test_a_tower_knows_what_a_search_costs(levels, search):
-    task = Counted(Quadratic(dims=2))
+    task = Tallied(dims=2)
     tower = Tower(task, *levels, Level(optimizer=search, unroll=2, batch=2, horizon=None))
     state, copies = tower.init(0), 2 ** (1 + len(levels))
     state, _ = tower.step(state)
