@@ -17,6 +17,7 @@ from torch import Tensor
 
 from levels.base import OptimizerTraits
 from levels.hyper import Hyper, HyperparamOptimizer, Log, hyper
+from levels.tree import State
 
 
 class AdagradState(NamedTuple):
@@ -44,20 +45,10 @@ class Adagrad(HyperparamOptimizer):
         steps = torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
         return AdagradState(torch.zeros_like(x), steps)
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: AdagradState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, AdagradState]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, AdagradState]:
         h = self.read(theta)
         g = g + h["weight_decay"] * x if "weight_decay" in h else g
         v = state.v + g * g
-        return x - _rate(h, state) * g / (_root(h, v) + h["eps"]), AdagradState(v, state.t + 1)
-
-
-def _rate(h: dict[str, Tensor], state: AdagradState) -> Tensor:
-    """The step size at this step."""
-    return h["lr"] / (1 + state.t[..., None] * h["lr_decay"]) if "lr_decay" in h else h["lr"]
-
-
-def _root(h: dict[str, Tensor], v: Tensor) -> Tensor:
-    """The root of the sum of squares."""
-    return torch.sqrt((v + h["initial"] if "initial" in h else v) + torch.finfo(v.dtype).tiny)
+        rate = h["lr"] / (1 + state.t[..., None] * h["lr_decay"]) if "lr_decay" in h else h["lr"]
+        root = torch.sqrt((v + h["initial"] if "initial" in h else v) + torch.finfo(v.dtype).tiny)
+        return x - rate * g / (root + h["eps"]), AdagradState(v, state.t + 1)

@@ -17,6 +17,8 @@ from torch import Tensor
 from levels.base import OptimizerTraits
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 
+Rate = Tensor | float
+
 
 class AdamState(NamedTuple):
     """Moments and step count of each copy."""
@@ -54,14 +56,11 @@ def no_moments(x: Tensor) -> AdamState:
     return AdamState(torch.zeros_like(x), torch.zeros_like(x), steps)
 
 
-def moments(
-    beta1: Tensor | float, beta2: Tensor | float, g: Tensor, state: AdamState
-) -> tuple[Tensor, Tensor, AdamState]:
+def moments(beta1: Rate, beta2: Rate, g: Tensor, state: AdamState) -> tuple[Tensor, Tensor, AdamState]:
     """The bias-corrected mean of the gradients, the root of that of their squares, and the next state."""
     t = state.t + 1
     power = t[..., None].to(g.dtype)  # a whole number would make beta^t single precision where beta is a number
     m = torch.lerp(state.m, g, 1 - beta1)
     v = torch.lerp(state.v, g * g, 1 - beta2)
-    m_hat = m / (1 - beta1**power)
     v_hat = v / (1 - beta2**power)
-    return m_hat, torch.sqrt(v_hat + torch.finfo(g.dtype).tiny), AdamState(m, v, t)
+    return m / (1 - beta1**power), torch.sqrt(v_hat + torch.finfo(g.dtype).tiny), AdamState(m, v, t)

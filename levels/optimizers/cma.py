@@ -13,8 +13,6 @@ h is 0 while p_sigma is long; members of the worse half have negative weights, s
 All is kept in double precision. ``x`` is the mean: under noisy losses the best member is mostly a lucky one.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

@@ -9,8 +9,6 @@ The last generation of a search makes one.
 Members are one more batch dimension, in front of the copies: one update of ``inner`` moves them all.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -64,9 +62,7 @@ class Ensemble(Wrapper):
         each = keys.split(key, self.members).movedim(-1, -2)
         return None, self._swapped(self.inner.init_state(self.split_theta(theta)[1], self._each(x), each), x)
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: tuple[None, State], f: Tensor, g: Tensor
-    ) -> tuple[Tensor, tuple[None, State]]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
         f, inner = self._each(f[..., None])[..., 0], self._swapped(state[1], x)
         moved, new = self.inner.update(self.split_theta(theta)[1], self._each(x), inner, f, self._each(g))
         return moved.mean(-3), (None, self._swapped(new, x))

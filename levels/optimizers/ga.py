@@ -11,12 +11,10 @@ in Goldberg and Deb 1991, uniform crossover in Syswerda 1989.
 
 With an ``inner`` optimizer, every member takes ``steps`` updates of it on its own gradients before it is judged, and
 its children inherit the result: a memetic search, as population based training (Jaderberg et al. 2017,
-arXiv 1711.09846) of the members' parameters. A copy of the best member stays as it was judged, so that it is not lost
-when all the others diverge. With `levels.optimizers.self_update` inside, this is the search of Metz et al. 2021
-(arXiv 2101.07367): random learned optimizers train themselves, and selection keeps those that do it well.
+arXiv 1711.09846). A copy of the best member stays as it was judged, in case that all the others diverge. With
+`levels.optimizers.self_update` inside, this is the search of Metz et al. 2021 (arXiv 2101.07367): random learned
+optimizers train themselves, and selection keeps those that do it well.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -74,11 +72,10 @@ class GA(Search):
             require(self.steps == 0, f"ga: {self.steps} steps of no optimizer; give it one, as ga(adam)")
             return
         require(self.steps >= 1, f"ga: steps must be a whole number of at least 1, got {self.steps}")
-        traits = self.inner.traits
-        fix = "members are moved by an optimizer that does, as adam"
-        require(traits.reads_grad, f"ga: {self.inner} reads no gradient; {fix}")
-        fix = "put the search inside of the start"
-        require(not traits.learns_init, f"ga: members do not begin where {self.inner} starts; {fix}")
+        what = f"ga: {self.inner} reads no gradient; members are moved by an optimizer that does, as adam"
+        require(self.inner.traits.reads_grad, what)
+        what = f"ga: members do not begin where {self.inner} starts; put the search inside of the start"
+        require(not self.inner.traits.learns_init, what)
 
     @property
     def size(self) -> int:
@@ -169,10 +166,10 @@ class GA(Search):
         """Lives that begin, for members ``[*batch, copies, k, n]``; all of a copy begin on the same problems."""
         if self.inner is None:
             return None
-        count, dims = members.shape[-2], key.dim()
+        count = members.shape[-2]
         inner = self.inner.init_state(self._by_copy(theta, key), members, keys.split(key, count))
         if self.on_task:
-            problem_state = repeated(task, dims, count)
+            problem_state = repeated(task, key.dim(), count)
         else:
             problem_state = self._tolerant.init_state(members, key[..., None].expand(members.shape[:-1]))
         return Lives(inner, *self._tolerant.value_and_grad(members, problem_state))

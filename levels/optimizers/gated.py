@@ -15,11 +15,10 @@ fully open. A closed gate stops the update, not the state: momentum goes on with
 up to date when the gate opens again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from levels.base import Optimizer
 from levels.config import NonNegative, format_value, require
 from levels.hyper import Fixed
 from levels.layout import Layout
-from levels.optimizers.wrap import Wrapper, towards
+from levels.optimizers.wrap import Moved, Wrapper, towards
 
 LOW, HIGH = -0.1, 1.1  # what the sigmoid is stretched to
 
@@ -49,10 +48,13 @@ class Gated(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        gate = self.gate
-        good = 0 <= self._start <= 1 if isinstance(gate, Fixed) else 0 < self._start < 1
+        good = 0 <= self.gate.start <= 1 if isinstance(self.gate, Fixed) else 0 < self.gate < 1
         fix = "fixed(0) and fixed(1) are closed and open for good"
-        require(good, f"gated: gate must be a number between 0 and 1, got {format_value(gate)}; {fix}")
+        require(good, f"gated: gate must be a number between 0 and 1, got {format_value(self.gate)}; {fix}")
+
+    @property
+    def _start(self) -> float:
+        return self.gate.start if isinstance(self.gate, Fixed) else self.gate
 
     def own_shapes(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         return {} if isinstance(self.gate, Fixed) else {"gate": ()}
@@ -67,9 +69,7 @@ class Gated(Wrapper):
     def own_metrics(self, own: Tensor) -> dict[str, Tensor]:
         return {"gate": own}
 
-    def combine(
-        self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Tensor, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def combine(self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Any, f: Tensor, g: Tensor) -> Moved:
         openness = self.open(own_theta)[..., None]
         return towards(x, moves[0], openness[..., None]), openness.expand(x.shape[:-1])
 
@@ -88,7 +88,3 @@ class Gated(Wrapper):
         if isinstance(self.gate, Fixed):
             return theta.new_full(theta.shape[:-1], self._start)
         return (LOW + (HIGH - LOW) * theta[..., 0].sigmoid()).clamp(0, 1)
-
-    @property
-    def _start(self) -> float:
-        return self.gate.start if isinstance(self.gate, Fixed) else self.gate

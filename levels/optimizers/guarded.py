@@ -9,18 +9,15 @@ of half the size. Each block that is kept doubles the size again, up to the full
 the block after a null step instead, under the same judgement. So a run ends no worse than it began, up to the noise of
 an evaluation.
 
-The scheme is that of null steps in bundle methods (Kiwiel 1985) and of a trust region's radius. To guard a learned
-optimizer by a hand-made one is an idea of Heaton et al. 2020 (Safeguarded learned convex optimization,
-arXiv 2003.01880).
+Null steps are those of bundle methods (Kiwiel 1985), the size that of a trust region. Heaton et al. 2020 (Safeguarded
+learned convex optimization, arXiv 2003.01880) guard a learned optimizer by a hand-made one.
 """
-
-from __future__ import annotations
 
 import typing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +37,8 @@ LEAST = 2.0**-10  # of the full step size, after ten null steps in a row
 class Guard(Wrapper):
     """An optimizer around one or two others that asks the problem itself; abstract.
 
-    `inner_states` begins the inner optimizers anew. No level above can differentiate what is asked, so one trains such
-    an optimizer by evolution. Raises ValueError, when bound to a layout alone.
+    No level above can differentiate what is asked, so one trains such an optimizer by evolution. Raises ValueError,
+    when bound to a layout alone.
     """
 
     @property
@@ -53,13 +50,8 @@ class Guard(Wrapper):
         asked(bound)
         return bound
 
-    def inner_states(self, theta: Tensor, x: Tensor, key: Tensor) -> tuple[State, ...]:
-        """Fresh states of the inner optimizers at ``x``."""
-        states: tuple[State, ...] = self.init_state(theta, x, key)[1:]
-        return states
 
-
-class Kept(NamedTuple):
+class GuardState(NamedTuple):
     """What a guard remembers; leading dimensions ``[*batch, copies]``."""
 
     best: Tensor  # [..., n] parameters that were last judged good
@@ -90,17 +82,15 @@ class Guarded(Guard):
         each = self.site.traits.scratch_evals if isinstance(self.site, Problem) else 0
         return traits._replace(evals=traits.evals + Fraction(2 * each, self.every))
 
-    def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> Kept:
+    def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> GuardState:
         count = torch.zeros_like(key)
-        return Kept(x, key, count, x.new_ones(key.shape), count > 0, count, count)
+        return GuardState(x, key, count, x.new_ones(key.shape), count > 0, count, count)
 
-    def own_metrics(self, own: Kept) -> dict[str, Tensor]:
-        numbers = {"refused": own.refused, "fell back": own.fell, "step scale": own.scale}
-        return {name: value for name, value in numbers.items() if name != "fell back" or self.fallback is not None}
+    def own_metrics(self, own: GuardState) -> dict[str, Tensor]:
+        fell = {} if self.fallback is None else {"fell back": own.fell}
+        return {"refused": own.refused, **fell, "step scale": own.scale}
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: tuple[Any, ...], f: Tensor, g: Tensor
-    ) -> tuple[Tensor, tuple[Any, ...]]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
         (_, ours, *theirs), (own, inner, *other) = self.split_theta(theta), state
         moved, inner = self.inner.update(ours, x, inner, f, g)
         moved = towards(x, moved, own.scale[..., None])
@@ -111,28 +101,25 @@ class Guarded(Guard):
         now = own.updates % self.every == 0
         return self._judged(theta, moved, (own, inner, *other), now) if now.any() else (moved, (own, inner, *other))
 
-    def result(self, state: tuple[Any, ...], x: Tensor) -> Tensor:
-        best: Tensor = state[0].best
-        return best
+    def result(self, state: tuple[GuardState, *tuple[State, ...]], x: Tensor) -> Tensor:
+        return state[0].best
 
-    def _judged(self, theta: Tensor, x: Tensor, state: tuple[Any, ...], now: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        """Keep where a block led, or drop it, for the copies that are ``due``."""
+    def _judged(self, theta: Tensor, x: Tensor, state: State, now: Tensor) -> tuple[Tensor, State]:
+        """Keep where a block led, or drop it, for the copies in the mask ``now``."""
         own, *inner = state
         key = keys.fold_in(own.key, own.updates)
-        pair = torch.stack((own.best, x), -2)
-        losses = self._held_out.evaluate_from_scratch(pair, torch.stack((key, key), -1))
-        better = losses[..., 1] < losses[..., 0]
+        before, after = self._held_out.evaluate_from_scratch(torch.stack((own.best, x)), torch.stack((key, key)))
+        better = after < before
         drop = now & ~better
         falls = drop & ~own.falling & (self.fallback is not None)
-        best = torch.where((now & better)[..., None], x, own.best)
         x = torch.where(drop[..., None], own.best, x)
         scale = torch.where(better, 2 * own.scale, own.scale / 2).clamp(LEAST, 1.0)
         again = key if is_level(self.site) else own.key  # over a task, the key names the copy's problem
-        fresh = self.inner_states(theta, x, again)
+        _, *fresh = self.init_state(theta, x, again)
         anew = drop | (now & own.falling)  # the inner optimizer does not know what the fallback did
         begins = [anew, falls][: len(inner)]
         new = own._replace(
-            best=best,
+            best=torch.where(now[..., None], x, own.best),
             scale=torch.where(now & ~own.falling, scale, own.scale),
             falling=torch.where(now, falls, own.falling),
             refused=own.refused + (drop & ~own.falling),

@@ -12,8 +12,6 @@ arXiv 1707.09835). The draw is one start of the problem, the same for all copies
 the offset from it, so a start that is not trained yet is a sound one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self

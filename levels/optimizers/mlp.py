@@ -11,12 +11,11 @@ unit(u) = u / sqrt(mean u^2) and the mean of v_j are taken over each tensor, by 
 scales of the step count t, so these features are tanh(log(t / s)). No feature changes when a gradient or all weights
 of a tensor are multiplied by a number, and without exp(a) the step of each tensor has a root mean square of ``lr``.
 
-As small_fc_lopt: momenta, second moments, features of unit mean square, two outputs, direction and log-magnitude. As
-Celo2: the normalised step. Deviations: no factored moments (Adafactor's); the inverse root of v is replaced by its
-logarithm relative to the tensor, as a weight that is always dead would swamp a mean of inverses; the magnitude comes
-after the normalisation, with a factor of 1 for their 0.001, so that steps can shrink without a schedule; ELU for ReLU,
-for a continuous derivative; ``lr`` is learned in log space, ``lr=fixed(0.01)`` holds it. 194 weights as it is;
-``mlp(hidden=4, momenta=0.9, moments=0.99, times=100)`` has 39 and an lr.
+As small_fc_lopt: momenta, second moments, features of unit mean square, direction and log-magnitude. As Celo2: the
+normalised step. Deviations: no factored moments; the logarithm of v relative to the tensor for its inverse root, as a
+weight that is always dead would swamp a mean of inverses; the magnitude comes after the normalisation, with a factor of
+1 for their 0.001, so that steps can shrink without a schedule; ELU for ReLU, for a continuous derivative; ``lr`` is
+learned in log space. 194 weights as it is; ``mlp(hidden=4, momenta=0.9, moments=0.99, times=100)`` has 39 and an lr.
 """
 
 import math
@@ -101,17 +100,14 @@ class MLPOptimizer(Optimizer):
         return MLPState(m, v, torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device))
 
     def update(self, theta: Tensor, x: Tensor, state: MLPState, f: Tensor, g: Tensor) -> tuple[Tensor, MLPState]:
-        state = self._advance(g, state)
+        b, c = (constants(rates, g)[:, None] for rates in (self.momenta, self.moments))
+        each = g[..., None, :]
+        state = MLPState(b * state.m + (1 - b) * each, c * state.v + (1 - c) * each * each, state.t + 1)
         tensors = self.layout.unravel(theta)
         out = self._network(tensors, by_feature(self._features(g, state, x)).mT)
         direction, magnitude = out.reshape(*x.shape, 2).unbind(-1)
         rate = self.rate.read(tensors["lr"].reshape(*theta.shape[:-1], -1), self.param_layout)
         return x - rate * self._unit(direction) * magnitude.exp(), state
-
-    def _advance(self, g: Tensor, state: MLPState) -> MLPState:
-        g = g[..., None, :]
-        b, c = (constants(rates, g)[:, None] for rates in (self.momenta, self.moments))
-        return MLPState(b * state.m + (1 - b) * g, c * state.v + (1 - c) * g * g, state.t + 1)
 
     def _features(self, g: Tensor, state: MLPState, x: Tensor) -> Tensor:
         """What the MLP reads: ``[*batch, copies, n, features]``."""
@@ -134,8 +130,8 @@ class MLPOptimizer(Optimizer):
     def _network(self, tensors: dict[str, Tensor], z: Tensor) -> Tensor:
         """``[groups, rows, features]`` to ``[groups, rows, 2]``."""
         for layer in range(len(self.hidden)):
-            z = torch.nn.functional.elu(_linear(tensors[f"layer{layer}.weight"], tensors[f"layer{layer}.bias"], z))
-        return _linear(tensors["out.weight"], tensors["out.bias"], z)
+            z = torch.nn.functional.elu(_linear(tensors, f"layer{layer}", z))
+        return _linear(tensors, "out", z)
 
     def _unit(self, values: Tensor) -> Tensor:
         """``values`` ``[..., n]`` of unit mean square over each tensor; less where that is below `FLAT`."""
@@ -149,6 +145,7 @@ class MLPOptimizer(Optimizer):
         return self.param_layout.spread(torch.stack(means, dim=-1))
 
 
-def _linear(weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
-    """Weight ``[*batch, i, o]`` and bias ``[*batch, o]`` for rows ``[groups, rows, i]``."""
+def _linear(tensors: dict[str, Tensor], layer: str, z: Tensor) -> Tensor:
+    """A layer with a weight ``[*batch, i, o]`` and a bias ``[*batch, o]``, for rows ``[groups, rows, i]``."""
+    weight, bias = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]
     return torch.baddbmm(bias.reshape(-1, 1, bias.shape[-1]), z, weight.reshape(-1, *weight.shape[-2:]))

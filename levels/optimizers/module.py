@@ -1,6 +1,6 @@
 """Any nn.Module as a learned optimizer, the same for all coordinates.
 
-    rule = ModuleOptimizer(make=lambda: nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)))
+    optimizer = ModuleOptimizer(make=lambda: nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1)))
 
     x <- x + scale * module(u)                  u = LogAndSign(g), or what ``features`` makes of g and x
     x <- x + scale * out,  h <- new             out, new = module(u, h)  with ``memory`` numbers h a coordinate
@@ -14,8 +14,6 @@ A module draws its start from torch's global generator, so each optimizer's is b
 seeded with its key. Notation cannot write a function down: build the tower in Python, or write a class of one's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,6 +26,7 @@ from levels.base import Optimizer, OptimizerTraits
 from levels.config import Positive, Whole, require
 from levels.layout import Layout
 from levels.optimizers.cells import by_feature, log_and_sign
+from levels.tree import State
 
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -52,9 +51,8 @@ class ModuleOptimizer(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        got = type(self.module).__name__
-        good = isinstance(self.module, nn.Module)
-        require(good, f"module: make() must build an nn.Module, got one of type {got}")
+        got = f"got one of type {type(self.module).__name__}"
+        require(isinstance(self.module, nn.Module), f"module: make() must build an nn.Module, {got}")
         for name, part in self.module.named_modules():
             what = f"module: {name or 'the module'} ({type(part).__name__})"
             drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
@@ -80,20 +78,16 @@ class ModuleOptimizer(Optimizer):
                 starts.append(self.layout.ravel({name: self._cast(p.detach()) for name, p in named}))
         return torch.stack(starts).reshape(*key.shape, -1)
 
-    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Tensor | None:
+    def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> State:
         return x.new_zeros(*x.shape, self.memory) if self.memory else None
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: Tensor | None, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
         u = log_and_sign(g, 10.0) if self.features is None else self.features(g, x)
-        inputs = [by_feature(part).mT for part in ((u,) if state is None else (u, state))]
+        inputs = [by_feature(rows).mT for rows in ((u,) if state is None else (u, state))]
         buffers = {name: self._cast(buffer) for name, buffer in self.module.named_buffers()}
         out, *memory = vmap(partial(self._one, buffers))(theta.reshape(-1, theta.shape[-1]), *inputs)
-        step = self.scale * _shaped(out, inputs[0], 1).reshape(x.shape)
-        if state is None:
-            return x + step, None
-        return x + step, _shaped(memory[0], inputs[1], self.memory).reshape(state.shape)
+        new = x + self.scale * _shaped(out, inputs[0], 1).reshape(x.shape)
+        return new, None if state is None else _shaped(memory[0], inputs[1], self.memory).reshape(state.shape)
 
     def _one(self, buffers: dict[str, Tensor], flat: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The module with one set of weights, over the rows that belong to it."""
@@ -101,8 +95,7 @@ class ModuleOptimizer(Optimizer):
         return answer if isinstance(answer, tuple) else (answer,)
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        layout = self.layout
-        return tensor.to(layout.device, layout.dtype if tensor.is_floating_point() else None)
+        return tensor.to(self.layout.device, self.layout.dtype if tensor.is_floating_point() else None)
 
 
 def _shaped(answer: Tensor, rows: Tensor, width: int) -> Tensor:

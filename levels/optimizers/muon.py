@@ -63,8 +63,7 @@ class Muon(HyperparamOptimizer):
         steady = self.param_layout.unravel(g + h["momentum"] * (state.m - g) if self.nesterov else state.m)
         for name, shape in self.param_layout.entries:
             if len(shape) > 1:
-                matrix = steady[name].flatten(x.dim())
-                directions[name] = self._direction(matrix).reshape(directions[name].shape)
+                directions[name] = self._direction(steady[name].flatten(x.dim())).reshape(directions[name].shape)
         rate = h["lr"] * torch.where(self.of_matrices, 1.0, h["vectors"])
         if "weight_decay" in h:
             x = x * (1 - rate * h["weight_decay"])

@@ -7,21 +7,20 @@ A tensor goes to the first pattern that its name matches (shell wildcards). The 
 its optimizers, one after the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
 
-from levels.base import Optimizer, OptimizerTraits, Problem, Split
+from levels import keys
+from levels.base import STATE, Optimizer, OptimizerTraits, Problem, Split
 from levels.config import require
 from levels.layout import Layout
-from levels.optimizers.wrap import Wrapper
+from levels.optimizers.wrap import Moved, Wrapper
 from levels.tree import State
 
 
@@ -45,8 +44,8 @@ class Restricted(Problem):
     def value_and_grad(self, params: Tensor, state: State) -> NoReturn:
         self.init_state(params, params)
 
-    def on(self, split: Split) -> Restricted:
-        return Restricted(self.problem.on(split), self.names)
+    def on(self, split: Split) -> Self:
+        return replace(self, problem=self.problem.on(split))
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,39 +84,38 @@ class Partition(Wrapper):
             return super().init_x(theta, key)
         return self._together([one.init_x(own, key) for one, own in zip(self.optimizers, self.split_theta(theta)[1:])])
 
-    def combine(
-        self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: None, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, None]:
+    def combine(self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Any, f: Tensor, g: Tensor) -> Moved:
         return self._together(moves), None
 
     def result(self, state: tuple[Any, ...], x: Tensor) -> Tensor:
-        return self._together([one.result(inner, self.part(number, x))
-                               for number, (one, inner) in enumerate(zip(self.optimizers, state[1:]))])  # fmt: skip
+        pairs = enumerate(zip(self.optimizers, state[1:]))
+        return self._together([one.result(inner, self.part(number, x)) for number, (one, inner) in pairs])
 
     @cached_property
     def rows(self) -> list[Tensor]:
         """The coordinates of each optimizer among the n."""
         return [rows_of(self.param_layout, names) for names in self._names(self.param_layout)]
 
+    def _together(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(parts), dim=-1)[..., self._places]
+
     @cached_property
     def _places(self) -> Tensor:
         """Where each coordinate lies among the joined ones of all optimizers."""
         return torch.cat(self.rows).argsort()
 
-    def _together(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(parts), dim=-1)[..., self._places]
-
     def _names(self, layout: Layout) -> list[tuple[str, ...]]:
         """The tensors of each optimizer."""
-        matched: list[list[str]] = [[] for _ in self.patterns]
-        for name, _ in layout.entries:
-            matches = [place for place, pattern in enumerate(self.patterns) if fnmatchcase(name, pattern)]
-            require(bool(matches), f'by-name: no pattern matches the tensor {name!r}; end with "*" for the rest')
-            matched[matches[0]].append(name)
+        left = [name for name, _ in layout.entries]
+        known, matched = ", ".join(left), []
+        for pattern in self.patterns:
+            matched.append(tuple(name for name in left if fnmatchcase(name, pattern)))
+            left = [name for name in left if name not in matched[-1]]
+        if left:
+            raise ValueError(f'by-name: no pattern matches the tensor {left[0]!r}; end with "*" for the rest')
         for pattern, names in zip(self.patterns, matched):
-            known = ", ".join(name for name, _ in layout.entries)
             require(bool(names), f"by-name: no tensor is left for the pattern {pattern!r}; there are {known}")
-        return [tuple(names) for names in matched]
+        return matched
 
 
 def selected(layout: Layout, names: Sequence[str]) -> Layout:
@@ -129,6 +127,11 @@ def rows_of(layout: Layout, names: Sequence[str]) -> Tensor:
     """The coordinates of some tensors, in the order of the layout: int64 ``[k]``."""
     spans = torch.split_with_sizes(torch.arange(layout.size, device=layout.device), layout.sizes)
     return torch.cat([span for (name, _), span in zip(layout.entries, spans) if name in names])
+
+
+def problem_key(key: Tensor) -> Tensor:
+    """The key of a copy's problem state, as `Level.begin` draws it, from the key of its optimizer's state."""
+    return keys.split(keys.unfold_in(key, STATE), 2)[..., 1]
 
 
 def asked(optimizer: Optimizer, purpose: str = "asks the problem that it works on") -> Problem:

@@ -7,8 +7,6 @@ Each generation judges ``x``, the best so far, beside new draws on the same prob
 hyper-parameter optimization, JMLR 13); or, with ``around=best``, normal draws around ``x``, Rastrigin's (1963) walk.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

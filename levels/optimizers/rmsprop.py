@@ -25,6 +25,7 @@ from torch import Tensor
 
 from levels.base import OptimizerTraits
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
+from levels.tree import State
 
 
 class RMSpropState(NamedTuple):
@@ -54,24 +55,15 @@ class RMSprop(HyperparamOptimizer):
         zeros = torch.zeros_like(x)
         return RMSpropState(zeros, zeros if self.centered else None, None if self.momentum is None else zeros)
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: RMSpropState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, RMSpropState]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, RMSpropState]:
         h = self.read(theta)
         g = g + h["weight_decay"] * x if "weight_decay" in h else g
-        v, a, spread = _averages(h, g, state)
+        _, a, b = state
+        spread = v = h["decay"] * state.v + (1 - h["decay"]) * g * g
+        if a is not None:
+            a = h["decay"] * a + (1 - h["decay"]) * g
+            spread = torch.where(v - a * a > 0, v - a * a, 0.0)
         step = g / (torch.sqrt(spread + torch.finfo(x.dtype).tiny) + h["eps"])
-        b = state.b
         if b is not None:
             step = b = h["momentum"] * b + step
         return x - h["lr"] * step, RMSpropState(v, a, b)
-
-
-def _averages(h: dict[str, Tensor], g: Tensor, state: RMSpropState) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The averages behind the step, of squares and, if centered, of gradients; and what stands under the root."""
-    v = h["decay"] * state.v + (1 - h["decay"]) * g * g
-    if state.a is None:
-        return v, None, v
-    a = h["decay"] * state.a + (1 - h["decay"]) * g
-    spread = v - a * a
-    return v, a, torch.where(spread > 0, spread, 0.0)

@@ -8,9 +8,8 @@ is bounded.
     x <- x - scale * tanh(h_last @ w + b)
 
 The inputs do not change when the loss is multiplied by a number, and no step is larger than ``scale``; so it lasts for
-longer trajectories than the LSTM of 2016. As in the paper: beta1 = beta2 = 0.95, both fixed; two layers of 20 behind a
-fully connected one of 20; scale 0.1. Deviations: the 1e-8, absent in the paper, keeps a coordinate without any gradient
-at input 0; the forget gate's bias starts at 1. The paper's random scaling of problems is `levels.tasks.augmented`.
+longer trajectories than the LSTM of 2016. The defaults are the paper's. Deviations: the 1e-8, which keeps a coordinate
+without any gradient at input 0; the forget gate's bias starts at 1. Its random scaling is `levels.tasks.augmented`.
 """
 
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from levels.config import Count, DecayRate, Positive
 from levels.layout import Layout
 from levels.optimizers.adam import AdamState, moments, no_moments
 from levels.optimizers.cells import Cells, LSTMState, by_feature
+from levels.tree import State
 
 EPS = 1e-8
 
@@ -68,9 +68,7 @@ class RNNProp(Optimizer):
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> RNNPropState:
         return RNNPropState(no_moments(x), self.cells.init_state(x))
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: RNNPropState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, RNNPropState]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, RNNPropState]:
         weights = self.layout.unravel(theta.reshape(-1, theta.shape[-1]))
         m_hat, root, adam = moments(self.beta1, self.beta2, g, state.adam)
         inputs = by_feature(torch.stack((m_hat / (root + EPS), g / (root + EPS)), dim=-1))  # [groups, 2, rows]

@@ -3,9 +3,8 @@
     digits-mlp: safe(lstm, fallback=adam(lr=0.03))
 
 Inner optimizer and fallback each run a trajectory of their own, from the same start, on the same minibatches. One of
-the two is *shown*: the run goes on from its parameters, and the problem answers there. For the *hidden* one the guard
-asks the problem itself, one gradient an update. The fallback is shown first. The inner optimizer is shown while its
-losses are the lower ones:
+the two is *shown*: the run goes on from its parameters. For the *hidden* one the guard asks the problem itself, one
+gradient an update. The fallback is shown first; the inner optimizer is shown while its losses are the lower ones:
 
     lag  <- lag + 1/5 * (d - lag),       d = (f_inner - f_fallback) / (|f_inner| + |f_fallback|)
 
@@ -18,16 +17,12 @@ run: if they are not finite, or if smoothed losses stay above ``factor`` times t
 run goes back to its best point and the fallback begins there. ``watch=0`` is that alone. Then nothing is asked, so the
 guard can leave the tower for ordinary training loops (`recursion.export`), whose steps then take a closure.
 
-Guarding a learned optimizer by a hand-made one is in Heaton, Chen, Wang and Yin 2020 ("Safeguarded learned convex
-optimization", arXiv 2003.01880): it takes a learned step only if a residual of a convex problem shrinks enough, else
-the hand-made step from there. In Premont-Schwarz et al. 2022 ("A simple guard for learned optimizers", LGL2O,
-arXiv 2201.12426) both go on together, every few steps, from whichever came lower. Here the two never meet before the
-inner optimizer is dropped. So the fallback is the very run that a user would have had without the guard, only
-gradients on the run's own data are asked, and a fallback with momentum is never restarted. The price is a second
-gradient an update while copies are watched.
+Heaton, Chen, Wang and Yin 2020 ("Safeguarded learned convex optimization", arXiv 2003.01880) take a learned step only
+if a residual of a convex problem shrinks enough, else a hand-made step from there. In Premont-Schwarz et al. 2022
+("A simple guard for learned optimizers", arXiv 2201.12426) both go on together, every few steps, from whichever came
+lower. Here the two never meet before the inner optimizer is dropped: the fallback is the very run that a user would
+have had without the guard, and is never restarted. The price is a second gradient an update while copies are watched.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,14 +31,13 @@ from typing import Annotated, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from levels import keys
-from levels.base import STATE, Optimizer, OptimizerTraits, Problem
+from levels.base import Optimizer, OptimizerTraits, Problem
 from levels.config import Above, Count, Whole
 from levels.episode import tolerant
 from levels.layout import Layout
 from levels.optimizers.adam import Adam
 from levels.optimizers.guarded import Guard
-from levels.optimizers.partition import asked
+from levels.optimizers.partition import asked, problem_key
 from levels.optimizers.wrap import Wrapper
 from levels.tree import State, choose, map_leaves, scatter
 
@@ -54,7 +48,7 @@ LEAP = 4.0  # times the running mean of its lengths: a longer step is tried out 
 
 
 class Point(NamedTuple):
-    """Where a trajectory stands, and the problem's answer there; leading dimensions ``[*batch, copies]``."""
+    """Where a trajectory stands, and what the problem answers; leading dimensions ``[*batch, copies]``."""
 
     f: Tensor
     g: Tensor  # [..., n]
@@ -89,7 +83,7 @@ class Safeguarded(Guard):
     reach of its best loss, above 1.
 
     Its state must begin with the key that a level hands down, so that both trajectories have the same problem. Evals
-    are an upper bound: copies that fell back, or go on alone, ask no more (see the metric ``asked``), and the one
+    are an upper bound (the metric ``asked`` counts): copies that fell back, or go on alone, ask no more. The one
     evaluation with which each trajectory begins is neglected.
     """
 
@@ -119,16 +113,12 @@ class Safeguarded(Guard):
         return torch.cat((learned, self.fallback.init(key)), dim=-1)
 
     def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> Watch:
-        none, zero, problem_state = torch.zeros_like(key), x.new_zeros(key.shape), None
-        if self.watch != 0:
-            _, for_problem = keys.split(keys.unfold_in(key, STATE), 2).unbind(-1)  # as `Level.begin` has it
-            problem_state = self._problem.init_state(x, for_problem)
-            problem_state = self._problem.value_and_grad(x, problem_state)[
-                2
-            ]  # the answer that the run reads in its first update
-        shown = torch.full(key.shape, self.watch == 0, device=key.device)
-        asked = none + (self.watch != 0)
-        return Watch(x, problem_state, shown, zero, zero, none, zero, zero, x, none, none, asked, key)
+        none, zero, asks, problem_state = torch.zeros_like(key), x.new_zeros(key.shape), self.watch != 0, None
+        if asks:  # the answer that the run reads in its first update
+            problem_state = self._problem.init_state(x, problem_key(key))
+            *_, problem_state = self._problem.value_and_grad(x, problem_state)
+        shown = torch.full(key.shape, not asks, device=key.device)
+        return Watch(x, problem_state, shown, zero, zero, none, zero, zero, x, none, none, none + asks, key)
 
     def own_metrics(self, own: Watch) -> dict[str, Tensor]:
         return {"fell back": own.fell} | ({"asked": own.asked} if self.watch != 0 else {})
@@ -138,8 +128,8 @@ class Safeguarded(Guard):
         run, dropped = Point(f, g, x), own.fell > 0
         watched = ~dropped & self._is_watching(own.updates)
         alone = ~dropped & ~watched
-        hidden, own = self._at_hidden(own, run, watched)
-        at, back_at = choose(own.shown, run, hidden), choose(own.shown, hidden, run)
+        beside, own = self._at_hidden(own, run, watched)
+        at, back_at = choose(own.shown, run, beside), choose(own.shown, beside, run)
         moved, new_inner = _advanced(self.inner, ours, at, inner, ~dropped)
         backup, new_fallback = _advanced(self.fallback, theirs, back_at, fallback, ~alone)
         own = self._recorded(own, run, at.f, back_at.f, watched, alone)
@@ -152,13 +142,9 @@ class Safeguarded(Guard):
         leads = (own.lag < 0) & (_relative(at.f, back_at.f) < SOON) & (length <= LEAP * usual)
         shown = ~dropped & ~drop & (alone | leads)
         x, other = torch.where(shown[..., None], moved, backup), torch.where(shown[..., None], backup, moved)
-        both = watched & ~drop & self._is_watching(own.updates)
-        own = own._replace(
-            hidden=torch.where(both[..., None], other, x),
-            shown=shown,
-            stride=torch.where(dropped | drop, usual, usual + RATE * (length - usual)),
-            fell=own.fell + drop,
-        )
+        hidden = torch.where((watched & ~drop & self._is_watching(own.updates))[..., None], other, x)
+        stride = torch.where(dropped | drop, usual, usual + RATE * (length - usual))
+        own = own._replace(hidden=hidden, shown=shown, stride=stride, fell=own.fell + drop)
         return x, (own, choose(drop | dropped, inner, new_inner), choose(alone & ~drop, fallback, new_fallback))
 
     def result(self, state: Both, x: Tensor) -> Tensor:
@@ -184,9 +170,8 @@ class Safeguarded(Guard):
         if not ask.any():
             return known, own
         rows, dims = ask.flatten().nonzero().squeeze(-1), ask.dim()
-        x, problem_state = map_leaves(
-            lambda leaf: leaf.flatten(0, dims - 1)[rows][:, None], (own.hidden, own.problem_state)
-        )
+        hidden = own.hidden, own.problem_state
+        x, problem_state = map_leaves(lambda leaf: leaf.flatten(0, dims - 1)[rows][:, None], hidden)
         f, g, problem_state = self._problem.value_and_grad(x, problem_state)
         own = own._replace(problem_state=scatter(rows, problem_state, own.problem_state, dims), asked=own.asked + ask)
         return scatter(rows, Point(f, g, x), known, dims), own
@@ -195,20 +180,14 @@ class Safeguarded(Guard):
         """The records after one more loss of the inner optimizer and of the fallback, one of which is the run's."""
         lag = torch.where(watched, own.lag + RATE * (_relative(ours, theirs) - own.lag), own.lag)
         sound, is_first = torch.isfinite(run.f), own.updates == 0
-        smooth = torch.where(is_first, run.f, own.smooth + RATE * (run.f - own.smooth))
-        smooth = torch.where(sound, smooth, own.smooth)
+        mean = torch.where(is_first, run.f, own.smooth + RATE * (run.f - own.smooth))
+        smooth = torch.where(sound, mean, own.smooth)
         better = sound & (is_first | (smooth < own.best))
         best = torch.where(better, smooth, own.best)
         risen = smooth - best > (self.factor - 1) * best.abs()
-        strike = (watched & (lag > BEHIND)) | (alone & risen)
-        return own._replace(
-            lag=lag,
-            strikes=torch.where(strike, own.strikes + 1, 0),
-            smooth=smooth,
-            best=best,
-            best_x=torch.where(better[..., None], run.x, own.best_x),
-            updates=own.updates + 1,
-        )
+        strikes = torch.where((watched & (lag > BEHIND)) | (alone & risen), own.strikes + 1, 0)
+        own = own._replace(lag=lag, strikes=strikes, smooth=smooth, best=best, updates=own.updates + 1)
+        return own._replace(best_x=torch.where(better[..., None], run.x, own.best_x))
 
     def _is_wrong(self, own: Watch, at: Point, moved: Tensor, watched: Tensor) -> Tensor:
         """Whether the inner optimizer is dropped: by the records, or because its last update is not finite."""

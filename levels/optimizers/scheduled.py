@@ -12,17 +12,16 @@ as usual. Schedules are in `levels.schedules`:
 After the last of its ``steps`` the factor stays as it is: `cosine` at 0, where nothing moves any more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from levels.base import Optimizer
 from levels.config import Whole, require
-from levels.optimizers.wrap import Wrapper, towards
+from levels.optimizers.wrap import Moved, Wrapper, towards
 from levels.schedules import Schedule
 
 
@@ -46,8 +45,6 @@ class Scheduled(Wrapper):
     def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> Tensor:
         return torch.zeros_like(key)
 
-    def combine(
-        self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Tensor, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def combine(self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Any, f: Tensor, g: Tensor) -> Moved:
         factor = self.schedule.factor(own[..., None].to(x.dtype), self.steps)
         return towards(x, moves[0], factor), own + 1

@@ -13,8 +13,6 @@ members of a generation are judged on common random numbers, each generation on 
 No gradient is used, so what lies below may be anything: losses that jump, black boxes, other searches.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from functools import cached_property
@@ -24,11 +22,11 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.base import STATE, OptimizerTraits, Problem, is_level
-from levels.config import format_value, require
+from levels.base import OptimizerTraits, Problem, is_level
+from levels.config import Positive, fits, format_value, require
 from levels.hyper import Hyper, HyperparamOptimizer
 from levels.layout import Layout
-from levels.optimizers.partition import asked
+from levels.optimizers.partition import asked, problem_key
 from levels.tree import State, map_leaves
 
 
@@ -45,17 +43,16 @@ class Population(NamedTuple):
 
 class Search(HyperparamOptimizer):
     """Abstract. A subclass has a hyperparameter ``sigma``, a size, and says where a population begins (`first`), what
-    is judged next (`ask`) and what follows from it (`tell`). A level above trains it by
-    evolution. Raises ValueError, when bound to a layout alone.
+    is judged next (`ask`) and what follows from it (`tell`). A level above trains it by evolution. Raises ValueError,
+    when bound to a layout alone.
     """
 
     sigma: Hyper | float
 
     def __post_init__(self) -> None:
         start = self.sigma.start if isinstance(self.sigma, Hyper) else self.sigma
-        good = isinstance(start, (int, float)) and not isinstance(start, bool) and 0 < start < math.inf
-        got = format_value(self.sigma)
-        require(good, f"{self.name}: sigma must be a number above 0, got {got}; without it nothing varies")
+        what = f"{self.name}: sigma must be a number above 0, got {format_value(self.sigma)}"
+        require(fits(start, Positive), f"{what}; without it nothing varies")
         super().__post_init__()
 
     @property
@@ -88,8 +85,7 @@ class Search(HyperparamOptimizer):
     def init_state(self, theta: Tensor, x: Tensor, key: Tensor) -> Population:
         members = x[..., None, :].expand(*key.shape, self.size, -1)
         losses = x.new_full((*key.shape, self.size), math.inf)
-        for_problem = keys.split(keys.unfold_in(key, STATE), 2)[..., 1]  # as `Level.begin` has it
-        task = self.problem.init_state(x, for_problem) if self.on_task else None
+        task = self.problem.init_state(x, problem_key(key)) if self.on_task else None
         return self.first(theta, Population(members, losses, torch.zeros_like(key), key, task, None), x)
 
     @torch.no_grad()

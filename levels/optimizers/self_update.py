@@ -13,8 +13,6 @@ learned optimizers by learned optimizers, themselves among them). It was trained
 To differentiate through H self-updates, give them a learned start: ``lstm@20 / start(own)@H / adam``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -79,9 +77,7 @@ class SelfUpdate(HyperparamOptimizer):
         state = self.inner.init_state(x, x[..., None, :], key[..., None])
         return SelfUpdateState(_one(state, x), x.new_zeros(x.shape[:-1]))
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: SelfUpdateState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, SelfUpdateState]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, SelfUpdateState]:
         size = g.square().mean(-1).sqrt()
         if self.norm is not None:
             g = g * (self.norm / size.clamp_min(torch.finfo(g.dtype).tiny))[..., None]

@@ -6,8 +6,6 @@ trains an LSTM by Adam for 500 updates, and by itself from then on. The second b
 fresh state. Trajectories begin as the first optimizer says; a learned start of the second one is not used.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,9 +48,7 @@ class Switch(Wrapper):
     def own_state(self, own_theta: Tensor, x: Tensor, key: Tensor) -> Progress:
         return Progress(torch.zeros_like(key), key)
 
-    def update(
-        self, theta: Tensor, x: Tensor, state: tuple[Progress, State, State], f: Tensor, g: Tensor
-    ) -> tuple[Tensor, tuple[Progress, State, State]]:
+    def update(self, theta: Tensor, x: Tensor, state: State, f: Tensor, g: Tensor) -> tuple[Tensor, State]:
         (_, ours, theirs), (own, first, second) = self.split_theta(theta), state
         over, begins = own.updates >= self.after, own.updates == self.after
         own = own._replace(updates=own.updates + 1)
@@ -61,12 +57,12 @@ class Switch(Wrapper):
             return moved, (own, first, second)
         if begins.any():
             second = choose(begins, self.second.init_state(theirs, x, own.key), second)
-        moved, after = self.second.update(theirs, x, second, f, g)
+        later, new_second = self.second.update(theirs, x, second, f, g)
         if over.all():
-            return moved, (own, first, after)
-        before, started = self.first.update(ours, x, first, f, g)
-        moved = torch.where(over[..., None], moved, before)
-        return moved, (own, choose(over, first, started), choose(over, after, second))
+            return later, (own, first, new_second)
+        moved, new_first = self.first.update(ours, x, first, f, g)
+        x = torch.where(over[..., None], later, moved)
+        return x, (own, choose(over, first, new_first), choose(over, new_second, second))
 
     def result(self, state: tuple[Progress, State, State], x: Tensor) -> Tensor:
         own, first, second = state

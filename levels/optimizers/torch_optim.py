@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -98,11 +97,13 @@ class TorchOptim(HyperparamOptimizer):
         return TorchState(steps, {name: torch.zeros_like(x) for name in self._slots})
 
     def update(self, theta: Tensor, x: Tensor, state: Any, f: Tensor, g: Tensor) -> tuple[Tensor, Any]:
-        h = self.read(theta)
         if not self._known:
-            return self._black_box.step({name: self._each_tensor(h[name], x) for name in h}, g, state, x)
+            parts = zip(self.hypers.items(), torch.split_with_sizes(theta, self.layout.sizes, -1))
+            lead = (*x.shape[:-1], len(self.param_layout.entries))
+            values = {name: hyper.constrain(part)[..., None, :].expand(lead) for (name, hyper), part in parts}
+            return self._black_box.step(values, g, state, x)
         t = state.t + 1
-        new, slots = self._stepped(h, state.slots, t[..., None].to(x.dtype), g, x)
+        new, slots = self._stepped(self.read(theta), state.slots, t[..., None].to(x.dtype), g, x)
         return new, TorchState(t, slots)
 
     @property
@@ -171,11 +172,6 @@ class TorchOptim(HyperparamOptimizer):
         groups = [{"params": [tensor]} | {name: self._filled(own)[name] for name in varied}
                   for tensor, own in zip(tensors, values)]  # fmt: skip
         return self.kind(groups, **self._filled(self._starts))
-
-    def _each_tensor(self, value: Tensor, x: Tensor) -> Tensor:
-        """A hyperparameter that broadcasts against ``x``, for each tensor: ``[*batch, copies, tensors]``."""
-        firsts = [0, *accumulate(self.param_layout.sizes)][:-1]
-        return value.expand(x.shape)[..., [min(first, self.param_layout.size - 1) for first in firsts]]
 
     # What is refused, by name.
 

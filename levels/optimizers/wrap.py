@@ -7,14 +7,12 @@ subclass declares its inner optimizers as fields and writes `combine`:
     x, own  <-  combine(own_theta, x, moves, own, f, g),        moves = where each inner optimizer would go from x
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +21,7 @@ from levels.base import Optimizer, OptimizerTraits, Problem
 from levels.layout import Layout
 from levels.tree import State
 
+Moved = tuple[Tensor, State]
 LOCALITIES = ("elementwise", "per_tensor", "global")  # in rising order
 
 
@@ -33,9 +32,7 @@ class Wrapper(Optimizer):
     several_starts: ClassVar[bool] = False
     """Whether more than one inner optimizer may have a learned start; then the subclass writes `init_x`."""
 
-    def combine(
-        self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: State, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, State]:
+    def combine(self, own_theta: Tensor, x: Tensor, moves: Sequence[Tensor], own: Any, f: Tensor, g: Tensor) -> Moved:
         """The next ``x`` and its own next state; by default the move of the one inner optimizer."""
         (move,) = moves
         return move, own
@@ -67,14 +64,10 @@ class Wrapper(Optimizer):
     @cached_property
     def wrapped(self) -> dict[str, Optimizer]:
         """The inner optimizers by the prefix of their parameters' names: the field, or the place in a list."""
-        inner: dict[str, Optimizer] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Optimizer):
-                inner[field.name] = value
-            elif _holds_optimizers(value):
-                inner |= {str(place): one for place, one in enumerate(value)}
-        return inner
+        each: dict[str, Optimizer] = {}
+        for name, inner in self._inner_fields.items():
+            each |= {name: inner} if isinstance(inner, Optimizer) else {str(k): one for k, one in enumerate(inner)}
+        return each
 
     @property
     def traits(self) -> OptimizerTraits:
@@ -92,14 +85,11 @@ class Wrapper(Optimizer):
         learned = [str(one) for one in self.wrapped.values() if one.traits.learns_init]
         if len(learned) > 1 and not self.several_starts:
             raise ValueError(f"{self}: {' and '.join(learned)} have a learned start each; keep one of them")
-        changes: dict[str, Optimizer | tuple[Optimizer, ...]] = {}
-        sites = (self.site_of(number, site) for number in range(len(self.wrapped)))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Optimizer):
-                changes[field.name] = value.bind(next(sites))
-            elif _holds_optimizers(value):
-                changes[field.name] = tuple(one.bind(next(sites)) for one in value)
+        bound_ones = (one.bind(self.site_of(number, site)) for number, one in enumerate(self.wrapped.values()))
+        changes: dict[str, Optimizer | tuple[Optimizer, ...]] = {
+            name: next(bound_ones) if isinstance(inner, Optimizer) else tuple(next(bound_ones) for _ in inner)
+            for name, inner in self._inner_fields.items()
+        }
         bound = dataclasses.replace(self, site=site, **changes)
         bound.shapes(bound.param_layout)  # refuses here what does not fit
         return bound
@@ -153,6 +143,11 @@ class Wrapper(Optimizer):
                 numbers = numbers | {f"{prefix}.{name}" if len(self.wrapped) > 1 or name in own else name: value}
         return numbers
 
+    @property
+    def _inner_fields(self) -> dict[str, Optimizer | tuple[Optimizer, ...]]:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if isinstance(value, Optimizer) or _is_list(value)}
+
     @cached_property
     def _sizes(self) -> list[int]:
         own = sum(math.prod(shape) for shape in self.own_shapes(self.param_layout).values())
@@ -165,5 +160,5 @@ def towards(x: Tensor, moved: Tensor, factor: Tensor) -> Tensor:
     return torch.where(factor == 1, moved, x + factor * (moved - x))
 
 
-def _holds_optimizers(value: object) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, tuple) and len(value) > 0 and all(isinstance(one, Optimizer) for one in value)
