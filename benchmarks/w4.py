@@ -150,7 +150,7 @@ def calls(tower: Tower, state: TowerState) -> Iterator[Call]:
     """
     gradients, updates = COUNTED
     carries, times = tower.carries(state), int(tower.costs[-1])
-    yield Call((gradients,), tower.task.value_and_grad, (carries[0].x, carries[0].below), times)
+    yield Call((gradients,), tower.task.value_and_grad, (carries[0].x, carries[0].problem_state), times)
     for level, carry, above in zip(tower.bound, carries, carries[1:]):
         read = (above.x, carry.x, carry.state, carry.f, carry.g)
         yield Call((updates,), update_and_pull, (level.optimizer, read, carry.g), times)

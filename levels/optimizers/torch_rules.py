@@ -187,7 +187,7 @@ RULES: dict[type[torch.optim.Optimizer], Rule] = OURS | {
 class Elementwise(DifferentiableOptimizer):  # type: ignore[misc]
     """A rule as higher takes it; abstract."""
 
-    rule: Rule
+    formula: Rule
 
     def _update(self, grouped_grads: list[list[Tensor | None]], **kwargs: Any) -> None:
         for group, grads, states in zip(self.param_groups, grouped_grads, self.state):
@@ -196,11 +196,11 @@ class Elementwise(DifferentiableOptimizer):  # type: ignore[misc]
                     old = states[i]
                     t = number(old.get("step", len(old) > 0), x) + 1
                     slots = defaultdict(partial(torch.zeros_like, x), old)
-                    group["params"][i], new = self.rule(group, slots, t, *prepared(group, grad, x))
+                    group["params"][i], new = self.formula(group, slots, t, *prepared(group, grad, x))
                     states[i] = {"step": t, **new}
 
 
 def register() -> None:
     """Put our rules into higher, for this process; they replace higher's own but Adadelta and Adamax."""
-    for kind, rule in OURS.items():
-        higher.register_optim(kind, type(kind.__name__, (Elementwise,), {"rule": staticmethod(rule)}))
+    for kind, formula in OURS.items():
+        higher.register_optim(kind, type(kind.__name__, (Elementwise,), {"formula": staticmethod(formula)}))

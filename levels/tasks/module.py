@@ -138,6 +138,7 @@ class ModuleTask(LossTask):
         """Losses ``[*batch]`` of parameters ``[*batch, n]``, each on a minibatch ``[copies, minibatch, ...]``."""
         batch = params.shape[:-1]
         flat, own = map_leaves(lambda leaf: leaf.reshape(-1, *leaf.shape[len(batch) :]), (params, constants))
+        _ = self.shared  # read before vmap, which allows no draws
         return vmap(self._one)(flat, own, inputs, targets).reshape(batch)
 
     def _one(self, flat: Tensor, constants: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:

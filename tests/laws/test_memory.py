@@ -9,54 +9,32 @@ import itertools
 import pytest
 import torch
 from live import LiveBytes
-from torch import Tensor
 
-from levels import LSTM, SGD, Adam, Level, Log, Quadratic, RMSprop
-from recursion import Tower
-from recursion.tower import TowerState
+from recursion.notation import parse
 
 STACK = [
-    Level(optimizer=LSTM(hidden=4, layers=1), unroll=2, horizon=6, batch=3),
-    Level(optimizer=Adam(lr=0.01), horizon=5, batch=2),
-    Level(optimizer=SGD(lr=1e-4, momentum=0.5), horizon=4, batch=1),
-    Level(optimizer=RMSprop(lr=0.001), batch=1),
+    "lstm(hidden=4, layers=1)@2[horizon=6, batch=3]",
+    "adam(0.01)[horizon=5, batch=2]",
+    "sgd(1e-4, momentum=0.5)[horizon=4, batch=1]",
+    "rmsprop(0.001)[batch=1]",
 ]
 
 
-def advance(tower: Tower, state: TowerState, steps: int) -> TowerState:
-    for _ in range(steps):
-        state, _ = tower.step(state)
-    return state
-
-
-def tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
-
-
-def check_flat(levels: list[Level], early: int, late: int) -> None:
+@pytest.mark.parametrize(("early", "late"), [(24, 60), pytest.param(120, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+def test_memory_is_flat(depth, early, late):
     """The same bytes, storages and tensor objects after ``early`` and ``late`` steps, and the same peak up to each."""
-    tower = Tower(Quadratic(dims=5), *levels)
-    found = []
+    tower, seen = parse("quadratic(5): " + " / ".join(STACK[:depth])), []
     with LiveBytes() as live:
         state = tower.init(seed=0)
         for _ in range(late):
             state, report = tower.step(state)
             if report.step in (early // 2, early, late):
-                found.append((live.bytes, live.count, live.peak, tensors()))
+                gc.collect()
+                tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+                seen.append((live.bytes, live.count, live.peak, tensors))
                 live.reset_peak()
-    assert found[1] == found[2]
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_memory_is_flat(depth):
-    check_flat(STACK[:depth], 24, 60)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_memory_is_flat_over_a_thousand_steps(depth):
-    check_flat(STACK[:depth], 120, 1000)
+    assert seen[1] == seen[2]
 
 
 # The sum of the unrolls.
@@ -65,22 +43,20 @@ DIMS = 100
 GRID = [*itertools.product((2, 4), repeat=3), (8, 2, 2), (2, 8, 2), (2, 2, 8), (8, 8, 8)]
 
 
-def peak_bytes(unrolls: tuple[int, ...]) -> int:
-    """Peak of a top step over what was alive before it: momentum SGD by coordinate, twice, under plain SGD."""
-    by_coordinate = SGD(lr=Log(1e-6, shared_over="coordinate"), momentum=0.5)
-    optimizers = [by_coordinate, by_coordinate, SGD(lr=1e-6)]
-    levels = [Level(optimizer=o, unroll=t, horizon=None, batch=1) for o, t in zip(optimizers, unrolls)]
-    tower = Tower(Quadratic(dims=DIMS, dtype="float64"), *levels)
-    with LiveBytes() as live:
-        state = tower.init(seed=0)
-        before = live.reset_peak().bytes
-        advance(tower, state, 1)
-        return live.peak - before
-
-
 @pytest.fixture(scope="module")
 def peaks() -> dict[tuple[int, ...], int]:
-    return {unrolls: peak_bytes(unrolls) for unrolls in GRID}
+    """Peaks of a top step over what was alive before it: momentum SGD by coordinate, twice, under plain SGD."""
+    rules = ["sgd(log(1e-6, per=coordinate), momentum=0.5)"] * 2 + ["sgd(1e-6)"]
+    peaks = {}
+    for unrolls in GRID:
+        levels = " / ".join(f"{rule}@{unroll}[horizon=none, batch=1]" for rule, unroll in zip(rules, unrolls))
+        tower = parse(f"quadratic({DIMS}, dtype=float64): {levels}")
+        with LiveBytes() as live:
+            state = tower.init(seed=0)
+            before = live.reset_peak().bytes
+            tower.step(state)
+            peaks[unrolls] = live.peak - before
+    return peaks
 
 
 def test_memory_is_the_sum_of_the_unrolls(peaks):

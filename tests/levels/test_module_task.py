@@ -222,3 +222,12 @@ def test_what_has_no_gradient_stays_as_make_made_it(optimizer, torchs):
         ours = problem.layout.unravel(state.carry.x[copy])
         assert torch.allclose(ours["out.weight"], model.out.weight, rtol=1e-6, atol=1e-9)
         assert torch.equal(model.unused.weight, constants["unused.weight"][copy])
+
+
+def test_a_state_goes_on_in_a_process_of_its_own():
+    """The task that reads a state need not be the object that made it, as after a resume."""
+    first, second = task(Odd), task(Odd)
+    params = first.init(batch_of(2))
+    state = first.init_state(params, batch_of(2))
+    for ours, theirs in zip(second.value_and_grad(params, state)[:2], first.value_and_grad(params, state)[:2]):
+        assert torch.equal(ours, theirs)
