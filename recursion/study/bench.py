@@ -78,7 +78,7 @@ class Bench:
             self._works[repr(optimizer)] = use_work(optimizer, self.task)
         return self._works[repr(optimizer)]
 
-    def charge(self, stage: str, work: Work, seconds: float) -> None:
+    def book(self, stage: str, work: Work, seconds: float) -> None:
         self.work[stage] = self.work[stage].plus(work)
         self.seconds[stage] += seconds
 
@@ -196,7 +196,7 @@ class Bench:
         gradients, seconds = tensors.pop("spent").tolist()
         if name not in self._charged:
             self._charged.add(name)
-            self.charge(stage, work._replace(gradients=gradients), seconds)
+            self.book(stage, work._replace(gradients=gradients), seconds)
         return tensors
 
     def _so_far(self) -> float:

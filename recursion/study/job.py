@@ -72,7 +72,7 @@ def _tuned(run: Run, tower: Tower, bench: Bench) -> tuple[list[Row], dict[str, A
     task = bench.task
     every: Sequence[Optimizer] = [tower.levels[0].optimizer] if run.depth else list(BASELINES.values())
     best = bench.store.numbers("search", lambda: _searched(run, every, bench))
-    bench.charge("search", Work(best["gradients"], (best["work"],)), best["seconds"])
+    bench.book("search", Work(best["gradients"], (best["work"],)), best["seconds"])
     chosen = parse(f"{task!r}: {best['setting']}").levels[0].optimizer
     start, params = next((one for one in every if repr(one) == "adam"), every[0]), parameters(chosen, task)
     rows = [*bench.reported("start", "start", start, parameters(start, task))]

@@ -53,7 +53,7 @@ class Learning:
         """Train, choose, report."""
         bench = self.bench
         trained = Trained(**bench.store.numbers("trained", self._train))
-        bench.charge("training", trained.work(self.lived), trained.seconds)
+        bench.book("training", trained.work(self.lived), trained.seconds)
         scores = {step: self._score(step) for step in trained.snapshots}
         best = min(scores, key=lambda step: scores[step])
         start, params = self._learner(0, "reporting"), self._learner(best, "deployment")

@@ -3,6 +3,7 @@
     for event in events(Local(workers=2), runs, job):
         ...
 
+A pool has a ``size`` (how many runs at a time, as far as is known before it is ``connected``) and starts runs.
 Each run has a process of its own, so one that dies ends no other. A thread for each run under way listens to its
 process. A caller that closes the iterator, or leaves it by Ctrl-C, stops the processes: each keeps its state, as any
 training does, and ends.
@@ -21,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from recursion.files import explained
 from recursion.study.records import run_folder
@@ -44,29 +45,10 @@ class Event(NamedTuple):
     everywhere: bool = False
 
 
-class Task(Protocol):
-    """A run under way: its messages, each an `Event` without the run, and a way to end it."""
-
-    def __iter__(self) -> Iterator[Sequence[Any]]: ...
-
-    def stop(self, at_once: bool = False) -> None: ...
-
-
-class Pool(Protocol):
-    """Where runs are carried out. ``size``: how many at a time, as far as is known before it is ``connected``."""
-
-    @property
-    def size(self) -> int: ...
-
-    def connected(self) -> contextlib.AbstractContextManager[int]: ...
-
-    def start(self, run: Run, job: Job) -> Task: ...
-
-
-def events(pool: Pool, runs: Sequence[Run], job: Job) -> Iterator[Event]:
+def events(pool: "Pool", runs: Sequence[Run], job: Job) -> Iterator[Event]:
     """What happens, until all runs have ended."""
     messages: SimpleQueue[Event] = SimpleQueue()
-    tasks: list[Task] = []
+    tasks: list[Process | RayTask] = []
     stopping = threading.Event()
 
     def carry_out(run: Run) -> None:
@@ -125,7 +107,7 @@ class Local:
 
 
 class Process:
-    """A run in a process on this machine."""
+    """A run in a process on this machine; iterates over its messages, each an `Event` without the run."""
 
     def __init__(self, run: Run, job: Job) -> None:
         place = run_folder(job.folder, run)
@@ -195,6 +177,9 @@ class Ray:
 
     def start(self, run: Run, job: Job) -> "RayTask":
         return RayTask(run, job)
+
+
+Pool = Local | Ray
 
 
 class RayTask:

@@ -6,12 +6,12 @@ The time left is what rich estimates from the speed of all runs together, each o
 from collections import Counter
 from collections.abc import Mapping
 from math import fsum
-from typing import Self, TextIO
+from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from recursion.progress import Display
 from recursion.study.pool import Event
 
 LINES = 20  # over a whole study
@@ -19,39 +19,28 @@ SPEED = 3600.0  # seconds of the past that the speed is estimated from
 ENDS = ("done", "failed")
 
 
-class Board:
+class Board(Display):
     """The runs of a study; a context manager, and called with each event. ``status``: of each run, by its id."""
 
     def __init__(self, status: Mapping[str, str], stream: TextIO) -> None:
-        self.status, self.stream = dict(status), stream
+        super().__init__(stream, TaskProgressColumn(), TextColumn("{task.description}"), total=len(status))
+        self.progress.speed_estimate_period = SPEED
+        self.status = dict(status)
         self.fraction = {run: float(each in ENDS) for run, each in status.items()}  # of each run that is done
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-        self.bars = Progress(
-            *columns, TextColumn("{task.fields[what]}"), console=Console(file=stream), speed_estimate_period=SPEED,
-            disable=not stream.isatty(),
-        )  # fmt: skip
-        self.all = self.bars.add_task("all runs", total=len(status), what="")
-        self.bars.update(self.all, completed=fsum(self.fraction.values()))
-        self.under_way = {run: self.bars.add_task(run, total=1.0, visible=False, what="") for run in status}
+        self.under_way = {run: self.progress.add_task(run, total=1.0, visible=False, status="") for run in status}
+        self.progress.update(self.bar, completed=fsum(self.fraction.values()), description="all runs")
         self.last = self._place()
-
-    def __enter__(self) -> Self:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bars.stop()
 
     def __call__(self, event: Event) -> None:
         run, ends = event.run.id, event.kind in ENDS
         self.status[run] = event.kind if ends else "running"
         self.fraction[run] = 1.0 if ends else event.fraction
-        self.bars.update(self.under_way[run], completed=event.fraction, visible=not ends, what=event.what)
-        self.bars.update(self.all, completed=fsum(self.fraction.values()), what=self.counts())
+        self.progress.update(self.under_way[run], completed=event.fraction, visible=not ends, status=event.what)
+        self.progress.update(self.bar, completed=fsum(self.fraction.values()), status=self.counts())
         if event.kind == "failed":
             self._write(f"{run} failed: {event.what}")
-        if self.bars.disable and (self._place() > self.last or all(each in ENDS for each in self.status.values())):
-            left = self.bars.tasks[0].time_remaining
+        if not self.terminal and (self._place() > self.last or all(each in ENDS for each in self.status.values())):
+            left = self.progress.tasks[0].time_remaining
             self._write(self.counts() + (f", about {duration(left)} left" if left else ""))
         self.last = max(self.last, self._place())
 
@@ -67,11 +56,11 @@ class Board:
         return int(fsum(self.fraction.values()) * LINES / max(1, len(self.status)) + 1e-9)
 
     def _write(self, line: str) -> None:
-        if self.bars.disable:
+        if self.terminal:
+            self.progress.console.print(Text(line, style="red"))
+        else:
             self.stream.write(f"{line}\n")
             self.stream.flush()
-        else:
-            self.bars.console.print(Text(line, style="red"))
 
 
 def duration(seconds: float) -> str:

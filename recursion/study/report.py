@@ -1,8 +1,18 @@
-"""``tower report``: what a study found, in the terminal, as a page, and as pictures beside it."""
+"""``tower report``: what a study found, in the terminal, as a page, and as pictures beside it.
 
+The page is the template ``page.html.j2``, which has its words and tables.
+"""
+
+import base64
+import json
+import math
+import re
+import shlex
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -10,15 +20,21 @@ from rich.table import Table
 from rich.text import Text
 
 from recursion.files import explained, replace_file
+from recursion.notation import parse
+from recursion.spec import to_spec
+from recursion.study import words
+from recursion.study.drawing import Picture
 from recursion.study.findings import Findings, Line
-from recursion.study.page import page
 from recursion.study.pictures import draw
-from recursion.study.results import MEASURES, load
+from recursion.study.results import MEASURES, SPENT, load
 from recursion.study.sensitivity import WITHIN
-from recursion.study.words import interval, number, seconds, share
 
+LONG = 16  # rows from which a table of the page is folded away
+MACHINE = ["version", "torch", "python", "machine", "threads"]
+FILTERS = ("bounds", "capital", "number", "plural", "seconds", "share", "size", "uses")
 FACTORS = ("cell", "mean loss [95%]", "final loss [95%]", "< one less", "< baseline", "cost", "runs")
-ROBUST = ("tower", *(f"decades within {within:g} times the best" for within in WITHIN), "its best mean loss")
+RANGES = [f"decades within {within:g} times the best" for within in WITHIN]
+ROBUST = ("tower", *RANGES, "its best mean loss", "time of a step")
 
 
 def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]:
@@ -34,11 +50,31 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     with explained("make", target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
     pictures = draw(findings)
-    files = {target: page(folder, findings, pictures).encode()}
-    files |= {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
-    for path, content in files.items():
+    contents = {target: page(folder, findings, pictures).encode()}
+    contents |= {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
+    for path, content in contents.items():
         replace_file(path, content)
-    return list(files)
+    return list(contents)
+
+
+def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
+    """The whole page of the study in ``folder``, as text."""
+    jinja = Environment(
+        loader=FunctionLoader(lambda name: files("recursion.study").joinpath(name).read_text()),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
+    )  # fmt: skip
+    jinja.filters |= {name: getattr(words, name) for name in FILTERS}
+    jinja.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    jinja.tests["match"] = lambda text, pattern: re.match(pattern, text) is not None
+    data = findings.data
+    return jinja.get_template("page.html.j2").render(
+        folder=folder, started=data.when[:10], findings=findings, request=data.request, pictures=pictures,
+        command=shlex.join(data.argv) or "tower ablate ...",
+        specs={cell.label: json.dumps(to_spec(parse(cell.tower)), indent=1) for cell in data.cells},
+        machines=list(findings.done[MACHINE].drop_duplicates().sort_values(MACHINE).itertuples()),
+        hours=float(findings.done.seconds.sum()) / 3600,
+        measures=list(MEASURES), spent=SPENT, long=LONG, ranges=ROBUST, infinity=math.inf,
+    )  # fmt: skip
 
 
 def show(findings: Findings, console: Console) -> None:
@@ -48,7 +84,7 @@ def show(findings: Findings, console: Console) -> None:
     failed = zip(findings.failed.run, findings.failed.why, counts)
     for title, heads, rows in (
         ("on report problems", FACTORS, cells),
-        ("Robust range of step sizes, with the range over seeds", (*ROBUST, "time of a step"), _robust(findings)),
+        ("Robust range of step sizes, with the range over seeds", ROBUST, _robust(findings)),
         ("Failed runs, and how they count", ("run", "why", "counts as"), failed),
     ):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -74,8 +110,8 @@ def _cells(lines: Sequence[Line]) -> Iterator[list[Text | str]]:
     lowest = {m: min((line.losses[m].value for line in lines if m in line.losses), default=0.0) for m in MEASURES}
     for line in lines:
         bold = {m: "bold" if loss.value == lowest[m] else "" for m, loss in line.losses.items()}
-        losses = [Text(interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
-        pairs = ["" if each is None else share(each.main.improvement) for each in (line.lower, line.baseline)]
+        losses = [Text(words.interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
+        pairs = ["" if each is None else words.share(each.main.improvement) for each in (line.lower, line.baseline)]
         cost = "" if line.ledger is None else f"{line.ledger.spent:.3g}"
         yield [line.cell.label, *losses, *pairs, cost, f"{len(line.cell.done)}/{len(line.cell.runs)}"]
 
@@ -84,6 +120,6 @@ def _robust(findings: Findings) -> Iterator[list[Text | str]]:
     for each in findings.sensitivities:
         others = "".join(f", {name} {value}" for name, value in each.others.items())
         for height in each.heights:
-            time = seconds(height.seconds.value) if height.seconds else ""
+            time = words.seconds(height.seconds.value) if height.seconds else ""
             ranges = [each.text for each in height.ranges]
-            yield [f"height {height.height}{others}", *ranges, number(height.losses.min()), time]
+            yield [f"height {height.height}{others}", *ranges, words.number(height.losses.min()), time]

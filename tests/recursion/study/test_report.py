@@ -14,8 +14,7 @@ from rich.console import Console
 from synthetic import Planted, findings_of, write_study
 from test_findings import DIVERGED, SMALL, VALUES, by_depth
 
-from recursion.study.page import page
-from recursion.study.report import show, write
+from recursion.study.report import page, show, write
 from recursion.study.request import Budget, Request
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

@@ -18,7 +18,7 @@ def event(run, *rest):
 def test_a_log_has_a_line_now_and_then_and_one_for_each_failure():
     stream, clock = io.StringIO(), [0.0]
     with Board(RUNS, stream) as board:
-        board.bars.get_time = lambda: clock[0]
+        board.progress.get_time = lambda: clock[0]
         for step in range(1, 101):
             clock[0] += 1.0
             board(event("b", "at", "training", step / 100))
@@ -40,7 +40,7 @@ def test_a_terminal_has_a_bar_for_each_run_under_way():
     with Board(RUNS, stream) as board:
         for message, bars in ((("at", "training", 0.25), ["all runs", "b"]), (("failed", "a bug"), ["all runs"])):
             board(event("b", *message))
-            assert [task.description for task in board.bars.tasks if task.visible] == bars
+            assert [task.description for task in board.progress.tasks if task.visible] == bars
     assert "b failed: a bug" in stream.getvalue()
     assert board.counts() == "1 of 3 runs done, 1 failed"
 
