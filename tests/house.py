@@ -53,10 +53,8 @@ WHOLE = (
 
 
 TODAY = {
-    "lines of levels + recursion": 18_720, "lines of levels": 9_400, "lines of recursion": 9_340,
-    "lines of accelerate": 2_160, "lines of tests": 19_900, "longest Python file": 324,
-    "lines of the afternoon's reading": 1_475, "imports inside functions": 5, "replaced words": 290,
-    f"runs of {SAME} equal lines": 1,
+    "lines of levels + recursion": 17_710, "lines of levels": 9_120, "lines of recursion": 8_590,
+    "lines of accelerate": 2_100, "lines of tests": 17_800,
 }  # fmt: skip
 """The ratchet: where this tree is still over a limit, it may not get worse. Lower these, and never raise them."""
 

@@ -22,7 +22,7 @@ and then. What is not finite, does not fit or cannot be traced takes the plain w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optree
@@ -31,10 +31,10 @@ from torch import Tensor, fx
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from levels import tree as trees
 from levels.base import Carry
 from levels.level import Level
-from levels.tree import State
-from recursion.accelerate.compiled import compile_graph
+from recursion.accelerate.compiled import compile_parts
 from recursion.accelerate.straight import advanced
 
 aten = torch.ops.aten
@@ -61,8 +61,8 @@ class Fused:
 
     def __init__(self, top: Level, *, small: int = 0) -> None:
         self.top, self.small = top, small
-        self.off = False
-        self.program: _Program | None = None
+        self.off = False  # whether it cannot be compiled
+        self.like: Any = None  # structure, shapes and dtypes of the states that it is compiled for
         self.last: tuple[Tensor, Carry, Packed] | None = None  # what `window` answered, and the same packed
 
     def window(self, theta: Tensor, carry: Carry) -> tuple[Carry, list[float]] | None:
@@ -83,78 +83,58 @@ class Fused:
         return end, losses
 
     def pack(self, theta: Tensor, carry: Carry) -> Packed | None:
-        """A state for `advance`; None if it is not like those that the program is for. Compiles at the first call."""
-        if self.off:
-            return None
-        leaves, tree = _flat(theta, carry)
-        if self.program is None:
-            self._make(theta, carry)
-        fits = self.program is not None and self.program.tree == tree and self.program.like == _like(leaves)
-        return self.program.packing.pack(leaves) if self.program is not None and fits else None
+        """A state for `advance`; None if it is not like those that are compiled for. Compiles at the first call."""
+        state: trees.State = (theta, carry)
+        leaves, tree = optree.tree_flatten(state)
+        if self.like is None and not self.off:
+            self._compile(leaves, tree)
+        return self.packing.pack(leaves) if self.like == _like(leaves, tree) else None
 
     def advance(self, packed: Packed) -> tuple[Packed, list[float]] | None:
         """The state after a step, and the losses as `window` gives them; None if it is to be run plainly."""
-        assert self.program is not None
-        new, (*losses, total) = self.program(packed)
-        return (new, losses) if math.isfinite(total) else None
+        *moved, numbers = self.run(*packed.moved, *packed.fixed)
+        *losses, total = numbers.tolist()
+        return (Packed(moved, packed.fixed), losses) if math.isfinite(total) else None
 
     def unpack(self, packed: Packed) -> tuple[Tensor, Carry]:
         """The state itself: the topmost level's parameters and carry."""
-        assert self.program is not None
-        return _whole(self.program.tree, self.program.packing.unpack(packed))
+        whole: Any = optree.tree_unflatten(self.tree, self.packing.unpack(packed))
+        return whole  # type: ignore[no-any-return]
 
-    def _make(self, theta: Tensor, carry: Carry) -> None:
-        """Compile, unless a rule or the task looks at a number to decide what to do, which cannot be traced."""
-        try:
-            program = _Program(self.top, theta, carry, self.small)
-        except RuntimeError:  # the tracer's; what fails for another reason fails again, plainly
-            self.off = True
-            return
-        self.off = not program.is_sound(_flat(theta, carry)[0])
-        self.program = None if self.off else program
+    def _compile(self, leaves: list[Tensor], tree: Any) -> None:
+        """Compile, unless a rule or the task looks at a number to decide what to do, which cannot be traced.
 
-
-class _Program:
-    """A step of ``top`` from a packed state to the next."""
-
-    def __init__(self, top: Level, theta: Tensor, carry: Carry, small: int) -> None:
-        leaves, self.tree = _flat(theta, carry)
-        self.like = _like(leaves)
-        self.top = top
-        new = self._step(leaves)[0]
-        self.packing = _Packing(leaves, [new[i] is not leaf for i, leaf in enumerate(leaves)], small)
+        The first answer must be the plain one, as far as that is finite.
+        """
+        self.tree = tree
+        *plain, numbers = self._step(leaves)
+        self.packing = _Packing(leaves, [new is not old for new, old in zip(plain, leaves)], self.small)
         first = self.packing.pack(leaves)
 
         def step(*tensors: Tensor) -> list[Tensor]:
             count = len(first.moved)
-            new, numbers = self._step(self.packing.unpack(Packed([*tensors[:count]], [*tensors[count:]])))
+            *new, numbers = self._step(self.packing.unpack(Packed([*tensors[:count]], [*tensors[count:]])))
             return [*self.packing.pack(new).moved, numbers]
 
-        traced = _traced(step, [*first.moved, *first.fixed])
-        self.read, self.constants = traced.read, traced.constants
-        self.run = compile_graph(traced.graph, self._inputs(first))
+        try:
+            inputs = [*first.moved, *first.fixed]
+            traced = make_fx(step)(*inputs)
+            _shape_once(traced.graph)
+            _number_once(traced.graph)
+            self.run = compile_parts(traced, lambda _: 1, inputs, {})
+        except RuntimeError:  # the tracer's; what fails for another reason fails again, plainly
+            self.off = True
+            return
+        *moved, number = self.run(*inputs)
+        fast = [*self.packing.unpack(Packed(moved, first.fixed)), number]
+        self.off = not all(_close(a.double(), b.double()) for a, b in zip(fast, [*plain, numbers]))
+        self.like = None if self.off else _like(leaves, tree)
 
-    def __call__(self, packed: Packed) -> tuple[Packed, list[float]]:
-        """The next state; the losses to report, and last a number that is finite if all answers are."""
-        *moved, numbers = self.run(*self._inputs(packed))
-        return Packed(moved, packed.fixed), numbers.tolist()
-
-    def is_sound(self, leaves: list[Tensor]) -> bool:
-        """Whether the answer is the plain one, as far as that is finite."""
-        (packed, number), (plain, numbers) = self(self.packing.pack(leaves)), self._step(leaves)
-        fast = [*self.packing.unpack(packed), numbers.new_tensor(number)]
-        return all(_close(a.double(), b.double()) for a, b in zip(fast, [*plain, numbers]))
-
-    def _inputs(self, packed: Packed) -> list[Tensor]:
-        """What is read of a state, and the constants."""
-        tensors = [*packed.moved, *packed.fixed]
-        return [*(tensors[i] for i in self.read), *self.constants]
-
-    def _step(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def _step(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Leaves of the next state; in one tensor the losses, and a number that is finite if all answers are."""
-        theta, carry = _whole(self.tree, leaves)
-        end, losses, total = advanced(self.top, theta, carry)
-        return _flat(theta, end)[0], torch.cat((losses, total[None]))
+        state: Any = optree.tree_unflatten(self.tree, leaves)
+        end, losses, total = advanced(self.top, *state)
+        return [*trees.leaves((state[0], end)), torch.cat((losses, total[None]))]
 
 
 class _Packing:
@@ -192,38 +172,6 @@ def _inverse(order: list[int]) -> list[int]:
 def _close(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors differ by rounding at most; a compiler's mistakes are of another size."""
     return not bool(torch.isfinite(b).all()) or bool((a - b).norm() <= ROUNDING * b.norm())
-
-
-class _Traced(NamedTuple):
-    """A function as a graph."""
-
-    graph: fx.GraphModule
-    read: list[int]  # which inputs it takes, by number
-    constants: list[Tensor]  # what it takes behind them: a task's data, numbers that are not learned
-
-
-def _traced(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> _Traced:
-    """``function`` as a graph whose inputs are what it reads and the constants, so that no data is compiled in."""
-    module = make_fx(function)(*inputs)
-    graph, read = module.graph, []
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    for i, node in enumerate(places):
-        if node.users:
-            read.append(i)
-        else:
-            graph.erase_node(node)
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    lifted: dict[str, fx.Node] = {}
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        if node.target not in lifted:
-            with graph.inserting_before(first):
-                lifted[node.target] = graph.placeholder(node.target)
-        node.replace_all_uses_with(lifted[node.target])
-    for node in [node for node in graph.nodes if node.op == "get_attr"]:
-        graph.erase_node(node)
-    _shape_once(graph)
-    _number_once(graph)
-    return _Traced(fx.GraphModule({}, graph), read, [getattr(module, name).detach() for name in lifted])
 
 
 SHAPINGS = {aten.detach.default, aten.select.int, aten.squeeze.dim, aten.unsqueeze.default, aten.view.default}
@@ -265,16 +213,5 @@ def _shape(node: fx.Node) -> torch.Size:
     return shape
 
 
-def _flat(theta: Tensor, carry: Carry) -> tuple[list[Tensor], Any]:
-    state: State = (theta, carry)
-    return optree.tree_flatten(state)
-
-
-def _whole(tree: Any, flat: Sequence[Tensor]) -> tuple[Tensor, Carry]:
-    """The inverse of `_flat`."""
-    whole: Any = optree.tree_unflatten(tree, flat)
-    return whole  # type: ignore[no-any-return]
-
-
-def _like(flat: list[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(tensor.shape, tensor.dtype) for tensor in flat]
+def _like(leaves: list[Tensor], tree: Any) -> Any:
+    return tree, [(leaf.shape, leaf.dtype) for leaf in leaves]

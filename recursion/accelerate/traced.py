@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import optree
 import torch
@@ -46,13 +46,16 @@ from levels.tasks.photo import Photo
 from levels.tasks.quadratic import Quadratic
 from levels.tasks.text import CharTransformer
 from levels.tree import State, leaves, with_leaves
-from recursion.accelerate.compiled import compile_graph
+from recursion.accelerate.compiled import CONSTANT, compile_parts
 
 Method = Callable[..., Any]
 """``(params [*batch, n], state, *directions [*batch, n])`` to a tree of tensors."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference between compiled and plain, over the norm of the plain answer."""
+
+DATA, MOVING = 1, 2
+"""Parts of a trace, beside `CONSTANT`: what reads the state alone, and what reads parameters."""
 
 STORE = {"realize_opcount_threshold": 8}
 """For inductor: long chains of arithmetic are stored, not written again into each loop that reads them. That takes a
@@ -182,24 +185,18 @@ class _Compiled:
             ways, inner = tensors[1 : 1 + len(directions)], list(tensors[1 + len(directions) :])
             return leaves(plain(tensors[0], with_leaves(state, inner), *ways))
 
-        parts = _part(_trace(flat, [params, *directions, *leaves(state)]), 1 + len(directions))
-        self.outputs, self.given, self.for_data, self.for_math = parts[2:]
-        with torch.no_grad():
-            read = [*_contiguous(*leaves(state)), *self.for_data]
-            moving = [*_contiguous(params.detach(), *directions), *parts.data(*read)[: self.given], *self.for_math]
-            self.data = compile_graph(parts.data, read, **STORE)
-            self.math = compile_graph(parts.math, moving)
+        inputs = _contiguous(params, state, *directions)
+        traced = _trace(flat, inputs)
+        self.run = compile_parts(traced, _parts(traced.graph, 1 + len(directions)), inputs, {DATA: STORE})
 
     def __call__(self, params: Tensor, state: State, *directions: Tensor) -> Any:
         with torch.no_grad():
-            given = self.data(*_contiguous(*leaves(state)), *self.for_data)
-            computed = self.math(*_contiguous(params.detach(), *directions), *given[: self.given], *self.for_math)
-        return optree.tree_unflatten(self.structure, [(computed if moves else given)[i] for moves, i in self.outputs])
+            return optree.tree_unflatten(self.structure, self.run(*_contiguous(params, state, *directions)))
 
 
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    """Tensors in the one layout that is compiled for."""
-    return [tensor.contiguous() for tensor in tensors]
+def _contiguous(params: Tensor, state: State, *directions: Tensor) -> list[Tensor]:
+    """The tensors in order, in the one layout that is compiled for."""
+    return [tensor.detach().contiguous() for tensor in (params, *directions, *leaves(state))]
 
 
 def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> GraphModule:
@@ -219,64 +216,13 @@ def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Graph
     return traced
 
 
-class _Parts(NamedTuple):
-    """A trace in two, what reads the state alone and what reads parameters, and the constants that each is given."""
-
-    data: GraphModule  # (*leaves of the state, *for_data) -> what math is given, outputs without parameters in them
-    math: GraphModule  # (params, *directions, *given, *for_math) -> the other outputs
-    outputs: list[tuple[bool, int]]  # for each output, whether math makes it, and its number there
-    given: int  # how much of what data returns math is given
-    for_data: tuple[Tensor, ...]
-    for_math: tuple[Tensor, ...]
-
-
-def _part(traced: GraphModule, moving: int) -> _Parts:
-    """Part a trace of which the first inputs, so many, are parameters and directions."""
-    kinds = _kinds(traced.graph, moving)
-    outputs: list[Node] = list(next(reversed(traced.graph.nodes)).args[0])
-    nodes = {kind: [node for node in kinds if kinds[node] == kind] for kind in ("constant", "data", "moving")}
-    given = _read_by("moving", nodes["data"], kinds)
-    fixed = [node for node in outputs if kinds[node] != "moving"]
-    results = [node for node in outputs if kinds[node] == "moving"]
-    once = _read_by("data", nodes["constant"], kinds, fixed), _read_by("moving", nodes["constant"], kinds)
-    for_data, for_math = _copied(traced, nodes["constant"], [], once)()
-    data = _copied(traced, nodes["data"], once[0], [*given, *fixed])
-    math = _copied(traced, nodes["moving"], [*given, *once[1]], results)
-    places = {node: (False, len(given) + i) for i, node in enumerate(fixed)}
-    places |= {node: (True, i) for i, node in enumerate(results)}
-    return _Parts(data, math, [places[node] for node in outputs], len(given), for_data, for_math)
-
-
-def _kinds(graph: Graph, moving: int) -> dict[Node, str]:
-    """What each node reads: ``moving`` if parameters, else ``data`` if the state, else ``constant``."""
-    kinds: dict[Node, str] = {}
-    inputs = 0
-    for node in graph.nodes:
-        read = {kinds[other] for other in node.all_input_nodes}
-        kinds[node] = next((kind for kind in ("moving", "data") if kind in read), "constant")
-        if node.op == "placeholder":
-            kinds[node] = "moving" if inputs < moving else "data"
-            inputs += 1
-    kinds[node] = "output"
-    return kinds
-
-
-def _read_by(kind: str, nodes: list[Node], kinds: dict[Node, str], also: Sequence[Node] = ()) -> list[Node]:
-    """Those ``nodes`` that some node of a kind reads, and those that are among ``also``."""
-    return [node for node in nodes if node in also or any(kinds[user] == kind for user in node.users)]
-
-
-def _copied(traced: GraphModule, nodes: list[Node], given: list[Node], outputs: Any) -> GraphModule:
-    """A module of some of a trace's nodes; those ``given`` are inputs, behind the inputs among ``nodes``."""
-    graph = torch.fx.Graph()
-    own = [node for node in nodes if node.op == "placeholder"]
-    copies = {node: graph.placeholder(node.name) for node in (*own, *given)}
-    for node in nodes:
-        if node.op != "placeholder":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(torch.fx.node.map_arg(outputs, copies.__getitem__))
-    graph.eliminate_dead_code()
-    return torch.fx.GraphModule(traced, graph)
+def _parts(graph: Graph, moving: int) -> Callable[[Node], int]:
+    """The part of each node, by what it reads: of the inputs the first, so many, are parameters and directions."""
+    parts: dict[Node, int] = {}
+    for number, node in enumerate(graph.nodes):  # inputs come first
+        read = max((parts[other] for other in node.all_input_nodes), default=CONSTANT)
+        parts[node] = read if node.op != "placeholder" else MOVING if number < moving else DATA
+    return parts.__getitem__
 
 
 def _first(error: Exception) -> str:

@@ -10,7 +10,7 @@ from twins import STRAIGHT, assert_same, compare, needs_compiler, with_x
 from levels import SGD, Adam, Level, NonFiniteError, Quadratic
 from levels.gradients.exact import Exact
 from levels.tree import leaves
-from recursion.accelerate import Running, accelerate, fused
+from recursion.accelerate import Running, accelerate, compiled
 from recursion.accelerate.tower import Accelerated, compiles_whole
 from recursion.notation import parse
 from recursion.tower import Tower
@@ -78,7 +78,7 @@ def test_what_is_compiled_wrongly_is_not_used(place, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(fused, "compile_graph", wrong)
+    monkeypatch.setattr(compiled, "compile_graph", wrong)
     fast, _ = compare(parse("quadratic(dims=3, dtype=float64): sgd / sgd(lr=1e-2)"))
     assert fast._fused.off
 
