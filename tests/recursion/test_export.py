@@ -38,7 +38,7 @@ def test_an_ordinary_loop_makes_the_steps_of_a_tower(optimizer):
     weights, steps = weights_of(optimizer, TASK.layout), 12 if optimizer in MORE else 4
     tower = Tower(TASK, Level(optimizer=optimizer, horizon=None, batch=1))
     state = tower.init(seed=3, theta=weights)
-    key, start = state.carry.problem_state.key[0], state.carry.x[0]
+    key, start = state.carry.problem_state.cursor.key[0], state.carry.x[0]
     model, tensors = network(), TASK.layout.unravel(start)
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
     outside = export(optimizer, weights, layout=TASK.layout)(model.named_parameters())
