@@ -119,7 +119,7 @@ class Problem(ABC):
 
     @torch.no_grad()
     def evaluate_from_scratch(self, params: Tensor, key: Tensor) -> Tensor:
-        """Losses ``[*batch]`` of parameters ``[*batch, n]`` on what keys ``[*batch]`` draw; inf where not finite."""
+        """Losses ``[*batch]``, inf where not finite, on what keys ``[*batch]`` draw; equal keys draw equal problems."""
         state = self.init_state(params, key)
         f, g, state = self.value_and_grad(params, state)
         value = self.outer_value_and_grad(params, state, f, g)[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from levels.base import LevelState, is_level
-from levels.config import Config, require
+from levels.config import Config
 
 
 class NonFiniteError(ArithmeticError):
@@ -56,8 +56,8 @@ class Skip(NonFinite):
 
 def vetted(level: Any, value: Tensor, grad: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
     """The gradient as the level clips it, and the state; one that is not finite is skipped as the policy says."""
-    what = "has no gradients under torch.inference_mode, not even its own; use torch.no_grad"
-    require(not torch.is_inference_mode_enabled(), f"{level} {what}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"{level} has no gradients under torch.inference_mode, not even its own; use torch.no_grad")
     if is_finite(value, grad):
         return clipped(grad, level.clip), state
     if not torch.isfinite(value).all():

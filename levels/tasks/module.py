@@ -8,7 +8,7 @@ and restarts only.
 
 What is trained are the parameters that require a gradient and have one, as in torch. All else that a module holds
 (frozen, integer and unused parameters, buffers) is a constant, as ``make`` made it: one for all copies where two
-modules made apart agree, else each copy's own.
+modules made apart agree, else each copy's own, of another draw than the copy's start.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class ModuleTask(LossTask):
 
     @cached_property
     def layout(self) -> Layout:
-        shapes = {name: tuple(dict(self.module.named_parameters())[name].shape) for name in self.trained}
-        return Layout.of(shapes, self.torch_dtype, self.device)
+        parameters = dict(self.module.named_parameters())
+        return Layout.of({name: tuple(parameters[name].shape) for name in self.trained}, self.torch_dtype, self.device)
 
     @cached_property
     def trained(self) -> list[str]:
