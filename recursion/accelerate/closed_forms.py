@@ -59,7 +59,7 @@ class ClosedForm(Sweep):
         object.__setattr__(self.known, "read", lambda _: self.h)
 
     def update(self, read: Read) -> tuple[Tensor, State]:
-        updated: tuple[Tensor, State] = self.known.update(self.theta, *read)
+        updated: tuple[Tensor, State] = self.known.update(self.theta, *read[:4])
         return updated
 
     def vjp(self, reads: list[Read], cotangents: Tensor) -> Tensor:
@@ -92,6 +92,8 @@ class ClosedForm(Sweep):
             dx = dx + cotangent
             g = read.g if decay is None or self.decoupled else read.g + decay * read.x
             dh, dstate, dg = self.pull(read.x, read.state, g, dx, dstate)
+            if read.hvp is not None:
+                dx = dx + read.hvp(dg)
             if decay is not None:
                 dh["weight_decay"], dx = dg * read.x, dx + decay * dg
             total = {name: total[name] + slope for name, slope in dh.items()} if total else dh
@@ -116,7 +118,7 @@ class SGDSweep(ClosedForm):
         return dh, [h["momentum"] * dbuffer], dg + dbuffer if self.optimizer.nesterov else dbuffer
 
     def slopes(self, reads: list[Read], cotangents: Tensor) -> Hypers:
-        if "momentum" in self.h or "weight_decay" in self.h:
+        if "momentum" in self.h or "weight_decay" in self.h or reads[-1].hvp is not None:
             return super().slopes(reads, cotangents)
         dx = cotangents.flip(0).cumsum(0).flip(0) if len(reads) > 1 else cotangents  # x_{t+1} is x_t and a step
         return {"lr": -(torch.stack([read.g for read in reads]) * dx).sum(0)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from levels.autodiff import as_data, followed, is_followed
+from levels.autodiff import as_data, followed, hvp, is_followed
 from levels.base import Answer, Evaluate, LevelLike, LevelState, Problem
 from levels.gradients.exact import Exact
 from levels.tree import State
@@ -30,6 +30,11 @@ def quickly_followed(problem: Problem, x: Tensor, problem_state: State, answer: 
         return followed(problem, x, problem_state, answer)
     f, g = _Quickly.apply(x, f, g, problem, problem_state)  # type: ignore[no-untyped-call]
     return Answer(f, g, behind, f, g)
+
+
+def product(problem: Problem, x: Tensor, problem_state: State, v: Tensor) -> Tensor:
+    """As `levels.autodiff.hvp`, compiled where the problem is a compiled task."""
+    return problem.hvp(x, problem_state, v) if isinstance(problem, CompiledTask) else hvp(problem, x, problem_state, v)
 
 
 class _Quickly(torch.autograd.Function):

@@ -10,10 +10,8 @@ become one.
     packed, losses = fused.advance(packed)          # or None: take the plain way for this step
     theta, carry = fused.unpack(packed)
 
-A tensor that goes in or out costs as much as a level's arithmetic. With ``small``, tensors of at most that many numbers
-are packed into one for each dtype, which is taken apart and put together within the call. That serves a caller that
-steps on and rarely looks at the state between (`recursion.accelerate.running`); taken apart outside, packing costs more
-than it saves.
+A tensor that goes in or out costs as much as a level's arithmetic. So tensors of at most `SMALL` numbers are packed
+into one for each dtype, which is taken apart and put together within the call.
 
 The compiled step equals the plain one to rounding, and its first answer is compared with it, for a compiler errs now
 and then. What is not finite, does not fit or cannot be traced takes the plain way.
@@ -43,7 +41,7 @@ ROUNDING = 1e-2
 """Largest difference of the first compiled answer, over the norm of the plain one."""
 
 SMALL = 256
-"""For `Fused`: to copy as many numbers takes less time than to pass one more tensor."""
+"""To copy as many numbers takes less time than to pass one more tensor."""
 
 
 class Packed(NamedTuple):
@@ -56,31 +54,13 @@ class Packed(NamedTuple):
 class Fused:
     """The step of a tower, compiled for states like the first that it is asked about.
 
-    ``top``: its topmost level, of a tower that is straight. ``small``: the most numbers of a tensor that is packed.
+    ``top``: its topmost level, of a tower that is straight.
     """
 
-    def __init__(self, top: Level, *, small: int = 0) -> None:
-        self.top, self.small = top, small
+    def __init__(self, top: Level) -> None:
+        self.top = top
         self.off = False  # whether it cannot be compiled
         self.like: Any = None  # structure, shapes and dtypes of the states that it is compiled for
-        self.last: tuple[Tensor, Carry, Packed] | None = None  # what `window` answered, and the same packed
-
-    def window(self, theta: Tensor, carry: Carry) -> tuple[Carry, list[float]] | None:
-        """One step of the topmost level, and the mean losses below each level.
-
-        None if it is to be run plainly. Compiles at the first call.
-        """
-        if self.last is not None and self.last[0] is theta and self.last[1] is carry:
-            packed: Packed | None = self.last[2]
-        else:
-            packed = self.pack(theta, carry)
-        answer = None if packed is None else self.advance(packed)
-        if answer is None:
-            return None
-        new, losses = answer
-        end = self.unpack(new)[1]
-        self.last = theta, end, new
-        return end, losses
 
     def pack(self, theta: Tensor, carry: Carry) -> Packed | None:
         """A state for `advance`; None if it is not like those that are compiled for. Compiles at the first call."""
@@ -91,7 +71,7 @@ class Fused:
         return self.packing.pack(leaves) if self.like == _like(leaves, tree) else None
 
     def advance(self, packed: Packed) -> tuple[Packed, list[float]] | None:
-        """The state after a step, and the losses as `window` gives them; None if it is to be run plainly."""
+        """The state after a step, and the mean losses below each level; None if it is to be run plainly."""
         *moved, numbers = self.run(*packed.moved, *packed.fixed)
         *losses, total = numbers.tolist()
         return (Packed(moved, packed.fixed), losses) if math.isfinite(total) else None
@@ -108,7 +88,7 @@ class Fused:
         """
         self.tree = tree
         *plain, numbers = self._step(leaves)
-        self.packing = _Packing(leaves, [new is not old for new, old in zip(plain, leaves)], self.small)
+        self.packing = _Packing(leaves, [new is not old for new, old in zip(plain, leaves)])
         first = self.packing.pack(leaves)
 
         def step(*tensors: Tensor) -> list[Tensor]:
@@ -140,8 +120,8 @@ class Fused:
 class _Packing:
     """Where the leaves of a state lie in a packed one. All that is packed is contiguous, as it would lie in a file."""
 
-    def __init__(self, leaves: list[Tensor], moved: list[bool], small: int) -> None:
-        packed = [yes and leaf.numel() <= small for yes, leaf in zip(moved, leaves)]
+    def __init__(self, leaves: list[Tensor], moved: list[bool]) -> None:
+        packed = [yes and leaf.numel() <= SMALL for yes, leaf in zip(moved, leaves)]
         kinds = dict.fromkeys(leaf.dtype for leaf, yes in zip(leaves, packed) if yes)
         self.groups = [[i for i, leaf in enumerate(leaves) if packed[i] and leaf.dtype == kind] for kind in kinds]
         self.shapes = [[torch.empty_like(leaves[i]) for i in group] for group in self.groups]

@@ -22,7 +22,7 @@ from recursion.accelerate import cells_native, closed_forms, native
 from recursion.accelerate.followed import CompiledExact
 from recursion.accelerate.learned import NativeLSTM, NativeRNNProp
 from recursion.accelerate.traced import CompiledTask, is_traceable
-from recursion.accelerate.windows import SweptAccumulated, SweptFirstOrder
+from recursion.accelerate.windows import SweptAccumulated, SweptExact, SweptFirstOrder
 from recursion.tower import Tower
 
 P = TypeVar("P", bound=Config)
@@ -35,6 +35,11 @@ ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
     **{(cls, Accumulated): SweptAccumulated for cls in NATIVE.values()},
 }
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
+
+EXACT: dict[type[Optimizer], type[Exact]] = {
+    cls: SweptExact for cls, sweep in closed_forms.RULES.items() if not sweep.decoupled
+}
+"""Those of exact gradients over a compiled task, by the optimizer; a decoupled rule's sweep has no cotangent of g."""
 
 
 def fast_level(level: Level, site: Problem, *, compiled: bool) -> Level:
@@ -49,7 +54,7 @@ def fast_level(level: Level, site: Problem, *, compiled: bool) -> Level:
 
     def estimator(part: Config) -> Config:
         if isinstance(site, CompiledTask) and type(part) is Exact:
-            return CompiledExact()
+            return EXACT.get(type(optimizer), CompiledExact)()
         return _twin(part, ESTIMATORS.get((type(optimizer), type(part))))
 
     return dataclasses.replace(level, optimizer=optimizer, gradient=replaced(level.gradient, estimator))

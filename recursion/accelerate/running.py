@@ -28,7 +28,7 @@ class Running:
 
     def __init__(self, tower: Tower, state: TowerState) -> None:
         self.tower, self.done = tower, int(state.step)
-        self.fused = tower.packed if isinstance(tower, Accelerated) else None
+        self.fused = tower.fused if isinstance(tower, Accelerated) else None
         self._whole: TowerState | None = settled(state)
         self._packed: Packed | None = None
 
@@ -39,8 +39,7 @@ class Running:
             packed = fused.pack(self.state.theta, self.state.carry)
         answer = None if fused is None or packed is None else fused.advance(packed)
         if answer is None:
-            plain = self.tower.uncompiled if isinstance(self.tower, Accelerated) else self.tower
-            state, report = plain.step(self.state)
+            state, report = self.tower.step(self.state)
             return Running(self.tower, state), report
         after = Running._at(self.tower, fused, self.done + 1, answer[0])
         return after, Report(after.done, answer[1], [0] * len(self.tower.levels))

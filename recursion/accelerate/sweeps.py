@@ -6,8 +6,8 @@ on, and pulls the cotangents of all x_t of a window back to theta:
     dx    <-  dx + w_t g_t
     dtheta, dstate, dx  <-  vector-Jacobian product of update t at (dx, dstate),        dtheta summed over t
 
-with ``f`` and ``g`` as data. `SWEEPS` names the sweep of each optimizer by its exact type: a subclass has none, for its
-update may be another one.
+with ``f`` and ``g`` as data. Exact gradients add ``H dg`` to dx: the Hessian at x, and the cotangent of g. `SWEEPS`
+names the sweep of each optimizer by its exact type: a subclass has none, for its update may be another one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Read(NamedTuple):
     state: State  # None where a sweep needs that of the first update alone
     f: Tensor  # [*batch, copies]
     g: Tensor  # [*batch, copies, n]
+    hvp: Callable[[Tensor], Tensor] | None = None  # the Hessian at x times a vector, where g is not data
 
 
 class Sweep(ABC):

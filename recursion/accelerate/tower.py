@@ -7,8 +7,9 @@ from functools import cached_property
 
 import torch
 
+from levels.base import Carry
 from recursion.accelerate import native
-from recursion.accelerate.fused import SMALL, Fused
+from recursion.accelerate.fused import Fused
 from recursion.accelerate.parts import fast_level, fast_task
 from recursion.accelerate.straight import advanced, is_straight
 from recursion.accelerate.traced import is_traceable
@@ -25,33 +26,30 @@ class Accelerated(Tower):
         self.straight = is_straight(self)
         self.compiles = compiled and compiles_whole(tower)
 
+    @cached_property
+    def fused(self) -> Fused | None:
+        """The step compiled whole; None if it cannot be."""
+        return Fused(self.top) if self.compiles else None
+
     def step(self, state: TowerState) -> tuple[TowerState, Report]:
         if not self.straight:
             return super().step(state)
         with torch.no_grad():
-            answer = self._fused.window(state.theta, state.carry) if self.compiles else None
-            if answer is None:
-                carry, losses, total = advanced(self.top, state.theta, state.carry)
-                *means, finite = torch.cat((losses, total[None])).tolist()
-                answer = (carry, means) if math.isfinite(finite) else None
+            answer = self._compiled(state) or self._advanced(state)
         if answer is None:
             return super().step(state)  # which raises, or finds that the sum alone was too large
         new = TowerState(state.theta, answer[0], state.step + 1)
         return new, Report(int(new.step), answer[1], [0] * len(self.levels))
 
-    @cached_property
-    def packed(self) -> Fused | None:
-        """The step compiled whole for `recursion.accelerate.running`; None if it cannot be."""
-        return Fused(self.top, small=SMALL) if self.compiles else None
+    def _compiled(self, state: TowerState) -> tuple[Carry, list[float]] | None:
+        packed = self.fused.pack(state.theta, state.carry) if self.fused else None
+        answer = self.fused.advance(packed) if self.fused and packed else None
+        return (self.fused.unpack(answer[0])[1], answer[1]) if self.fused and answer else None
 
-    @cached_property
-    def uncompiled(self) -> Tower:
-        """The same, with nothing compiled."""
-        return Accelerated(self.plain, compiled=False) if self.compiles else self
-
-    @cached_property
-    def _fused(self) -> Fused:
-        return Fused(self.top)
+    def _advanced(self, state: TowerState) -> tuple[Carry, list[float]] | None:
+        carry, losses, total = advanced(self.top, state.theta, state.carry)
+        *means, finite = torch.cat((losses, total[None])).tolist()
+        return (carry, means) if math.isfinite(finite) else None
 
 
 def compiles_whole(tower: Tower) -> bool:

@@ -52,11 +52,11 @@ def test_running_equals_stepping(levels, interpreted):
 def test_another_state_and_what_cannot_be_traced_take_the_plain_way(interpreted):
     fast, state = compare(parse("quadratic(dims=3): sgd / sgd"), steps=1, tolerance=1e-6)
     with torch.no_grad():
-        assert fast._fused.window(state.theta, state.carry) is not None
-        assert fast._fused.window(state.theta, state.carry._replace(f=state.carry.f.double())) is None
-        assert fast._fused.window(state.theta, state.carry._replace(state=())) is None
+        assert fast.fused.pack(state.theta, state.carry) is not None
+        assert fast.fused.pack(state.theta, state.carry._replace(f=state.carry.f.double())) is None
+        assert fast.fused.pack(state.theta, state.carry._replace(state=())) is None
     looking, _ = compare(Tower(Looks(4, dtype="float64"), Level(optimizer=SGD()), Level(optimizer=SGD())))
-    assert looking._fused.off
+    assert looking.fused.off
 
 
 def test_a_state_that_is_not_finite_is_stepped_plainly(interpreted):
@@ -80,7 +80,7 @@ def test_what_is_compiled_wrongly_is_not_used(place, monkeypatch):
 
     monkeypatch.setattr(compiled, "compile_graph", wrong)
     fast, _ = compare(parse("quadratic(dims=3, dtype=float64): sgd / sgd(lr=1e-2)"))
-    assert fast._fused.off
+    assert fast.fused.off
 
 
 def test_a_number_that_many_are_computed_from_is_computed_once(interpreted):
@@ -132,6 +132,12 @@ class Counts(Quadratic):
         "sgd@2[batch=2, gradient=recomputed(exact)] / sgd@2[batch=2] / sgd",
         "sgd@2[batch=2, gradient=exact] / sgd@2[gradient=exact] / sgd",
         "sgd@2[batch=2, gradient=exact, nonfinite=skip] / sgd@2[batch=2, horizon=4] / sgd",
+        "sgd@3[batch=2, ahead=5, objective=mean-log, gradient=exact] / sgd",
+        "sgd(momentum=0.5, nesterov=true, weight_decay=0.1)@4[batch=2, gradient=exact] / sgd",
+        "rmsprop(momentum=0.5, centered=true, weight_decay=0.1)@4[batch=2, gradient=exact] / sgd",
+        "adagrad(lr_decay=0.1, initial=0.1, weight_decay=0.2)@4[batch=2, gradient=exact] / sgd",
+        "adam(eps=1e-3)@4[batch=2, gradient=exact] / sgd",
+        "sgd(lr=1e200)@4[batch=2, gradient=exact, nonfinite=skip] / sgd",
     ],
 )
 def test_exact_gradients_of_a_compiled_task_equal_the_plain_ones(levels, interpreted):
