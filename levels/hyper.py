@@ -46,9 +46,9 @@ class Hyper(Config):
         return {"value": (), "tensor": (len(layout.entries),), "coordinate": (layout.size,)}[self.shared_over]
 
     def read(self, stored: Tensor, layout: Layout) -> Tensor:
-        """Stored numbers ``[*batch, k]`` as values that broadcast against ``[*batch, copies, n]``."""
+        """Stored numbers ``[*batch, 1, k]`` as values that broadcast against ``[*batch, copies, n]``."""
         value = self.constrain(stored)
-        return (layout.spread(value) if self.shared_over == "tensor" else value).unsqueeze(-2)
+        return layout.spread(value) if self.shared_over == "tensor" else value
 
 
 class Linear(Hyper):
@@ -145,5 +145,5 @@ class HyperparamOptimizer(Optimizer):
 
     def read(self, theta: Tensor) -> dict[str, Tensor]:
         """The hyperparameters in ``theta`` ``[*batch, m]``; each broadcasts against ``x`` ``[*batch, copies, n]``."""
-        parts = torch.split_with_sizes(theta, self.layout.sizes, -1)
+        parts = torch.split_with_sizes(theta.unsqueeze(-2), self.layout.sizes, -1)
         return {name: hyper.read(part, self.param_layout) for (name, hyper), part in zip(self.hypers.items(), parts)}

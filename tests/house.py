@@ -54,7 +54,7 @@ WHOLE = (
 
 TODAY = {
     "lines of levels + recursion": 17_710, "lines of levels": 9_120, "lines of recursion": 8_590,
-    "lines of accelerate": 2_100, "lines of tests": 17_800,
+    "lines of tests": 17_800,
 }  # fmt: skip
 """The ratchet: where this tree is still over a limit, it may not get worse. Lower these, and never raise them."""
 

@@ -68,7 +68,7 @@ def _check_update(level: LevelLike) -> None:
             torch.autograd.grad(dtheta.sum(), (theta, g), allow_unused=True)
     except Exception as error:  # whatever a user's code raises
         fix = "use another optimizer, or gradient=first-order or gradient=pes on this level and those above"
-        raise ValueError(f"{optimizer} cannot be differentiated twice ({_first(error)}); {fix}") from error
+        raise ValueError(f"{optimizer} cannot be differentiated twice ({first_line(error)}); {fix}") from error
 
 
 @torch.enable_grad()
@@ -86,7 +86,7 @@ def _check_gradient(problem: Problem) -> None:
             product = hvp(problem, x, state, v)
         slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
     except Exception as error:  # whatever a user's code raises
-        raise ValueError(f"the gradient of {problem} cannot be differentiated ({_first(error)}); {fix}") from error
+        raise ValueError(f"the gradient of {problem} cannot be differentiated ({first_line(error)}); {fix}") from error
     expected, scale = (grad * v).sum(), grad.norm() * v.norm()
     measured = expected * 0 if slope is None else (slope * v).sum()
     same = bool((measured - expected).abs() <= 0.01 * scale)
@@ -95,6 +95,6 @@ def _check_gradient(problem: Problem) -> None:
     require(not lost, f"{problem} cuts derivatives: its gradient moves, but its derivative is 0; {fix}")
 
 
-def _first(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of what went wrong."""
     return (str(error) or type(error).__name__).splitlines()[0]

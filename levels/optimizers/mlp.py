@@ -106,7 +106,7 @@ class MLPOptimizer(Optimizer):
         tensors = self.layout.unravel(theta)
         out = self._network(tensors, by_feature(self._features(g, state, x)).mT)
         direction, magnitude = out.reshape(*x.shape, 2).unbind(-1)
-        rate = self.rate.read(tensors["lr"].reshape(*theta.shape[:-1], -1), self.param_layout)
+        rate = self.rate.read(tensors["lr"].reshape(*theta.shape[:-1], 1, -1), self.param_layout)
         return x - rate * self._unit(direction) * magnitude.exp(), state
 
     def _features(self, g: Tensor, state: MLPState, x: Tensor) -> Tensor:

@@ -46,15 +46,9 @@ def forward(weights: Tensor, inputs: Tensor, state: LSTMState, *, p: float = 0.0
 
 
 def window_vjp(
-    weights: Tensor,
-    inputs: Tensor,
-    state: Sequence[Tensor],
-    dout: Tensor,
-    *,
-    p: float = 0.0,
-    bounded: bool = False,
-    above: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+    weights: Tensor, inputs: Tensor, state: Sequence[Tensor], dout: Tensor,
+    *, p: float = 0.0, bounded: bool = False, above: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Cotangents of ``weights`` ``[groups, m]`` and of ``inputs``, over a window that begins with ``state``.
 
     ``inputs``: ``[steps, ...]`` of those of `forward`. ``state``: h and c of each layer in turn, ``[groups, hidden,
@@ -75,11 +69,8 @@ def _ordered(state: LSTMState) -> list[Tensor]:
     """h and c of each layer in turn, as they are where they lie as `forward` makes them, else laid out so."""
     shape = state[0][0].shape
     strides = _strides(shape)
-    return [
-        leaf if leaf.stride() == strides else leaf.new_empty_strided(shape, strides).copy_(leaf)
-        for layer in state
-        for leaf in layer
-    ]
+    return [leaf if leaf.stride() == strides else leaf.new_empty_strided(shape, strides).copy_(leaf)
+            for layer in state for leaf in layer]  # fmt: skip
 
 
 @cache

@@ -5,8 +5,6 @@ coordinates that share a number. Numbers that are stored in another way than tho
 than the whole problem, are left to autograd, once a window.
 """
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
@@ -218,10 +216,6 @@ class AdagradSweep(ClosedForm):
 
 
 RULES: dict[type[Optimizer], type[ClosedForm]] = {
-    SGD: SGDSweep,
-    Adam: AdamSweep,
-    AdamW: AdamWSweep,
-    RMSprop: RMSpropSweep,
-    Adagrad: AdagradSweep,
-}
+    SGD: SGDSweep, Adam: AdamSweep, AdamW: AdamWSweep, RMSprop: RMSpropSweep, Adagrad: AdagradSweep
+}  # fmt: skip
 SWEEPS.update(RULES)

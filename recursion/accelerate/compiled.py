@@ -5,8 +5,6 @@ always the same, and such a list compiles like any other. A caller traces it (`t
 call of the result costs microseconds, where a call through `torch.compile` costs a tenth of a millisecond.
 """
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -46,6 +44,20 @@ def compile_parts(
     _Compiling(whole, options).run(*inputs)
     forward: Compiled = whole.forward
     return forward
+
+
+def agree(fast: Sequence[Tensor], slow: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether each compiled answer is the plain one, to ``tolerance`` of its norm; norms that are not finite agree."""
+    return all(_agrees(a, b, tolerance) for a, b in zip(fast, slow, strict=True))
+
+
+def _agrees(fast: Tensor, slow: Tensor, tolerance: float) -> bool:
+    if fast.shape != slow.shape or fast.dtype != slow.dtype:
+        return False
+    if not slow.is_floating_point():
+        return torch.equal(fast, slow)
+    gap, scale = (fast - slow).double().norm(), slow.double().norm()
+    return bool(gap <= tolerance * scale) or not bool(torch.isfinite(scale))
 
 
 class _Compiling(fx.Interpreter):

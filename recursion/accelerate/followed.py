@@ -5,8 +5,6 @@ on the way back, where plain code evaluates it with a graph and differentiates t
 differentiated in their turn: where an exact level above follows the answer, the plain estimator gives it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,10 +21,8 @@ from recursion.accelerate.traced import CompiledTask
 
 def quickly_followed(problem: Problem, x: Tensor, problem_state: State, answer: Answer | None = None) -> Answer:
     """As `levels.autodiff.followed`, for one derivative where the problem is a compiled task."""
-    if not isinstance(problem, CompiledTask):
-        return followed(problem, x, problem_state, answer)
     f, g, behind, loss, slope = answer = as_data(problem, x, problem_state, answer)
-    if loss is not f or slope is not g:
+    if not isinstance(problem, CompiledTask) or loss is not f or slope is not g:
         return followed(problem, x, problem_state, answer)
     f, g = _Quickly.apply(x, f, g, problem, problem_state)  # type: ignore[no-untyped-call]
     return Answer(f, g, behind, f, g)

@@ -17,8 +17,6 @@ The compiled step equals the plain one to rounding, and its first answer is comp
 and then. What is not finite, does not fit or cannot be traced takes the plain way.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,7 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from levels import tree as trees
 from levels.base import Carry
 from levels.level import Level
-from recursion.accelerate.compiled import compile_parts
+from recursion.accelerate.compiled import agree, compile_parts
 from recursion.accelerate.straight import advanced
 
 aten = torch.ops.aten
@@ -52,10 +50,7 @@ class Packed(NamedTuple):
 
 
 class Fused:
-    """The step of a tower, compiled for states like the first that it is asked about.
-
-    ``top``: its topmost level, of a tower that is straight.
-    """
+    """The step of the topmost level of a straight tower, compiled for states like the first that it is asked about."""
 
     def __init__(self, top: Level) -> None:
         self.top = top
@@ -78,14 +73,10 @@ class Fused:
 
     def unpack(self, packed: Packed) -> tuple[Tensor, Carry]:
         """The state itself: the topmost level's parameters and carry."""
-        whole: Any = optree.tree_unflatten(self.tree, self.packing.unpack(packed))
-        return whole  # type: ignore[no-any-return]
+        return optree.tree_unflatten(self.tree, self.packing.unpack(packed))  # type: ignore[return-value]
 
     def _compile(self, leaves: list[Tensor], tree: Any) -> None:
-        """Compile, unless a rule or the task looks at a number to decide what to do, which cannot be traced.
-
-        The first answer must be the plain one, as far as that is finite.
-        """
+        """Compile, unless a rule or the task looks at a number, which cannot be traced, or the first answer errs."""
         self.tree = tree
         *plain, numbers = self._step(leaves)
         self.packing = _Packing(leaves, [new is not old for new, old in zip(plain, leaves)])
@@ -107,7 +98,7 @@ class Fused:
             return
         *moved, number = self.run(*inputs)
         fast = [*self.packing.unpack(Packed(moved, first.fixed)), number]
-        self.off = not all(_close(a.double(), b.double()) for a, b in zip(fast, [*plain, numbers]))
+        self.off = not agree(fast, [*plain, numbers], ROUNDING)
         self.like = None if self.off else _like(leaves, tree)
 
     def _step(self, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -127,7 +118,8 @@ class _Packing:
         self.shapes = [[torch.empty_like(leaves[i]) for i in group] for group in self.groups]
         self.alone = [i for i, yes in enumerate(moved) if yes and not packed[i]]
         self.fixed = [i for i, yes in enumerate(moved) if not yes]
-        self.order = _inverse([*self.alone, *(i for group in self.groups for i in group), *self.fixed])
+        order = [*self.alone, *(i for group in self.groups for i in group), *self.fixed]
+        self.order = sorted(range(len(order)), key=order.__getitem__)
 
     def pack(self, leaves: Sequence[Tensor]) -> Packed:
         groups = [[leaves[i] for i in group] for group in self.groups]
@@ -142,16 +134,6 @@ class _Packing:
             parts.extend(_unflatten_dense_tensors(tensor, shapes))  # type: ignore[no-untyped-call]
         parts.extend(packed.fixed)
         return [parts[i] for i in self.order]
-
-
-def _inverse(order: list[int]) -> list[int]:
-    """Where each number stands in ``order``."""
-    return sorted(range(len(order)), key=order.__getitem__)
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors differ by rounding at most; a compiler's mistakes are of another size."""
-    return not bool(torch.isfinite(b).all()) or bool((a - b).norm() <= ROUNDING * b.norm())
 
 
 SHAPINGS = {aten.detach.default, aten.select.int, aten.squeeze.dim, aten.unsqueeze.default, aten.view.default}

@@ -4,8 +4,6 @@ Forward, the twin of an optimizer calls C++ for an update of which no graph is r
 makes its states again from the first one, in the processor's cache, so a window keeps its gradients and nothing else.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from levels.autodiff import is_followed
+from levels.base import Optimizer
 from levels.optimizers.adam import AdamState, moments
 from levels.optimizers.cells import LSTMState, by_feature
 from levels.optimizers.lstm import LSTM
@@ -22,19 +21,18 @@ from recursion.accelerate import cells_native
 from recursion.accelerate.sweeps import SWEEPS, Read, Sweep
 
 
-def recorded(*state: State) -> bool:
-    """Whether autograd follows any tensor of these."""
-    return torch.is_grad_enabled() and any(is_followed(leaf) for leaf in leaves(state))
+class Native(Optimizer):
+    """An optimizer whose cells run in C++ where no graph is recorded; abstract, before the class of the optimizer."""
+
+    def update(self, theta: Tensor, x: Tensor, state: Any, f: Tensor, g: Tensor) -> tuple[Tensor, Any]:
+        if torch.is_grad_enabled() and any(map(is_followed, leaves((theta, x, state, g)))):
+            return super().update(theta, x, state, f, g)  # type: ignore[safe-super]
+        return SWEEPS[type(self)](self, theta).update(Read(x, state, f, g))
 
 
 @dataclass(frozen=True, repr=False)
-class NativeLSTM(LSTM):
-    """An `LSTM` whose cells run in C++ where no graph is recorded."""
-
-    def update(self, theta: Tensor, x: Tensor, state: LSTMState, f: Tensor, g: Tensor) -> tuple[Tensor, LSTMState]:
-        if recorded(theta, x, state, g):
-            return super().update(theta, x, state, f, g)
-        return LSTMSweep(self, theta).update(Read(x, state, f, g))
+class NativeLSTM(Native, LSTM):
+    """An `LSTM` in C++."""
 
 
 class LSTMSweep(Sweep):
@@ -55,22 +53,14 @@ class LSTMSweep(Sweep):
         shape = len(reads), len(self.weights), -1
         grads = torch.stack([read.g for read in reads]).reshape(shape)
         dout = (self.optimizer.scale * cumulated(cotangents)).reshape(shape)
-        dweights, _ = cells_native.window_vjp(
-            self.weights, grads, by_features(reads[0].state), dout, p=self.optimizer.p
-        )
+        state, p = by_features(reads[0].state), self.optimizer.p
+        dweights, _ = cells_native.window_vjp(self.weights, grads, state, dout, p=p)
         return dweights.reshape(self.shape)
 
 
 @dataclass(frozen=True, repr=False)
-class NativeRNNProp(RNNProp):
-    """An `RNNProp` whose cells run in C++ where no graph is recorded."""
-
-    def update(
-        self, theta: Tensor, x: Tensor, state: RNNPropState, f: Tensor, g: Tensor
-    ) -> tuple[Tensor, RNNPropState]:
-        if recorded(theta, x, state, g):
-            return super().update(theta, x, state, f, g)
-        return RNNPropSweep(self, theta).update(Read(x, state, f, g))
+class NativeRNNProp(Native, RNNProp):
+    """An `RNNProp` in C++."""
 
 
 class RNNPropSweep(Sweep):

@@ -3,10 +3,10 @@
 `torch.compile` fuses what stands between two matrix products, but passes over memory for each; where a whole window of
 a small network fits in the processor's cache, a loop written for that is twice as fast and builds in two seconds.
 
-Libraries are stored by what they are made of, where that is possible: in ``descent-tower`` under ``XDG_CACHE_HOME``
-(``~/.cache``).
+Libraries are stored in ``descent-tower`` under ``XDG_CACHE_HOME`` (``~/.cache``), by what they are made of.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -43,27 +43,27 @@ def is_built(source: Path) -> bool:
     try:
         library(source)
     except (OSError, ValueError) as error:
-        _warn(str(error))
+        warnings.warn(f"not accelerated: {error}", stacklevel=2)
         return False
     return True
-
-
-@cache
-def _warn(message: str) -> None:
-    warnings.warn(f"not accelerated: {message}", stacklevel=2)
 
 
 @cache
 def library(source: Path) -> ctypes.CDLL:
     """The library made of one C++ file. ValueError if the compiler refuses it, OSError if it cannot be loaded."""
     place = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "descent-tower"
-    built = place / f"{source.stem}-{_fingerprint(source)}.so"
-    if built.exists():
-        return ctypes.CDLL(str(built))
+    stored = place / f"{source.stem}-{_fingerprint(source)}.so"
+    if stored.exists():
+        return ctypes.CDLL(str(stored))
     with tempfile.TemporaryDirectory() as directory:
-        fresh = Path(directory) / built.name
-        _build(source, fresh)
-        return ctypes.CDLL(str(_stored(fresh, built)))
+        built = Path(directory) / stored.name
+        _build(source, built)
+        beside = stored.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):  # where nothing can be stored, the next process builds again
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(built, beside)
+            beside.replace(stored)  # whole or not at all, if other processes build it too
+        return ctypes.CDLL(str(built))
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -74,19 +74,7 @@ def address(tensor: Tensor) -> ctypes.c_void_p:
 
 def addresses(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
     """Those of several tensors, each dense in some order of its dimensions."""
-    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
-
-
-def _stored(fresh: Path, built: Path) -> Path:
-    """The path to load a library from: ``made``, where it is copied to, or ``fresh`` if it cannot be stored."""
-    beside = built.with_suffix(f".{os.getpid()}")
-    try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(fresh, beside)
-        beside.replace(built)  # whole or not at all, if other processes build it too
-    except OSError:
-        return fresh
-    return built
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _fingerprint(source: Path) -> str:

@@ -4,8 +4,6 @@ The inner parts of a part come first, so twins stand inside wrappers and mixture
 ``mix(first-order, pes)``. A part of a type that is in no table stays as it is; so does a subclass of one that is.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Container
 from typing import Any, TypeVar
@@ -66,13 +64,9 @@ def fast_task(tower: Tower) -> Problem:
     exact = any(holds(level.gradient, {Exact}) for level in tower.levels[:-1])
     if not (here and exact and is_traceable(tower.task)):
         return tower.task
-    return CompiledTask(tower.task, tuple(map(_copies_at_a_time, reversed(tower.bound))))
-
-
-def _copies_at_a_time(level: Level) -> int:
-    """How many copies of its problem a level runs together."""
-    parts = level.gradient.copies if type(level.gradient) is Accumulated else level.copies
-    return min(parts, level.copies)
+    together = [min(level.copies, level.gradient.copies) if type(level.gradient) is Accumulated else level.copies
+                for level in reversed(tower.bound)]  # fmt: skip
+    return CompiledTask(tower.task, tuple(together))
 
 
 def replaced(part: P, twin: Callable[[Any], Any]) -> P:

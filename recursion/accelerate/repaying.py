@@ -3,8 +3,6 @@
 It depends on the tower and the number of steps alone, so a run is the same wherever and whenever it is repeated.
 """
 
-from __future__ import annotations
-
 import math
 
 from levels.gradients.exact import Exact
@@ -14,18 +12,14 @@ from recursion.accelerate.tower import compiles_whole
 from recursion.accelerate.traced import is_traceable
 from recursion.tower import Tower
 
-COMPILED = 10**8  # coordinates of the task updated in all, where torch compiles for tens of seconds
+COMPILED = 10**8  # coordinates updated under exact gradients, where torch compiles for tens of seconds
 BUILT = 4 * 10**6  # coordinates updated by rules in C++: each saves 0.2 to 2 us, and building takes two seconds
 EACH_UPDATE = 300  # coordinates that the 0.3 ms of any update count as
 FUSED = 10**5  # updates of levels where a step is compiled whole: each saves 0.06 ms or more
 
 
 def repays(tower: Tower, steps: int) -> bool:
-    """Whether what `accelerate` compiles is worth its start in a run of ``steps`` steps.
-
-    It is where `FUSED` updates of levels are compiled whole; where exact gradients update `COMPILED` coordinates of a
-    traceable task; where rules in C++ update `BUILT` coordinates; and never where nothing is compiled.
-    """
+    """Whether what `accelerate` compiles is worth its start in a run of ``steps`` steps; never where nothing is."""
     layout = tower.top.layout
     if layout.device.type != "cpu" or not native.compiler():
         return False
@@ -39,10 +33,9 @@ def repays(tower: Tower, steps: int) -> bool:
 
 def _native_updates(tower: Tower) -> int:
     """Coordinates that rules in C++ update in a step of the topmost level, with what an update counts beside."""
-    total = 0
-    for number, level in enumerate(tower.bound):
-        if holds(level.optimizer, NATIVE):
-            updates = math.prod(one.unroll for one in tower.levels[number:])
-            copies = math.prod(one.copies for one in tower.bound[number:])
-            total += updates * (copies * level.problem.layout.size + EACH_UPDATE)
-    return total
+    levels = [(number, level) for number, level in enumerate(tower.bound) if holds(level.optimizer, NATIVE)]
+    return sum(
+        math.prod(one.unroll for one in tower.bound[number:])
+        * (math.prod(one.copies for one in tower.bound[number:]) * level.problem.layout.size + EACH_UPDATE)
+        for number, level in levels
+    )

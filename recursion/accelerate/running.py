@@ -13,11 +13,11 @@ Each state is settled: what runs on from it equals, bit for bit, what runs on fr
 
 from __future__ import annotations
 
-from functools import cached_property
+from copy import copy
 
 import torch
 
-from recursion.accelerate.fused import Fused, Packed
+from recursion.accelerate.fused import Packed
 from recursion.accelerate.tower import Accelerated
 from recursion.checkpoint import settled
 from recursion.tower import Report, Tower, TowerState
@@ -29,7 +29,7 @@ class Running:
     def __init__(self, tower: Tower, state: TowerState) -> None:
         self.tower, self.done = tower, int(state.step)
         self.fused = tower.fused if isinstance(tower, Accelerated) else None
-        self._whole: TowerState | None = settled(state)
+        self._state: TowerState | None = settled(state)
         self._packed: Packed | None = None
 
     def step(self) -> tuple[Running, Report]:
@@ -41,21 +41,15 @@ class Running:
         if answer is None:
             state, report = self.tower.step(self.state)
             return Running(self.tower, state), report
-        after = Running._at(self.tower, fused, self.done + 1, answer[0])
+        after = copy(self)
+        after.done, after._packed, after._state = self.done + 1, answer[0], None
         return after, Report(after.done, answer[1], [0] * len(self.tower.levels))
 
-    @cached_property
+    @property
     def state(self) -> TowerState:
         """The state; each tensor in its own memory."""
-        if self._whole is not None:
-            return self._whole
-        assert self.fused is not None
-        assert self._packed is not None
-        return settled(TowerState(*self.fused.unpack(self._packed), torch.tensor(self.done)))
-
-    @classmethod
-    def _at(cls, tower: Tower, fused: Fused | None, done: int, packed: Packed) -> Running:
-        running = cls.__new__(cls)
-        running.tower, running.fused, running.done = tower, fused, done
-        running._whole, running._packed = None, packed
-        return running
+        if self._state is None:
+            assert self.fused is not None
+            assert self._packed is not None
+            self._state = settled(TowerState(*self.fused.unpack(self._packed), torch.tensor(self.done)))
+        return self._state

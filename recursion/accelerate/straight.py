@@ -6,8 +6,6 @@ a look at any: a sum of all answers is returned beside, and the caller looks at 
 caller runs the plain step, which raises. The same operations can be traced and compiled (`recursion.accelerate.fused`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -10,8 +10,6 @@ with ``f`` and ``g`` as data. Exact gradients add ``H dg`` to dx: the Hessian at
 names the sweep of each optimizer by its exact type: a subclass has none, for its update may be another one.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,8 +33,7 @@ class Read(NamedTuple):
 class Sweep(ABC):
     """An optimizer at parameters theta ``[*batch, m]``; abstract."""
 
-    replays: bool = False
-    """Whether `vjp` needs the state of the first update alone."""
+    replays: bool = False  # whether `vjp` needs the state of the first update alone
 
     @abstractmethod
     def update(self, read: Read) -> tuple[Tensor, State]:

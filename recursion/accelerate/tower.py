@@ -1,7 +1,5 @@
 """Accelerated towers: the same tower, with twins of its parts and, where all unrolls are 1, of its whole step."""
 
-from __future__ import annotations
-
 import math
 from functools import cached_property
 

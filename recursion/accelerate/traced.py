@@ -1,8 +1,6 @@
 """Traced: a task whose gradient and Hessian-vector product are traced once and compiled.
 
-Both are made by autograd, and `torch.compile` cannot follow autograd differentiating twice. But what autograd does for
-one loss is always the same list of operations on tensors. So a task that is traceable runs once under a tracer, on
-problems drawn for that. The list has two parts:
+A task that is traceable runs once under a tracer, on problems drawn for that. Its operations have two parts:
 
     state -> data                                    which minibatch, and fetching it
     data, params, directions -> answer               value and gradient; a Hessian-vector product
@@ -12,13 +10,12 @@ second, which takes a compiler minutes. What depends on neither is computed once
 of integers: torch makes a range times a large number into arithmetic on a loop's counter, which overflows where a key
 is drawn from, and a C++ compiler assumes that this cannot happen (the loop did not end).
 
-One evaluation is compiled, whatever the unroll, for the copies that a tower has; for others, as where some copies
-restart, the task answers plainly. So it does where its answer is followed further than by one product.
+One evaluation is compiled, whatever the unroll, for the copies that a tower has. For others, as where some copies
+restart, and where an answer is followed further than by one product, the task answers plainly.
 
 A trace contains everything that is not among its inputs. So a task says that it is ``traceable`` (in the class itself;
 a subclass must say so anew), or is in `TRACEABLE`, and is used only after its compiled answers equalled its plain ones
-on two other problems: the compiler errs now and then. A loss that writes in place or draws from torch's generator is
-refused.
+on two other problems. A loss that writes in place or draws from torch's generator is refused.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import optree
@@ -38,6 +36,7 @@ from levels import keys
 from levels.autodiff import hvp, is_followed
 from levels.base import Problem, ProblemTraits, Split
 from levels.config import require
+from levels.gradients.exact import first_line
 from levels.layout import Layout
 from levels.tasks.convnet import DigitsConvNet, FashionConvNet, MnistConvNet
 from levels.tasks.logistic import Logistic
@@ -46,7 +45,7 @@ from levels.tasks.photo import Photo
 from levels.tasks.quadratic import Quadratic
 from levels.tasks.text import CharTransformer
 from levels.tree import State, leaves, with_leaves
-from recursion.accelerate.compiled import CONSTANT, compile_parts
+from recursion.accelerate.compiled import CONSTANT, agree, compile_parts
 
 Method = Callable[..., Any]
 """``(params [*batch, n], state, *directions [*batch, n])`` to a tree of tensors."""
@@ -102,19 +101,13 @@ class CompiledTask(Problem):
     def value_and_grad(self, params: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         if is_followed(params) or params.shape[:-1] != self.batch:
             return self.task.value_and_grad(params, state)
-        answer: tuple[Tensor, Tensor, State] = self._ask("value_and_grad", self.task.value_and_grad, params, state)
-        return answer
+        return self._ask("value_and_grad", self.task.value_and_grad, params, state)  # type: ignore[no-any-return]
 
     def hvp(self, params: Tensor, state: State, v: Tensor) -> Tensor:
         """The Hessian at ``params`` ``[*batch, n]`` times ``v``."""
-
-        def product(params: Tensor, state: State, v: Tensor) -> Tensor:
-            return hvp(self.task, params, state, v)
-
         if params.shape[:-1] != self.batch:
-            return product(params, state, v)
-        answer: Tensor = self._ask("hvp", product, params, state, v)
-        return answer
+            return hvp(self.task, params, state, v)
+        return self._ask("hvp", partial(hvp, self.task), params, state, v)  # type: ignore[no-any-return]
 
     def value(self, params: Tensor, state: State) -> tuple[Tensor, State]:
         return self.task.value(params, state)
@@ -142,8 +135,8 @@ def _compiled(task: Problem, plain: Method, params: Tensor, state: State, direct
     try:
         compiled = _Compiled(plain, *probes[0])
         for probe in probes[1:]:
-            for fast, slow in zip(leaves(compiled(*probe)), leaves(plain(*probe)), strict=True):
-                _compare(fast, slow)
+            same = agree(leaves(compiled(*probe)), leaves(plain(*probe)), TOLERANCE.get(params.dtype, 1e-3))
+            require(same, f"its compiled answers differ from its plain ones; {FIX}")
     except ValueError as error:
         warnings.warn(f"{task} is not compiled: {error}", stacklevel=2)
         return plain
@@ -162,17 +155,6 @@ def _probe(task: Problem, number: int, batch: tuple[int, ...], directions: int) 
     params = task.init(keys.fold_in(key, 1))
     ways = (keys.normal(keys.fold_in(key, 3 + i), (task.layout.size,), params.dtype) for i in range(directions))
     return params, task.init_state(params, keys.fold_in(key, 2)), *ways
-
-
-def _compare(fast: Tensor, slow: Tensor) -> None:
-    """ValueError if the compiled answer is another one than the plain one."""
-    what = f"its compiled answers differ from its plain ones; {FIX}"
-    require(fast.shape == slow.shape and fast.dtype == slow.dtype, what)
-    if slow.is_floating_point():
-        gap, scale = torch.linalg.vector_norm(fast - slow), torch.linalg.vector_norm(slow)
-        require(bool(gap <= TOLERANCE.get(slow.dtype, 1e-3) * scale), what)
-    else:
-        require(torch.equal(fast, slow), what)
 
 
 class _Compiled:
@@ -205,7 +187,7 @@ def _trace(function: Callable[..., list[Tensor]], inputs: list[Tensor]) -> Graph
         with torch.no_grad():
             traced = make_fx(function)(*inputs)
     except Exception as error:  # whatever a user's code raises
-        raise ValueError(f"it cannot be traced ({_first(error)}); {FIX}") from error
+        raise ValueError(f"it cannot be traced ({first_line(error)}); {FIX}") from error
     for node in traced.graph.nodes:
         target = node.target
         good = not isinstance(target, torch._ops.OpOverload) or not (
@@ -223,8 +205,3 @@ def _parts(graph: Graph, moving: int) -> Callable[[Node], int]:
         read = max((parts[other] for other in node.all_input_nodes), default=CONSTANT)
         parts[node] = read if node.op != "placeholder" else MOVING if number < moving else DATA
     return parts.__getitem__
-
-
-def _first(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -4,8 +4,6 @@ A window runs without a graph. Whether all is finite is asked once, at its end. 
 above follows the answer, the plain estimator answers from the same state; it raises, or skips copies.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -64,12 +64,12 @@ def test_bad_settings():
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
 def test_reading_broadcasts_over_copies_and_coordinates(batch):
-    raw = torch.randn(*batch, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.equal(Log(1.0).read(raw[..., :1], BELOW), raw[..., 0].exp()[..., None, None])
+    raw = torch.randn(*batch, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(Log(1.0).read(raw[..., :1], BELOW), raw[..., :1].exp())
     tensors = Log(1.0, "tensor").read(raw[..., :2], BELOW)
     assert tensors.shape == (*batch, 1, 7)
-    assert torch.equal(tensors, torch.cat([raw[..., :1].exp()] * 4 + [raw[..., 1:2].exp()] * 3, -1)[..., None, :])
-    assert torch.equal(Logit(0.5, "coordinate").read(raw, BELOW), raw.sigmoid()[..., None, :])
+    assert torch.equal(tensors, torch.cat([raw[..., :1].exp()] * 4 + [raw[..., 1:2].exp()] * 3, -1))
+    assert torch.equal(Logit(0.5, "coordinate").read(raw, BELOW), raw.sigmoid())
     constant = Fixed(0.25).read(raw[..., :0], BELOW)
     assert constant.shape == (*batch, 1, 1)
     assert (constant == 0.25).all()
