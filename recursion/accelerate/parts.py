@@ -35,7 +35,7 @@ ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
 
 EXACT: dict[type[Optimizer], type[Exact]] = {
-    cls: SweptExact for cls, sweep in closed_forms.RULES.items() if not sweep.decoupled
+    rule: SweptExact for rule, closed in closed_forms.RULES.items() if not closed.decoupled
 }
 """Those of exact gradients over a compiled task, by the optimizer; a decoupled rule's sweep has no cotangent of g."""
 
