@@ -35,7 +35,7 @@ ESTIMATORS: dict[tuple[type[Optimizer], type[Config]], type[Estimator]] = {
 """Twins of estimators, by the optimizer (or its twin) whose windows they differentiate."""
 
 EXACT: dict[type[Optimizer], type[Exact]] = {
-    rule: SweptExact for rule, closed in closed_forms.RULES.items() if not closed.decoupled
+    cls: SweptExact for cls, form in closed_forms.RULES.items() if not form.decoupled
 }
 """Those of exact gradients over a compiled task, by the optimizer; a decoupled rule's sweep has no cotangent of g."""
 
