@@ -48,8 +48,8 @@ class HeldOut(TaskWrapper):
 
     @cached_property
     def counted(self) -> Task:
-        """The task on validation data."""
-        return self.inner.on("validation")
+        """The task on validation data, as it is evaluated."""
+        return self.inner.on("validation").evaluated()
 
     @property
     def traits(self) -> ProblemTraits:
@@ -71,5 +71,6 @@ class HeldOut(TaskWrapper):
     def outer_value_and_grad(
         self, params: Tensor, state: HeldOutState, f: Tensor, g: Tensor
     ) -> tuple[Tensor, Tensor, HeldOutState]:
-        value, grad, counted = self.counted.value_and_grad(params, state.counted)
+        counted = self.counted.remembering(state.counted, state.training)
+        value, grad, counted = self.counted.value_and_grad(params, counted)
         return value, grad, HeldOutState(state.training, counted)

@@ -1,137 +1,115 @@
-"""LoaderTask: a user's own DataLoader as a task's data, drawn by keys instead of by the loader.
+"""LoaderTask: a user's own DataLoader as a task's data; see `levels.tasks.network`.
 
     task = LoaderTask(make=lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)),
                       loss_function=nn.functional.cross_entropy, train=DataLoader(dataset, 32, shuffle=True))
 
-Every copy draws its own minibatch: ``batch_size`` numbers from its key, with replacement, those items of
-``loader.dataset``, joined by ``loader.collate_fn``. Items may be augmented at random with torch's generator, which is
-forked and seeded with the key. A loader with other settings (order, workers, pinned memory, a generator) is refused,
-since they would have no effect. Fetching loops in Python: data that fits in two tensors is faster in `ModuleTask`.
+Every copy goes through the data in epochs of its own, as the loader's sampler orders them: shuffled anew, in order,
+weighted, or in batches that a sampler makes. What the sampler draws comes from the copy's key and the epoch, and what
+an item's augmentation draws from the key and the step, whether from torch, numpy or Python's random. So equal keys are
+equal minibatches, and a state says all. Items are fetched in this process: a loader's workers and pinned memory, which
+change its speed and not its data, are not used. Data that fits in two tensors is faster in `ModuleTask`.
 """
 
-from __future__ import annotations
-
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from levels import keys
 from levels.config import require
-from levels.layout import Layout
-from levels.tasks.module import ModuleState, ModuleTask
 from levels.tasks.nets import Cursor
-from levels.tasks.task import LossTask
+from levels.tasks.network import NetworkTask, seeded
+from levels.tree import State, leaves, map_leaves
+
+TARGETS = ("targets", "target", "labels", "label")  # of a minibatch that is a dict, the first that it has
+REMEMBERED = 4096  # orders of epochs that are kept
 
 
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
-class LoaderTask(LossTask):
-    """``make()`` builds the module; ``loss_function(outputs, targets)`` is a mean over a minibatch.
+class LoaderTask(NetworkTask):
+    """``train``, ``validation``, ``test``: loaders, or data sets, which are taken in shuffled minibatches of 128; the
+    last two may be None if they are never used. Minibatches are pairs of inputs and targets, or dicts with one of
+    `TARGETS`. Inputs are a tensor, or several in a tuple or a dict, which are the module's arguments.
 
-    ``train``, ``validation``, ``test``: loaders with ``shuffle=True`` over datasets with a length, whose collated
-    minibatches are pairs of tensors, inputs and targets, always of one shape; the last two may be None if never used.
-    ValueError for a loader that sets what is not used here, and for modules that `ModuleTask` refuses.
+    ValueError for a loader that reads a stream.
     """
 
     name = "loader"
-    has_data = True
 
-    make: Callable[[], nn.Module]
-    loss_function: Callable[[Tensor, Tensor], Tensor]
-    train: DataLoader[Any]
-    validation: DataLoader[Any] | None = None
-    test: DataLoader[Any] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _vet(self.loader, f"{self.name}: the {self.split} loader")
-        _ = self.model  # refuses here what does not fit
+    train: DataLoader[Any] | Dataset[Any]
+    validation: DataLoader[Any] | Dataset[Any] | None = None
+    test: DataLoader[Any] | Dataset[Any] | None = None
 
     @cached_property
     def loader(self) -> DataLoader[Any]:
-        """The loader of this task's split. ValueError if there is none."""
-        loader: DataLoader[Any] | None = getattr(self, self.split)
-        if loader is None:
+        """The loader of this task's split. ValueError if there is none, or one that cannot be used."""
+        given, who = getattr(self, self.split), f"{self.name}: the {self.split} loader"
+        if given is None:
             raise ValueError(f"{self.name}: there is no {self.split} loader; pass {self.split}=DataLoader(...)")
-        if not isinstance(loader, DataLoader):
-            raise TypeError(f"{self.name}: {self.split} must be a DataLoader, got {type(loader).__name__}")
+        data: Any = given.dataset if isinstance(given, DataLoader) else given
+        sized = not isinstance(data, IterableDataset) and hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        require(sized, f"{who} reads a stream; give it a dataset with a length and items by number")
+        require(len(data) > 0, f"{who} is empty")
+        loader: DataLoader[Any] = given if isinstance(given, DataLoader) else DataLoader(data, 128, shuffle=True)
+        require(len(loader) > 0, f"{who} has no minibatch; lower its batch_size, or set drop_last=False")
         return loader
 
     @cached_property
-    def model(self) -> ModuleTask:
-        """The module as a task on one minibatch: for its layout, its starts, and what it refuses."""
-        first = self.fetch(keys.seed(0), torch.zeros(self.minibatch, dtype=torch.int64))
-        shared = {name: getattr(self, name) for name in ("make", "loss_function", "dtype", "device")}
-        return ModuleTask(train=first, **shared)
+    def _orders(self) -> dict[tuple[int, int], list[Any]]:
+        return {}
 
-    @property
-    def minibatch(self) -> int:
-        """The loader's batch size."""
-        assert self.loader.batch_size is not None
-        return self.loader.batch_size
+    def order(self, key: int, epoch: int) -> list[Any]:
+        """What an epoch fetches: numbers of items, a list for each minibatch."""
+        if (key, epoch) not in self._orders:
+            if len(self._orders) >= REMEMBERED:
+                self._orders.clear()
+            seed, sampler = (
+                int(keys.fold_in(torch.tensor(key), epoch)),
+                self.loader.batch_sampler or self.loader.sampler,
+            )
+            owners = (self.loader, sampler, getattr(sampler, "sampler", None))
+            own = {id(each): each for owner in owners if (each := getattr(owner, "generator", None)) is not None}
+            stood = [generator.get_state() for generator in own.values()]
+            with seeded(seed):
+                for generator in own.values():
+                    generator.manual_seed(seed)
+                self._orders[key, epoch] = list(sampler)
+            for generator, state in zip(own.values(), stood):
+                generator.set_state(state)
+        return self._orders[key, epoch]
 
-    @property
-    def layout(self) -> Layout:
-        return self.model.layout
+    def fetch(self, key: int, numbers: Any) -> State:
+        """Inputs and targets of the items ``numbers``; a random augmentation draws from ``key``."""
+        data, join = self.loader.dataset, self.loader.collate_fn
+        with seeded(key):
+            joined = join(data[numbers] if self.loader.batch_sampler is None else [data[number] for number in numbers])
+        inputs, targets = self._parted(joined)
+        inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+        return map_leaves(self.taken, (inputs, targets))
 
-    def init(self, key: Tensor) -> Tensor:
-        return self.model.init(self.own(key))
+    def _parted(self, joined: Any) -> Sequence[Any]:
+        """A minibatch as inputs and targets."""
+        if isinstance(joined, dict):
+            found = [name for name in TARGETS if name in joined]
+            what = f"{self.name}: a minibatch that is a dict needs one of {', '.join(TARGETS)}"
+            require(bool(found) and len(joined) > 1, f"{what} beside its inputs, got {', '.join(map(str, joined))}")
+            rest = {name: value for name, value in joined.items() if name != found[0]}
+            return (rest if len(rest) > 1 else next(iter(rest.values()))), joined[found[0]]
+        pair = isinstance(joined, (tuple, list)) and len(joined) == 2
+        got = f"{len(joined)} parts" if isinstance(joined, (tuple, list)) else type(joined).__name__
+        what = f"{self.name}: minibatches must be pairs of inputs and targets"
+        require(pair, f"{what}, got {got}; pass a collate_fn that joins items so")
+        return joined  # type: ignore[no-any-return]
 
-    def init_state(self, params: Tensor, key: Tensor) -> ModuleState:
-        own = self.own(key)
-        return ModuleState(Cursor.start(own), self.model.init_state(params, own).constants)
+    def example(self) -> State:
+        return self.fetch(0, self.order(0, 0)[0])
 
-    def fetch(self, key: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the items ``rows`` ``[minibatch]``; a random augmentation draws from ``key`` ``[]``."""
-        with seeded(int(key)):
-            joined = self.loader.collate_fn([self.loader.dataset[row] for row in rows.tolist()])
-        pair = isinstance(joined, (tuple, list)) and len(joined) == 2 and all(isinstance(x, Tensor) for x in joined)
-        what = f"{self.name}: minibatches must be pairs of tensors, inputs and targets"
-        require(pair, f"{what}, got {type(joined).__name__}; pass a collate_fn that joins items so")
-        return joined[0], joined[1]
-
-    def loss(self, params: Tensor, state: ModuleState) -> tuple[Tensor, ModuleState]:
-        cursor, count = state.cursor, len(self.loader.dataset)  # type: ignore[arg-type]
-        rows = cursor.draw(self.minibatch, count).reshape(-1, self.minibatch)
-        fetched = zip(*map(self.fetch, keys.fold_in(cursor.key, cursor.step).flatten(), rows))
-        inputs, targets = (self.model.taken(self._stack(tensors)) for tensors in fetched)
-        return self.model.losses(params, state.constants, inputs, targets), state._replace(cursor=cursor.next())
-
-    def _stack(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        got = sorted({tuple(tensor.shape) for tensor in tensors})
-        require(len(got) == 1, f"{self.name}: minibatches must have one shape, got {got}; pad them to one")
-        return torch.stack(tensors)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, the generators of torch, numpy and Python's random draw as ``seed`` says; outside they are left alone."""
-    ours, theirs = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(theirs)
-
-
-def _vet(loader: DataLoader[Any], who: str) -> None:
-    """ValueError for a loader with a setting that has no effect where items are drawn by keys."""
-    sized = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
-    require(sized, f"{who} reads a stream; give it a dataset with a length and items by number")
-    require(loader.batch_size is not None, f"{who} has a batch_sampler or no batches; set batch_size and shuffle=True")
-    plain = type(loader.sampler) is RandomSampler and loader.sampler._num_samples is None
-    require(plain, f"{who} has an order of its own, but items are drawn at random by keys; build it with shuffle=True")
-    require(loader.generator is None, f"{who} has a generator, but items are drawn by keys; leave it out")
-    require(loader.num_workers == 0, f"{who} has {loader.num_workers} workers, which are not used; set num_workers=0")
-    require(not loader.pin_memory, f"{who} pins memory, which is not done here; leave pin_memory out")
+    def minibatches(self, cursor: Cursor) -> State:
+        drawn, fetched, count = keys.fold_in(cursor.key, cursor.step).tolist(), [], len(self.loader)
+        for key, step, seed in zip(cursor.key.tolist(), cursor.step.tolist(), drawn):
+            fetched.append(self.fetch(seed, self.order(key, step // count)[step % count]))
+        shapes = {tuple(leaf.shape for leaf in leaves(each)) for each in fetched}
+        return fetched if len(shapes) > 1 else map_leaves(lambda *each: torch.stack(each), *fetched)

@@ -1,5 +1,5 @@
-"""Norms from plain operations: third derivatives of torch's own layer norm and batch norm are wrong (torch 2.13), and
-an exact level over an exact level asks for them.
+"""Norms from plain operations: second derivatives of torch's own weight norm and third ones of its layer norm and batch
+norm are wrong (torch 2.13), and exact levels ask for them.
 
     with PlainNorms():
         model(inputs)        # nn.LayerNorm, nn.BatchNorm1d and the like, and torch.nn.functional's, are composed here
@@ -22,7 +22,8 @@ class PlainNorms(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return PLAIN.get(func, func)(*args, **(kwargs or {}))
+        plain = PLAIN.get(func) or NAMED.get(getattr(func, "__name__", ""), func)
+        return plain(*args, **(kwargs or {}))
 
 
 def standardised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
@@ -72,17 +73,29 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001
+    momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `torch.nn.functional.batch_norm`, where it keeps no running statistics in training."""
+    """As `torch.nn.functional.batch_norm`; running statistics are updated in place."""
     if not training:
         assert running_mean is not None
         assert running_var is not None
         scale = (running_var + eps).rsqrt()
         return scaled(scaled(input, scale, -running_mean * scale, input.shape[1]), weight, bias, input.shape[1])
     dims = [dim for dim in range(input.dim()) if dim != 1]
+    remember(input, dims, running_mean, running_var, momentum)
     return scaled(standardised(input, dims, eps), weight, bias, input.shape[1])
+
+
+@torch.no_grad()
+def remember(
+    x: Tensor, dims: Sequence[int], running_mean: Tensor | None, running_var: Tensor | None, momentum: float
+) -> None:
+    """Move running statistics towards the mean and the unbiased variance of ``x`` over ``dims``, of each channel."""
+    for running, moment in ((running_mean, torch.mean), (running_var, torch.var)):
+        if running is not None:
+            found = moment(x.detach(), tuple(dims))
+            running.mul_(1 - momentum).add_(momentum * (found if found.dim() == 1 else found.mean(0)))
 
 
 def instance_norm(
@@ -95,10 +108,18 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `torch.nn.functional.instance_norm`, where it keeps no running statistics in training."""
+    """As `torch.nn.functional.instance_norm`; running statistics are updated in place."""
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    remember(input, range(2, input.dim()), running_mean, running_var, momentum)
     return scaled(standardised(input, range(2, input.dim()), eps), weight, bias, input.shape[1])
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / |v|``, the norm over all dimensions but ``dim`` (all of them: -1), as in `torch.nn.utils.weight_norm`."""
+    dims = [other for other in range(v.dim()) if dim == -1 or other != dim % v.dim()]
+    norm: Tensor = torch.linalg.vector_norm(v, dim=dims, keepdim=dim != -1)
+    return v * (g / norm)
 
 
 PLAIN: dict[Any, Callable[..., Any]] = {
@@ -110,3 +131,6 @@ PLAIN: dict[Any, Callable[..., Any]] = {
     torch.group_norm: group_norm,
 }
 """What is replaced, and by what."""
+
+NAMED: dict[str, Callable[..., Any]] = {"_weight_norm": weight_norm}
+"""The same for what is private in torch."""

@@ -63,6 +63,14 @@ class Task(Config, Problem):
         """Keys of this split: the same key draws unrelated problems in another one."""
         return keys.fold_in(key, SPLIT_SALT + SPLITS.index(self.split))
 
+    def evaluated(self) -> Self:
+        """The family as it is evaluated and not trained: modules in evaluation mode. By default itself."""
+        return self
+
+    def remembering(self, state: State, training: State) -> State:
+        """The state with what a copy in training remembers beside its parameters: running statistics, constants."""
+        return state
+
     def hands_out(self) -> list[tuple[Tensor, ...]]:
         """The examples of this split: groups of columns, a row of each group being one example.
 

@@ -79,11 +79,11 @@ REFUSED = {
     f"{QUADRATIC}parts.BlackBox@2[{E}]": "level 1 .*cannot be differentiated by exact; let it be the topmost level",
     f"{QUADRATIC}parts.Numpy@2[{E}]": "level 1 .*cannot be differentiated twice .*; use another optimizer",
     f"parts.Detached: sgd@2[{E}]": CUT,
-    f"parts.Stored: sgd@2[{E}]": "level 1 .*its gradient moves, but its derivative is 0; .*gradient=first-order",
+    f"parts.Stored: sgd@2[{E}]": "level 1 .*whose derivative is not what differences of it say; .*gradient=first-order",
     f"parts.Cut: sgd@2[{E}]": CUT,
     f"parts.Once: sgd@2[{E}]": "level 1 .*gradient that cannot be differentiated by exact; use gradient=first-order",
     f"{QUADRATIC}sgd@2[gradient=pes] / sgd@2[{E}]": "level 2 .*the level below, .*pes.* cannot be differentiated by exact",
-    f"parts.Stored: sgd@2 / sgd(0.1)@2[{E}]": "level 2 .*cuts derivatives",
+    f"parts.Stored: sgd@2 / sgd(0.1)@2[{E}]": "level 2 .*whose derivative is not what differences",
 }
 
 

@@ -230,7 +230,7 @@ REFUSED = {
 TASKS = {
     "Once": f"once has a gradient that cannot be differentiated by forward; {FIRST_OR_PES}",
     "Detached": f"detached {CUT}",
-    "Stored": f"stored {CUT}",
+    "Stored": f"stored has a gradient whose derivative is not what differences of it say.*{FIRST_OR_PES}",
     "Cut": f"cut {CUT}",
 }
 REFUSED_TOWERS = {QUADRATIC + levels: message for levels, message in REFUSED.items()}

@@ -8,10 +8,18 @@ import pytest
 import torch
 from draws import batch_of, halves
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.func import functional_call
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
-from levels import SGD, Augmented, DigitsMLP, Level, LoaderTask, Mixture, ModuleTask, Quadratic, Rosenbrock, keys
+from levels import SGD, Augmented, DigitsMLP, Level, LoaderTask, Mixture, Quadratic, Rosenbrock, keys
 from levels.base import ProblemTraits
+from levels.tasks.network import seeded
 from levels.tasks.task import SPLITS
 from levels.tasks.wrapping import open_key, whole
 from levels.testing import check_problem
@@ -231,20 +239,79 @@ def test_a_loader_task_conforms():
     check_problem(loader_task(validation=loader(seed=1), test=loader(seed=2)))
 
 
-def test_a_loader_equals_its_tensors():
-    """The same rows of the same data as ModuleTask draws, given its keys."""
-    ours = loader_task()
-    theirs = ModuleTask(
-        make=network, loss_function=nn.functional.cross_entropy, train=tensors(), minibatch=5, dtype="float64"
-    )
-    params = ours.init(batch_of(2, 3))
-    state, other = (task.init_state(params, batch_of(2, 3, seed=1)) for task in (ours, theirs))
-    for _ in range(3):
+ORDERS = {
+    "shuffled": lambda: loader(),
+    "in order, with a last smaller batch": lambda: loader(22, shuffle=False),
+    "without it": lambda: loader(22, drop_last=True),
+    "weighted": lambda: loader(shuffle=None, sampler=WeightedRandomSampler(torch.arange(20.0), 12)),
+    "batches of a sampler": lambda: DataLoader(TensorDataset(*tensors()), batch_sampler=[[1, 2], [3, 4], [5, 6]]),
+    "whole batches": lambda: DataLoader(TensorDataset(*tensors()), batch_size=None, sampler=[[1, 2], [0, 9]]),
+    "a generator, workers": lambda: loader(generator=torch.Generator(), num_workers=1, pin_memory=False),
+    "a data set": lambda: TensorDataset(*tensors(300)),
+}
+
+
+@pytest.mark.parametrize("make", ORDERS.values(), ids=ORDERS)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
+def test_a_copy_sees_the_epochs_of_its_loader(make):
+    """Value and gradient on the rows that the loader itself gives under the copy's seeds; other copies see others."""
+    ours, given = loader_task(make()), make()
+    given = given if isinstance(given, DataLoader) else DataLoader(given, 128, shuffle=True)
+    params = ours.init(batch_of(3))
+    state = ours.init_state(params, batch_of(3, seed=1))
+    for step in range(2 * len(given) + 1):
+        expected = []
+        for flat, key in zip(params, state.cursor.key):
+            with seeded(seed := int(keys.fold_in(key, step // len(given)))):
+                for each in (given, given.sampler):
+                    if getattr(each, "generator", None) is not None:
+                        each.generator.manual_seed(seed)
+                numbers = list(given.batch_sampler or given.sampler)[step % len(given)]
+            inputs, targets = (part[numbers] for part in given.dataset.tensors)
+            leaf = flat.clone().requires_grad_()
+            outputs = functional_call(network(), ours.layout.unravel(leaf), (inputs,))
+            loss = nn.functional.cross_entropy(outputs, targets)
+            expected.append((loss.detach(), *torch.autograd.grad(loss, leaf)))
         value, grad, state = ours.value_and_grad(params, state)
-        expected, slope, other = theirs.value_and_grad(params, other)
-        assert torch.allclose(value, expected, rtol=1e-12)
-        assert torch.allclose(grad, slope, rtol=1e-10, atol=1e-14)
-        params = params - grad
+        for found, wanted in zip((value, grad), map(torch.stack, zip(*expected))):
+            assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-14)
+
+
+def test_an_epoch_has_each_item_once():
+    task = loader_task()
+    for epoch in range(2):
+        assert sorted(number for batch in task.order(5, epoch) for number in batch) == list(range(20))
+    assert task.order(5, 0) != task.order(5, 1) != task.order(6, 1)
+
+
+class Weighing(nn.Module):
+    """Takes two inputs, by place or by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, inputs, weight):
+        return self.linear(inputs) * weight[..., None]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_minibatches_with_several_inputs(named):
+    inputs, labels = tensors()
+    weight = torch.rand(20, dtype=torch.float64)
+
+    def joined(items):
+        rows = torch.stack([item[0] for item in items])
+        parts = {"inputs": inputs[rows], "weight": weight[rows], "labels": labels[rows]}
+        return parts if named else ((parts["inputs"], parts["weight"]), parts["labels"])
+
+    data = DataLoader(TensorDataset(torch.arange(20)), 20, collate_fn=joined)
+    task = LoaderTask(make=Weighing, loss_function=nn.functional.cross_entropy, train=data, dtype="float64")
+    params = task.init(batch_of(2))
+    value = task.value(params, task.init_state(params, batch_of(2)))[0]
+    for flat, found in zip(params, value):
+        outputs = functional_call(Weighing(), task.layout.unravel(flat), (inputs, weight))
+        assert torch.allclose(found, nn.functional.cross_entropy(outputs, labels), rtol=1e-12)
 
 
 class Jittered(Dataset):
@@ -270,8 +337,7 @@ def test_random_augmentation_is_drawn_from_the_key(noise, monkeypatch):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     task = loader_task(DataLoader(Jittered(), 5, shuffle=True))
     check_problem(task, splits=("train",))
-    rows = torch.zeros(5, dtype=torch.int64)
-    first, again, other = (task.fetch(key, rows)[0] for key in (keys.seed(0), keys.seed(0), keys.seed(1)))
+    first, again, other = (task.fetch(key, [0] * 5)[0] for key in (0, 0, 1))
     assert torch.equal(first, again)
     assert (first != other).all()
     assert len(first.unique(dim=0)) == 5
@@ -285,7 +351,7 @@ def test_a_collate_function_is_honoured():
         return torch.stack([2 * item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
 
     task = loader_task(loader(collate_fn=joined))
-    inputs, targets = task.fetch(keys.seed(0), torch.tensor([3, 1]))
+    inputs, targets = task.fetch(0, [3, 1])
     assert torch.equal(inputs, 2 * tensors()[0][[3, 1]])
     assert torch.equal(targets, tensors()[1][[3, 1]])
 
@@ -295,53 +361,27 @@ class Stream(IterableDataset):
         return iter(zip(*tensors()))
 
 
+NO_PAIR = "loader: minibatches must be pairs of inputs and targets, got"
+
+
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("train", "sentence"),
     [
-        (
-            lambda: loader(shuffle=False),
-            "has an order of its own, but items are drawn at random by keys; build it with",
-        ),
-        (lambda: loader(shuffle=None, sampler=RandomSampler(range(20), num_samples=7)), "has an order of its own"),
-        (lambda: loader(generator=torch.Generator()), "has a generator, but items are drawn by keys; leave it out"),
-        (lambda: loader(num_workers=2), "has 2 workers, which are not used; set num_workers=0"),
-        (lambda: loader(pin_memory=True), "pins memory, which is not done here; leave pin_memory out"),
-        (
-            lambda: loader(batch_size=None, shuffle=None),
-            "has a batch_sampler or no batches; set batch_size and shuffle",
-        ),
-        (lambda: DataLoader(Stream(), 5), "reads a stream; give it a dataset with a length and items by number"),
+        (lambda: DataLoader(Stream(), 5), "loader: the train loader reads a stream; give it a dataset with a length"),
+        (lambda: DataLoader([], 5), "loader: the train loader is empty"),
+        (lambda: loader(batch_size=50, drop_last=True), "loader: the train loader has no minibatch; lower its batch_size"),
+        (lambda: 3, "loader: the train loader reads a stream"),
+        (lambda: loader(collate_fn=lambda items: torch.zeros(3)), f"{NO_PAIR} Tensor; pass a collate_fn that joins"),
+        (lambda: loader(collate_fn=lambda items: (1, 2, 3)), f"{NO_PAIR} 3 parts; pass a collate_fn that joins items so"),
+        (lambda: loader(collate_fn=lambda items: {"inputs": items}),
+         "loader: a minibatch that is a dict needs one of targets, target, labels, label beside its inputs, got inputs"),
     ],
-)
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one processor
-def test_loaders_that_are_refused(make, sentence):
-    with pytest.raises(ValueError, match=f"^loader: the train loader {sentence}"):
-        loader_task(make())
-
-
-def test_other_mistakes_with_loaders():
+)  # fmt: skip
+def test_loaders_that_are_refused(train, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        loader_task(train())
     with pytest.raises(ValueError, match=r"^loader: there is no test loader; pass test=DataLoader\(\.\.\.\)$"):
         loader_task().on("test")
-    with pytest.raises(
-        ValueError, match=r"^loader: minibatches must be pairs of tensors.*, got dict; pass a collate_fn"
-    ):
-        loader_task(loader(collate_fn=lambda items: {"inputs": items}))
-    with pytest.raises(TypeError, match=r"^loader: train must be a DataLoader, got tuple$"):
-        loader_task(tensors())
-    with pytest.raises(ValueError, match=r"^module: 1 \(Dropout\) draws from the global generator"):
-        LoaderTask(make=lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout()), train=loader(),
-                   loss_function=nn.functional.cross_entropy)  # fmt: skip
-
-
-def test_minibatches_of_several_shapes():
-    def ragged(items):
-        width = 4 + int(items[0][1] == 0)
-        return torch.zeros(len(items), width, dtype=torch.float64), torch.tensor([int(item[1]) for item in items])
-
-    task = loader_task(loader(collate_fn=ragged))
-    params = task.init(batch_of(16))
-    with pytest.raises(ValueError, match=r"^loader: minibatches must have one shape, got \[\(5, 4\), \(5, 5\)\]; pad"):
-        task.value_and_grad(params, task.init_state(params, batch_of(16)))
 
 
 def test_splits_of_wrapped_tasks_share_no_problem():
