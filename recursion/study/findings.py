@@ -15,10 +15,10 @@ from itertools import groupby
 import pandas as pd
 
 from recursion.evaluate.statistics import Estimate, level
-from recursion.study import costs, honesty
-from recursion.study.comparing import Comparison, comparisons
+from recursion.study import comparing, costs
+from recursion.study.comparing import Comparison
 from recursion.study.request import BASELINE
-from recursion.study.results import MEASURES, Cell, Results
+from recursion.study.results import MEASURES, UNITS, Cell, Results
 from recursion.study.sensitivity import sensitivities
 from recursion.study.words import capital, interval, listing, number, plural
 
@@ -37,7 +37,7 @@ class Line:
     losses: dict[str, Estimate]
     lower: Comparison | None
     baseline: Comparison | None
-    ledger: costs.Ledger | None
+    ledger: costs.Ledger
 
 
 class Findings:
@@ -48,26 +48,25 @@ class Findings:
     """
 
     def __init__(self, data: Results) -> None:
-        self.data = data
-        runs = pd.concat([cell.runs for cell in data.cells])
+        self.data, cells, runs = data, data.cells, pd.concat([cell.runs for cell in data.cells])
         self.done, self.failed = (runs[runs.status == status] for status in ("done", "failed"))
-        plain = [cell for cell in data.cells if not cell.is_baseline and not cell.on_grid]
-        towers = [cell for cell in data.cells if cell.kind == "tower"]
-        self.comparisons = list(comparisons(data, plain))
-        self.lines = [_line(data, cell, self.comparisons) for cell in data.cells]
+        plain = [cell for cell in cells if not cell.is_baseline and not cell.on_grid]
+        towers = [cell for cell in cells if cell.kind == "tower"]
+        self.comparisons = list(comparing.comparisons(data, plain))
+        self.lines = [_line(cell, self.comparisons) for cell in cells]
         self.plain = [line for line in self.lines if not line.cell.on_grid]
-        preferred = honesty.preferred(data, plain)
+        preferred = comparing.preferred(plain)
         self.best = next((line for line in self.lines if line.cell is preferred), None)
-        even = [costs.break_even(data, cell, data.baseline) for cell in plain if cell in towers and data.baseline]
-        self.break_even = [each for each in even if each is not None]
-        self.gaps = [gap for cell in towers if (gap := honesty.gap(data, cell)) is not None]
-        self.guards = [guard for cell in data.cells if (guard := honesty.guard(data, cell)) is not None]
+        pairs = [(cell, data.baseline) for cell in plain if cell in towers and data.baseline]
+        self.break_even = [each for pair in pairs if (each := costs.break_even(*pair)) is not None]
+        self.gaps = [gap for cell in towers if (gap := comparing.gap(cell)) is not None]
+        self.guards = [guard for cell in cells if (guard := comparing.guard(cell)) is not None]
         self.rescued, self.uses = (sum(getattr(each, name) for each in self.guards) for name in ("rescued", "uses"))
-        self.alarms = list(honesty.alarms(data, self.gaps, [e for e in self.comparisons if e.factor != BASELINE]))
-        checks = [honesty.trained_on(data, cell) for cell in data.cells]
-        self.checked, self.trained_on = sum(map(len, checks)), int(sum(check.sum() for check in checks))
+        self.alarms = list(comparing.alarms(cells, self.gaps, [e for e in self.comparisons if e.factor != BASELINE]))
+        checks = pd.concat([comparing.trained_on(cell) for cell in cells])
+        self.checked, self.trained_on = len(checks), int(checks.sum())
         self.sensitivities = list(sensitivities(data))
-        self.caveats = list(filter(None, self._caveats()))
+        self.caveats = list(self._caveats())
         """What the findings cannot say, and why: a sentence each."""
 
     @property
@@ -163,15 +162,15 @@ class Findings:
         """Cells that did not cost the budget, and which part of it. Towers that learn nothing cost nothing."""
         budget = self.data.request.budget
         for line in self.plain if budget.unit == "base steps" else ():
-            part = line.ledger.spent / budget.amount if line.ledger else 0.0
+            part = line.ledger.paid[UNITS[0]] / budget.amount
             if part and not SPENDING[0] <= part <= SPENDING[1]:
                 yield line.cell.label, part
 
 
-def _line(data: Results, cell: Cell, pairs: list[Comparison]) -> Line:
-    losses = {measure: data.losses(cell, "chosen", "report", measure) for measure in MEASURES}
+def _line(cell: Cell, pairs: list[Comparison]) -> Line:
+    losses = {measure: cell.losses("chosen", "report", measure) for measure in MEASURES}
     ours = {each.factor: each for each in reversed(pairs) if each.ours is cell}
     return Line(
-        cell=cell, lower=ours.get("depth"), baseline=ours.get(BASELINE), ledger=costs.ledger(data, cell),
+        cell=cell, lower=ours.get("depth"), baseline=ours.get(BASELINE), ledger=costs.ledger(cell),
         losses={measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty},
     )  # fmt: skip

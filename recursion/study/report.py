@@ -26,7 +26,7 @@ from recursion.study import words
 from recursion.study.drawing import Picture
 from recursion.study.findings import Findings, Line
 from recursion.study.pictures import draw
-from recursion.study.results import MEASURES, SPENT, load
+from recursion.study.results import MEASURES, UNITS, load
 from recursion.study.sensitivity import WITHIN
 
 LONG = 16  # rows from which a table of the page is folded away
@@ -73,7 +73,7 @@ def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
         specs={cell.label: json.dumps(to_spec(parse(cell.tower)), indent=1) for cell in data.cells},
         machines=list(findings.done[MACHINE].drop_duplicates().sort_values(MACHINE).itertuples()),
         hours=float(findings.done.seconds.sum()) / 3600,
-        measures=list(MEASURES), spent=SPENT, long=LONG, ranges=ROBUST, infinity=math.inf,
+        measures=list(MEASURES), long=LONG, ranges=ROBUST, infinity=math.inf,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def _cells(lines: Sequence[Line]) -> Iterator[list[Text | str]]:
         bold = {m: "bold" if loss.value == lowest[m] else "" for m, loss in line.losses.items()}
         losses = [Text(words.interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
         pairs = ["" if each is None else words.share(each.main.improvement) for each in (line.lower, line.baseline)]
-        cost = "" if line.ledger is None else f"{line.ledger.spent:.3g}"
+        cost = f"{line.ledger.paid[UNITS[0]]:.3g}" if len(line.cell.done) else ""
         yield [line.cell.label, *losses, *pairs, cost, f"{len(line.cell.done)}/{len(line.cell.runs)}"]
 
 

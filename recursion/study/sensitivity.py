@@ -102,24 +102,27 @@ def sensitivities(data: Results) -> Iterator[Sensitivity]:
         groups: dict[tuple[tuple[str, str], ...], dict[tuple[int, float], Cell]] = defaultdict(dict)
         for cell in data.cells:
             value = float(pd.to_numeric(cell.factors.get(factor), errors="coerce"))
-            if 0 < value < math.inf and not data.losses(cell, "chosen", "report").empty:
+            if 0 < value < math.inf and not cell.losses("chosen", "report").empty:
                 rest = sorted((k, v) for k, v in cell.factors.items() if k not in ("depth", factor))
                 groups[tuple(rest)][cell.depth, value] = cell
         for others, cells in groups.items():
-            losses = pd.DataFrame({place: _by_seed(data, cell) for place, cell in cells.items()}).T.sort_index()
+            losses = pd.DataFrame({place: _by_seed(cell) for place, cell in cells.items()}).T.sort_index()
             losses = losses.fillna(np.inf)  # seeds that were not measured
             best, heights = losses.min(), []
             for height, grid in losses.groupby(level=0):
                 grid = grid.droplevel(0)
-                ranges = tuple(_range(grid, within * best) for within in WITHIN)
-                seconds = _seconds(data, [cell for (depth, _), cell in cells.items() if depth == height])
-                heights.append(Height(height=int(height), losses=grid[ALL], ranges=ranges, seconds=seconds))
+                alike = [cell for (depth, _), cell in cells.items() if depth == height]
+                times = pd.concat([cell.use("seconds of a step") for cell in alike])
+                heights.append(Height(
+                    height=int(height), losses=grid[ALL], ranges=tuple(_range(grid, each * best) for each in WITHIN),
+                    seconds=Estimate(times.median(), times.min(), times.max()) if len(times) else None,
+                ))  # fmt: skip
             yield Sensitivity(factor=factor, others=dict(others), best=float(best[ALL]), heights=tuple(heights))
 
 
-def _by_seed(data: Results, cell: Cell) -> pd.Series:
+def _by_seed(cell: Cell) -> pd.Series:
     """The interquartile mean loss of a cell, of all seeds together and of each."""
-    losses = data.losses(cell, "chosen", "report")
+    losses = cell.losses("chosen", "report")
     means = interquartile_mean(losses.to_numpy())
     return pd.Series({ALL: float(interquartile_mean(losses.to_numpy().reshape(-1)))} | dict(zip(losses.index, means)))
 
@@ -127,11 +130,10 @@ def _by_seed(data: Results, cell: Cell) -> pd.Series:
 def _range(grid: pd.DataFrame, limits: pd.Series) -> Range:
     """Of losses ``grid`` by step size and seed."""
     ends = {seed: _longest(grid[seed], limit) for seed, limit in limits.items()}
-    decades = {seed: math.log10(run[-1] / run[0]) if run else math.nan for seed, run in ends.items()}
-    of_seeds = [width for seed, width in decades.items() if seed != ALL]
+    decades = pd.Series({seed: math.log10(run[-1] / run[0]) if run else math.nan for seed, run in ends.items()})
+    seeds = decades.drop(ALL)
     return Range(
-        decades=decades[ALL], low=float(np.min(of_seeds)),  # NaN, if no step size will do for a seed
-        high=math.nan if np.isnan(of_seeds).all() else float(np.nanmax(of_seeds)),
+        decades=decades[ALL], low=seeds.min(skipna=False), high=seeds.max(),  # low is NaN if nothing will do for a seed
         open=bool({*ends[ALL]} & {grid.index[0], grid.index[-1]}),
     )  # fmt: skip
 
@@ -139,11 +141,5 @@ def _range(grid: pd.DataFrame, limits: pd.Series) -> Range:
 def _longest(losses: pd.Series, limit: float) -> list[float]:
     """The widest run of neighbouring step sizes with a loss within the limit, the first of equals; may be empty."""
     good = (losses <= limit) & np.isfinite(limit)
-    runs = [sizes[good.loc[sizes]] for _, sizes in losses.index.to_series().groupby((~good).cumsum())]
-    widths = [run.iloc[-1] / run.iloc[0] if len(run) else 0.0 for run in runs]
-    return list(runs[int(np.argmax(widths))])
-
-
-def _seconds(data: Results, cells: list[Cell]) -> Estimate | None:
-    times = pd.concat([data.single(cell, "seconds of a step") for cell in cells])
-    return Estimate(float(times.median()), float(times.min()), float(times.max())) if len(times) else None
+    runs = [list(run.index) for _, run in losses[good].groupby((~good).cumsum())]
+    return max(runs, key=lambda run: run[-1] / run[0], default=[])
