@@ -201,11 +201,11 @@ def rows_of(stage: str, losses: Callable[[str], Tensor]) -> Iterator[Row]:
     at each step on reported problems.
     """
     for split in SPLITS:
-        found = losses(split)
-        yield from loss_rows(stage, split, found)
+        measured = losses(split)
+        yield from loss_rows(stage, split, measured)
     if stage == "chosen":
-        quartiles: Any = np.quantile(found.double().numpy(), [*QUARTILES.values()], axis=(1, 2), method="inverted_cdf")
-        for name, values in zip(QUARTILES, quartiles):
+        parts, every = [*QUARTILES.values()], measured.double().numpy()
+        for name, values in zip(QUARTILES, np.quantile(every, parts, axis=(1, 2), method="inverted_cdf")):
             yield from (row(stage, name, value, split="report", step=step) for step, value in enumerate(values))
 
 

@@ -12,7 +12,7 @@ is none.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,7 @@ VERDICTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
+class Contrast(NamedTuple):
     """One measure: ours less theirs (interquartile mean of paired differences), and the probability of improvement.
 
     ``theirs``: their interquartile mean, to say which part of it the difference is.
@@ -53,12 +52,10 @@ class Contrast:
         return f"{number(value)}{unit} [{number(min(ends))}{unit}, {number(max(ends))}{unit}]"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """``ours`` against ``theirs``, which differ in ``factor`` alone; ``lacking``: seeds.
+class Comparison(NamedTuple):
+    """``ours`` against ``theirs``, which differ in ``factor`` alone, by the primary measure and by the final loss.
 
-    ``main``: by the primary measure, ``final``: by the loss at the end. ``sign``: -1 if ours is lower by the primary
-    measure, 1 if it is higher, 0 if no difference is shown.
+    ``lacking``: how many seeds one of the two lacks.
     """
 
     factor: str
@@ -70,24 +67,22 @@ class Comparison:
 
     @property
     def sign(self) -> int:
+        """-1 if ours is lower by the primary measure, 1 if it is higher, 0 if no difference is shown."""
         return self.main.difference.sign
-
-    @property
-    def subject(self) -> str:
-        return f"{capital(self.ours.label)} against {self.theirs.label}"
 
     @property
     def verdict(self) -> str:
         return VERDICTS.get(self.factor, SIGNS)[self.sign + 1]
 
     @property
-    def details(self) -> str:
-        """The numbers behind the verdict."""
+    def parts(self) -> tuple[str, str, str]:
+        """What is compared, the verdict, and the numbers behind it."""
         main, final = self.main, self.final.difference
         by = f"{SIGNS[self.sign + 1]} by {main.size}, " if self.sign else ""
         text = f"mean loss {by}difference {interval(main.difference)}, lower on {share(main.improvement)} of pairs"
         text += f"; final loss: {SIGNS[final.sign + 1]}, difference {interval(final)}"
-        return text + (f"; {plural(self.lacking, 'seed')} left out" if self.lacking else "")
+        text += f"; {plural(self.lacking, 'seed')} left out" if self.lacking else ""
+        return f"{capital(self.ours.label)} against {self.theirs.label}", self.verdict, text
 
     @property
     def step(self) -> str:
@@ -100,15 +95,12 @@ class Comparison:
 
 def contrast(ours: Cell, theirs: Cell, split: str, measure: str = PRIMARY) -> Contrast | None:
     """None if the two cells have no seed in common."""
-    one, other = (cell.losses("chosen", split, measure) for cell in (ours, theirs))
-    one, other = one.align(other, join="inner")
+    one, other = ours.losses("chosen", split, measure).align(theirs.losses("chosen", split, measure), join="inner")
     if one.empty:
         return None
     a, b = one.to_numpy(), other.to_numpy()
-    return Contrast(
-        difference=estimated(difference(a, b)), improvement=improvement(a, b),
-        theirs=float(interquartile_mean(b.reshape(-1))), seeds=tuple(one.index),
-    )  # fmt: skip
+    middle = float(interquartile_mean(b.reshape(-1)))
+    return Contrast(estimated(difference(a, b)), improvement(a, b), middle, tuple(one.index))
 
 
 def comparisons(data: Results, cells: Sequence[Cell]) -> Iterator[Comparison]:
@@ -119,8 +111,8 @@ def comparisons(data: Results, cells: Sequence[Cell]) -> Iterator[Comparison]:
     for factor, ours, theirs in [*pairs, *((BASELINE, cell, data.baseline) for cell in cells)]:
         main, final = (theirs and contrast(ours, theirs, "report", measure) for measure in MEASURES)
         if theirs and main and final:
-            lacking = len({*ours.runs.seed, *theirs.runs.seed} - {*main.seeds})
-            yield Comparison(factor=factor, ours=ours, theirs=theirs, lacking=lacking, main=main, final=final)
+            lacking = {*ours.runs.seed, *theirs.runs.seed} - {*main.seeds}
+            yield Comparison(factor, ours, theirs, len(lacking), main, final)
 
 
 def _before(cell: Cell, factor: str, values: Sequence[str], cells: Sequence[Cell]) -> Cell | None:
@@ -140,8 +132,7 @@ def _before(cell: Cell, factor: str, values: Sequence[str], cells: Sequence[Cell
     return max(earlier, key=place, default=None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gap:
+class Gap(NamedTuple):
     """Of a cell: its gains, log of start over chosen loss, by split. Above 0 is better."""
 
     cell: Cell
@@ -162,81 +153,14 @@ class Gap:
         return [split for split in gained if report.sign <= 0 and not report.value > self.gains[split].value / 2]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Guard:
-    """Of a cell's uses: how many fell back to the hand-made optimizer, and the loss with and without the guard."""
-
-    cell: Cell
-    rescued: int
-    uses: int
-    guarded: Estimate
-    bare: Estimate
-
-    @property
-    def sentence(self) -> str:
-        rescued, losses = f"{self.rescued} of {plural(self.uses, 'use')}", (interval(self.guarded), interval(self.bare))
-        return f"Guard: {self.cell.label}: {rescued} rescued; mean loss guarded {losses[0]}, bare {losses[1]}."
-
-
 def gap(cell: Cell) -> Gap | None:
     """None where nothing was trained, or nothing is done."""
     gains = {}
     for split in SPLITS:
-        start, chosen = (cell.losses(stage, split) for stage in ("start", "chosen"))
-        start, chosen = start.align(chosen, join="inner")
+        start, chosen = cell.losses("start", split).align(cell.losses("chosen", split), join="inner")
         if not start.empty:
             gains[split] = gain(start.to_numpy(), chosen.to_numpy())
-    return Gap(cell=cell, gains=gains) if "report" in gains and len(gains) > 1 else None
-
-
-def guard(cell: Cell) -> Guard | None:
-    """None if no use was guarded. A training that diverged left nothing to use, so it is not in these numbers."""
-    places = ("guarded", "rescued"), ("guarded", PRIMARY), ("chosen", PRIMARY)
-    frames = [cell.losses(stage, "report", measure) for stage, measure in places]
-    rescued, guarded, bare = (frame[frame.index.isin(cell.done.seed)].to_numpy() for frame in frames)
-    if not rescued.size:
-        return None
-    return Guard(cell=cell, rescued=int(rescued.sum()), uses=rescued.size, guarded=level(guarded), bare=level(bare))
-
-
-def alarms(cells: Sequence[Cell], gaps: Sequence[Gap], pairs: Sequence[Comparison]) -> Iterator[str]:
-    """Every alarm, a sentence each. ``pairs``: of cells with cells."""
-    for each in gaps:
-        if each.alarming:
-            gains = " and ".join(f"{split} problems (gain {interval(each.gains[split])})" for split in each.alarming)
-            report = f"but not on report problems (gain {interval(each.gains['report'])})"
-            learned = "what it learned is about the problems that it was trained or chosen on"
-            yield f"{each.cell.label} improves on {gains} {report}: {learned}"
-    best = preferred([cell for each in pairs for cell in (each.ours, each.theirs)])
-    for pair in pairs:
-        if best in (pair.ours, pair.theirs):
-            yield from _misled(pair.theirs if pair.ours is best else pair.ours, best)
-    for cell in cells:
-        count = int(trained_on(cell).sum())
-        if count:
-            yield f"{cell.label} was trained on {plural(count, 'problem')} of those that are reported"
-
-
-def _misled(other: Cell, best: Cell) -> Iterator[str]:
-    """An alarm if report problems show less than half of the lead that select problems claim for the best cell."""
-    contrasts = [contrast(best, other, split) for split in ("select", "report")]
-    claimed, seen = (each and each.difference for each in contrasts)
-    if claimed and seen and claimed.sign < 0 <= seen.sign and not seen.value < claimed.value / 2:
-        claim = f"select problems prefer {best.label} to {other.label} (difference {interval(claimed)})"
-        report = f"report problems do not (difference {interval(seen)})"
-        yield f"{claim}, {report}: choosing among cells found what does not hold"
-
-
-def trained_on(cell: Cell) -> pd.Series:
-    """Of each run that was checked, how many reported problems it was trained on."""
-    return cell.part("reporting", "report", "problems trained on").value
-
-
-def preferred(cells: Sequence[Cell]) -> Cell | None:
-    """The cell with the lowest interquartile mean loss on select problems; the first of equals."""
-    losses = [cell.losses("chosen", "select").to_numpy() for cell in cells]
-    means = [float(interquartile_mean(each.reshape(-1))) if each.size else np.nan for each in losses]
-    return None if np.isnan(means).all() else cells[int(np.nanargmin(means))]
+    return Gap(cell, gains) if "report" in gains and len(gains) > 1 else None
 
 
 def gain(start: Values, chosen: Values) -> Estimate:
@@ -251,3 +175,63 @@ def gain(start: Values, chosen: Values) -> Estimate:
     each = estimated(gains)
     # of one problem and one training, this gain is all that there is to know
     return each if gains.size > 1 else Estimate(each.value, each.value, each.value)
+
+
+class Guard(NamedTuple):
+    """Of a cell's uses: how many fell back to the hand-made optimizer, and the loss with and without the guard."""
+
+    cell: Cell
+    rescued: int
+    uses: int
+    guarded: Estimate
+    bare: Estimate
+
+    @property
+    def sentence(self) -> str:
+        rescued, losses = f"{self.rescued} of {plural(self.uses, 'use')}", (interval(self.guarded), interval(self.bare))
+        return f"Guard: {self.cell.label}: {rescued} rescued; mean loss guarded {losses[0]}, bare {losses[1]}."
+
+
+def guard(cell: Cell) -> Guard | None:
+    """None if no use was guarded. A training that diverged left nothing to use, so it is not in these numbers."""
+    places = ("guarded", "rescued"), ("guarded", PRIMARY), ("chosen", PRIMARY)
+    frames = [cell.losses(stage, "report", measure) for stage, measure in places]
+    rescued, guarded, bare = (frame[frame.index.isin(cell.done.seed)].to_numpy() for frame in frames)
+    return Guard(cell, int(rescued.sum()), rescued.size, level(guarded), level(bare)) if rescued.size else None
+
+
+def alarms(cells: Sequence[Cell], gaps: Sequence[Gap], pairs: Sequence[Comparison]) -> Iterator[str]:
+    """Every alarm, a sentence each: of gaps; of the best of ``pairs`` of cells, if report problems show less than half
+    of the lead that select problems claim for it; of problems that were trained on.
+    """
+    for each in gaps:
+        if each.alarming:
+            gains = " and ".join(f"{split} problems (gain {interval(each.gains[split])})" for split in each.alarming)
+            report = f"but not on report problems (gain {interval(each.gains['report'])})"
+            learned = "what it learned is about the problems that it was trained or chosen on"
+            yield f"{each.cell.label} improves on {gains} {report}: {learned}"
+    best = preferred([cell for pair in pairs for cell in (pair.ours, pair.theirs)])
+    for pair in (pair for pair in pairs if best in (pair.ours, pair.theirs)):
+        other = pair.theirs if pair.ours is best else pair.ours
+        contrasts = (best and contrast(best, other, split) for split in ("select", "report"))
+        claim, shown = (each and each.difference for each in contrasts)
+        if best and claim and shown and claim.sign < 0 <= shown.sign and not shown.value < claim.value / 2:
+            prefer = f"select problems prefer {best.label} to {other.label} (difference {interval(claim)})"
+            report = f"report problems do not (difference {interval(shown)})"
+            yield f"{prefer}, {report}: choosing among cells found what does not hold"
+    for cell in cells:
+        count = int(trained_on(cell).sum())
+        if count:
+            yield f"{cell.label} was trained on {plural(count, 'problem')} of those that are reported"
+
+
+def trained_on(cell: Cell) -> pd.Series:
+    """Of each run that was checked, how many reported problems it was trained on."""
+    return cell.part("reporting", "report", "problems trained on").value
+
+
+def preferred(cells: Sequence[Cell]) -> Cell | None:
+    """The cell with the lowest interquartile mean loss on select problems; the first of equals."""
+    losses = [cell.losses("chosen", "select").to_numpy() for cell in cells]
+    means = [float(interquartile_mean(each.reshape(-1))) if each.size else np.nan for each in losses]
+    return None if np.isnan(means).all() else cells[int(np.nanargmin(means))]

@@ -16,7 +16,6 @@ report gives the median and the range over seeds, which for five seeds holds the
 
 import math
 import statistics
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +23,8 @@ import pandas as pd
 
 from recursion.study.results import SPENT, UNITS, Cell
 from recursion.study.words import capital, number, plural, uses
+
+USES = {"uses": ["uses", "low", "high"], "full": ["full", "full_low", "full_high"]}  # and their ends over seeds
 
 
 class Ledger(NamedTuple):
@@ -45,8 +46,7 @@ class Ledger(NamedTuple):
         return self.stages[self.stages.index != "reporting"].sum()
 
 
-@dataclass(frozen=True, kw_only=True)
-class BreakEven:
+class BreakEven(NamedTuple):
     """Of a cell against the tuned baseline. ``target``: loss; ``reached``: at which step; medians over seeds.
 
     ``units``: a row a unit of cost and the columns uses, low, high (over seeds), full, full_low, full_high (if tuning
@@ -90,8 +90,7 @@ class BreakEven:
         return "the loss is not reached" if self.unreached else "a use costs as much as the baseline's, or more"
 
     def _after(self, unit: str, what: str = "uses") -> str:
-        row = self.units.loc[unit]
-        value, low, high = row[[what, "low", "high"] if what == "uses" else [what, "full_low", "full_high"]]
+        value, low, high = self.units.loc[unit, USES[what]]
         if math.isinf(value):
             return "never"
         text = "the first use" if value <= 1 else f"{uses(value)} uses"
@@ -124,9 +123,8 @@ def break_even(cell: Cell, baseline: Cell) -> BreakEven | None:
     columns = {"uses": _median(after), "low": after.min(), "high": after.max(), "saving": _median(saving)}
     columns |= {"full": _median(full), "full_low": full.min(), "full_high": full.max()}
     return BreakEven(
-        cell=cell, target=float(target.median()), reached=statistics.median_high(reached), steps=theirs.shape[1] - 1,
-        units=pd.DataFrame(columns), never=int(np.isinf(after[UNITS[0]]).sum()),
-        seeds=len(ours), unreached=bool(np.isinf(reached).mean() > 0.5),
+        cell, float(target.median()), statistics.median_high(reached), theirs.shape[1] - 1, pd.DataFrame(columns),
+        never=int(np.isinf(after[UNITS[0]]).sum()), seeds=len(ours), unreached=bool(np.isinf(reached).mean() > 0.5),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What a study found: plain data, nothing printed.
 
-    findings = Findings(load(Path("runs/depths")))
+    findings = Findings(load("runs/depths"))
     print(findings.answer[0])
 
 The best depth is chosen on select problems and judged on report problems: to choose it on the problems that it is
@@ -8,9 +8,9 @@ judged on would flatter it.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -26,8 +26,7 @@ SPENDING = (0.9, 1.05)  # of the budget: what counts as equal cost
 CHANGES = {-1: "lower", 0: "not shown to be different", 1: "higher"}  # by the sign of a difference
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """A row of the table. ``losses``: interquartile means on report problems, by measure; none where nothing is done.
 
     ``lower``, ``baseline``: against the cell one level lower, which differs in nothing else, and the tuned baseline.
@@ -40,11 +39,18 @@ class Line:
     ledger: costs.Ledger
 
 
+def lowest(lines: Sequence[Line]) -> dict[str, float]:
+    """The lowest loss of some lines, by measure."""
+    losses = {name: [line.losses[name].value for line in lines if name in line.losses] for name in MEASURES}
+    return {name: min(values, default=math.inf) for name, values in losses.items()}
+
+
 class Findings:
     """Everything that the report says. Cells without a measurement are there, with nothing said of them.
 
     ``best``: the line that select problems prefer. ``checked``: runs of which it was checked whether a reported problem
-    was trained on, and ``trained_on``, how many problems were. ``done``, ``failed``: of all runs.
+    was trained on, and ``trained_on``, how many problems were. ``done``, ``failed``: of all runs. ``caveats``: what the
+    findings cannot say, and why, a sentence each.
     """
 
     def __init__(self, data: Results) -> None:
@@ -53,7 +59,7 @@ class Findings:
         plain = [cell for cell in cells if not cell.is_baseline and not cell.on_grid]
         towers = [cell for cell in cells if cell.kind == "tower"]
         self.comparisons = list(comparing.comparisons(data, plain))
-        self.lines = [_line(cell, self.comparisons) for cell in cells]
+        self.lines = [self._line(cell) for cell in cells]
         self.plain = [line for line in self.lines if not line.cell.on_grid]
         preferred = comparing.preferred(plain)
         self.best = next((line for line in self.lines if line.cell is preferred), None)
@@ -67,7 +73,6 @@ class Findings:
         self.checked, self.trained_on = len(checks), int(checks.sum())
         self.sensitivities = list(sensitivities(data))
         self.caveats = list(self._caveats())
-        """What the findings cannot say, and why: a sentence each."""
 
     @property
     def answer(self) -> list[str]:
@@ -77,16 +82,16 @@ class Findings:
     @property
     def sentences(self) -> list[str]:
         """All that is said of pairs, uses, sensitivity and the guard, in order."""
-        pairs = [f"{each.subject}: {each.verdict}; {each.details}." for each in self.comparisons]
-        uses = [each.sentence for each in self.break_even]
+        pairs = ["{}: {}; {}.".format(*each.parts) for each in self.comparisons]
         ranges = [text for each in self.sensitivities for text in each.sentences]
-        return [*pairs, *uses, *ranges, *(each.sentence for each in self.guards if each.rescued)]
+        guards = [each.sentence for each in self.guards if each.rescued]
+        return [*pairs, *(each.sentence for each in self.break_even), *ranges, *guards]
 
-    @property
-    def lowest(self) -> dict[str, float]:
-        """The lowest loss of all lines, by measure."""
-        losses = [(measure, each.value) for line in self.lines for measure, each in line.losses.items()]
-        return {measure: min((loss for of, loss in losses if of == measure), default=math.inf) for measure in MEASURES}
+    def _line(self, cell: Cell) -> Line:
+        losses = {measure: cell.losses("chosen", "report", measure) for measure in MEASURES}
+        means = {measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty}
+        ours = {each.factor: each for each in reversed(self.comparisons) if each.ours is cell}
+        return Line(cell, means, ours.get("depth"), ours.get(BASELINE), costs.ledger(cell))
 
     def _depths(self) -> str:
         pairs = [each for each in self.comparisons if each.factor == "depth"]
@@ -145,8 +150,11 @@ class Findings:
         failures = [f"{plural(some, 'run')} {how}" for how, some in counts.items() if some]
         if failures:
             yield f"{' and '.join(failures)}, see the failed runs."
-        unequal = [f"{label} {number(100 * part)}%" for label, part in self._unequal()]
-        if unequal:
+        in_steps = request.budget.unit == "base steps"
+        parts = {line.cell.label: line.ledger.paid[UNITS[0]] / request.budget.amount for line in self.plain if in_steps}
+        unequal = [f"{label} {number(100 * part)}%" for label, part in parts.items()
+                   if part and not SPENDING[0] <= part <= SPENDING[1]]  # fmt: skip
+        if unequal:  # towers that learn nothing cost nothing, and are not meant
             more = f" and {plural(len(unequal) - 8, 'cell')} more" if unequal[8:] else ""
             spent = f"Not every cell spent the whole budget: {listing(unequal[:8])}{more}."
             yield f"{spent} A search ends early when nothing is left to try."
@@ -157,20 +165,3 @@ class Findings:
             yield f"There is no tuned baseline, so {nothing}."
         if all(cell.kind != "tower" for cell in self.data.cells):
             yield "Nothing was trained: all cells are hand-made rules that were tuned."
-
-    def _unequal(self) -> Iterator[tuple[str, float]]:
-        """Cells that did not cost the budget, and which part of it. Towers that learn nothing cost nothing."""
-        budget = self.data.request.budget
-        for line in self.plain if budget.unit == "base steps" else ():
-            part = line.ledger.paid[UNITS[0]] / budget.amount
-            if part and not SPENDING[0] <= part <= SPENDING[1]:
-                yield line.cell.label, part
-
-
-def _line(cell: Cell, pairs: list[Comparison]) -> Line:
-    losses = {measure: cell.losses("chosen", "report", measure) for measure in MEASURES}
-    ours = {each.factor: each for each in reversed(pairs) if each.ours is cell}
-    return Line(
-        cell=cell, lower=ours.get("depth"), baseline=ours.get(BASELINE), ledger=costs.ledger(cell),
-        losses={measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty},
-    )  # fmt: skip

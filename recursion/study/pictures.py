@@ -209,8 +209,8 @@ def _sensitivity(pictures: list[Picture], each: Sensitivity) -> None:
     values = np.concatenate([height.losses for height in each.heights])
     highest = max(values[np.isfinite(values)], default=1.0)
     alt = f"Mean loss against {each.factor} for heights {listing([str(height.height) for height in each.heights])}."
-    others = "".join(f"; {name} {value}" for name, value in each.others.items())
-    caption = f"Mean loss against the step size that all levels begin with ({each.factor}{others}), a line for each "
+    factors = "; ".join([each.factor, *each.others])
+    caption = f"Mean loss against the step size that all levels begin with ({factors}), a line for each "
     caption += f"height; crosses are divergence, dotted lines {WITHIN[0]:g} and {WITHIN[1]:g} times the best loss."
     name, title, labels = f"sensitivity-{each.slug}", "Sensitivity against height", f"{each.factor} at the start"
     with drawn(pictures, name, title, alt, caption, labels, "mean loss on report problems", height=4.2) as axes:

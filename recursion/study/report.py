@@ -24,7 +24,7 @@ from recursion.notation import parse
 from recursion.spec import to_spec
 from recursion.study import words
 from recursion.study.drawing import Picture
-from recursion.study.findings import Findings, Line
+from recursion.study.findings import Findings, Line, lowest
 from recursion.study.pictures import draw
 from recursion.study.results import MEASURES, UNITS, load
 from recursion.study.sensitivity import WITHIN
@@ -73,18 +73,23 @@ def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
         specs={cell.label: json.dumps(to_spec(parse(cell.tower)), indent=1) for cell in data.cells},
         machines=list(findings.done[MACHINE].drop_duplicates().sort_values(MACHINE).itertuples()),
         hours=float(findings.done.seconds.sum()) / 3600,
-        measures=list(MEASURES), long=LONG, ranges=ROBUST, infinity=math.inf,
+        measures=list(MEASURES), lowest=lowest(findings.lines), long=LONG, ranges=ROBUST, infinity=math.inf,
     )  # fmt: skip
 
 
 def show(findings: Findings, console: Console) -> None:
-    """The tables and the sentences, in the terminal."""
-    cells = _cells(findings.plain) if any(line.losses for line in findings.plain) else iter(())
+    """The tables and the sentences, in the terminal. A row a cell; step sizes of a grid have a table of their own."""
+    cells = _cells(findings.plain) if any(line.losses for line in findings.plain) else ()
     counts = findings.failed.diverged.map({True: "infinite loss", False: "left out"})
     failed = zip(findings.failed.run, findings.failed.why, counts)
+    robust = (
+        (height.name, *(each.text for each in height.ranges), words.number(height.losses.min()),
+         words.seconds(height.seconds.value) if height.seconds else "")
+        for each in findings.sensitivities for height in each.heights
+    )  # fmt: skip
     for title, heads, rows in (
         ("on report problems", FACTORS, cells),
-        ("Robust range of step sizes, with the range over seeds", ROBUST, _robust(findings)),
+        ("Robust range of step sizes, with the range over seeds", ROBUST, robust),
         ("Failed runs, and how they count", ("run", "why", "counts as"), failed),
     ):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -106,20 +111,11 @@ def show(findings: Findings, console: Console) -> None:
 
 
 def _cells(lines: Sequence[Line]) -> Iterator[list[Text | str]]:
-    """A row a cell, the lowest of each loss in bold; step sizes of a grid have a table of their own."""
-    lowest = {m: min((line.losses[m].value for line in lines if m in line.losses), default=0.0) for m in MEASURES}
+    """A row a cell, the lowest of each loss in bold."""
+    least = lowest(lines)
     for line in lines:
-        bold = {m: "bold" if loss.value == lowest[m] else "" for m, loss in line.losses.items()}
+        bold = {m: "bold" if loss.value == least[m] else "" for m, loss in line.losses.items()}
         losses = [Text(words.interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
         pairs = ["" if each is None else words.share(each.main.improvement) for each in (line.lower, line.baseline)]
         cost = f"{line.ledger.paid[UNITS[0]]:.3g}" if len(line.cell.done) else ""
         yield [line.cell.label, *losses, *pairs, cost, f"{len(line.cell.done)}/{len(line.cell.runs)}"]
-
-
-def _robust(findings: Findings) -> Iterator[list[Text | str]]:
-    for each in findings.sensitivities:
-        others = "".join(f", {name} {value}" for name, value in each.others.items())
-        for height in each.heights:
-            time = words.seconds(height.seconds.value) if height.seconds else ""
-            ranges = [each.text for each in height.ranges]
-            yield [f"height {height.height}{others}", *ranges, words.number(height.losses.min()), time]
