@@ -54,12 +54,14 @@ def ablate(args: argparse.Namespace) -> None:
         some = f"{len(failed)} of {len(request.runs())} runs failed, as {failed.iloc[0].run}: {failed.iloc[0].why}"
         _say(f"{some}; mend that, then try them again with: {again}")
     if not args.no_report:
-        _report(out, None)
+        report(argparse.Namespace(run=out, out=None))
 
 
 def report(args: argparse.Namespace) -> None:
     """``tower report``: the page of a study, as far as it is."""
-    _report(Path(args.run), args.out)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    paths = write(Path(args.run), console, None if args.out is None else Path(args.out))
+    sys.stdout.write(f"written: {', '.join(map(str, paths))}\n")
 
 
 def _planned(request: Request, size: int, out: Path) -> Iterator[str]:
@@ -81,28 +83,19 @@ def _planned(request: Request, size: int, out: Path) -> Iterator[str]:
 
 def _carry_out(request: Request, out: Path, pool: Pool, args: argparse.Namespace) -> None:
     """Carry out all runs, and show how far they are."""
-    words, boards = ["tower", *args.words], list[Board]()
+    words = ["tower", *args.words]
 
-    def begin(status: Mapping[str, str]) -> None:
+    def begin(status: Mapping[str, str]) -> Board:
         done = sum(each == "done" for each in status.values())
         if done:
             _say(f"going on, {done} of {len(status)} runs are done")
-        boards.append(stack.enter_context(Board(status, sys.stderr)))
-
-    def tell(event: Event) -> None:
-        boards[0](event)
+        return stack.enter_context(Board(status, sys.stderr))
 
     with ExitStack() as stack:
         try:
-            carry_out(request, out, pool=pool, retry=args.retry, argv=words, on_begin=begin, on_event=tell)
+            carry_out(request, out, pool=pool, retry=args.retry, argv=words, watch=begin)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; go on with the same command: {shlex.join(words)}") from None
-
-
-def _report(folder: Path, out: str | None) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    paths = write(folder, console, None if out is None else Path(out))
-    sys.stdout.write(f"written: {', '.join(map(str, paths))}\n")
 
 
 def _say(line: str) -> None:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
 from levels import catalog
@@ -108,7 +109,8 @@ class Entry:
         return replace(before, start=value) if isinstance(before, Hyper) and fits(value, float) else value
 
 
-def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
+@cache
+def cells(text: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
     """Each cut with each combination of values, all built. ValueError, in one line, for what cannot be."""
     written, repeats = _read(text)
     _check(depths, grid)
@@ -120,7 +122,7 @@ def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
     for depth in depths:
         with _named(f"depth {depth}"):
             cuts[depth] = _cut(written, repeats, depth)
-    every = [cell for depth, cut in cuts.items() for cell in _cells_of(depth, cut, entries)]
+    every = tuple(cell for depth, cut in cuts.items() for cell in _cells_of(depth, cut, entries))
     for entry, _ in entries:
         if not any(entry.text in cell.factors for cell in every):
             _refuse(entry, cuts[max(cuts)])

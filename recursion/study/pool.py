@@ -31,7 +31,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
-from recursion.files import explained
 from recursion.study import records
 from recursion.study.job import PERFORM, Job, main, on_disk
 from recursion.study.request import Request, Run
@@ -54,14 +53,14 @@ class Event(NamedTuple):
 
 def ablate(
     request: Request, out: str | Path, *, pool: "Pool | None" = None, retry: bool = False, perform: str = PERFORM,
-    argv: Sequence[str] = (), on_begin: Callable[[dict[str, str]], object] = lambda _: None,
-    on_event: Callable[[Event], object] = lambda _: None,
+    argv: Sequence[str] = (), watch: Callable[[dict[str, str]], Callable[[Event], object]] = lambda _: lambda _: None,
 ) -> None:  # fmt: skip
     """Carry out what is left of a study.
 
     ``out``: its folder, made if need be. ``pool``: where runs are carried out; None for `Local()`. ``retry``: whether
     failed runs are tried again. ``perform``: the dotted name of what carries out a run, see `recursion.study.job`.
-    ``argv``: words to keep as those of the command. ``on_begin`` gets the status of each run by its id.
+    ``argv``: words to keep as those of the command. ``watch`` gets the status of each run by its id, and returns what
+    hears of each event.
 
     Raises ValueError if the folder is of another request; OSError if it is in use or something cannot be written: what
     was found before stays, and calling it again goes on.
@@ -69,24 +68,24 @@ def ablate(
     if request.search == "optuna" and find_spec("optuna") is None:
         raise ValueError("optuna is not installed; pip install 'descent-tower[tune]', or search=grid")
     folder = Path(out).absolute()
-    with explained("make the folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    records.make_folder("folder", folder)
     with records.locked(folder, 0.0, f"another study is at work in {folder}; wait for it, or stop it"):
         records.begin(folder, request, argv)
         status = {run: records.result_of(folder, run)["status"] for run in request.runs()}
         left = [run for run in status if status[run] not in ({"done"} if retry else {"done", "failed"})]
         for run in left:
             (records.run_folder(folder, run) / records.RESULT).unlink(missing_ok=True)
-        on_begin({run.id: "waiting" if run in left else status[run] for run in status})
+        tell = watch({run.id: "waiting" if run in left else status[run] for run in status})
         with contextlib.closing(events(pool or Local(), left, Job(request, folder, perform))) as happening:
-            for run, kind, what, fraction, everywhere in happening:
-                if kind == "failed" and everywhere:
+            for event in happening:
+                run, what = event.run, event.what
+                if event.everywhere:
                     raise OSError(f"{run.id}: {what}; what was found stays, make room and run this again")
-                if kind == "failed":
+                if event.kind == "failed":
                     records.finish(folder, run, {"why": what})
-                if kind == "done" and records.result_of(folder, run)["status"] != "done":
+                if event.kind == "done" and records.result_of(folder, run)["status"] != "done":
                     raise OSError(f"{records.run_folder(folder, run)} lost its result; run this again")
-                on_event(Event(run, kind, what, fraction, everywhere))
+                tell(event)
 
 
 def events(pool: "Pool", runs: Sequence[Run], job: Job) -> Generator[Event]:
@@ -155,8 +154,7 @@ class Process:
 
     def __init__(self, run: Run, job: Job) -> None:
         place = records.run_folder(job.folder, run)
-        with explained("make the run folder", place):
-            place.mkdir(parents=True, exist_ok=True)
+        records.make_folder("run folder", place)
         code, words = f"from {main.__module__} import main; main()", pickle.dumps((run, job)).hex()
         with (place / LOG).open("ab") as log:
             self.process = subprocess.Popen(

@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from recursion.files import explained, replace_file
+from recursion.evaluate.reporting import make_folder
+from recursion.files import replace_file
 from recursion.notation import parse
 from recursion.spec import to_spec
 from recursion.study import words
@@ -47,8 +48,7 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     findings = Findings(load(folder))
     show(findings, console)
     target = folder / "report.html" if out is None else out
-    with explained("make", target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     pictures = draw(findings)
     contents = {target: page(folder, findings, pictures).encode()}
     contents |= {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
