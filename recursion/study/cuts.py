@@ -24,7 +24,7 @@ from levels.catalog import Setting
 from levels.config import Count, fits, format_value, require, settings
 from levels.hyper import Hyper
 from levels.level import Level
-from recursion.notation import one_line, parse, read_value
+from recursion.notation import located, one_line, parse, read_value
 from recursion.tower import Tower
 
 Grid = tuple[tuple[str, tuple[str, ...]], ...]
@@ -62,7 +62,7 @@ class Entry:
         """The levels with the setting at a value; None if it concerns none of them. ValueError, naming the level."""
         changed = {}
         for place in self.places(levels):
-            with _named(f"level {place + 1} ({levels[place]})"):
+            with located(f"level {place + 1} ({levels[place]})"):
                 changed[place] = self._changed(levels[place], text)
         replaced = [changed.get(place) or level for place, level in enumerate(levels)]
         return replaced if any(changed.values()) else None
@@ -120,7 +120,7 @@ def cells(text: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
         entries.append((Entry(name, *matched.groups()), values))
     cuts = {}
     for depth in depths:
-        with _named(f"depth {depth}"):
+        with located(f"depth {depth}"):
             cuts[depth] = _cut(written, repeats, depth)
     every = tuple(cell for depth, cut in cuts.items() for cell in _cells_of(depth, cut, entries))
     for entry, _ in entries:
@@ -184,24 +184,23 @@ def _cut(tower: Tower, repeats: bool, depth: int) -> Tower:
 
 def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, ...]]]) -> Iterator[Cell]:
     """A cut with each combination of the values of the entries that concern it."""
-    grid: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
+    grid: list[tuple[list[Level], dict[str, str], str]] = [([*cut.levels], {}, f"depth {depth}")]
     for entry, values in entries:
-        grown = []
-        for levels, factors, labels in grid:
+        before, grid = grid, []
+        for levels, factors, label in before:
             for value in values:
-                with _named(f"grid {entry.text}={value} at depth {depth}"):
+                with located(f"grid {entry.text}={value} at depth {depth}"):
                     changed = entry.apply(levels, value)
                 if changed is None:
-                    grown.append((levels, factors, labels))
+                    grid.append((levels, factors, label))
                     break
-                grown.append((changed, factors | {entry.text: value}, [*labels, f"{entry.label} {value}"]))
-        grid = grown
-    for levels, factors, labels in grid:
-        with _named(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
+                grid.append((changed, factors | {entry.text: value}, f"{label}, {entry.label} {value}"))
+    for levels, factors, label in grid:
+        with located(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
             tower = Tower(cut.task, *levels)
             same = str(parse(str(tower))) == str(tower)
             require(same, f"{tower} cannot be written down in full; runs are made from notation")
-        yield Cell(", ".join(labels), {"depth": str(depth)} | factors, tower)
+        yield Cell(label, {"depth": str(depth)} | factors, tower)
 
 
 def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
@@ -273,15 +272,6 @@ def _optimizers(value: Any) -> Iterator[Optimizer]:
         value = tuple(settings(value).values())
     for each in value if isinstance(value, (tuple, list)) else ():
         yield from _optimizers(each)
-
-
-@contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """An error inside gets the place in front, in one line."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {one_line(error)}") from error
 
 
 def _fail(message: str) -> NoReturn:

@@ -132,23 +132,6 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Local:
-    """Processes on this machine, of one thread each. ``workers``: how many; None for one a processor."""
-
-    workers: int | None = None
-
-    @property
-    def size(self) -> int:
-        return self.workers or processors()
-
-    def connected(self) -> contextlib.AbstractContextManager[int]:
-        return contextlib.nullcontext(self.size)
-
-    def start(self, run: Run, job: Job) -> "Process":
-        return Process(run, job)
-
-
 class Process:
     """A run in a process on this machine; iterates over its messages, each an `Event` without the run."""
 
@@ -179,6 +162,40 @@ class Process:
                 self.process.stdin.close()
         if at_once:
             self.process.kill()
+
+
+@dataclass(frozen=True)
+class Local:
+    """Processes on this machine, of one thread each. ``workers``: how many; None for one a processor."""
+
+    workers: int | None = None
+
+    @property
+    def size(self) -> int:
+        return self.workers or processors()
+
+    def connected(self) -> contextlib.AbstractContextManager[int]:
+        return contextlib.nullcontext(self.size)
+
+    start = staticmethod(Process)
+
+
+class RayTask:
+    """A run in a process that a Ray task starts and listens to."""
+
+    def __init__(self, run: Run, job: Job) -> None:
+        self.ray = _imported_ray()
+        self.stream = self.ray.remote(num_cpus=1, max_retries=0)(_messages).remote(run, job)
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        try:
+            for reference in self.stream:
+                yield self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            yield "failed", f"its Ray worker died: {' '.join(str(error).split())[:200]}"
+
+    def stop(self, at_once: bool = False) -> None:
+        self.ray.cancel(self.stream)  # raises KeyboardInterrupt in it
 
 
 @dataclass(frozen=True)
@@ -217,29 +234,10 @@ class Ray:
                 stack.callback(ray.shutdown)
             yield self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def start(self, run: Run, job: Job) -> "RayTask":
-        return RayTask(run, job)
+    start = staticmethod(RayTask)
 
 
 Pool = Local | Ray
-
-
-class RayTask:
-    """A run in a process that a Ray task starts and listens to."""
-
-    def __init__(self, run: Run, job: Job) -> None:
-        self.ray = _imported_ray()
-        self.stream = self.ray.remote(num_cpus=1, max_retries=0)(_messages).remote(run, job)
-
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        try:
-            for reference in self.stream:
-                yield self.ray.get(reference)
-        except self.ray.exceptions.RayError as error:
-            yield "failed", f"its Ray worker died: {' '.join(str(error).split())[:200]}"
-
-    def stop(self, at_once: bool = False) -> None:
-        self.ray.cancel(self.stream)  # raises KeyboardInterrupt in it
 
 
 def _messages(run: Run, job: Job) -> Iterator[Sequence[Any]]:

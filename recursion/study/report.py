@@ -9,10 +9,9 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -60,8 +59,8 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
 def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
     """The whole page of the study in ``folder``, as text."""
     jinja = Environment(
-        loader=FunctionLoader(lambda name: files("recursion.study").joinpath(name).read_text()),
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
+        loader=PackageLoader("recursion.study", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
     )  # fmt: skip
     jinja.filters |= {name: getattr(words, name) for name in FILTERS}
     jinja.filters["base64"] = lambda data: base64.b64encode(data).decode()
