@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from recursion.evaluate.statistics import Estimate, Values, difference, improvement, interquartile_mean, level
 from recursion.evaluate.statistics import interval as estimated
@@ -220,14 +219,9 @@ def alarms(cells: Sequence[Cell], gaps: Sequence[Gap], pairs: Sequence[Compariso
             report = f"report problems do not (difference {interval(shown)})"
             yield f"{prefer}, {report}: choosing among cells found what does not hold"
     for cell in cells:
-        count = int(trained_on(cell).sum())
+        count = int(cell.trained_on.sum())
         if count:
             yield f"{cell.label} was trained on {plural(count, 'problem')} of those that are reported"
-
-
-def trained_on(cell: Cell) -> pd.Series:
-    """Of each run that was checked, how many reported problems it was trained on."""
-    return cell.part("reporting", "report", "problems trained on").value
 
 
 def preferred(cells: Sequence[Cell]) -> Cell | None:

@@ -1,8 +1,5 @@
 """What a study found: plain data, nothing printed.
 
-    findings = Findings(load("runs/depths"))
-    print(findings.answer[0])
-
 The best depth is chosen on select problems and judged on report problems: to choose it on the problems that it is
 judged on would flatter it.
 """
@@ -69,7 +66,7 @@ class Findings:
         self.guards = [guard for cell in cells if (guard := comparing.guard(cell)) is not None]
         self.rescued, self.uses = (sum(getattr(each, name) for each in self.guards) for name in ("rescued", "uses"))
         self.alarms = list(comparing.alarms(cells, self.gaps, [e for e in self.comparisons if e.factor != BASELINE]))
-        checks = pd.concat([comparing.trained_on(cell) for cell in cells])
+        checks = pd.concat([cell.trained_on for cell in cells])
         self.checked, self.trained_on = len(checks), int(checks.sum())
         self.sensitivities = list(sensitivities(data))
         self.caveats = list(self._caveats())

@@ -1,7 +1,5 @@
 """One run of a study, from nothing to its rows, and the process that carries it out.
 
-    result = perform(run, request, Path("runs/depths/runs/depth-2-seed-0"), tell)
-
 A tower that learns an optimizer is trained, and what it learned is used (`recursion.study.learning`). A tower that is
 an optimizer itself is run on each problem. A hand-made optimizer is tuned. Each piece is made once and stored in the
 folder, and a run that was killed goes on from there. It works on one thread and without a compiler, so its rows are the

@@ -39,7 +39,7 @@ from recursion.tower import Tower, TowerState
 SHARE = 0.5  # most of a budget that selection and deployment may take, if more than one snapshot is compared
 LOOKS = 5  # most top steps that seconds are measured on
 ENOUGH = 200  # base steps in all of these, where fewer looks do
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, SNAPSHOT = "checkpoint.safetensors", "snapshot-{}.safetensors"  # of a step
 POINTS = 200  # most losses that are kept of a level
 EVERY = 10.0  # seconds between two saves
 
@@ -116,7 +116,8 @@ class Learning:
         def make(_: Tally) -> dict[str, Tensor]:
             observed = Tower(Observed(self.tower.task, observer), *self.tower.levels)
             observer.reset()
-            state = snapshot(self.tower, self.run.seed, self.folder, step)
+            path = self.folder / SNAPSHOT.format(step)
+            state = checkpoint.load(path, self.tower).state if step else self.tower.init(self.run.seed)
             try:
                 learned = deploy.learned(observed, state, windows=self.request.windows, seed=self.run.seed)
                 tensors = {"params": learned.params}
@@ -157,11 +158,6 @@ class Trained:
     def work(self, lived: Lived) -> Work:
         """Its gradients and work."""
         return Work(self.gradients, lived.start.plus(lived.step, self.steps).optimizer)
-
-
-def snapshot(tower: Tower, seed: int, folder: Path, step: int) -> TowerState:
-    """The state of a step that a training in ``folder`` took a snapshot of; 0 is the start."""
-    return tower.init(seed) if step == 0 else checkpoint.load(folder / f"snapshot-{step}.safetensors", tower).state
 
 
 class Training:
@@ -225,7 +221,7 @@ class Training:
         spent, part = self._spent(so_far), (len(so_far.snapshots) + 1) / self.count
         so_far.done = spent + each > self.allowance
         if so_far.done or (part < 1 and spent + each / 2 >= part * self.allowance):
-            checkpoint.save(self.folder / f"snapshot-{so_far.steps}.safetensors", self.tower, state, seed=self.seed)
+            checkpoint.save(self.folder / SNAPSHOT.format(so_far.steps), self.tower, state, seed=self.seed)
             so_far.snapshots.append(so_far.steps)
         return state, so_far
 

@@ -1,9 +1,5 @@
 """Ablate: carry out all runs of a request, in a pool: `Local` processes on this machine, `Ray` on nodes of a cluster.
 
-    request = Request(tower="digits-mlp: lstm@20 / lstm@5 / adam", depths=(1, 2, 3))
-    ablate(request, "runs/depths", pool=Local(workers=2))
-    load("runs/depths").rows.query("stage == 'chosen' and split == 'report' and measure == 'mean loss'")
-
 Calling it again with the same request goes on: runs that are done stay, those under way go on from their files, and
 failed ones stay failed unless ``retry`` says otherwise. Only what would fail every run, such as a full disk, ends a
 study, and loses nothing.

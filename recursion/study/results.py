@@ -70,7 +70,8 @@ class Cell:
 
     ``runs``: their rows of `Results.runs`, by seed; those that are ``done`` have measurements, the training of those
     that ``diverged`` met numbers that are not finite. ``factors``: depth and grid values as typed; empty for the tuned
-    baseline, whose ``depth`` is 0. ``on_grid``: of step sizes, which `sensitivity` reports.
+    baseline, whose ``depth`` is 0. ``on_grid``: of step sizes, which `sensitivity` reports. ``trained_on``: of each run
+    that was checked, how many reported problems it was trained on.
     """
 
     def __init__(self, data: Results, runs: pd.DataFrame) -> None:
@@ -79,6 +80,7 @@ class Cell:
         self.depth = 0 if pd.isna(one.depth) else int(one.depth)
         self.is_baseline, self.on_grid = self.label == BASELINE, any(map(is_step_size, self.factors))
         self.done, self.diverged = runs[runs.status == "done"], runs[runs.diverged]
+        self.trained_on = self.part("reporting", "report", "problems trained on").value
 
     def part(self, stage: str, split: str, measure: str) -> pd.DataFrame:
         """The rows that are about one thing."""
