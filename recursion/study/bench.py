@@ -29,13 +29,12 @@ from recursion.evaluate.deploy import CHUNK, run, walk
 from recursion.evaluate.observed import Observed, Tally
 from recursion.study.problems import known, problems
 from recursion.study.records import Store
-from recursion.study.request import Request
+from recursion.study.request import SPENT, Request
 
 SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
 FOLDS = {"select": 1, "train": 3}  # of the seed's key; the report has the key itself, 2 is what deployment chooses by
 SEED = 0  # of all problems of all studies
 STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # of the fallback
-BUDGETED = ("search", "training", "selection", "deployment")  # stages that the budget pays
 QUARTILES = {"lower quartile": 0.25, "median loss": 0.5, "upper quartile": 0.75}
 LEARNING = 0.75  # share of a run that this is, about
 PIECES = 16  # that are stored of a run, about
@@ -85,7 +84,7 @@ class Bench:
 
     def spent(self) -> float:
         """Base steps that the budget pays, gradients and work."""
-        return sum(self.work[stage].total for stage in BUDGETED if stage in self.work)
+        return sum(self.work[stage].total for stage in SPENT if stage in self.work)
 
     def ledger(self) -> Iterator[Row]:
         """The task gradients, the work of each level and the seconds of each stage."""

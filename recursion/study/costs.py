@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from recursion.study.results import SPENT, UNITS, Cell
+from recursion.study.request import SPENT
+from recursion.study.results import UNITS, Cell
 from recursion.study.words import capital, number, plural, uses
 
 USES = {"uses": ["uses", "low", "high"], "full": ["full", "full_low", "full_high"]}  # and their ends over seeds

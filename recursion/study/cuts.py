@@ -75,26 +75,19 @@ class Entry:
         place = len(levels) - 1 if self.where == "top" else int(self.where) - 1
         return range(max(place, 0), min(place + 1, inside))
 
-    def _changed(self, level: Level, text: str) -> Level | None:
-        if self.name in OWN:
-            own = {word: value for word, value in settings(level).items() if word in OWN}
-            new: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
-            return new
-        optimizer = self._inside(level.optimizer, text)
-        return None if optimizer is None else replace(level, optimizer=optimizer)
-
-    def _inside(self, value: Any, text: str) -> Any:
-        """An optimizer, or several, with the setting changed, else in those inside; None if there is none to change."""
+    def _changed(self, value: Any, text: str) -> Any:
+        """A level, an optimizer, or several, with the setting changed, else in those inside; None if there is none."""
         if isinstance(value, (tuple, list)):
-            items = [self._inside(item, text) for item in value]
+            items = [self._changed(item, text) for item in value]
             return tuple(new or old for new, old in zip(items, value)) if any(items) else None
-        if not isinstance(value, Optimizer):
+        if not isinstance(value, (Level, Optimizer)):
             return None
-        own = settings(value)
-        if self.name in own and not (self.times and own[self.name] is None):
+        is_level = isinstance(value, Level)
+        own = {word: each for word, each in settings(value).items() if word in OWN or not is_level}
+        if self.name in own and (is_level or not self.times or own[self.name] is not None):
             new = {self.name: self._value(type(value), own, text)}
         else:
-            inner = {name: self._inside(each, text) for name, each in own.items()}
+            inner = {name: self._changed(each, text) for name, each in own.items()}
             new = {name: each for name, each in inner.items() if each is not None}
         return catalog.make(type(value), own | new) if new else None
 

@@ -18,8 +18,8 @@ from recursion.study import drawing
 from recursion.study.comparing import Gap
 from recursion.study.drawing import INK, SOFT, Looks, Picture, drawable, drawn, logarithmic, looks_of, whisker
 from recursion.study.findings import Findings, Line
-from recursion.study.request import Budget
-from recursion.study.results import MEASURES, PRIMARY, SPENT, SPLITS, UNITS, Cell
+from recursion.study.request import SPENT, Budget
+from recursion.study.results import MEASURES, PRIMARY, SPLITS, UNITS, Cell
 from recursion.study.sensitivity import WITHIN, Sensitivity
 from recursion.study.words import capital, interval, listing, number
 

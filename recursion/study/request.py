@@ -20,6 +20,7 @@ from recursion.evaluate.deploy import require_counts
 from recursion.study.cuts import Grid, cells, task_of
 
 BASELINE = "tuned baseline"
+SPENT = ("training", "selection", "deployment", "search")  # stages that a budget pays for, in this order
 LONGEST = 80  # characters of a cell's name in a run's id
 Kind = Literal["tower", "search"]
 Search = Literal["grid", "optuna"]

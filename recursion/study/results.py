@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from recursion.study import records
-from recursion.study.request import BASELINE, Request
+from recursion.study.request import BASELINE, SPENT, Request
 
 ABOUT = ("version", "torch", "python", "machine", "threads", "started", "seconds")  # a run's surroundings
 ABSENT: dict[str, Any] = {"split": "", "level": -1, "problem": -1, "step": -1, "value": float("inf")}
@@ -23,7 +23,6 @@ PLACES = {"seed": "int64", "level": "int64", "problem": "int64", "step": "int64"
 PRIMARY = "mean loss"  # snapshots are chosen by it
 MEASURES = (PRIMARY, "final loss")
 SPLITS = ("train", "select", "report")
-SPENT = ("training", "selection", "deployment", "search")  # what a budget pays for, in this order
 UNITS = ("base steps", "task gradients", "seconds")  # of cost
 DIVERGED = "not finite"  # `levels.faults.NonFiniteError` says so
 
