@@ -28,6 +28,7 @@ from recursion.study.pool import ablate as carry_out
 from recursion.study.report import write
 from recursion.study.request import BASELINE, Budget, Request
 from recursion.study.results import load
+from recursion.study.words import plural
 
 LINES = 20  # over a whole study
 SPEED = 3600.0  # seconds of the past that the speed is estimated from
@@ -73,8 +74,7 @@ def _planned(request: Request, size: int, out: Path) -> Iterator[str]:
         whole = duration(budget.amount * math.ceil(count / size))
         cost = f"{budget.amount:g} s each, about {whole} {size} at a time"
         cost += "; a run in seconds is not repeatable, one in base steps is"
-    seeds = f"{request.seeds} seeds" if request.seeds > 1 else "1 seed"
-    yield f"{count} runs in {out}, of {len(labels)} cells and {seeds}: {cost}"
+    yield f"{count} runs in {out}, of {len(labels)} cells and {plural(request.seeds, 'seed')}: {cost}"
     for label, tower in list(labels.items())[:SHOWN]:
         yield f"  {label}: {'the best of the hand-made rules' if label == BASELINE else tower}"
     if len(labels) > SHOWN:

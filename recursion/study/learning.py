@@ -189,9 +189,7 @@ class Training:
             while not self.now[1].done:
                 self.now = self._advanced(*self.now)
                 tell(min(1.0, self._spent(self.now[1]) / self.allowance))
-                if time.monotonic() - saved >= EVERY:
-                    self._save()
-                    saved = time.monotonic()
+                saved = self._save() if time.monotonic() - saved >= EVERY else saved
         finally:
             self._save()
         return self.now[1]
@@ -199,6 +197,13 @@ class Training:
     def _spent(self, so_far: Trained) -> float:
         """Of the allowance."""
         return so_far.seconds if self.in_seconds else so_far.work(self.lived).total
+
+    def _save(self) -> float:
+        """Save the state; the time at which it is saved."""
+        state, so_far = self.now
+        so_far.fingerprints = self.observer.prints[: so_far.trajectories]
+        checkpoint.save(self.folder / CHECKPOINT, self.tower, state, seed=self.seed, extra=asdict(so_far))
+        return time.monotonic()
 
     def _advanced(self, state: TowerState, before: Trained) -> tuple[TowerState, Trained]:
         """The state after one step; it takes a snapshot if it is time for one."""
@@ -224,11 +229,6 @@ class Training:
             checkpoint.save(self.folder / SNAPSHOT.format(so_far.steps), self.tower, state, seed=self.seed)
             so_far.snapshots.append(so_far.steps)
         return state, so_far
-
-    def _save(self) -> None:
-        state, so_far = self.now
-        so_far.fingerprints = self.observer.prints[: so_far.trajectories]
-        checkpoint.save(self.folder / CHECKPOINT, self.tower, state, seed=self.seed, extra=asdict(so_far))
 
 
 def profile(tower: Tower) -> dict[str, list[float]]:
