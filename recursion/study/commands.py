@@ -83,17 +83,20 @@ def _planned(request: Request, size: int, out: Path) -> Iterator[str]:
 
 def _carry_out(request: Request, out: Path, pool: Pool, args: argparse.Namespace) -> None:
     """Carry out all runs, and show how far they are."""
-    words = ["tower", *args.words]
+    words, boards = ["tower", *args.words], list[Board]()
 
-    def begin(status: Mapping[str, str]) -> Board:
+    def begin(status: Mapping[str, str]) -> None:
         done = sum(each == "done" for each in status.values())
         if done:
             _say(f"going on, {done} of {len(status)} runs are done")
-        return stack.enter_context(Board(status, sys.stderr))
+        boards.append(stack.enter_context(Board(status, sys.stderr)))
+
+    def tell(event: Event) -> None:
+        boards[0](event)
 
     with ExitStack() as stack:
         try:
-            carry_out(request, out, pool=pool, retry=args.retry, argv=words, watch=begin)
+            carry_out(request, out, pool=pool, retry=args.retry, argv=words, on_begin=begin, on_event=tell)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped; go on with the same command: {shlex.join(words)}") from None
 

@@ -49,14 +49,14 @@ class Event(NamedTuple):
 
 def ablate(
     request: Request, out: str | Path, *, pool: "Pool | None" = None, retry: bool = False, perform: str = PERFORM,
-    argv: Sequence[str] = (), watch: Callable[[dict[str, str]], Callable[[Event], object]] = lambda _: lambda _: None,
+    argv: Sequence[str] = (), on_begin: Callable[[dict[str, str]], object] = lambda _: None,
+    on_event: Callable[[Event], object] = lambda _: None,
 ) -> None:  # fmt: skip
     """Carry out what is left of a study.
 
     ``out``: its folder, made if need be. ``pool``: where runs are carried out; None for `Local()`. ``retry``: whether
     failed runs are tried again. ``perform``: the dotted name of what carries out a run, see `recursion.study.job`.
-    ``argv``: words to keep as those of the command. ``watch`` gets the status of each run by its id, and returns what
-    hears of each event.
+    ``argv``: words to keep as those of the command. ``on_begin`` gets the status of each run by its id.
 
     Raises ValueError if the folder is of another request; OSError if it is in use or something cannot be written: what
     was found before stays, and calling it again goes on.
@@ -71,7 +71,7 @@ def ablate(
         left = [run for run in status if status[run] not in ({"done"} if retry else {"done", "failed"})]
         for run in left:
             (records.run_folder(folder, run) / records.RESULT).unlink(missing_ok=True)
-        tell = watch({run.id: "waiting" if run in left else status[run] for run in status})
+        on_begin({run.id: "waiting" if run in left else status[run] for run in status})
         with contextlib.closing(events(pool or Local(), left, Job(request, folder, perform))) as happening:
             for event in happening:
                 run, what = event.run, event.what
@@ -81,7 +81,7 @@ def ablate(
                     records.finish(folder, run, {"why": what})
                 if event.kind == "done" and records.result_of(folder, run)["status"] != "done":
                     raise OSError(f"{records.run_folder(folder, run)} lost its result; run this again")
-                tell(event)
+                on_event(event)
 
 
 def events(pool: "Pool", runs: Sequence[Run], job: Job) -> Generator[Event]:

@@ -28,11 +28,10 @@ except KeyboardInterrupt:
 """
 
 
-def run(request, folder, begun=None, **settings):
+def run(request, folder, **settings):
     """Drive a study here; what happened."""
-    events, begun = [], [] if begun is None else begun
-    watch = lambda status: begun.append(status) or events.append  # noqa: E731
-    ablate(request, folder, **{"pool": Here(), "perform": PERFORM, "watch": watch} | settings)
+    events = []
+    ablate(request, folder, **{"pool": Here(), "perform": PERFORM, "on_event": events.append} | settings)
     return [event for event in events if event.kind != "at"]
 
 
@@ -42,7 +41,7 @@ def statuses(folder):
 
 def test_all_runs_are_carried_out_once(request_of, plan):
     request, folder, begun = request_of(), plan(), []
-    events = run(request, folder, argv=["tower", "ablate"], begun=begun)
+    events = run(request, folder, argv=["tower", "ablate"], on_begin=begun.append)
     assert begun == [dict.fromkeys((one.id for one in request.runs()), "waiting")]
     assert [event.kind for event in events] == ["started", "done"] * 6
     results = load(folder)
