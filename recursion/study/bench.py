@@ -11,6 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,26 +24,25 @@ from levels.optimizers.adam import Adam
 from levels.optimizers.safeguarded import Safeguarded
 from levels.tasks.task import Task
 from recursion.analysis.work import NOTHING, Work, use_work
-from recursion.evaluate.afresh import run_afresh
 from recursion.evaluate.baselines import final_loss, mean_loss
 from recursion.evaluate.deploy import CHUNK, run, walk
 from recursion.evaluate.observed import Observed, Tally
 from recursion.study.problems import known, problems
 from recursion.study.records import Store
-from recursion.study.request import Request
-from recursion.tower import Tower
+from recursion.study.request import SPENT, Request
 
 SPLITS: dict[str, Split] = {"train": "train", "select": "validation", "report": "test"}
 FOLDS = {"select": 1, "train": 3}  # of the seed's key; the report has the key itself, 2 is what deployment chooses by
 SEED = 0  # of all problems of all studies
 STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)  # of the fallback
-BUDGETED = ("search", "training", "selection", "deployment")  # stages that the budget pays
 QUARTILES = {"lower quartile": 0.25, "median loss": 0.5, "upper quartile": 0.75}
 LEARNING = 0.75  # share of a run that this is, about
 PIECES = 16  # that are stored of a run, about
 TIMED = 10  # updates that the seconds of one are measured on
 
 Tell = Callable[[str, float], None]
+Make = Callable[[Tally], dict[str, Tensor]]  # asks for gradients that are counted
+Find = Callable[[Observed, Tensor], Tensor]
 Row = list[Any]  # stage, split, level, problem, step, measure, value
 
 
@@ -82,9 +82,9 @@ class Bench:
         self.work[stage] = self.work[stage].plus(work)
         self.seconds[stage] += seconds
 
-    def spent(self, *stages: str) -> float:
-        """Base steps of these stages, gradients and work."""
-        return sum(self.work[stage].total for stage in stages if stage in self.work)
+    def spent(self) -> float:
+        """Base steps that the budget pays, gradients and work."""
+        return sum(self.work[stage].total for stage in SPENT if stage in self.work)
 
     def ledger(self) -> Iterator[Row]:
         """The task gradients, the work of each level and the seconds of each stage."""
@@ -104,32 +104,21 @@ class Bench:
         uses, steps = settings * len(self.key(split)), self.request.steps
         return Work(uses * (steps + 1.0), (uses * steps * self.work_of(optimizer),))
 
+    def losses(self, name: str, stage: str, split: str, work: Work, find: Find) -> Tensor:
+        """Losses ``[steps + 1, S, P]`` that ``find`` gets from the task and the names of the problems of a split."""
+        task, key = self.task.on(SPLITS[split]), self.key(split)
+        return self.charged(
+            f"{name} on {split}", stage, work, lambda tally: {"losses": find(Observed(task, tally), key)}
+        )["losses"]
+
     def use(self, name: str, stage: str, split: str, optimizer: Optimizer, params: Tensor) -> Tensor:
         """Losses ``[steps + 1, S, P]`` of an optimizer with parameters ``[S, m]``."""
-        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.request.steps
-        work = self.cost(optimizer, split, len(params))
-        return self.charged(
-            f"{name} on {split}", stage, work,
-            lambda tally: {"losses": run(optimizer, params, Observed(task, tally), key, steps)},
-        )["losses"]  # fmt: skip
-
-    def afresh(self, tower: Tower, split: str, seed: int, work: Work) -> Tensor:
-        """Losses ``[steps + 1, 1, P]`` of a tower that is an optimizer itself; ``work``: of its run on one problem."""
-        task, key, steps = self.task.on(SPLITS[split]), self.key(split), self.request.steps
-
-        def make(tally: Tally) -> dict[str, Tensor]:
-            observed = Observed(task, tally)
-            return {"losses": run_afresh(tower, observed, len(key), steps, seed=seed, theta=None, key=key).losses}
-
-        return self.charged(f"afresh on {split}", "reporting", work.plus(work, len(key) - 1), make)["losses"]
+        work, find = self.cost(optimizer, split, len(params)), partial(run, optimizer, params, steps=self.request.steps)
+        return self.losses(name, stage, split, work, find)
 
     def reported(self, stage: str, name: str, optimizer: Optimizer, params: Tensor) -> Iterator[Row]:
-        """Rows of an optimizer on all three splits, with the curve of the chosen one."""
-        for split in SPLITS:
-            losses = self.use(name, "reporting", split, optimizer, params)
-            yield from loss_rows(stage, split, losses)
-        if stage == "chosen":
-            yield from curve_rows(losses)
+        """Rows of an optimizer on all three splits."""
+        return rows_of(stage, lambda split: self.use(name, "reporting", split, optimizer, params))
 
     def guarded(self, optimizer: Optimizer, params: Tensor) -> tuple[Safeguarded, list[Row]]:
         """The optimizer guarded by Adam with the step size that is best to select by, and its rows."""
@@ -137,23 +126,24 @@ class Bench:
         settings = torch.cat([parameters(adam, self.task) for adam in adams])
         tried = mean_loss(self.use("fallback", "reporting", "select", Adam(), settings)).mean(-1)
         guard = Safeguarded(optimizer, fallback=adams[int(tried.argmin())])
-        task, key = self.task.on("test"), self.key("report")
-        some = max(1, CHUNK // (task.layout.size * len(params)))
-
-        def make(tally: Tally) -> dict[str, Tensor]:
-            observed = Observed(task, tally)
-            parts = [_guarded(guard, params, observed, part, self.request.steps) for part in torch.split(key, some)]
-            losses, shown = (torch.cat(part, -1) for part in zip(*parts))
-            return {"losses": losses, "shown": shown}
-
-        work = self.cost(guard, "report", len(params))
-        guarded = self.charged("guarded on report", "reporting", work, make)
+        task, key, steps = self.task.on("test"), self.key("report"), self.request.steps
+        guarded = self.charged(
+            "guarded on report", "reporting", self.cost(guard, "report", len(params)),
+            lambda tally: _guarded(guard, params, Observed(task, tally), key, steps),
+        )  # fmt: skip
         rescued = (~guarded["shown"]).any(0).double().tolist()  # 1 where a use ends as the fallback's
         rows = [row("guarded", "rescued", value, split="report", problem=i) for i, value in enumerate(rescued)]
         return guard, [*loss_rows("guarded", "report", guarded["losses"]), *rows]
 
-    def use_rows(self, work: float, make: Callable[[int], object]) -> list[Row]:
-        """What a step of use costs: its ``work``, and the seconds of one that ``make(steps)`` makes."""
+    def use_rows(self, optimizer: Optimizer, params: Tensor, seen: set[int]) -> list[Row]:
+        """`last_rows` of an optimizer."""
+        task, one = self.task.on("test"), self.key("report")[:1]
+        return self.last_rows(self.work_of(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps), seen)
+
+    def last_rows(self, work: float, make: Callable[[int], object], seen: set[int]) -> list[Row]:
+        """What a step of use costs: its ``work``, and the seconds of one that ``make(steps)`` makes; and how many
+        reported problems were ``seen`` or selected on.
+        """
 
         def measured() -> float:
             make(1)  # first calls do more
@@ -165,21 +155,14 @@ class Bench:
             return max(0.0, min(times[1::2]) - min(times[::2])) / TIMED
 
         seconds = self.store.numbers("seconds of a step", measured)
-        return [row("use", "work of a step", work), row("use", "seconds of a step", seconds)]
-
-    def optimizer_rows(self, optimizer: Optimizer, params: Tensor) -> list[Row]:
-        """What a step of an optimizer costs at use."""
-        task, one = self.task.on("test"), self.key("report")[:1]
-        return self.use_rows(self.work_of(optimizer), lambda steps: run(optimizer, params[:1], task, one, steps))
-
-    def known_row(self, seen: set[bytes]) -> Row:
-        """How many reported problems were trained or selected on."""
         seen = seen | set(problems(self.task.on("validation"), self.key("select")))
-        return row("reporting", "problems trained on", known(self.task, self.key("report"), seen), split="report")
+        count = known(self.task, self.key("report"), seen)
+        return [
+            row("use", "work of a step", work), row("use", "seconds of a step", seconds),
+            row("reporting", "problems trained on", count, split="report"),
+        ]  # fmt: skip
 
-    def charged(
-        self, name: str, stage: str, work: Work, make: Callable[[Tally], dict[str, Tensor]], tally: Tally | None = None
-    ) -> dict[str, Tensor]:
+    def charged(self, name: str, stage: str, work: Work, make: Make, tally: Tally | None = None) -> dict[str, Tensor]:
         """The tensors that ``make`` finds, stored. A stage is charged once, for its seconds and ``work``; the task's
         gradients are those that ``make`` asked for.
         """
@@ -204,12 +187,25 @@ class Bench:
         budget = self.request.budget
         if "reporting" in self.work:
             return LEARNING + (1 - LEARNING) * min(1.0, len(self._charged) / PIECES)
-        return LEARNING * (self.spent(*BUDGETED) / budget.amount if budget.unit == "base steps" else 1.0)
+        return LEARNING * (self.spent() / budget.amount if budget.unit == "base steps" else 1.0)
 
 
 def parameters(optimizer: Optimizer, task: Task) -> Tensor:
     """Parameters ``[1, m]`` of a hand-made optimizer: as it is set."""
     return optimizer.bind(task.layout).init(keys.seed(0, device=task.layout.device))[None]
+
+
+def rows_of(stage: str, losses: Callable[[str], Tensor]) -> Iterator[Row]:
+    """Rows of the ``losses`` on each split; for the chosen one with median and quartiles, over problems (and settings)
+    at each step on reported problems.
+    """
+    for split in SPLITS:
+        measured = losses(split)
+        yield from loss_rows(stage, split, measured)
+    if stage == "chosen":
+        parts, every = [*QUARTILES.values()], measured.double().numpy()
+        for name, values in zip(QUARTILES, np.quantile(every, parts, axis=(1, 2), method="inverted_cdf")):
+            yield from (row(stage, name, value, split="report", step=step) for step, value in enumerate(values))
 
 
 def loss_rows(stage: str, split: str, losses: Tensor) -> Iterator[Row]:
@@ -219,23 +215,20 @@ def loss_rows(stage: str, split: str, losses: Tensor) -> Iterator[Row]:
         yield from (row(stage, name, finite(value), split=split, problem=i) for i, value in enumerate(values))
 
 
-def curve_rows(losses: Tensor) -> Iterator[Row]:
-    """Median and quartiles over problems (and settings) at each step of the chosen one on reported problems."""
-    quartiles: Any = np.quantile(losses.double().numpy(), [*QUARTILES.values()], axis=(1, 2), method="inverted_cdf")
-    for name, values in zip(QUARTILES, quartiles):
-        yield from (row("chosen", name, value, split="report", step=step) for step, value in enumerate(values.tolist()))
-
-
 def finite(value: float) -> float:
     """A loss that can be compared: inf for one that is no number."""
     return value if math.isfinite(value) else math.inf
 
 
 @torch.no_grad()
-def _guarded(guard: Safeguarded, params: Tensor, task: Observed, key: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _guarded(guard: Safeguarded, params: Tensor, task: Observed, key: Tensor, steps: int) -> dict[str, Tensor]:
     """Losses ``[steps + 1, S, P]``, and ``[S, P]`` whether a use ends as the learned optimizer's."""
-    bound, path = guard.bind(task), []
-    for point in walk(bound, bound.joined(params), task, key, steps):
-        path.append(point.f)
-    losses = torch.stack(path)
-    return losses.masked_fill(losses.isnan(), torch.inf), point.state[0].shown
+    bound, losses, shown = guard.bind(task), [], []
+    for some in torch.split(key, max(1, CHUNK // (task.layout.size * len(params)))):
+        path = []
+        for point in walk(bound, bound.joined(params), task, some, steps):
+            path.append(point.f)
+        losses.append(torch.stack(path))
+        shown.append(point.state[0].shown)
+    every = torch.cat(losses, -1)
+    return {"losses": every.masked_fill(every.isnan(), torch.inf), "shown": torch.cat(shown, -1)}

@@ -16,64 +16,38 @@ report gives the median and the range over seeds, which for five seeds holds the
 
 import math
 import statistics
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from recursion.study.results import SPENT, UNITS, Cell, Results
+from recursion.study.request import SPENT
+from recursion.study.results import UNITS, Cell
 from recursion.study.words import capital, number, plural, uses
 
+USES = {"uses": ["uses", "low", "high"], "full": ["full", "full_low", "full_high"]}  # and their ends over seeds
 
-@dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """What a run of a cell cost, mean over its runs. ``stages``: those that cost anything, in order.
 
-    ``costs``: by stage, measure and level; in base steps, seconds and bytes.
+class Ledger(NamedTuple):
+    """What a run of a cell cost, mean over its runs; bytes are NaN where they were not measured.
+
+    ``stages``: a row a stage that cost anything, in order, and a column a cost, as `Cell.costs` has them. ``levels``: a
+    row a level, from 1, with base steps of its optimizer, seconds and most bytes in training. ``peak``: most bytes of
+    the process.
     """
 
     cell: Cell
-    costs: pd.Series
-    levels: int
-    stages: tuple[str, ...]
-
-    def cost(self, stage: str, measure: str, level: int = -1, absent: float = 0.0) -> float:
-        """One cost, of a level or of the process."""
-        return float(self.costs.get((stage, measure, level), absent))
-
-    def gradients(self, stage: str) -> float:
-        return self.cost(stage, "task gradients", 0)
-
-    def work(self, stage: str) -> list[float]:
-        """Base steps of each level's optimizer, from level 1."""
-        return [self.cost(stage, "optimizer work", level) for level in range(1, self.levels + 1)]
-
-    def total(self, stage: str) -> float:
-        """Base steps of a stage."""
-        return self.gradients(stage) + sum(self.work(stage))
-
-    def peak(self, level: int = -1) -> float:
-        """Most bytes in memory; NaN where it was not measured."""
-        return self.cost("training", "peak bytes", level, math.nan)
+    stages: pd.DataFrame
+    levels: pd.DataFrame
+    peak: float
 
     @property
-    def paid(self) -> list[str]:
-        """The stages that the budget paid: all but reporting."""
-        return [stage for stage in self.stages if stage in SPENT]
-
-    @property
-    def spent(self) -> float:
-        """Base steps that the budget paid."""
-        return sum(map(self.total, self.paid))
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the budget paid."""
-        return sum(self.cost(stage, "seconds") for stage in self.paid)
+    def paid(self) -> pd.Series:
+        """What the budget paid, by cost: all stages but reporting."""
+        return self.stages[self.stages.index != "reporting"].sum()
 
 
-@dataclass(frozen=True, kw_only=True)
-class BreakEven:
+class BreakEven(NamedTuple):
     """Of a cell against the tuned baseline. ``target``: loss; ``reached``: at which step; medians over seeds.
 
     ``units``: a row a unit of cost and the columns uses, low, high (over seeds), full, full_low, full_high (if tuning
@@ -117,45 +91,41 @@ class BreakEven:
         return "the loss is not reached" if self.unreached else "a use costs as much as the baseline's, or more"
 
     def _after(self, unit: str, what: str = "uses") -> str:
-        row = self.units.loc[unit]
-        value, low, high = row[[what, "low", "high"] if what == "uses" else [what, "full_low", "full_high"]]
+        value, low, high = self.units.loc[unit, USES[what]]
         if math.isinf(value):
             return "never"
         text = "the first use" if value <= 1 else f"{uses(value)} uses"
         return text if uses(low) == uses(high) else f"{text} ({uses(low)} to {uses(high)} over seeds)"
 
 
-def ledger(data: Results, cell: Cell) -> Ledger | None:
-    """None if no run of the cell is done."""
-    if cell.done.empty:
-        return None
-    stages = (*SPENT, "reporting")
-    rows = data.costs(cell, stages)
-    counted = set(rows[(rows.value > 0) & (rows.measure != "peak bytes")].stage)
-    return Ledger(
-        cell=cell, costs=rows.groupby(["stage", "measure", "level"]).value.sum() / len(cell.done),
-        levels=max(rows[rows.measure == "optimizer work"].level, default=0),
-        stages=tuple(stage for stage in stages if stage in counted),
-    )  # fmt: skip
+def ledger(cell: Cell) -> Ledger:
+    """All zeros if no run of the cell is done."""
+    every, count, rows = (*SPENT, "reporting"), len(cell.done) or 1, cell.data.rows
+    rows = rows[(rows.cell == cell.label) & rows.stage.isin(every)]
+    deepest = max(rows[rows.measure == "optimizer work"].level, default=0)
+    levels = rows[rows.stage == "training"].pivot_table("value", "level", "measure", "sum") / count
+    levels = levels.reindex(index=range(-1, deepest + 1), columns=["optimizer work", "seconds", "peak bytes"])
+    own = levels.loc[1:].fillna({"optimizer work": 0.0, "seconds": 0.0})
+    stages = cell.costs("stage", every).reindex(every).dropna() / count
+    return Ledger(cell, stages[(stages > 0).any(axis=1)], own, levels["peak bytes"][-1])
 
 
-def break_even(data: Results, cell: Cell, baseline: Cell) -> BreakEven | None:
+def break_even(cell: Cell, baseline: Cell) -> BreakEven | None:
     """None if the two have no seed in common that was measured."""
-    ours, theirs = data.curves(cell, "median loss").align(data.curves(baseline, "median loss"), join="inner", axis=0)
+    ours, theirs = cell.curves("median loss").align(baseline.curves("median loss"), join="inner", axis=0)
     if ours.empty:
         return None
     target = theirs.iloc[:, -1]
     reached = _first(ours, target)
-    saving = _costs(data, baseline, _first(theirs, target)) - _costs(data, cell, reached.replace(np.inf, 0.0))
+    saving = _costs(baseline, _first(theirs, target)) - _costs(cell, reached.replace(np.inf, 0.0))
     saving[np.isinf(reached)] = -np.inf
-    whole, tuning = (data.paid(each).reindex(ours.index, fill_value=0.0) for each in (cell, baseline))
+    whole, tuning = (each.costs()[[*UNITS]].reindex(ours.index, fill_value=0.0) for each in (cell, baseline))
     after, full = ((cost / saving).clip(lower=0.0).where(saving > 0, np.inf) for cost in (whole - tuning, whole))
     columns = {"uses": _median(after), "low": after.min(), "high": after.max(), "saving": _median(saving)}
     columns |= {"full": _median(full), "full_low": full.min(), "full_high": full.max()}
     return BreakEven(
-        cell=cell, target=float(target.median()), reached=statistics.median_high(reached), steps=theirs.shape[1] - 1,
-        units=pd.DataFrame(columns).loc[list(UNITS)], never=int(np.isinf(after[UNITS[0]]).sum()),
-        seeds=len(ours), unreached=bool(np.isinf(reached).mean() > 0.5),
+        cell, float(target.median()), statistics.median_high(reached), theirs.shape[1] - 1, pd.DataFrame(columns),
+        never=int(np.isinf(after[UNITS[0]]).sum()), seeds=len(ours), unreached=bool(np.isinf(reached).mean() > 0.5),
     )  # fmt: skip
 
 
@@ -165,9 +135,9 @@ def _first(curves: pd.DataFrame, target: pd.Series) -> pd.Series:
     return under_target.idxmax(axis=1).astype(float).where(under_target.any(axis=1) & np.isfinite(target), np.inf)
 
 
-def _costs(data: Results, cell: Cell, steps: pd.Series) -> pd.DataFrame:
+def _costs(cell: Cell, steps: pd.Series) -> pd.DataFrame:
     """What so many steps of a use cost, a row a seed and a column a unit."""
-    work, time = data.single(cell, "work of a step"), data.single(cell, "seconds of a step")
+    work, time = cell.use("work of a step"), cell.use("seconds of a step")
     return pd.DataFrame({UNITS[0]: (1 + work) * steps, UNITS[1]: steps, UNITS[2]: time * steps}).reindex(steps.index)
 
 

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
 from levels import catalog
@@ -23,7 +24,7 @@ from levels.catalog import Setting
 from levels.config import Count, fits, format_value, require, settings
 from levels.hyper import Hyper
 from levels.level import Level
-from recursion.notation import one_line, parse, read_value
+from recursion.notation import located, one_line, parse, read_value
 from recursion.tower import Tower
 
 Grid = tuple[tuple[str, tuple[str, ...]], ...]
@@ -61,7 +62,7 @@ class Entry:
         """The levels with the setting at a value; None if it concerns none of them. ValueError, naming the level."""
         changed = {}
         for place in self.places(levels):
-            with _named(f"level {place + 1} ({levels[place]})"):
+            with located(f"level {place + 1} ({levels[place]})"):
                 changed[place] = self._changed(levels[place], text)
         replaced = [changed.get(place) or level for place, level in enumerate(levels)]
         return replaced if any(changed.values()) else None
@@ -74,26 +75,19 @@ class Entry:
         place = len(levels) - 1 if self.where == "top" else int(self.where) - 1
         return range(max(place, 0), min(place + 1, inside))
 
-    def _changed(self, level: Level, text: str) -> Level | None:
-        if self.name in OWN:
-            own = {word: value for word, value in settings(level).items() if word in OWN}
-            new: Level = catalog.make(Level, own | {self.name: self._value(Level, own, text)})
-            return new
-        optimizer = self._inside(level.optimizer, text)
-        return None if optimizer is None else replace(level, optimizer=optimizer)
-
-    def _inside(self, value: Any, text: str) -> Any:
-        """An optimizer, or several, with the setting changed, else in those inside; None if there is none to change."""
+    def _changed(self, value: Any, text: str) -> Any:
+        """A level, an optimizer, or several, with the setting changed, else in those inside; None if there is none."""
         if isinstance(value, (tuple, list)):
-            items = [self._inside(item, text) for item in value]
+            items = [self._changed(item, text) for item in value]
             return tuple(new or old for new, old in zip(items, value)) if any(items) else None
-        if not isinstance(value, Optimizer):
+        if not isinstance(value, (Level, Optimizer)):
             return None
-        own = settings(value)
-        if self.name in own and not (self.times and own[self.name] is None):
+        is_level = isinstance(value, Level)
+        own = {word: each for word, each in settings(value).items() if word in OWN or not is_level}
+        if self.name in own and (is_level or not self.times or own[self.name] is not None):
             new = {self.name: self._value(type(value), own, text)}
         else:
-            inner = {name: self._inside(each, text) for name, each in own.items()}
+            inner = {name: self._changed(each, text) for name, each in own.items()}
             new = {name: each for name, each in inner.items() if each is not None}
         return catalog.make(type(value), own | new) if new else None
 
@@ -108,7 +102,8 @@ class Entry:
         return replace(before, start=value) if isinstance(before, Hyper) and fits(value, float) else value
 
 
-def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
+@cache
+def cells(text: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
     """Each cut with each combination of values, all built. ValueError, in one line, for what cannot be."""
     written, repeats = _read(text)
     _check(depths, grid)
@@ -118,9 +113,9 @@ def cells(text: str, depths: Sequence[int], grid: Grid) -> list[Cell]:
         entries.append((Entry(name, *matched.groups()), values))
     cuts = {}
     for depth in depths:
-        with _named(f"depth {depth}"):
+        with located(f"depth {depth}"):
             cuts[depth] = _cut(written, repeats, depth)
-    every = [cell for depth, cut in cuts.items() for cell in _cells_of(depth, cut, entries)]
+    every = tuple(cell for depth, cut in cuts.items() for cell in _cells_of(depth, cut, entries))
     for entry, _ in entries:
         if not any(entry.text in cell.factors for cell in every):
             _refuse(entry, cuts[max(cuts)])
@@ -182,24 +177,23 @@ def _cut(tower: Tower, repeats: bool, depth: int) -> Tower:
 
 def _cells_of(depth: int, cut: Tower, entries: Sequence[tuple[Entry, tuple[str, ...]]]) -> Iterator[Cell]:
     """A cut with each combination of the values of the entries that concern it."""
-    grid: list[tuple[list[Level], dict[str, str], list[str]]] = [(list(cut.levels), {}, [f"depth {depth}"])]
+    grid: list[tuple[list[Level], dict[str, str], str]] = [([*cut.levels], {}, f"depth {depth}")]
     for entry, values in entries:
-        grown = []
-        for levels, factors, labels in grid:
+        before, grid = grid, []
+        for levels, factors, label in before:
             for value in values:
-                with _named(f"grid {entry.text}={value} at depth {depth}"):
+                with located(f"grid {entry.text}={value} at depth {depth}"):
                     changed = entry.apply(levels, value)
                 if changed is None:
-                    grown.append((levels, factors, labels))
+                    grid.append((levels, factors, label))
                     break
-                grown.append((changed, factors | {entry.text: value}, [*labels, f"{entry.label} {value}"]))
-        grid = grown
-    for levels, factors, labels in grid:
-        with _named(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
+                grid.append((changed, factors | {entry.text: value}, f"{label}, {entry.label} {value}"))
+    for levels, factors, label in grid:
+        with located(" ".join(["grid", *(f"{name}={value}" for name, value in factors.items()), f"at depth {depth}"])):
             tower = Tower(cut.task, *levels)
             same = str(parse(str(tower))) == str(tower)
             require(same, f"{tower} cannot be written down in full; runs are made from notation")
-        yield Cell(", ".join(labels), {"depth": str(depth)} | factors, tower)
+        yield Cell(label, {"depth": str(depth)} | factors, tower)
 
 
 def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
@@ -271,15 +265,6 @@ def _optimizers(value: Any) -> Iterator[Optimizer]:
         value = tuple(settings(value).values())
     for each in value if isinstance(value, (tuple, list)) else ():
         yield from _optimizers(each)
-
-
-@contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """An error inside gets the place in front, in one line."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {one_line(error)}") from error
 
 
 def _fail(message: str) -> NoReturn:

@@ -9,8 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -36,8 +35,7 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
+class Picture(NamedTuple):
     """``name``: of its file, without ending. ``alt``: what it shows, for those who do not see it."""
 
     name: str
@@ -47,8 +45,7 @@ class Picture:
     svg: bytes
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """How a cell looks, the same in all pictures. ``line``: settings of its lines."""
 
     colour: str
@@ -66,16 +63,9 @@ BASE = Style(INK, (0, (4, 2)), "X")
 
 @contextmanager
 def drawn(
-    pictures: list[Picture],
-    name: str,
-    title: str,
-    alt: str,
-    caption: str,
-    xlabel: str,
-    ylabel: str,
-    *,
+    pictures: list[Picture], name: str, title: str, alt: str, caption: str, xlabel: str, ylabel: str, *,
     height: float = HEIGHT,
-) -> Iterator[Axes]:
+) -> Iterator[Axes]:  # fmt: skip
     """Axes to draw on, which become a picture at the end; labels of lines become a legend below."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, height))
@@ -83,14 +73,14 @@ def drawn(
         yield axes
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
         handles, names = axes.get_legend_handles_labels()
-        longest = max(map(len, names), default=0)
-        columns = min(1 if longest > 34 else 2 if longest > 16 else 3, len(names))
         if len(names) > 1:
+            longest = max(map(len, names))
+            columns = min(1 if longest > 34 else 2 if longest > 16 else 3, len(names))
             figure.legend(handles, names, loc="outside lower center", ncols=columns)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", facecolor="white")
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    pictures.append(Picture(name=name, alt=alt, caption=caption, png=png.getvalue(), svg=svg.getvalue()))
+    pictures.append(Picture(name, alt, caption, png.getvalue(), svg.getvalue()))
 
 
 def looks_of(names: Sequence[Any]) -> Looks:

@@ -1,24 +1,21 @@
 """What a study found: plain data, nothing printed.
 
-    findings = Findings(load(Path("runs/depths")))
-    print(findings.answer[0])
-
 The best depth is chosen on select problems and judged on report problems: to choose it on the problems that it is
 judged on would flatter it.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 import pandas as pd
 
 from recursion.evaluate.statistics import Estimate, level
-from recursion.study import costs, honesty
-from recursion.study.comparing import Comparison, comparisons
+from recursion.study import comparing, costs
+from recursion.study.comparing import Comparison
 from recursion.study.request import BASELINE
-from recursion.study.results import MEASURES, Cell, Results
+from recursion.study.results import MEASURES, UNITS, Cell, Results
 from recursion.study.sensitivity import sensitivities
 from recursion.study.words import capital, interval, listing, number, plural
 
@@ -26,8 +23,7 @@ SPENDING = (0.9, 1.05)  # of the budget: what counts as equal cost
 CHANGES = {-1: "lower", 0: "not shown to be different", 1: "higher"}  # by the sign of a difference
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """A row of the table. ``losses``: interquartile means on report problems, by measure; none where nothing is done.
 
     ``lower``, ``baseline``: against the cell one level lower, which differs in nothing else, and the tuned baseline.
@@ -37,38 +33,43 @@ class Line:
     losses: dict[str, Estimate]
     lower: Comparison | None
     baseline: Comparison | None
-    ledger: costs.Ledger | None
+    ledger: costs.Ledger
+
+
+def lowest(lines: Sequence[Line]) -> dict[str, float]:
+    """The lowest loss of some lines, by measure."""
+    losses = {name: [line.losses[name].value for line in lines if name in line.losses] for name in MEASURES}
+    return {name: min(values, default=math.inf) for name, values in losses.items()}
 
 
 class Findings:
     """Everything that the report says. Cells without a measurement are there, with nothing said of them.
 
     ``best``: the line that select problems prefer. ``checked``: runs of which it was checked whether a reported problem
-    was trained on, and ``trained_on``, how many problems were. ``done``, ``failed``: of all runs.
+    was trained on, and ``trained_on``, how many problems were. ``done``, ``failed``: of all runs. ``caveats``: what the
+    findings cannot say, and why, a sentence each.
     """
 
     def __init__(self, data: Results) -> None:
-        self.data = data
-        runs = pd.concat([cell.runs for cell in data.cells])
+        self.data, cells, runs = data, data.cells, pd.concat([cell.runs for cell in data.cells])
         self.done, self.failed = (runs[runs.status == status] for status in ("done", "failed"))
-        plain = [cell for cell in data.cells if not cell.is_baseline and not cell.on_grid]
-        towers = [cell for cell in data.cells if cell.kind == "tower"]
-        self.comparisons = list(comparisons(data, plain))
-        self.lines = [_line(data, cell, self.comparisons) for cell in data.cells]
+        plain = [cell for cell in cells if not cell.is_baseline and not cell.on_grid]
+        towers = [cell for cell in cells if cell.kind == "tower"]
+        self.comparisons = list(comparing.comparisons(data, plain))
+        self.lines = [self._line(cell) for cell in cells]
         self.plain = [line for line in self.lines if not line.cell.on_grid]
-        preferred = honesty.preferred(data, plain)
+        preferred = comparing.preferred(plain)
         self.best = next((line for line in self.lines if line.cell is preferred), None)
-        even = [costs.break_even(data, cell, data.baseline) for cell in plain if cell in towers and data.baseline]
-        self.break_even = [each for each in even if each is not None]
-        self.gaps = [gap for cell in towers if (gap := honesty.gap(data, cell)) is not None]
-        self.guards = [guard for cell in data.cells if (guard := honesty.guard(data, cell)) is not None]
+        pairs = [(cell, data.baseline) for cell in plain if cell in towers and data.baseline]
+        self.break_even = [each for pair in pairs if (each := costs.break_even(*pair)) is not None]
+        self.gaps = [gap for cell in towers if (gap := comparing.gap(cell)) is not None]
+        self.guards = [guard for cell in cells if (guard := comparing.guard(cell)) is not None]
         self.rescued, self.uses = (sum(getattr(each, name) for each in self.guards) for name in ("rescued", "uses"))
-        self.alarms = list(honesty.alarms(data, self.gaps, [e for e in self.comparisons if e.factor != BASELINE]))
-        checks = [honesty.trained_on(data, cell) for cell in data.cells]
-        self.checked, self.trained_on = sum(map(len, checks)), int(sum(check.sum() for check in checks))
+        self.alarms = list(comparing.alarms(cells, self.gaps, [e for e in self.comparisons if e.factor != BASELINE]))
+        checks = pd.concat([cell.trained_on for cell in cells])
+        self.checked, self.trained_on = len(checks), int(checks.sum())
         self.sensitivities = list(sensitivities(data))
-        self.caveats = list(filter(None, self._caveats()))
-        """What the findings cannot say, and why: a sentence each."""
+        self.caveats = list(self._caveats())
 
     @property
     def answer(self) -> list[str]:
@@ -78,16 +79,16 @@ class Findings:
     @property
     def sentences(self) -> list[str]:
         """All that is said of pairs, uses, sensitivity and the guard, in order."""
-        pairs = [f"{each.subject}: {each.verdict}; {each.details}." for each in self.comparisons]
-        uses = [each.sentence for each in self.break_even]
+        pairs = ["{}: {}; {}.".format(*each.parts) for each in self.comparisons]
         ranges = [text for each in self.sensitivities for text in each.sentences]
-        return [*pairs, *uses, *ranges, *(each.sentence for each in self.guards if each.rescued)]
+        guards = [each.sentence for each in self.guards if each.rescued]
+        return [*pairs, *(each.sentence for each in self.break_even), *ranges, *guards]
 
-    @property
-    def lowest(self) -> dict[str, float]:
-        """The lowest loss of all lines, by measure."""
-        losses = [(measure, each.value) for line in self.lines for measure, each in line.losses.items()]
-        return {measure: min((loss for of, loss in losses if of == measure), default=math.inf) for measure in MEASURES}
+    def _line(self, cell: Cell) -> Line:
+        losses = {measure: cell.losses("chosen", "report", measure) for measure in MEASURES}
+        means = {measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty}
+        ours = {each.factor: each for each in reversed(self.comparisons) if each.ours is cell}
+        return Line(cell, means, ours.get("depth"), ours.get(BASELINE), costs.ledger(cell))
 
     def _depths(self) -> str:
         pairs = [each for each in self.comparisons if each.factor == "depth"]
@@ -146,8 +147,11 @@ class Findings:
         failures = [f"{plural(some, 'run')} {how}" for how, some in counts.items() if some]
         if failures:
             yield f"{' and '.join(failures)}, see the failed runs."
-        unequal = [f"{label} {number(100 * part)}%" for label, part in self._unequal()]
-        if unequal:
+        in_steps = request.budget.unit == "base steps"
+        parts = {line.cell.label: line.ledger.paid[UNITS[0]] / request.budget.amount for line in self.plain if in_steps}
+        unequal = [f"{label} {number(100 * part)}%" for label, part in parts.items()
+                   if part and not SPENDING[0] <= part <= SPENDING[1]]  # fmt: skip
+        if unequal:  # towers that learn nothing cost nothing, and are not meant
             more = f" and {plural(len(unequal) - 8, 'cell')} more" if unequal[8:] else ""
             spent = f"Not every cell spent the whole budget: {listing(unequal[:8])}{more}."
             yield f"{spent} A search ends early when nothing is left to try."
@@ -158,20 +162,3 @@ class Findings:
             yield f"There is no tuned baseline, so {nothing}."
         if all(cell.kind != "tower" for cell in self.data.cells):
             yield "Nothing was trained: all cells are hand-made rules that were tuned."
-
-    def _unequal(self) -> Iterator[tuple[str, float]]:
-        """Cells that did not cost the budget, and which part of it. Towers that learn nothing cost nothing."""
-        budget = self.data.request.budget
-        for line in self.plain if budget.unit == "base steps" else ():
-            part = line.ledger.spent / budget.amount if line.ledger else 0.0
-            if part and not SPENDING[0] <= part <= SPENDING[1]:
-                yield line.cell.label, part
-
-
-def _line(data: Results, cell: Cell, pairs: list[Comparison]) -> Line:
-    losses = {measure: data.losses(cell, "chosen", "report", measure) for measure in MEASURES}
-    ours = {each.factor: each for each in reversed(pairs) if each.ours is cell}
-    return Line(
-        cell=cell, lower=ours.get("depth"), baseline=ours.get(BASELINE), ledger=costs.ledger(data, cell),
-        losses={measure: level(frame.to_numpy()) for measure, frame in losses.items() if not frame.empty},
-    )  # fmt: skip

@@ -4,14 +4,19 @@ From depth 3 on a snapshot is a trainer, which `deploy.learned` puts to work on 
 start-up, training, the deployment of each snapshot and its use on the problems to select by. Where deployment and
 selection would take more than half of it, fewer snapshots are compared, at least the last. What a start is worth,
 before any training, is found for the report and charged to it.
+
+A tower is stepped until another step would not fit. What is spent is known after every step: the gradients that were
+counted and the work of so many steps, or processor seconds. A snapshot is taken where it passes equal parts of the
+budget. The state is saved every few seconds, at the end, and when an error ends the training early; a killed training
+goes on from there and finds the same.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +24,47 @@ import torch
 from torch import Tensor
 
 from levels.faults import NonFiniteError
+from recursion import checkpoint
 from recursion.analysis.memory import LiveBytes
 from recursion.analysis.metering import Operations, Pass, measure
-from recursion.analysis.work import NOTHING, Work, lived_work, own_work_under, windows_of
+from recursion.analysis.work import NOTHING, Lived, Work, lived_work, own_work_under, windows_of
 from recursion.evaluate import deploy
 from recursion.evaluate.baselines import mean_loss
 from recursion.evaluate.observed import Observed, Tally
 from recursion.study.bench import LEARNING, Bench, Row, finite, row
-from recursion.study.problems import Met, split
+from recursion.study.problems import Met
 from recursion.study.request import Budget, Run
-from recursion.study.training import Trained, Training, snapshot
-from recursion.tower import Tower
+from recursion.tower import Tower, TowerState
 
 SHARE = 0.5  # most of a budget that selection and deployment may take, if more than one snapshot is compared
 LOOKS = 5  # most top steps that seconds are measured on
 ENOUGH = 200  # base steps in all of these, where fewer looks do
+CHECKPOINT, SNAPSHOT = "checkpoint.safetensors", "snapshot-{}.safetensors"  # of a step
+POINTS = 200  # most losses that are kept of a level
+EVERY = 10.0  # seconds between two saves
 
 
 class Learning:
     """A tower that learns an optimizer."""
 
-    def __init__(self, run: Run, tower: Tower, bench: Bench, folder: Path) -> None:
+    def __init__(self, run: Run, tower: Tower, bench: Bench) -> None:
         self.run, self.tower, self.bench, self.request = run, tower, bench, bench.request
-        self.folder, self.optimizer = folder, tower.levels[0].optimizer
+        self.folder, self.optimizer = bench.store.folder, tower.levels[0].optimizer
         self.profile = bench.store.numbers("profile", lambda: profile(tower))
         own = tuple(self.profile["work"])
         self.lived = lived_work(tower, own)
         self.deployment = deployment(tower, own, self.request.windows, bench.work_of(self.optimizer))
-        self.deployed: set[bytes] = set()  # fingerprints of the problems that snapshots were put to work on
-        self.count, self.allowance = self._plan()
+        self.deployed: set[int] = set()  # fingerprints of the problems that snapshots were put to work on
 
     def perform(self) -> tuple[list[Row], dict[str, Any]]:
         """Train, choose, report."""
-        bench = self.bench
-        trained = Trained(**bench.store.numbers("trained", self._train))
+        bench, (count, allowance) = self.bench, self._plan()
+        share = LEARNING * allowance.amount / self.request.budget.amount
+        training = bench.store.numbers("trained", lambda: asdict(
+            Training(self.tower, self.run.seed, self.folder, allowance, self.lived, count)
+            .go(lambda fraction: bench.tell("training", share * fraction))
+        ))  # fmt: skip
+        trained = Trained(**training)
         bench.book("training", trained.work(self.lived), trained.seconds)
         scores = {step: self._score(step) for step in trained.snapshots}
         best = min(scores, key=lambda step: scores[step])
@@ -66,16 +78,10 @@ class Learning:
             rows += bench.reported("start", "start", self.optimizer, start)
         rows += bench.reported("chosen", f"snapshot {best}", self.optimizer, params)
         guard, guarded = bench.guarded(self.optimizer, params)
-        rows += [*guarded, *bench.optimizer_rows(self.optimizer, params)]
-        rows.append(bench.known_row({*split(bytes.fromhex(trained.prints)), *self.deployed}))
+        rows += [*guarded, *bench.use_rows(self.optimizer, params, {*trained.fingerprints, *self.deployed})]
         facts = {"steps": trained.steps, "chosen": best, "setting": repr(self.optimizer), "guard": repr(guard)}
         facts |= {"snapshots": trained.snapshots, "ended": trained.ended, "work of a step": self.lived.step.total}
         return rows, facts
-
-    def _train(self) -> dict[str, Any]:
-        share = LEARNING * self.allowance.amount / self.request.budget.amount
-        training = Training(self.tower, self.run.seed, self.folder, self.allowance, self.lived, self.count)
-        return asdict(training.go(lambda fraction: self.bench.tell("training", share * fraction)))
 
     def _plan(self) -> tuple[int, Budget]:
         """How many snapshots are compared, and what is left for training. ValueError if it is too little."""
@@ -110,19 +116,20 @@ class Learning:
         def make(_: Tally) -> dict[str, Tensor]:
             observed = Tower(Observed(self.tower.task, observer), *self.tower.levels)
             observer.reset()
-            state = snapshot(self.tower, self.run.seed, self.folder, step)
+            path = self.folder / SNAPSHOT.format(step)
+            state = checkpoint.load(path, self.tower).state if step else self.tower.init(self.run.seed)
             try:
                 learned = deploy.learned(observed, state, windows=self.request.windows, seed=self.run.seed)
                 tensors = {"params": learned.params}
             except NonFiniteError:
                 tensors = {}
-            return tensors | {"prints": torch.tensor([*b"".join(observer.prints)], dtype=torch.uint8)}
+            return tensors | {"fingerprints": torch.tensor(observer.prints, dtype=torch.int64)}
 
         tensors = self.bench.charged(f"learner {step}", stage, self.deployment, make, observer)
-        self.deployed |= {*split(bytes(tensors["prints"].tolist()))}
+        self.deployed |= {*tensors["fingerprints"].tolist()}
         return tensors.get("params")
 
-    def _training_rows(self, trained: Trained) -> list[Row]:
+    def _training_rows(self, trained: "Trained") -> list[Row]:
         """Losses on the way, and each level's share of seconds and memory."""
         shares, peaks = enumerate(self.profile["shares"]), enumerate(self.profile["bytes"], 1)
         return [
@@ -131,6 +138,97 @@ class Learning:
             *(row("training", "seconds", share * trained.seconds, level=level) for level, share in shares),
             *(row("training", "peak bytes", peak, level=level) for level, peak in peaks),
         ]  # fmt: skip
+
+
+@dataclass
+class Trained:
+    """How a training went, so far."""
+
+    steps: int = 0
+    snapshots: list[int] = field(default_factory=list)  # the steps they were taken at
+    gradients: float = 0.0
+    seconds: float = 0.0
+    points: list[list[Any]] = field(default_factory=list)  # a step and its losses, level 1 first
+    stride: int = 1  # steps between points
+    trajectories: int = 0
+    fingerprints: list[int] = field(default_factory=list)  # of these; written where it is saved
+    ended: str = ""  # why it ended before its budget did
+    done: bool = False
+
+    def work(self, lived: Lived) -> Work:
+        """Its gradients and work."""
+        return Work(self.gradients, lived.start.plus(lived.step, self.steps).optimizer)
+
+
+class Training:
+    """The training of a tower in ``folder``, from where it was left; ``count`` snapshots within ``allowance``.
+
+    ``now`` is the state and what belongs to it. One assignment replaces both, so an interruption within a step leaves
+    what was there before the step, whole.
+    """
+
+    def __init__(self, tower: Tower, seed: int, folder: Path, allowance: Budget, lived: Lived, count: int) -> None:
+        self.tower, self.seed, self.folder, self.lived = tower, seed, folder, lived
+        self.allowance, self.in_seconds, self.count = allowance.amount, allowance.unit == "seconds", count
+        self.observer = Met()
+        self.observed = Tower(Observed(tower.task, self.observer), *tower.levels)
+        self.observer.reset()
+        if (folder / CHECKPOINT).exists():
+            saved = checkpoint.load(folder / CHECKPOINT, tower)
+            self.now = saved.state, Trained(**saved.extra)
+            self.observer.reset(self.now[1].gradients, self.now[1].fingerprints)
+        else:
+            state = checkpoint.settled(self.observed.init(seed))
+            self.now = state, Trained(gradients=self.observer.gradients, trajectories=len(self.observer.prints))
+        self.began = time.process_time() - self.now[1].seconds
+
+    def go(self, tell: Callable[[float], None]) -> Trained:
+        """Train to the end; ``tell`` gets the part that is done. NonFiniteError if it ends before any snapshot."""
+        saved = time.monotonic()
+        try:
+            while not self.now[1].done:
+                self.now = self._advanced(*self.now)
+                tell(min(1.0, self._spent(self.now[1]) / self.allowance))
+                saved = self._save() if time.monotonic() - saved >= EVERY else saved
+        finally:
+            self._save()
+        return self.now[1]
+
+    def _spent(self, so_far: Trained) -> float:
+        """Of the allowance."""
+        return so_far.seconds if self.in_seconds else so_far.work(self.lived).total
+
+    def _save(self) -> float:
+        """Save the state; the time at which it is saved."""
+        state, so_far = self.now
+        so_far.fingerprints = self.observer.prints[: so_far.trajectories]
+        checkpoint.save(self.folder / CHECKPOINT, self.tower, state, seed=self.seed, extra=asdict(so_far))
+        return time.monotonic()
+
+    def _advanced(self, state: TowerState, before: Trained) -> tuple[TowerState, Trained]:
+        """The state after one step; it takes a snapshot if it is time for one."""
+        so_far = replace(before, snapshots=[*before.snapshots], points=[*before.points])
+        try:
+            following, report = self.observed.step(state)
+        except NonFiniteError as error:
+            if not so_far.snapshots:
+                raise
+            return state, replace(so_far, ended=str(error), done=True, seconds=time.process_time() - self.began)
+        state, so_far.steps = checkpoint.settled(following), report.step
+        so_far.gradients, so_far.trajectories = self.observer.gradients, len(self.observer.prints)
+        so_far.seconds = time.process_time() - self.began
+        if report.step % so_far.stride == 0:
+            so_far.points.append([report.step, report.losses])
+        if len(so_far.points) > POINTS:  # every other one is dropped
+            so_far.stride *= 2
+            so_far.points = [point for point in so_far.points if point[0] % so_far.stride == 0]
+        each = so_far.seconds / so_far.steps if self.in_seconds else self.lived.step.total
+        spent, part = self._spent(so_far), (len(so_far.snapshots) + 1) / self.count
+        so_far.done = spent + each > self.allowance
+        if so_far.done or (part < 1 and spent + each / 2 >= part * self.allowance):
+            checkpoint.save(self.folder / SNAPSHOT.format(so_far.steps), self.tower, state, seed=self.seed)
+            so_far.snapshots.append(so_far.steps)
+        return state, so_far
 
 
 def profile(tower: Tower) -> dict[str, list[float]]:

@@ -1,12 +1,13 @@
-"""Pools: where the runs are carried out. `Local` starts processes on this machine, `Ray` on the nodes of a cluster.
+"""Ablate: carry out all runs of a request, in a pool: `Local` processes on this machine, `Ray` on nodes of a cluster.
 
-    for event in events(Local(workers=2), runs, job):
-        ...
+Calling it again with the same request goes on: runs that are done stay, those under way go on from their files, and
+failed ones stay failed unless ``retry`` says otherwise. Only what would fail every run, such as a full disk, ends a
+study, and loses nothing.
 
 A pool has a ``size`` (how many runs at a time, as far as is known before it is ``connected``) and starts runs.
 Each run has a process of its own, so one that dies ends no other. A thread for each run under way listens to its
-process. A caller that closes the iterator, or leaves it by Ctrl-C, stops the processes: each keeps its state, as any
-training does, and ends.
+process. A caller that closes the iterator `events`, or leaves it by Ctrl-C, stops the processes: each keeps its state,
+as any training does, and ends.
 """
 
 import contextlib
@@ -18,16 +19,17 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
-from recursion.files import explained
-from recursion.study.records import run_folder
-from recursion.study.request import Run
-from recursion.study.worker import Job, main, on_disk
+from recursion.study import records
+from recursion.study.job import PERFORM, Job, main, on_disk
+from recursion.study.request import Request, Run
 
 LOG = "output.log"
 
@@ -45,7 +47,44 @@ class Event(NamedTuple):
     everywhere: bool = False
 
 
-def events(pool: "Pool", runs: Sequence[Run], job: Job) -> Iterator[Event]:
+def ablate(
+    request: Request, out: str | Path, *, pool: "Pool | None" = None, retry: bool = False, perform: str = PERFORM,
+    argv: Sequence[str] = (), on_begin: Callable[[dict[str, str]], object] = lambda _: None,
+    on_event: Callable[[Event], object] = lambda _: None,
+) -> None:  # fmt: skip
+    """Carry out what is left of a study.
+
+    ``out``: its folder, made if need be. ``pool``: where runs are carried out; None for `Local()`. ``retry``: whether
+    failed runs are tried again. ``perform``: the dotted name of what carries out a run, see `recursion.study.job`.
+    ``argv``: words to keep as those of the command. ``on_begin`` gets the status of each run by its id.
+
+    Raises ValueError if the folder is of another request; OSError if it is in use or something cannot be written: what
+    was found before stays, and calling it again goes on.
+    """
+    if request.search == "optuna" and find_spec("optuna") is None:
+        raise ValueError("optuna is not installed; pip install 'descent-tower[tune]', or search=grid")
+    folder = Path(out).absolute()
+    records.make_folder("folder", folder)
+    with records.locked(folder, 0.0, f"another study is at work in {folder}; wait for it, or stop it"):
+        records.begin(folder, request, argv)
+        status = {run: records.result_of(folder, run)["status"] for run in request.runs()}
+        left = [run for run in status if status[run] not in ({"done"} if retry else {"done", "failed"})]
+        for run in left:
+            (records.run_folder(folder, run) / records.RESULT).unlink(missing_ok=True)
+        on_begin({run.id: "waiting" if run in left else status[run] for run in status})
+        with contextlib.closing(events(pool or Local(), left, Job(request, folder, perform))) as happening:
+            for event in happening:
+                run, what = event.run, event.what
+                if event.everywhere:
+                    raise OSError(f"{run.id}: {what}; what was found stays, make room and run this again")
+                if event.kind == "failed":
+                    records.finish(folder, run, {"why": what})
+                if event.kind == "done" and records.result_of(folder, run)["status"] != "done":
+                    raise OSError(f"{records.run_folder(folder, run)} lost its result; run this again")
+                on_event(event)
+
+
+def events(pool: "Pool", runs: Sequence[Run], job: Job) -> Generator[Event]:
     """What happens, until all runs have ended."""
     messages: SimpleQueue[Event] = SimpleQueue()
     tasks: list[Process | RayTask] = []
@@ -89,30 +128,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Local:
-    """Processes on this machine, of one thread each. ``workers``: how many; None for one a processor."""
-
-    workers: int | None = None
-
-    @property
-    def size(self) -> int:
-        return self.workers or processors()
-
-    def connected(self) -> contextlib.AbstractContextManager[int]:
-        return contextlib.nullcontext(self.size)
-
-    def start(self, run: Run, job: Job) -> "Process":
-        return Process(run, job)
-
-
 class Process:
     """A run in a process on this machine; iterates over its messages, each an `Event` without the run."""
 
     def __init__(self, run: Run, job: Job) -> None:
-        place = run_folder(job.folder, run)
-        with explained("make the run folder", place):
-            place.mkdir(parents=True, exist_ok=True)
+        place = records.run_folder(job.folder, run)
+        records.make_folder("run folder", place)
         code, words = f"from {main.__module__} import main; main()", pickle.dumps((run, job)).hex()
         with (place / LOG).open("ab") as log:
             self.process = subprocess.Popen(
@@ -137,6 +158,40 @@ class Process:
                 self.process.stdin.close()
         if at_once:
             self.process.kill()
+
+
+@dataclass(frozen=True)
+class Local:
+    """Processes on this machine, of one thread each. ``workers``: how many; None for one a processor."""
+
+    workers: int | None = None
+
+    @property
+    def size(self) -> int:
+        return self.workers or processors()
+
+    def connected(self) -> contextlib.AbstractContextManager[int]:
+        return contextlib.nullcontext(self.size)
+
+    start = staticmethod(Process)
+
+
+class RayTask:
+    """A run in a process that a Ray task starts and listens to."""
+
+    def __init__(self, run: Run, job: Job) -> None:
+        self.ray = _imported_ray()
+        self.stream = self.ray.remote(num_cpus=1, max_retries=0)(_messages).remote(run, job)
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        try:
+            for reference in self.stream:
+                yield self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            yield "failed", f"its Ray worker died: {' '.join(str(error).split())[:200]}"
+
+    def stop(self, at_once: bool = False) -> None:
+        self.ray.cancel(self.stream)  # raises KeyboardInterrupt in it
 
 
 @dataclass(frozen=True)
@@ -175,29 +230,10 @@ class Ray:
                 stack.callback(ray.shutdown)
             yield self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def start(self, run: Run, job: Job) -> "RayTask":
-        return RayTask(run, job)
+    start = staticmethod(RayTask)
 
 
 Pool = Local | Ray
-
-
-class RayTask:
-    """A run in a process that a Ray task starts and listens to."""
-
-    def __init__(self, run: Run, job: Job) -> None:
-        self.ray = _imported_ray()
-        self.stream = self.ray.remote(num_cpus=1, max_retries=0)(_messages).remote(run, job)
-
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        try:
-            for reference in self.stream:
-                yield self.ray.get(reference)
-        except self.ray.exceptions.RayError as error:
-            yield "failed", f"its Ray worker died: {' '.join(str(error).split())[:200]}"
-
-    def stop(self, at_once: bool = False) -> None:
-        self.ray.cancel(self.stream)  # raises KeyboardInterrupt in it
 
 
 def _messages(run: Run, job: Job) -> Iterator[Sequence[Any]]:

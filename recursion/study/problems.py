@@ -20,7 +20,6 @@ from levels.tree import State, leaves
 from recursion.evaluate.observed import Tally
 
 MANY = 0.25  # share of a split's examples above which they are no coincidence
-SIZE = 8  # bytes of a fingerprint
 
 
 class Met(Tally):
@@ -28,22 +27,17 @@ class Met(Tally):
 
     def __init__(self) -> None:
         super().__init__()
-        self.prints: list[bytes] = []
+        self.prints: list[int] = []
 
     def began(self, params: Tensor, state: State) -> None:
         self.prints += fingerprints(params, state)
 
-    def reset(self, gradients: float = 0.0, prints: Sequence[bytes] = ()) -> None:
+    def reset(self, gradients: float = 0.0, prints: Sequence[int] = ()) -> None:
         """Forget what was asked while a tower was built."""
         self.gradients, self.prints = gradients, list(prints)
 
 
-def split(prints: bytes) -> list[bytes]:
-    """Fingerprints that were written one behind the other."""
-    return [prints[start : start + SIZE] for start in range(0, len(prints), SIZE)]
-
-
-def known(task: Task, key: Tensor, seen: set[bytes]) -> int:
+def known(task: Task, key: Tensor, seen: set[int]) -> int:
     """How many of the problems of the test split that ``key`` ``[P]`` names were seen before, see above."""
     own = examples(task.on("test"))
     others = set(examples(task.on("train"))) | set(examples(task.on("validation"))) if own else set()
@@ -52,25 +46,25 @@ def known(task: Task, key: Tensor, seen: set[bytes]) -> int:
     return sum(each in seen for each in problems(task.on("test"), key))
 
 
-def problems(task: Problem, key: Tensor) -> list[bytes]:
+def problems(task: Problem, key: Tensor) -> list[int]:
     """Fingerprints of the problems that keys ``[P]`` name, as `recursion.evaluate.deploy.run` has them."""
     for_params, for_state = keys.split(key, 2).unbind(-1)
     x = task.init(for_params)
     return fingerprints(x, task.init_state(x, for_state))
 
 
-def fingerprints(params: Tensor, state: State) -> list[bytes]:
+def fingerprints(params: Tensor, state: State) -> list[int]:
     """One for each copy of ``params`` ``[*batch, n]`` and its state."""
     return _hashes(leaves(state) or [params], params.shape[:-1].numel())
 
 
-def examples(task: Task) -> list[bytes]:
+def examples(task: Task) -> list[int]:
     """Fingerprints of the examples of the task's split; none if it has none, or does not say."""
     return [each for group in task.hands_out() or () for each in _hashes(group, len(group[0]))]
 
 
-def _hashes(parts: Sequence[Tensor], copies: int) -> list[bytes]:
-    """A hash of each row of tensors whose leading dimensions are ``copies``."""
+def _hashes(parts: Sequence[Tensor], copies: int) -> list[int]:
+    """A hash of each row of tensors whose leading dimensions are ``copies``: 8 bytes as a whole number with a sign."""
     rows = [part.detach().cpu().reshape(copies, -1).contiguous().numpy().view(np.uint8) for part in parts]
-    return [hashlib.blake2b(b"".join(part[i].tobytes() for part in rows), digest_size=SIZE).digest()
-            for i in range(copies)]  # fmt: skip
+    digests = (hashlib.blake2b(b"".join(each), digest_size=8).digest() for each in zip(*rows))
+    return [int.from_bytes(digest, "little", signed=True) for digest in digests]

@@ -19,25 +19,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from levels.config import require
 from recursion.files import explained, replace_file
 from recursion.study.request import Request, Run, plain
 
 STUDY, RESULT = "study.json", "result.json"
+EMPTY: dict[str, Any] = {"why": "", "rows": [], "facts": {}, "about": {}}  # of a run
 HEADER = {"format": "descent-tower study", "version": 1}
 AGAIN = "delete it and run tower ablate again: finished runs stay"
 
 
 def begin(folder: Path, request: Request, argv: Sequence[str] = ()) -> None:
     """Write what is asked for, or check that the study in ``folder`` was asked for the same. ValueError if not."""
-    ours = plain(request)
-    if not (folder / STUDY).exists():
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        return _write(folder / STUDY, {"request": ours, "when": when, "argv": list(argv)})
+    ours, path = plain(request), folder / STUDY
+    if not path.exists():
+        about = {"request": ours, "when": datetime.now(UTC).isoformat(timespec="seconds"), "argv": list(argv)}
+        replace_file(path, json.dumps(HEADER | about).encode())
     theirs = read(folder)["request"]
     for name in (name for name in ours if theirs.get(name) != ours[name]):
         field = f"its {name} is {theirs.get(name)!r}, got {ours[name]!r}"
         raise ValueError(f"{folder} is of another study: {field}; choose another folder")
-    return None
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -46,16 +47,14 @@ def read(folder: Path) -> dict[str, Any]:
     with explained("read", path):
         text = path.read_bytes()
     try:
-        study = json.loads(text)
+        study: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} is {'garbled' if text else 'empty'}; {AGAIN}") from error
-    if not isinstance(study, dict) or study.get("format") != HEADER["format"]:
-        raise ValueError(f"{path} is JSON of something else, not of a study; choose another folder")
-    if study.get("version") != HEADER["version"]:
-        ours = f"this program reads version {HEADER['version']}; update descent-tower"
-        raise ValueError(f"{path} has study version {study.get('version')}, {ours}")
-    if not {"request", "when", "argv"} <= study.keys():
-        raise ValueError(f"{path} is garbled; {AGAIN}")
+    is_study = isinstance(study, dict) and study.get("format") == HEADER["format"]
+    require(is_study, f"{path} is JSON of something else, not of a study; choose another folder")
+    ours = f"this program reads version {HEADER['version']}; update descent-tower"
+    require(study.get("version") == HEADER["version"], f"{path} has study version {study.get('version')}, {ours}")
+    require({"request", "when", "argv"} <= study.keys(), f"{path} is garbled; {AGAIN}")
     return study
 
 
@@ -64,26 +63,28 @@ def run_folder(folder: Path, run: Run) -> Path:
     return folder / "runs" / run.id
 
 
+def make_folder(what: str, path: Path) -> None:
+    """Make a folder unless it is there; OSError, with ``what`` it is, if that fails."""
+    with explained(f"make the {what}", path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def finish(folder: Path, run: Run, result: dict[str, Any]) -> None:
     """Write the ``rows``, ``facts`` and ``about`` of a run that ended well, or ``why`` it failed."""
-    place, empty = run_folder(folder, run), {"why": "", "rows": [], "facts": {}, "about": {}}
-    with explained("make the run folder", place):
-        place.mkdir(parents=True, exist_ok=True)
-    status = "failed" if "why" in result else "done"
-    _write(place / RESULT, empty | result | {"run": plain(run), "status": status})
+    make_folder("run folder", run_folder(folder, run))
+    whole = HEADER | EMPTY | result | {"run": plain(run), "status": "failed" if "why" in result else "done"}
+    replace_file(run_folder(folder, run) / RESULT, json.dumps(whole).encode())
 
 
 def result_of(folder: Path, run: Run) -> dict[str, Any]:
     """The result of this very run; if there is none, only the run's ``status``."""
     place = run_folder(folder, run)
-    status = "running" if place.exists() else "waiting"
-    empty: dict[str, Any] = {"status": status, "why": "", "rows": [], "facts": {}, "about": {}}
-    try:
-        result = json.loads((place / RESULT).read_bytes())
+    with contextlib.suppress(AttributeError, OSError, ValueError, KeyError, TypeError):
+        result: dict[str, Any] = json.loads((place / RESULT).read_bytes())
         ours = HEADER.items() <= result.items() and plain(run).items() <= result["run"].items()
-        return result if ours and empty.keys() <= result.keys() else empty
-    except (AttributeError, OSError, ValueError, KeyError, TypeError):
-        return empty
+        if ours and EMPTY.keys() <= result.keys():
+            return result
+    return EMPTY | {"status": "running" if place.exists() else "waiting"}
 
 
 @contextlib.contextmanager
@@ -113,8 +114,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with explained("make the folder", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder("folder", folder)
 
     def numbers(self, name: str, make: Callable[[], Any]) -> Any:
         """A piece of plain data: what JSON holds, and numbers that are not finite."""
@@ -138,7 +138,3 @@ class Store:
             return read(data)
         except (ValueError, SafetensorError) as error:
             raise ValueError(f"{path} is not a whole file ({error}); delete it and run again") from error
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    replace_file(path, json.dumps(HEADER | data).encode())

@@ -9,24 +9,24 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from recursion.files import explained, replace_file
+from recursion.evaluate.reporting import make_folder
+from recursion.files import replace_file
 from recursion.notation import parse
 from recursion.spec import to_spec
 from recursion.study import words
 from recursion.study.drawing import Picture
-from recursion.study.findings import Findings, Line
+from recursion.study.findings import Findings, Line, lowest
 from recursion.study.pictures import draw
-from recursion.study.results import MEASURES, SPENT, load
+from recursion.study.results import MEASURES, UNITS, load
 from recursion.study.sensitivity import WITHIN
 
 LONG = 16  # rows from which a table of the page is folded away
@@ -47,8 +47,7 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
     findings = Findings(load(folder))
     show(findings, console)
     target = folder / "report.html" if out is None else out
-    with explained("make", target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     pictures = draw(findings)
     contents = {target: page(folder, findings, pictures).encode()}
     contents |= {target.parent / f"{picture.name}.png": picture.png for picture in pictures}
@@ -60,8 +59,8 @@ def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]
 def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
     """The whole page of the study in ``folder``, as text."""
     jinja = Environment(
-        loader=FunctionLoader(lambda name: files("recursion.study").joinpath(name).read_text()),
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
+        loader=PackageLoader("recursion.study", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
     )  # fmt: skip
     jinja.filters |= {name: getattr(words, name) for name in FILTERS}
     jinja.filters["base64"] = lambda data: base64.b64encode(data).decode()
@@ -73,18 +72,23 @@ def page(folder: Path, findings: Findings, pictures: list[Picture]) -> str:
         specs={cell.label: json.dumps(to_spec(parse(cell.tower)), indent=1) for cell in data.cells},
         machines=list(findings.done[MACHINE].drop_duplicates().sort_values(MACHINE).itertuples()),
         hours=float(findings.done.seconds.sum()) / 3600,
-        measures=list(MEASURES), spent=SPENT, long=LONG, ranges=ROBUST, infinity=math.inf,
+        measures=list(MEASURES), lowest=lowest(findings.lines), long=LONG, ranges=ROBUST, infinity=math.inf,
     )  # fmt: skip
 
 
 def show(findings: Findings, console: Console) -> None:
-    """The tables and the sentences, in the terminal."""
-    cells = _cells(findings.plain) if any(line.losses for line in findings.plain) else iter(())
+    """The tables and the sentences, in the terminal. A row a cell; step sizes of a grid have a table of their own."""
+    cells = _cells(findings.plain) if any(line.losses for line in findings.plain) else ()
     counts = findings.failed.diverged.map({True: "infinite loss", False: "left out"})
     failed = zip(findings.failed.run, findings.failed.why, counts)
+    robust = (
+        (height.name, *(each.text for each in height.ranges), words.number(height.losses.min()),
+         words.seconds(height.seconds.value) if height.seconds else "")
+        for each in findings.sensitivities for height in each.heights
+    )  # fmt: skip
     for title, heads, rows in (
         ("on report problems", FACTORS, cells),
-        ("Robust range of step sizes, with the range over seeds", ROBUST, _robust(findings)),
+        ("Robust range of step sizes, with the range over seeds", ROBUST, robust),
         ("Failed runs, and how they count", ("run", "why", "counts as"), failed),
     ):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -106,20 +110,11 @@ def show(findings: Findings, console: Console) -> None:
 
 
 def _cells(lines: Sequence[Line]) -> Iterator[list[Text | str]]:
-    """A row a cell, the lowest of each loss in bold; step sizes of a grid have a table of their own."""
-    lowest = {m: min((line.losses[m].value for line in lines if m in line.losses), default=0.0) for m in MEASURES}
+    """A row a cell, the lowest of each loss in bold."""
+    least = lowest(lines)
     for line in lines:
-        bold = {m: "bold" if loss.value == lowest[m] else "" for m, loss in line.losses.items()}
+        bold = {m: "bold" if loss.value == least[m] else "" for m, loss in line.losses.items()}
         losses = [Text(words.interval(line.losses[m]), bold[m]) if m in bold else "" for m in MEASURES]
         pairs = ["" if each is None else words.share(each.main.improvement) for each in (line.lower, line.baseline)]
-        cost = "" if line.ledger is None else f"{line.ledger.spent:.3g}"
+        cost = f"{line.ledger.paid[UNITS[0]]:.3g}" if len(line.cell.done) else ""
         yield [line.cell.label, *losses, *pairs, cost, f"{len(line.cell.done)}/{len(line.cell.runs)}"]
-
-
-def _robust(findings: Findings) -> Iterator[list[Text | str]]:
-    for each in findings.sensitivities:
-        others = "".join(f", {name} {value}" for name, value in each.others.items())
-        for height in each.heights:
-            time = words.seconds(height.seconds.value) if height.seconds else ""
-            ranges = [each.text for each in height.ranges]
-            yield [f"height {height.height}{others}", *ranges, words.number(height.losses.min()), time]

@@ -1,9 +1,5 @@
 """What a study is asked for, and the runs that it comes to.
 
-    request = Request(tower="digits-mlp: lstm@20 / lstm@5 / adam", depths=(1, 2, 3), seeds=5)
-    for run in request.runs():
-        ...
-
 A cell is a cut of the tower with one value of each grid entry that concerns it; a run is a cell and a training seed.
 All runs get the same budget and the same problems. Building a request builds every cell of it, so a mistake is
 refused before anything runs.
@@ -15,17 +11,18 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal, Self, get_args
 
 from levels.hyper import HyperparamOptimizer
 from recursion.evaluate.deploy import require_counts
-from recursion.study.cuts import Cell, Grid, cells, task_of
+from recursion.study.cuts import Grid, cells, task_of
 
 BASELINE = "tuned baseline"
+SPENT = ("training", "selection", "deployment", "search")  # stages that a budget pays for, in this order
 LONGEST = 80  # characters of a cell's name in a run's id
+Kind = Literal["tower", "search"]
 Search = Literal["grid", "optuna"]
 
 
@@ -71,7 +68,7 @@ class Run:
     """
 
     id: str
-    kind: Literal["tower", "search"]
+    kind: Kind
     cell: str
     depth: int | None
     factors: dict[str, str] = field(hash=False)
@@ -109,7 +106,7 @@ class Request:
         require_counts("", **{name: getattr(self, name) for name in names})
         if self.search not in get_args(Search):
             raise ValueError(f"search must be {' or '.join(get_args(Search))}, got {self.search!r}")
-        self.cells()
+        self.runs()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -121,16 +118,20 @@ class Request:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"this is not the request of a study: {error}") from error
 
-    def cells(self) -> tuple[Cell, ...]:
-        """The cells, all built; the baseline is none of them."""
-        return _cells(self.tower, tuple(self.depths), self.grid)
-
     def runs(self) -> list[Run]:
-        """All runs, seed by seed, so that an unfinished study already compares all cells."""
-        planned = [_run(cell, name) for cell, name in zip(self.cells(), _names(self.cells()))]
+        """All runs, seed by seed, so that an unfinished study already compares all cells.
+
+        A lone hand-made optimizer has nothing to learn, so it is tuned; unless the grid sets it.
+        """
+        every, planned = cells(self.tower, tuple(self.depths), self.grid), list[Run]()
+        for (label, factors, tower), name in zip(every, _names([cell.factors for cell in every])):
+            alone = tower.depth == 1 and isinstance(tower.levels[0].optimizer, HyperparamOptimizer)
+            kind: Kind = "search" if alone and set(factors) == {"depth"} else "tower"
+            about = {"cell": label, "depth": tower.depth, "factors": dict(factors), "tower": str(tower)}
+            planned.append(Run(id=name, kind=kind, **about))
         if self.baseline:
-            tower = f"{task_of(self.tower)}: adam"
-            planned.append(Run(id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tower))
+            tuned = f"{task_of(self.tower)}: adam"
+            planned.append(Run(id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tuned))
         seeds = range(self.seeds)
         return [dataclasses.replace(run, id=f"{run.id}-seed-{seed}", seed=seed) for seed in seeds for run in planned]
 
@@ -142,22 +143,9 @@ def plain(value: Run | Request) -> dict[str, Any]:
     return copied
 
 
-@cache
-def _cells(tower: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
-    return tuple(cells(tower, depths, grid))
-
-
-def _run(cell: Cell, name: str) -> Run:
-    """The run of a cell. A lone hand-made optimizer has nothing to learn, so it is tuned; unless the grid sets it."""
-    tower, factors = cell.tower, dict(cell.factors)
-    alone = tower.depth == 1 and isinstance(tower.levels[0].optimizer, HyperparamOptimizer)
-    kind: Literal["tower", "search"] = "search" if alone and set(factors) == {"depth"} else "tower"
-    return Run(id=name, kind=kind, cell=cell.label, depth=tower.depth, factors=factors, tower=str(tower))
-
-
-def _names(cells: tuple[Cell, ...]) -> list[str]:
-    """A name for each cell's runs; a hash tells two apart that would be alike, or too long."""
-    texts = ["-".join(f"{name}-{value}" for name, value in cell.factors.items()) for cell in cells]
+def _names(every: Sequence[Mapping[str, str]]) -> list[str]:
+    """A name for each cell's runs, from its factors; a hash tells two apart that would be alike, or too long."""
+    texts = ["-".join(f"{name}-{value}" for name, value in factors.items()) for factors in every]
     names = [re.sub(r"[^A-Za-z0-9._+]+", "-", text.replace("*", "x")).strip("-") for text in texts]
     often = Counter(name.lower() for name in names)
     return [

@@ -1,14 +1,13 @@
 """What a study found, as pandas tables and by cell.
 
-results = load(Path("runs/depths"))
-results.rows.query("stage == 'chosen' and split == 'report' and measure == 'mean loss'")
+    results = load("runs/depths")
+    results.rows.query("stage == 'chosen' and split == 'report' and measure == 'mean loss'")
 
 A training that diverged has no measurements but is not missing: its losses count as infinite on every problem. A run
 that failed for another reason (memory, a disk, a bug), or is not done, is missing, and the report says so.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,16 @@ import numpy as np
 import pandas as pd
 
 from recursion.study import records
-from recursion.study.request import BASELINE, Request
+from recursion.study.request import BASELINE, SPENT, Request
 
 ABOUT = ("version", "torch", "python", "machine", "threads", "started", "seconds")  # a run's surroundings
-MEASUREMENT = ("stage", "split", "level", "problem", "step", "measure", "value")
 ABSENT: dict[str, Any] = {"split": "", "level": -1, "problem": -1, "step": -1, "value": float("inf")}
 PLACES = {"seed": "int64", "level": "int64", "problem": "int64", "step": "int64", "value": "float64"}
 PRIMARY = "mean loss"  # snapshots are chosen by it
 MEASURES = (PRIMARY, "final loss")
 SPLITS = ("train", "select", "report")
-SPENT = ("training", "selection", "deployment", "search")  # what a budget pays for, in this order
 UNITS = ("base steps", "task gradients", "seconds")  # of cost
 DIVERGED = "not finite"  # `levels.faults.NonFiniteError` says so
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Cell:
-    """Runs that differ only in their seed. ``runs``: their rows of `Results.runs`, by seed.
-
-    ``factors``: depth and grid values as typed; empty for the baseline, whose ``depth`` is 0.
-    """
-
-    label: str
-    kind: str
-    depth: int
-    factors: dict[str, str]
-    tower: str
-    runs: pd.DataFrame
-
-    @property
-    def done(self) -> pd.DataFrame:
-        """The runs that have measurements."""
-        return self.runs[self.runs.status == "done"]
-
-    @property
-    def diverged(self) -> pd.DataFrame:
-        """The runs whose training met numbers that are not finite."""
-        return self.runs[self.runs.diverged]
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether this is the tuned baseline."""
-        return self.label == BASELINE
-
-    @property
-    def on_grid(self) -> bool:
-        """Whether the cell is one of a grid of step sizes, which `sensitivity` reports."""
-        return any(map(is_step_size, self.factors))
 
 
 class Results:
@@ -74,17 +36,25 @@ class Results:
     the request, the tuned baseline last.
     """
 
-    def __init__(self, study: dict[str, Any], runs: list[dict[str, Any]], rows: list[tuple[Any, ...]]) -> None:
+    def __init__(self, folder: Path) -> None:
+        study = records.read(folder)
         self.request, self.argv, self.when = Request.from_json(study["request"]), study["argv"], study["when"]
-        columns = ["run", "cell", "seed", *MEASUREMENT]
+        runs, rows = [], []
+        for run in self.request.runs():
+            result = records.result_of(folder, run)
+            data = {name: getattr(run, name) for name in ("cell", "kind", "depth", "factors", "tower", "seed")}
+            data |= {name: result[name] for name in ("status", "why", "facts")}
+            runs.append({"run": run.id} | data | {name: result["about"].get(name) for name in ABOUT})
+            rows += [(run.id, run.cell, run.seed, *row) for row in result["rows"]]
+        columns = ["run", "cell", "seed", "stage", "split", "level", "problem", "step", "measure", "value"]
         self.rows = pd.DataFrame(rows, columns=columns).fillna(ABSENT).astype(PLACES)
+        self.parts = dict(tuple(self.rows.groupby(["stage", "split", "measure"])))
         table = pd.DataFrame(runs).astype({"depth": "Int64"})
         diverged = (table.status == "failed") & table.why.str.contains(DIVERGED, regex=False)
         self.runs = table.assign(diverged=diverged)
-        cells = [_cell(runs.sort_values("seed")) for _, runs in self.runs.groupby("cell", sort=False)]
+        cells = [Cell(self, runs.sort_values("seed")) for _, runs in self.runs.groupby("cell", sort=False)]
         self.cells = sorted(cells, key=lambda cell: cell.is_baseline)
-        self.baseline = next((cell for cell in self.cells if cell.is_baseline), None)
-        self._parts = dict(tuple(self.rows.groupby(["stage", "split", "measure"])))
+        self.baseline = next((cell for cell in cells if cell.is_baseline), None)
 
     def repeatable(self) -> list[tuple[Any, ...]]:
         """All that the same request finds wherever it is repeated: all but seconds, bytes and surroundings."""
@@ -93,60 +63,59 @@ class Results:
         rows = self.rows[~self.rows["measure"].str.contains("seconds|bytes")]
         return [*runs.itertuples(index=False, name=None), *rows.itertuples(index=False, name=None)]
 
-    def part(self, cell: Cell, stage: str, split: str, measure: str) -> pd.DataFrame:
-        """The rows of a cell that are about one thing."""
-        rows = self._parts.get((stage, split, measure), self.rows[:0])
-        return rows[rows.cell == cell.label]
 
-    def losses(self, cell: Cell, stage: str, split: str, measure: str = PRIMARY) -> pd.DataFrame:
+class Cell:
+    """Runs that differ only in their seed, and what they measured.
+
+    ``runs``: their rows of `Results.runs`, by seed; those that are ``done`` have measurements, the training of those
+    that ``diverged`` met numbers that are not finite. ``factors``: depth and grid values as typed; empty for the tuned
+    baseline, whose ``depth`` is 0. ``on_grid``: of step sizes, which `sensitivity` reports. ``trained_on``: of each run
+    that was checked, how many reported problems it was trained on.
+    """
+
+    def __init__(self, data: Results, runs: pd.DataFrame) -> None:
+        self.data, self.runs, one = data, runs, runs.iloc[0]
+        self.label, self.kind, self.factors, self.tower = one.cell, one.kind, one.factors, one.tower
+        self.depth = 0 if pd.isna(one.depth) else int(one.depth)
+        self.is_baseline, self.on_grid = self.label == BASELINE, any(map(is_step_size, self.factors))
+        self.done, self.diverged = runs[runs.status == "done"], runs[runs.diverged]
+        self.trained_on = self.part("reporting", "report", "problems trained on").value
+
+    def part(self, stage: str, split: str, measure: str) -> pd.DataFrame:
+        """The rows that are about one thing."""
+        rows = self.data.parts.get((stage, split, measure), self.data.rows[:0])
+        return rows[rows.cell == self.label]
+
+    def losses(self, stage: str, split: str, measure: str = PRIMARY) -> pd.DataFrame:
         """A row a seed and a column a problem; infinite for a run that diverged. Empty where nothing is measured."""
-        problems = self._parts.get((stage, split, measure), self.rows[:0]).problem.unique()
-        wide = self.part(cell, stage, split, measure).pivot(index="seed", columns="problem", values="value")
+        problems = self.data.parts.get((stage, split, measure), self.data.rows[:0]).problem.unique()
+        wide = self.part(stage, split, measure).pivot(index="seed", columns="problem", values="value")
         wide = wide.reindex(columns=problems).dropna()
-        return wide.reindex(wide.index.union(cell.diverged.seed), fill_value=np.inf)
+        return wide.reindex(wide.index.union(self.diverged.seed), fill_value=np.inf)
 
-    def curves(self, cell: Cell, measure: str) -> pd.DataFrame:
+    def curves(self, measure: str) -> pd.DataFrame:
         """A row a seed and a column a step of a use on report problems, the start first."""
-        rows = self.part(cell, "chosen", "report", measure)
+        rows = self.part("chosen", "report", measure)
         return rows.pivot(index="seed", columns="step", values="value").dropna()
 
-    def single(self, cell: Cell, measure: str) -> pd.Series:
+    def use(self, measure: str) -> pd.Series:
         """What each seed measured once of a use."""
-        return self.part(cell, "use", "", measure).set_index("seed").value
+        return self.part("use", "", measure).set_index("seed").value
 
-    def costs(self, cell: Cell, stages: tuple[str, ...]) -> pd.DataFrame:
-        """The rows of what these stages cost; level -1 is the process."""
-        return self.rows[(self.rows.cell == cell.label) & (self.rows.split == "") & self.rows.stage.isin(stages)]
-
-    def paid(self, cell: Cell, stages: tuple[str, ...] = SPENT) -> pd.DataFrame:
-        """What the budget paid in these stages, a row a seed and a column a unit."""
-        rows = self.costs(cell, stages)
-        rows = rows[(rows.measure != "seconds") | (rows.level < 0)]  # each level's seconds are part of the process's
-        sums = rows.pivot_table(index="seed", columns="measure", values="value", aggfunc="sum").fillna(0.0)
-        sums = sums.reindex(columns=["task gradients", "optimizer work", "seconds"], fill_value=0.0)
-        return sums.assign(**{UNITS[0]: sums["task gradients"] + sums["optimizer work"]})[list(UNITS)]
+    def costs(self, by: str = "seed", stages: tuple[str, ...] = SPENT) -> pd.DataFrame:
+        """What these stages cost, a row a ``seed`` or a ``stage`` and a column a unit, and ``optimizer work``."""
+        rows = self.data.rows[(self.data.rows.cell == self.label) & self.data.rows.stage.isin(stages)]
+        rows = rows[(rows.measure != UNITS[2]) | (rows.level < 0)]  # each level's seconds are part of the process's
+        sums = rows.pivot_table(index=by, columns="measure", values="value", aggfunc="sum")
+        sums = sums.reindex(columns=[*UNITS[1:], "optimizer work"]).fillna(0.0)
+        return sums.assign(**{UNITS[0]: sums[UNITS[1]] + sums["optimizer work"]})
 
 
 def load(folder: str | Path) -> Results:
     """The study in ``folder``, as far as it is. ValueError or OSError, in one line, if there is none there."""
-    study = records.read(Path(folder))
-    request = Request.from_json(study["request"])
-    runs, rows = [], []
-    for run in request.runs():
-        result = records.result_of(Path(folder), run)
-        data = {name: getattr(run, name) for name in ("cell", "kind", "depth", "factors", "tower", "seed")}
-        data |= {name: result[name] for name in ("status", "why", "facts")}
-        runs.append({"run": run.id} | data | {name: result["about"].get(name) for name in ABOUT})
-        rows += [(run.id, run.cell, run.seed, *row) for row in result["rows"]]
-    return Results(study, runs, rows)
+    return Results(Path(folder))
 
 
 def is_step_size(factor: str) -> bool:
     """Whether a factor of the grid is about step sizes: ``lr``, ``lr*``, ``2.lr``, ``top.lr*``."""
     return factor.rpartition(".")[2].removesuffix("*") == "lr"
-
-
-def _cell(runs: pd.DataFrame) -> Cell:
-    one = runs.iloc[0]
-    depth = 0 if pd.isna(one.depth) else int(one.depth)
-    return Cell(label=one.cell, kind=one.kind, depth=depth, factors=one.factors, tower=one.tower, runs=runs)

@@ -12,9 +12,10 @@ multiplied by 4, the length of a warm-up by 2. optuna samples all but that lengt
 estimator (Bergstra et al. 2011, "Algorithms for hyper-parameter optimization").
 """
 
-import math
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ FINE = 32  # step sizes of the finest grid, to a decade
 DECADES = (-2, -1, -3, 0, -4, 1)  # the first step sizes, as powers of 10, from the middle
 EXTENSIONS = 4  # decades by which the grid may grow at either edge
 FACTOR = 4.0  # by which the distance of a momentum to 1 is divided or multiplied
+BY_SCORE = attrgetter("score")  # the best first
 ENOUGH = 0.998  # a number that helps makes the loss at least so much smaller
 
 
@@ -45,6 +47,10 @@ class Searched(NamedTuple):
     gradients: int  # of the task, each copy counted
     work: float  # of the optimizers, in base steps
     ended: str
+
+
+class Spent(Exception):  # noqa: N818
+    """The budget buys no further run."""
 
 
 def search(
@@ -61,13 +67,14 @@ def search(
     names = ", ".join(map(repr, bases)) or "no rules"
     known = len(bases) > 0 and all("lr" in base.hypers for base in bases)
     require(known, f"a search needs hand-made rules with a step size lr, as adam or sgd, got {names}")
-    trials = Trials(task.on("validation"), key, steps, budget, tell, work, over)
-    done = _optuna(trials, bases, seed) if method == "optuna" else _grid(trials, bases)
+    trials, ended = Trials(task.on("validation"), key, steps, budget, tell, work, over), "the budget is spent"
+    with contextlib.suppress(Spent):
+        _optuna(trials, bases, seed) if method == "optuna" else _grid(trials, bases)
+        ended = "the grid is so fine that more brings nothing"
     what = f"{len(key)} problems and {steps} steps cost {len(key) * (steps + 1)} and the optimizer's work"
     nothing = f"a budget of {budget:g} base steps tries no setting: {what}; raise it, or lower either"
     require(len(trials.scores) > 0, nothing)
     setting = min(trials.scores, key=lambda notation: trials.scores[notation])  # of equals, the one tried first
-    ended = "the grid is so fine that more brings nothing" if done else "the budget is spent"
     return Searched(setting, list(trials.scores.items()), trials.gradients, trials.work, ended)
 
 
@@ -88,7 +95,7 @@ class Trials:
     works: dict[str, float] = field(default_factory=dict)
 
     def run(self, base: HyperparamOptimizer, schedule: Schedule, sizes: Sequence[float]) -> list[float]:
-        """Scores of an optimizer under a schedule, by step size; of the first ones only if the budget ends."""
+        """Scores of an optimizer under a schedule, by step size. Spent where the budget does not buy all of them."""
         kind = repr((set_to(base, "lr", 1.0), schedule))
         every = [scheduled(set_to(base, "lr", size), schedule, self.steps) for size in sizes]
         if kind not in self.works:  # which the step size does not change
@@ -97,7 +104,7 @@ class Trials:
         left = max(self.budget - self.gradients - self.work, 0)
         count = 0 if self.over() else int(min(left / (gradients + work), len(every)))
         if count == 0:
-            return []
+            raise Spent
         params = torch.cat([parameters(each, self.task) for each in every[:count]])
         losses = mean_loss(run(every[0], params, self.task, self.key, self.steps)).mean(-1)
         scores = [finite(score) for score in losses.tolist()]
@@ -105,6 +112,8 @@ class Trials:
         self.work += count * work
         self.scores |= dict(zip(map(repr, every), scores))
         self.tell(f"searching: {every[0]}", (self.gradients + self.work) / self.budget)
+        if count < len(every):
+            raise Spent
         return scores
 
 
@@ -115,14 +124,11 @@ class Line:
         self.trials, self.base, self.schedule = trials, base, schedule
         self.scores: dict[int, float] = {}
 
-    def run(self, exponents: Iterable[int]) -> bool:
-        """Try these step sizes, but for those already tried; False if the budget ended before the last of them."""
+    def run(self, exponents: Iterable[int]) -> None:
+        """Try these step sizes, but for those already tried."""
         wanted = [exponent for exponent in exponents if exponent not in self.scores]
-        if not wanted:
-            return True
-        scores = self.trials.run(self.base, self.schedule, [_rounded(10.0 ** (each / FINE)) for each in wanted])
-        self.scores |= dict(zip(wanted, scores))
-        return len(scores) == len(wanted)
+        sizes = [_rounded(10.0 ** (each / FINE)) for each in wanted]
+        self.scores |= dict(zip(wanted, self.trials.run(self.base, self.schedule, sizes) if wanted else ()))
 
     @property
     def best(self) -> int:
@@ -131,27 +137,24 @@ class Line:
 
     @property
     def score(self) -> float:
-        """The lowest; inf if nothing was tried."""
-        return min(self.scores.values(), default=math.inf)
+        return self.scores[self.best]
 
-    def extend(self) -> bool:
+    def extend(self) -> None:
         """Try further decades where the best lies at an edge."""
         for _ in range(EXTENSIONS):
             edges = {min(self.scores): -FINE, max(self.scores): FINE}
-            if self.best in edges and not self.run([self.best + edges[self.best]]):
-                return False
-        return True
+            if self.best in edges:
+                self.run([self.best + edges[self.best]])
 
-    def climb(self) -> bool:
+    def climb(self) -> None:
         """Change one number after another, as long as that helps; then refine the step size of the best."""
         best, queue = self, self.moves()
         while queue:
             other = queue.pop(0)
-            if not other.run(best.best + FINE // 4 * k for k in (0, -1, 1)):
-                return False
+            other.run(best.best + FINE // 4 * k for k in (0, -1, 1))
             if other.score < ENOUGH * best.score:
                 best, queue = other, other.moves()
-        return _refine([best], FINE // 8)
+        _refine([best], FINE // 8)
 
     def moves(self) -> "list[Line]":
         """This with another momentum or decay rate, or a warm-up of another length."""
@@ -164,57 +167,55 @@ class Line:
         return [Line(self.trials, *pair) for pair in pairs if pair[1].least <= self.trials.steps]
 
 
-def _grid(trials: Trials, bases: Sequence[HyperparamOptimizer]) -> bool:
-    """From coarse to fine; False if the budget ended before."""
+def _grid(trials: Trials, bases: Sequence[HyperparamOptimizer]) -> None:
+    """From coarse to fine."""
     lines = [Line(trials, base, schedule) for schedule in schedules(trials.steps) for base in bases]
-    coarse = all(line.run(FINE * decade for decade in DECADES) for line in lines)
-    if not (coarse and all(line.extend() for line in lines) and _refine(lines, FINE // 2)):
-        return False
+    for line in lines:
+        line.run(FINE * decade for decade in DECADES)
+    for line in lines:
+        line.extend()
+    _refine(lines, FINE // 2)
     best: dict[str, Line] = {}
-    for line in _sorted(lines):
+    for line in sorted(lines, key=BY_SCORE):
         best.setdefault(repr(line.base), line)
-    return all(line.climb() for line in best.values())
+    for line in best.values():
+        line.climb()
 
 
-def _refine(lines: list[Line], distance: int) -> bool:
+def _refine(lines: list[Line], distance: int) -> None:
     """Halve the distance around each line's best, the best line first, for fewer and fewer lines."""
     while distance >= 1:
-        lines = _sorted(lines)
-        if not all(line.run([line.best - distance, line.best + distance]) for line in lines):
-            return False
-        lines, distance = _sorted(lines)[: max(2, len(lines) // 2)], distance // 2
-    return True
+        lines = sorted(lines, key=BY_SCORE)
+        for line in lines:
+            line.run([line.best - distance, line.best + distance])
+        lines, distance = sorted(lines, key=BY_SCORE)[: max(2, len(lines) // 2)], distance // 2
 
 
-def _sorted(lines: Iterable[Line]) -> list[Line]:
-    return sorted(lines, key=lambda line: line.score)
-
-
-def _optuna(trials: Trials, bases: Sequence[HyperparamOptimizer], seed: int) -> bool:
+def _optuna(trials: Trials, bases: Sequence[HyperparamOptimizer], seed: int) -> None:
     """By optuna's TPE sampler, one setting after another, until the budget ends."""
     import optuna
 
     named = {repr(base): base for base in bases}
     given = {repr(schedule): schedule for schedule in schedules(trials.steps)}
 
-    def scores(suggestion: Any) -> list[float]:
+    def score(suggestion: Any) -> float:
         name = suggestion.suggest_categorical("rule", list(named))
         schedule = given[suggestion.suggest_categorical("schedule", list(given))]
         base, size = named[name], _rounded(suggestion.suggest_float(f"{name} lr", 1e-5, 1e2, log=True))
         for rate in rates(base):
             gap = suggestion.suggest_float(f"{name} 1 - {rate}", 1e-4 if "2" in rate else 1e-2, 0.5, log=True)
             base = set_to(base, rate, 1 - _rounded(gap))
-        return trials.run(base, schedule, [size])
+        return trials.run(base, schedule, [size])[0]
 
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-        while values := scores(suggestion := study.ask()):
-            study.tell(suggestion, values[0])
+        while True:
+            suggestion = study.ask()
+            study.tell(suggestion, score(suggestion))
     finally:
         optuna.logging.set_verbosity(before)
-    return False
 
 
 def schedules(steps: int) -> list[Schedule]:

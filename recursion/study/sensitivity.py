@@ -10,7 +10,7 @@ is known to the grid's spacing, and is *at least* that wide where it reaches the
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,8 +23,7 @@ WITHIN = (1.1, 2.0)  # times the best loss: nearly as good, and usable
 ALL = -1  # the column of all seeds together, beside the seeds
 
 
-@dataclass(frozen=True, kw_only=True)
-class Range:
+class Range(NamedTuple):
     """Of one height and one tolerance. ``decades``: NaN if no step size will do; ``low``, ``high``: over seeds.
 
     ``open``: whether it reaches an end of the grid.
@@ -38,45 +37,43 @@ class Range:
     @property
     def text(self) -> str:
         """In decades, with the range over seeds if they differ."""
-        ends = self.decades, self.low, self.high
-        width, low, high = ("none" if math.isnan(each) else f"{each:.3g}" for each in ends)
+        width, low, high = ("none" if math.isnan(each) else f"{each:.3g}" for each in self[:3])
         spread = "" if width == "none" or low == high else f" ({low} to {high} over seeds)"
         return f"{'at least ' if self.open else ''}{width}{spread}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Height:
+class Height(NamedTuple):
     """Towers of one height. ``losses``: interquartile mean loss by step size; ``ranges``: one a tolerance.
 
-    ``seconds``: of a step of use: median and range over runs.
+    ``name``: in tables. ``seconds``: of a step of use: median and range over runs.
     """
 
     height: int
+    name: str
     losses: pd.Series
     ranges: tuple[Range, ...]
     seconds: Estimate | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sensitivity:
+class Sensitivity(NamedTuple):
     """Of one factor of the grid. ``others``: the other factors that these towers share. ``best``: over all heights."""
 
     factor: str
-    others: dict[str, str]
+    others: tuple[str, ...]
     heights: tuple[Height, ...]
     best: float
 
     @property
     def slug(self) -> str:
         """In the names of its pictures."""
-        words = [self.factor.replace("*", "x"), *(f"{name}-{value}" for name, value in self.others.items())]
+        words = [self.factor.replace("*", "x"), *(each.replace(" ", "-", 1) for each in self.others)]
         return "-".join(words).replace(".", "-")
 
     def sentence(self, index: int) -> str:
         """The robust range at one tolerance."""
         parts = [f"{height.ranges[index].text} at height {height.height}" for height in self.heights]
         few = parts if len(parts) <= 4 else [parts[0], parts[len(parts) // 2], parts[-1]]
-        others = f" ({', '.join(f'{name} {value}' for name, value in self.others.items())})" if self.others else ""
+        others = f" ({', '.join(self.others)})" if self.others else ""
         most = f"a mean loss of at most {WITHIN[index]:g} times the best ({number(self.best)})"
         return f"Robust range of {self.factor}{others}, in decades with {most}: {', '.join(few)}."
 
@@ -99,27 +96,28 @@ class Sensitivity:
 def sensitivities(data: Results) -> Iterator[Sensitivity]:
     """One for each factor that is about step sizes and each choice of the others."""
     for factor in (name for name, _ in data.request.grid if is_step_size(name)):
-        groups: dict[tuple[tuple[str, str], ...], dict[tuple[int, float], Cell]] = defaultdict(dict)
+        groups: dict[tuple[str, ...], dict[tuple[int, float], Cell]] = defaultdict(dict)
         for cell in data.cells:
             value = float(pd.to_numeric(cell.factors.get(factor), errors="coerce"))
-            if 0 < value < math.inf and not data.losses(cell, "chosen", "report").empty:
-                rest = sorted((k, v) for k, v in cell.factors.items() if k not in ("depth", factor))
+            if 0 < value < math.inf and not cell.losses("chosen", "report").empty:
+                rest = sorted(f"{name} {each}" for name, each in cell.factors.items() if name not in ("depth", factor))
                 groups[tuple(rest)][cell.depth, value] = cell
         for others, cells in groups.items():
-            losses = pd.DataFrame({place: _by_seed(data, cell) for place, cell in cells.items()}).T.sort_index()
+            losses = pd.DataFrame({place: _by_seed(cell) for place, cell in cells.items()}).T.sort_index()
             losses = losses.fillna(np.inf)  # seeds that were not measured
             best, heights = losses.min(), []
             for height, grid in losses.groupby(level=0):
-                grid = grid.droplevel(0)
+                grid, name = grid.droplevel(0), ", ".join([f"height {height}", *others])
+                times = pd.concat([cell.use("seconds of a step") for at, cell in cells.items() if at[0] == height])
+                seconds = Estimate(times.median(), times.min(), times.max()) if len(times) else None
                 ranges = tuple(_range(grid, within * best) for within in WITHIN)
-                seconds = _seconds(data, [cell for (depth, _), cell in cells.items() if depth == height])
-                heights.append(Height(height=int(height), losses=grid[ALL], ranges=ranges, seconds=seconds))
-            yield Sensitivity(factor=factor, others=dict(others), best=float(best[ALL]), heights=tuple(heights))
+                heights.append(Height(int(height), name, grid[ALL], ranges, seconds))
+            yield Sensitivity(factor, others, tuple(heights), float(best[ALL]))
 
 
-def _by_seed(data: Results, cell: Cell) -> pd.Series:
+def _by_seed(cell: Cell) -> pd.Series:
     """The interquartile mean loss of a cell, of all seeds together and of each."""
-    losses = data.losses(cell, "chosen", "report")
+    losses = cell.losses("chosen", "report")
     means = interquartile_mean(losses.to_numpy())
     return pd.Series({ALL: float(interquartile_mean(losses.to_numpy().reshape(-1)))} | dict(zip(losses.index, means)))
 
@@ -127,23 +125,14 @@ def _by_seed(data: Results, cell: Cell) -> pd.Series:
 def _range(grid: pd.DataFrame, limits: pd.Series) -> Range:
     """Of losses ``grid`` by step size and seed."""
     ends = {seed: _longest(grid[seed], limit) for seed, limit in limits.items()}
-    decades = {seed: math.log10(run[-1] / run[0]) if run else math.nan for seed, run in ends.items()}
-    of_seeds = [width for seed, width in decades.items() if seed != ALL]
-    return Range(
-        decades=decades[ALL], low=float(np.min(of_seeds)),  # NaN, if no step size will do for a seed
-        high=math.nan if np.isnan(of_seeds).all() else float(np.nanmax(of_seeds)),
-        open=bool({*ends[ALL]} & {grid.index[0], grid.index[-1]}),
-    )  # fmt: skip
+    decades = pd.Series({seed: math.log10(run[-1] / run[0]) if run else math.nan for seed, run in ends.items()})
+    seeds = decades.drop(ALL)
+    is_open = bool({*ends[ALL]} & {grid.index[0], grid.index[-1]})
+    return Range(decades[ALL], seeds.min(skipna=False), seeds.max(), is_open)  # from NaN, if nothing will do for a seed
 
 
 def _longest(losses: pd.Series, limit: float) -> list[float]:
     """The widest run of neighbouring step sizes with a loss within the limit, the first of equals; may be empty."""
     good = (losses <= limit) & np.isfinite(limit)
-    runs = [sizes[good.loc[sizes]] for _, sizes in losses.index.to_series().groupby((~good).cumsum())]
-    widths = [run.iloc[-1] / run.iloc[0] if len(run) else 0.0 for run in runs]
-    return list(runs[int(np.argmax(widths))])
-
-
-def _seconds(data: Results, cells: list[Cell]) -> Estimate | None:
-    times = pd.concat([data.single(cell, "seconds of a step") for cell in cells])
-    return Estimate(float(times.median()), float(times.min()), float(times.max())) if len(times) else None
+    runs = [list(run.index) for _, run in losses[good].groupby((~good).cumsum())]
+    return max(runs, key=lambda run: run[-1] / run[0], default=[])

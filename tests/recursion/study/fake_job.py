@@ -11,8 +11,8 @@ import time
 import torch
 
 from recursion.files import replace_file
+from recursion.study.job import carry_out
 from recursion.study.records import run_folder
-from recursion.study.worker import carry_out
 
 PERFORM = "fake_job.perform"
 

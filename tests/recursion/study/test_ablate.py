@@ -14,7 +14,7 @@ import pytest
 from fake_job import PERFORM, Here
 
 from recursion.study import Local, Ray, records
-from recursion.study.ablate import ablate
+from recursion.study.pool import ablate
 from recursion.study.request import Budget, Request, plain
 from recursion.study.results import load
 
@@ -77,7 +77,7 @@ def test_another_request_is_refused_with_the_field_that_differs(request_of, plan
 
 
 def test_a_missing_optuna_is_said_before_anything_runs(request_of, plan, monkeypatch):
-    monkeypatch.setattr(import_module("recursion.study.ablate"), "find_spec", lambda name: None)
+    monkeypatch.setattr(import_module("recursion.study.pool"), "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^optuna is not installed; pip install 'descent-tower\[tune\]'"):
         run(request_of(search="optuna"), plan())
     assert not (plan() / records.STUDY).exists()

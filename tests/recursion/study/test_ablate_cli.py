@@ -10,7 +10,7 @@ from fake_job import PERFORM, Here
 
 from recursion import cli
 from recursion.study import commands
-from recursion.study.ablate import ablate
+from recursion.study.pool import ablate
 from recursion.study.results import load
 
 SMALL = "quadratic(dims=3): lstm(hidden=2, layers=1)@5[batch=2] / adam"

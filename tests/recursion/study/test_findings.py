@@ -9,9 +9,8 @@ import pytest
 from synthetic import Planted, findings_of
 
 from recursion.evaluate.statistics import interquartile_mean
-from recursion.study import honesty
+from recursion.study.comparing import gain as gain_of
 from recursion.study.request import Budget, Request
-from recursion.study.results import SPENT
 
 TOWER = "quadratic: lstm(hidden=4)@5 / lstm(hidden=4)@2 / adam"
 SMALL = Request(tower=TOWER, depths=(1, 2, 3), seeds=4, problems=16, select=12, steps=20, budget=Budget(amount=2e6))
@@ -38,7 +37,7 @@ def sound(tmp_path_factory):
 def test_the_table_holds_interquartile_means_of_report_problems(sound):
     assert [line.cell.label for line in sound.lines] == ["depth 1", "depth 2", "depth 3", "tuned baseline"]
     line = sound.lines[1]
-    losses = sound.data.losses(line.cell, "chosen", "report", "mean loss")
+    losses = line.cell.losses("chosen", "report", "mean loss")
     assert losses.shape == (4, 16)
     assert line.losses["mean loss"].value == interquartile_mean(losses.to_numpy().reshape(-1))
     assert line.losses["mean loss"].low < 0.4 < line.losses["mean loss"].high
@@ -77,7 +76,7 @@ def test_a_diverged_run_counts_as_the_worst_and_another_failure_is_left_out(tmp_
         tmp_path, SMALL,
         lambda run: Planted(status="failed", why=failed[run.id]) if run.id in failed else by_depth()(run),
     )  # fmt: skip
-    two, three = (findings.data.losses(line.cell, "chosen", "report") for line in findings.lines[1:3])
+    two, three = (line.cell.losses("chosen", "report") for line in findings.lines[1:3])
     assert list(two.index) == [0, 2, 3]
     assert list(three.index) == [0, 1, 2, 3]
     assert np.isinf(three.loc[2]).all()
@@ -142,7 +141,7 @@ def test_no_alarm_where_report_problems_show_most_of_a_gain_and_only_the_noise_h
     ],
 )
 def test_gains_are_logs_of_ratios_and_hold_for_losses_below_zero(start, chosen, gain):
-    assert honesty.gain(np.array([start]), np.array([chosen])).value == pytest.approx(gain)
+    assert gain_of(np.array([start]), np.array([chosen])).value == pytest.approx(gain)
 
 
 def test_the_guards_rescues_are_counted(tmp_path):
@@ -166,7 +165,7 @@ def test_uses_to_break_even_have_a_closed_form(tmp_path):
     findings = findings_of(tmp_path, TWO, plant)
     (even,), data = findings.break_even, findings.data
     assert (even.target, even.reached, even.steps) == (0.15, 9.0, 20)
-    paid, tuning = (data.paid(each).loc[1] for each in (data.cells[0], data.baseline))
+    paid, tuning = (each.costs().loc[1] for each in (data.cells[0], data.baseline))
     saving, unit = 20 * 1.5 - 9 * 2.0, even.units.loc["base steps"]
     assert unit.saving == saving
     assert unit.full == pytest.approx(paid["base steps"] / saving)
@@ -251,11 +250,13 @@ def test_an_unfinished_study_says_nothing_of_what_is_not_there(tmp_path):
 
 def test_the_ledger_adds_up(sound):
     ledger = sound.lines[1].ledger
-    assert ledger.spent == pytest.approx(ledger.total("training") + ledger.total("selection"))
-    rows = sound.data.costs(ledger.cell, SPENT)
+    stages, rows = ledger.stages, sound.data.rows[sound.data.rows.cell == ledger.cell.label]
+    assert list(stages.index) == ["training", "selection", "reporting"]
+    assert ledger.paid["base steps"] == pytest.approx(stages["base steps"][["training", "selection"]].sum())
+    assert (stages["base steps"] == stages["task gradients"] + stages["optimizer work"]).all()
     rows = rows[(rows.stage == "training") & (rows.measure == "task gradients")]
-    assert ledger.gradients("training") == pytest.approx(rows.value.mean())
-    assert len(ledger.work("training")) == 2
-    assert (ledger.cost("training", "seconds", 1), ledger.peak(1)) == pytest.approx((25.0, 3e7))
-    assert ledger.peak() == pytest.approx(4.1e8)
-    assert "reporting" in ledger.stages
+    assert stages["task gradients"]["training"] == pytest.approx(rows.value.mean())
+    assert list(ledger.levels.index) == [1, 2]
+    assert tuple(ledger.levels.loc[1, ["seconds", "peak bytes"]]) == pytest.approx((25.0, 3e7))
+    assert ledger.paid.seconds == pytest.approx(65 * 0.95)
+    assert ledger.peak == pytest.approx(4.1e8)

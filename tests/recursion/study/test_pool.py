@@ -12,8 +12,8 @@ import pytest
 from fake_job import PERFORM
 
 from recursion.study import records
+from recursion.study.job import Job
 from recursion.study.pool import Local, Ray, events, processors
-from recursion.study.worker import Job
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is an extra")
 SLOW = pytest.mark.slow

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from recursion.study.commands import Board, duration
 from recursion.study.pool import Event
-from recursion.study.progress import Board, duration
 
 RUNS = {"a": "done", "b": "waiting", "c": "waiting"}
 
