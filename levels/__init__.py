@@ -54,6 +54,7 @@ from levels.optimizers.sgd import SGD
 from levels.optimizers.switch import Switch
 from levels.optimizers.torch_optim import TorchOptim
 from levels.optimizers.wrap import Wrapper
+from levels.own_loop import meta_loss, started_at, unrolled
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
 from levels.tasks.augmented import Augmented
 from levels.tasks.convnet import ConvNet, DigitsConvNet, FashionConvNet, MnistConvNet
@@ -65,6 +66,7 @@ from levels.tasks.mixture import Mixture
 from levels.tasks.mlp import MLP, DigitsMLP, FashionMLP, Mnist1dMLP, MnistMLP
 from levels.tasks.module import ModuleTask
 from levels.tasks.nets import Network
+from levels.tasks.network import NetworkTask
 from levels.tasks.noisy_quadratic import NoisyQuadratic
 from levels.tasks.photo import Photo
 from levels.tasks.predicting import Classifying, Predicting
@@ -82,10 +84,10 @@ __all__ = [
     "FashionMLP", "Few", "FirstOrder", "Fixed", "Forward", "FullES", "Gated", "Guard", "Guarded", "HeldOut",
     "Hyper", "HyperparamOptimizer", "Last", "Layout", "LearnedInit", "Level", "LevelState", "Linear", "LinearDecay",
     "LoaderTask", "Log", "Logistic", "Logit", "LossTask", "MLPOptimizer", "MeanLog", "Mix", "Mixture", "Mnist1dMLP",
-    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "Network", "NoisyQuadratic", "NonFinite",
-    "NonFiniteError", "Objective", "Online", "Optimizer", "OptimizerTraits", "Partition", "Photo", "Predicting",
-    "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Rosenbrock",
+    "MnistConvNet", "MnistMLP", "ModuleOptimizer", "ModuleTask", "Muon", "Network", "NetworkTask", "NoisyQuadratic",
+    "NonFinite", "NonFiniteError", "Objective", "Online", "Optimizer", "OptimizerTraits", "Partition", "Photo",
+    "Predicting", "Problem", "ProblemTraits", "Quadratic", "RMSprop", "RNNProp", "RandomSearch", "Rosenbrock",
     "Safeguarded", "Schedule", "Scheduled", "Search", "Self", "SelfUpdate", "Skip", "Step", "Stop", "Sum", "Switch",
     "Task", "TaskWrapper", "TimeTo", "TorchOptim", "TruncatedES", "Warmup", "Window", "Wrapper",
-    "hyper", "keys",
+    "hyper", "keys", "meta_loss", "started_at", "unrolled",
 ]  # fmt: skip

@@ -4,8 +4,6 @@ A window in the middle of training tells how parameters do from where they were 
 one whole episode on the same fresh problems, all copies from the start to the horizon. A copy that fails makes it inf.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial

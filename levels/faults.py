@@ -1,7 +1,5 @@
 """Faults: losses and gradients that are not finite, and what a level does about them: stop and say where, or skip."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from dataclasses import dataclass

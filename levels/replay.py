@@ -5,8 +5,6 @@ window is made again, with the failed copies standing still where it began (`ski
 the same answers give the first-order gradient as a function of the g_t (`swept`), for an exact level above.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -5,8 +5,6 @@ the level's policy raises, or skips the copy: it goes back to where its window b
 nothing to the meta-gradient, and restarts before its next window.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,11 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recursion.analysis.probe import probe as probe
+    from recursion.checkpoint import load as load
+    from recursion.checkpoint import save as save
     from recursion.export import Exported as Exported
+    from recursion.notation import parse as parse
     from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
     from recursion.tower import Report as Report
     from recursion.tower import Tower as Tower
     from recursion.tower import TowerState as TowerState
+    from recursion.training import train as train
 
 HOME = {
     "Exported": "recursion.export",
@@ -16,6 +21,11 @@ HOME = {
     "Report": "recursion.tower",
     "Tower": "recursion.tower",
     "TowerState": "recursion.tower",
+    "load": "recursion.checkpoint",
+    "parse": "recursion.notation",
+    "probe": "recursion.analysis.probe",
+    "save": "recursion.checkpoint",
+    "train": "recursion.training",
 }
 
 __all__ = sorted(HOME)

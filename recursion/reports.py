@@ -1,7 +1,5 @@
 """What one step of a tower reports: plain numbers, or at which step something was not finite."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType

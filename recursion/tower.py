@@ -25,6 +25,7 @@ from levels.config import require
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.tasks.task import Task
+from recursion import looking, mistakes
 from recursion.reports import Report as Report
 from recursion.reports import at_step, report_of
 
@@ -41,9 +42,7 @@ class Tower:
     """One level or more, bottom first, over ``task``. ValueError, naming the level, where a part does not fit."""
 
     def __init__(self, task: Problem, *levels: Level) -> None:
-        if not isinstance(task, Problem):
-            raise TypeError(f"a tower stands on a task, got {task!r}")
-        require(bool(levels), "a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
+        mistakes.check_stack(task, levels)
         self.task, self.levels = task, levels  # as given
         self.bound: list[Level] = []  # each over the one before
         problem = task
@@ -72,6 +71,7 @@ class Tower:
 
     def step(self, state: TowerState) -> tuple[TowerState, Report]:
         """One window of the topmost level. Raises NonFiniteError, naming level and step, unless levels skip."""
+        mistakes.check_state(self, state)
         number = int(state.step) + 1
         evaluate = partial(as_data, outer=False, grad=self.top.optimizer.traits.reads_grad)
         with at_step(number):
@@ -104,6 +104,7 @@ class Tower:
         costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (evals + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]
 
+    hypers, module, describe = looking.hypers, looking.module, looking.describe
     depth = property(lambda self: len(self.levels), doc="Number of levels.")
     base_steps = property(lambda self: self.costs[-1], doc="Task gradients of one step, start-up and restarts apart.")
 

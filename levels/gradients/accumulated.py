@@ -10,8 +10,6 @@ The sum is the gradient of `through`, to rounding, and nothing is computed twice
 price is that each operation works on fewer copies at a time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

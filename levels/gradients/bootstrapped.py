@@ -14,8 +14,6 @@ is Euclidean, in the parameters' own units (the paper matches outputs by a Kullb
 The level's value is still the objective of the T losses: it is what a tower reports, and what a search above compares.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction

@@ -30,8 +30,6 @@ fresh draw, exactly when its trajectory does. If a level skips one particle of a
 counts nothing in that window.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction

@@ -10,8 +10,6 @@ Mixed towers. First order over exact takes exact gradients as data. Exact over f
 takes that level's answer as the derivative of its value, and differentiates the answer by reverse mode.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ updates alone, and g_t, already at hand, is the derivative of the loss at x_t. S
 A window costs one task gradient a base step at any depth. Memory is this level's own optimizer over one window.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar

@@ -23,8 +23,6 @@ is then the derivative along a shift of all the parameters that were used, by th
 problem below is a constant here, as everywhere. For a task nothing is lost by this; for a level, its own trajectory.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

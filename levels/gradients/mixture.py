@@ -10,8 +10,6 @@ not depend on the noise that they weigh; with noise that is kept over windows (P
 Inverse variance does not see bias: a truncated estimator brings its share of it along.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple

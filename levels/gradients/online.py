@@ -31,8 +31,6 @@ Deviation: the papers need bounded rewards and put the bound for ``r``; gains sh
 their own spread, as in UCB-tuned (Auer, Cesa-Bianchi and Fischer 2002).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -70,17 +70,10 @@ def constants(n: int, size: int) -> Constants:
     bad = min(1 + c_1 / c_mu, 1 + 2 * mu_bad / (mu_eff + 2), (1 - c_1 - c_mu) / (n * c_mu))
     plus, minus = sum(w for w in raw if w > 0), -sum(w for w in raw if w < 0)
     c_sigma = (mu_eff + 2) / (n + mu_eff + 5)
-    return Constants(
-        weights=tuple(w / plus if w >= 0 else bad * w / minus for w in raw),
-        better=better,
-        mu_eff=mu_eff,
-        c_sigma=c_sigma,
-        d_sigma=1 + 2 * max(0.0, math.sqrt((mu_eff - 1) / (n + 1)) - 1) + c_sigma,
-        c_c=(4 + mu_eff / n) / (n + 4 + 2 * mu_eff / n),
-        c_1=c_1,
-        c_mu=c_mu,
-        length=math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n)),
-    )
+    d_sigma = 1 + 2 * max(0.0, math.sqrt((mu_eff - 1) / (n + 1)) - 1) + c_sigma
+    c_c, length = (4 + mu_eff / n) / (n + 4 + 2 * mu_eff / n), math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
+    weights = tuple(w / plus if w >= 0 else bad * w / minus for w in raw)
+    return Constants(weights, better, mu_eff, c_sigma, d_sigma, c_c, c_1, c_mu, length)
 
 
 @dataclass(frozen=True, repr=False)

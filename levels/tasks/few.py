@@ -8,8 +8,6 @@ It is there to overfit an optimizer on purpose. A validation split of other prob
 key leads to one of ``problems`` fixed keys; its start and its problem come from the two halves of one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal

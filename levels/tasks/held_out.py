@@ -9,8 +9,6 @@ the training steps (as Maclaurin et al. 2015, arXiv 1502.03492, tune hyperparame
 split than ``train`` this is the bare task on that split.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from levels import keys
 from levels.config import require
 from levels.tasks.nets import Cursor
-from levels.tasks.network import NetworkTask, seeded
+from levels.tasks.network import NetworkTask
+from levels.tasks.seeded import seeded
 from levels.tree import State, leaves, map_leaves
 
 TARGETS = ("targets", "target", "labels", "label")  # of a minibatch that is a dict, the first that it has
@@ -72,12 +73,12 @@ class LoaderTask(NetworkTask):
             )
             owners = (self.loader, sampler, getattr(sampler, "sampler", None))
             own = {id(each): each for owner in owners if (each := getattr(owner, "generator", None)) is not None}
-            stood = [generator.get_state() for generator in own.values()]
+            before = [generator.get_state() for generator in own.values()]
             with seeded(seed):
                 for generator in own.values():
                     generator.manual_seed(seed)
                 self._orders[key, epoch] = list(sampler)
-            for generator, state in zip(own.values(), stood):
+            for generator, state in zip(own.values(), before):
                 generator.set_state(state)
         return self._orders[key, epoch]
 
@@ -93,11 +94,11 @@ class LoaderTask(NetworkTask):
     def _parted(self, joined: Any) -> Sequence[Any]:
         """A minibatch as inputs and targets."""
         if isinstance(joined, dict):
-            found = [name for name in TARGETS if name in joined]
+            targets = [name for name in TARGETS if name in joined]
             what = f"{self.name}: a minibatch that is a dict needs one of {', '.join(TARGETS)}"
-            require(bool(found) and len(joined) > 1, f"{what} beside its inputs, got {', '.join(map(str, joined))}")
-            rest = {name: value for name, value in joined.items() if name != found[0]}
-            return (rest if len(rest) > 1 else next(iter(rest.values()))), joined[found[0]]
+            require(bool(targets) and len(joined) > 1, f"{what} beside its inputs, got {', '.join(map(str, joined))}")
+            rest = {name: value for name, value in joined.items() if name != targets[0]}
+            return (rest if len(rest) > 1 else next(iter(rest.values()))), joined[targets[0]]
         pair = isinstance(joined, (tuple, list)) and len(joined) == 2
         got = f"{len(joined)} parts" if isinstance(joined, (tuple, list)) else type(joined).__name__
         what = f"{self.name}: minibatches must be pairs of inputs and targets"

@@ -11,16 +11,13 @@ else each copy's own, of another draw than the copy's start.
 """
 
 import dataclasses
-import random
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -33,6 +30,7 @@ from levels.config import require, unwritten
 from levels.layout import Layout
 from levels.tasks.nets import Cursor
 from levels.tasks.norms import PlainNorms
+from levels.tasks.seeded import generators, seeded
 from levels.tasks.task import LossTask
 from levels.tree import State, leaves, map_leaves
 
@@ -191,7 +189,7 @@ class NetworkTask(LossTask):
         """Why vmap cannot take the module: what it raises, or that value and gradient are others than without it."""
         params, state = self._fresh(torch.arange(2, device=self.device))
         examples = map_leaves(lambda leaf: torch.stack((leaf, leaf)), self.example())
-        found: list[list[Tensor]] = []
+        answers: list[list[Tensor]] = []
         for evaluate in (self._one_by_one, self._together):
             at = params.clone().requires_grad_()
             try:
@@ -199,10 +197,10 @@ class NetworkTask(LossTask):
                     losses, buffers = evaluate(at, state, examples)
                     grad = torch.autograd.grad(losses.sum(), at)[0]
             except Exception as error:  # whatever a user's code or vmap raises
-                require(bool(found), f"{self.name}: its gradient fails ({_sentence(error)})")
+                require(bool(answers), f"{self.name}: its gradient fails ({_sentence(error)})")
                 return f"vmap cannot take it ({_sentence(error)})"
-            found.append([losses.detach(), grad, *leaves(buffers)])
-        close = all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(*found))
+            answers.append([losses.detach(), grad, *leaves(buffers)])
+        close = all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(*answers))
         return "" if close else "in vmap it answers something else"
 
     def init(self, key: Tensor) -> Tensor:
@@ -285,27 +283,6 @@ class NetworkTask(LossTask):
 def tensors_of(module: nn.Module) -> Tensors:
     """Parameters and buffers by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def generators() -> list[Any]:
-    """Where the generators of torch, Python's random and numpy stand."""
-    numbers = np.random.get_state()
-    return [torch.get_rng_state().tolist(), random.getstate(), numbers[1].tolist(), numbers[2]]  # type: ignore[index]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, the generators of torch, numpy and Python's random draw as ``seed`` says; outside they are left alone."""
-    ours, theirs = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(theirs)
 
 
 def _sentence(error: Exception) -> str:

@@ -5,8 +5,6 @@ norm are wrong (torch 2.13), and exact levels ask for them.
         model(inputs)        # nn.LayerNorm, nn.BatchNorm1d and the like, and torch.nn.functional's, are composed here
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,40 +40,26 @@ def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, channels: int 
 
 
 def layer_norm(
-    input: Tensor,  # noqa: A002, torch's name
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: bool,
-) -> Tensor:
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,  # noqa: A002
+    eps: float = 1e-5, *_: bool,
+) -> Tensor:  # fmt: skip
     """As `torch.nn.functional.layer_norm`; a last argument of `torch.layer_norm` says which kernel, and is not read."""
     return scaled(standardised(input, range(-len(normalized_shape), 0), eps), weight, bias)
 
 
 def group_norm(
-    input: Tensor,  # noqa: A002
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *_: bool,
-) -> Tensor:
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,  # noqa: A002
+    eps: float = 1e-5, *_: bool,
+) -> Tensor:  # fmt: skip
     """As `torch.nn.functional.group_norm`, and `torch.group_norm`."""
     groups = input.reshape(len(input), num_groups, -1)
     return scaled(standardised(groups, [-1], eps).reshape(input.shape), weight, bias, input.shape[1])
 
 
 def batch_norm(
-    input: Tensor,  # noqa: A002
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,  # noqa: A002
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
     """As `torch.nn.functional.batch_norm`; running statistics are updated in place."""
     if not training:
         assert running_mean is not None
@@ -94,20 +78,15 @@ def remember(
     """Move running statistics towards the mean and the unbiased variance of ``x`` over ``dims``, of each channel."""
     for running, moment in ((running_mean, torch.mean), (running_var, torch.var)):
         if running is not None:
-            found = moment(x.detach(), tuple(dims))
-            running.mul_(1 - momentum).add_(momentum * (found if found.dim() == 1 else found.mean(0)))
+            new = moment(x.detach(), tuple(dims))
+            running.mul_(1 - momentum).add_(momentum * (new if new.dim() == 1 else new.mean(0)))
 
 
 def instance_norm(
-    input: Tensor,  # noqa: A002
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None,  # noqa: A002
+    weight: Tensor | None = None, bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """As `torch.nn.functional.instance_norm`; running statistics are updated in place."""
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)

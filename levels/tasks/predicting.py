@@ -5,8 +5,6 @@
 Every key draws another start and another order of minibatches, with replacement.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from typing import ClassVar
 

@@ -11,8 +11,6 @@
 All run on the same held-out problems with the same minibatches, so differences are paired.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The probe's findings for people: a table and a sentence a level in the terminal, and a picture of the growth."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial

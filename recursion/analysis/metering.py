@@ -8,16 +8,15 @@ task is booked to it, less what was booked below. Peaks of living bytes are book
 less those of the largest window below.
 """
 
-from __future__ import annotations
-
 import math
 import re
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +29,6 @@ from levels.base import LevelState, Problem
 from levels.config import unwritten
 from levels.faults import Skip
 from levels.level import Level
-from recursion.analysis.memory import LiveBytes
 from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower
 
@@ -39,6 +37,48 @@ ASIDE = -1  # where whole episodes from scratch are booked
 FREE = re.compile(
     r"\w+::(new_)?(empty|zeros|ones|full|_unsafe_view|scalar_tensor|lift_fresh_copy|arange)(_like|_strided)*"
 )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within this context: ``bytes`` and ``count`` of storages first used in it that are alive, and ``peak`` bytes.
+
+    Every storage that a torch operation returns, also as a view, is counted from then until it is freed; scratch space
+    inside one operation is not. So numbers do not depend on the machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.count = self.peak = 0
+        self._known: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = function(*args, **(kwargs or {}))
+        for tensor in returned if isinstance(returned, (tuple, list)) else (returned,):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return returned
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for finalizer in list(self._known.values()):
+            finalizer.detach()
+
+    def reset_peak(self) -> Self:
+        """Let the peak be what is alive now."""
+        self.peak = self.bytes
+        return self
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self._known:
+            return
+        size = storage.nbytes()
+        self.bytes, self.count = self.bytes + size, self.count + 1
+        self.peak = max(self.peak, self.bytes)
+        self._known[id(storage)] = weakref.finalize(storage, self._remove, id(storage), size)
+
+    def _remove(self, name: int, size: int) -> None:
+        del self._known[name]
+        self.bytes, self.count = self.bytes - size, self.count - 1
 
 
 class Operations(TorchDispatchMode):

@@ -25,8 +25,6 @@ F^2 windows. At `LIMIT` = 100 these are 10,000, and the probe warns: a rule of t
 as growth if its whole interval lies above 0. Evolution reads losses only, so it gets no warning.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

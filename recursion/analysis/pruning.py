@@ -11,8 +11,6 @@ above the cut restarts. Lost are the price, which leaves the meta-losses where a
 which are windows of another level now.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A tower run as an optimizer: all levels move at every step, none restarts, and each problem gets fresh levels."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, NamedTuple
 

@@ -5,8 +5,6 @@ lowest mean over problems; a step size with which any problem diverges loses. If
 grid grows in that direction.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -7,8 +7,6 @@ Training problems train, validation problems tune the baselines' step sizes, tes
 optimizers of a scenario run on the same test problems with the same minibatches, so differences are paired.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

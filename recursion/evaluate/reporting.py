@@ -3,8 +3,6 @@
 Pictures are drawn on a matplotlib ``Figure`` without its global state, so nothing here opens a window or a display.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -12,8 +12,6 @@ are stretched about the estimate from the normal to Student's t, by Satterthwait
 the interval then covers the truth in 95% of cases; the percentiles alone do in 85%.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from levels.faults import NonFiniteError
 from recursion import checkpoint
-from recursion.analysis.memory import LiveBytes
-from recursion.analysis.metering import Operations, Pass, measure
+from recursion.analysis.metering import LiveBytes, Operations, Pass, measure
 from recursion.analysis.work import NOTHING, Lived, Work, lived_work, own_work_under, windows_of
 from recursion.evaluate import deploy
 from recursion.evaluate.baselines import mean_loss

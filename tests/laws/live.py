@@ -1,3 +1,3 @@
 """Exact, deterministic memory, by the name that tests and benchmarks know it by."""
 
-from recursion.analysis.memory import LiveBytes as LiveBytes
+from recursion.analysis.metering import LiveBytes as LiveBytes

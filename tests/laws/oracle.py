@@ -1,4 +1,4 @@
-"""Naive nested autograd: what the gradients of towers are held against, whatever their levels are differentiated by.
+"""Naive nested autograd, and evolution by a loop over particles: what the gradients of towers are held against.
 
 Everything here is written from the equations, one copy at a time. A level's loss is one autograd graph of the level's
 parameters, which holds the graphs of all windows below it: memory is the product of the unrolls. What is carried over
@@ -137,12 +137,8 @@ def _training(task: Any, x: Tensor, state: HeldOutState) -> tuple[Tensor, HeldOu
 
 
 LOSSES: dict[str, Callable[..., tuple[Tensor, Any]]] = {
-    "Quadratic": _quadratic,
-    "DigitsMLP": _mlp,
-    "Dying": _deathless,
-    "Poisoned": _deathless,
-    "HeldOut": _training,
-}
+    "Quadratic": _quadratic, "DigitsMLP": _mlp, "Dying": _deathless, "Poisoned": _deathless, "HeldOut": _training,
+}  # fmt: skip
 
 
 # Problems.
@@ -304,13 +300,76 @@ class Boot(NaiveLevel):
         return Said.apply(theta, value.detach(), g), g, [window.end for window in windows]
 
 
+class Draw(NamedTuple):
+    """What a pair of particles remembers."""
+
+    noise: Tensor  # [m]
+    seen: Tensor  # [m] sum of the draws of its trajectory
+    key: Tensor  # []
+
+
+class Swarm(list):  # of `Copy`, one for each particle: copies outermost, then pairs, then signs
+    """The particles of a level, and what its pairs remember."""
+
+    draws: list[Draw]
+
+
+SCHEDULES = {  # for how long a draw is kept, and whether draws are summed: the table in `levels.gradients.evolution`
+    "FullES": ("window", False), "TruncatedES": ("window", False), "PES": ("window", True),
+    "ESSingle": ("episode", True), "NRES": ("episode", True),
+}  # fmt: skip
+
+
+class Evolving(NaiveLevel):
+    """Antithetic pairs: the loss of each particle, one after the other."""
+
+    def __init__(self, level: Level, problem: Any) -> None:
+        super().__init__(level, problem)
+        gradient = level.gradient
+        self.pairs, self.sigma = gradient.pairs, gradient.sigma
+        kept, self.summed = SCHEDULES.get(type(gradient).__name__) or (gradient.noise, gradient.accumulate)
+        self.period = {"window": level.unroll, "episode": level.episode_length}.get(kept, kept)
+
+    def start(self, theta: Tensor, key: Tensor) -> Swarm:
+        swarm, draws = Swarm(), []
+        for copy, begun in enumerate(super().start(theta, key)):
+            for pair in range(self.pairs):
+                own = keys.fold_in(keys.fold_in(key, -1), 1 + copy * self.pairs + pair)
+                noise = keys.normal(own, (len(theta),), theta.dtype)
+                draws.append(Draw(noise, noise, own))
+                swarm += [begun, begun]  # the same problem for both, and for all pairs of a copy
+        swarm.draws = draws
+        return swarm
+
+    def ask(self, theta: Tensor, swarm: Swarm) -> tuple[Tensor, Tensor, Swarm]:
+        after, values, total, draws = Swarm(), [], torch.zeros_like(theta), []
+        for number, draw in enumerate(swarm.draws):
+            for member, sign in enumerate((1, -1)):
+                window = self.run((theta + sign * self.sigma * draw.noise).detach(), swarm[2 * number + member])
+                values.append(self.meta([window]).detach())
+                after.append(window.end)
+            total = total + (values[-2] - values[-1]) / (2 * self.sigma) * draw.seen
+            draws.append(self.next(draw, after[-1].age))
+        after.draws, grad = draws, total.detach() / len(draws)
+        return Said.apply(theta, sum(values) / len(values), grad), grad, after
+
+    def next(self, draw: Draw, age: int) -> Draw:
+        """What the pair remembers for its next window, its trajectory having this age."""
+        key, ended = keys.fold_in(draw.key, 1), age >= self.level.episode_length
+        drawn = ended or age % self.period == 0
+        noise = keys.normal(key, draw.noise.shape, draw.noise.dtype) if drawn else draw.noise
+        if not self.summed:
+            return Draw(noise, noise, key)
+        before = torch.zeros_like(noise) if ended else draw.seen
+        return Draw(noise, before + noise if drawn else before, key)
+
+
 def naive(task: Any, *levels: Level) -> Any:
     """The oracle of ``levels`` stacked over a task, or over an oracle."""
+    kinds = {"Forward": Whole, "Bootstrapped": Boot, "FirstOrder": NaiveLevel, "Exact": NaiveLevel}
     problem: Any = NaiveTask(task) if isinstance(task, Task) else task
     for level in levels:
-        problem = {"Forward": Whole, "Bootstrapped": Boot}.get(type(level.gradient).__name__, NaiveLevel)(
-            level, problem
-        )
+        problem = kinds.get(type(level.gradient).__name__, Evolving)(level, problem)
     return problem
 
 
@@ -338,8 +397,12 @@ def error(ours: Tensor, theirs: Tensor | float) -> float:
 
 
 def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = ()) -> float:
-    """Largest `error` over everything that a level and all levels below carry; ages must be the same."""
+    """Largest `error` over all that a level and all levels below carry; ages and keys of draws must be the same."""
     carry, worst = ours.carry, 0.0
+    for i, draw in enumerate(getattr(copies, "draws", [])):
+        at, memory = (*index, i), ours.memory
+        assert int(memory.key[at]) == int(draw.key)
+        worst = max(worst, error(memory.noise[at], draw.noise), error(memory.seen[at], draw.seen))
     for i, copy in enumerate(map(_constant, copies)):
         at = (*index, i)
         assert int(carry.age[at]) == copy.age
@@ -352,31 +415,22 @@ def state_error(ours: LevelState, copies: list[Copy], index: tuple[int, ...] = (
     return worst
 
 
-def compare(
-    ours: Any, theirs: Any, windows: int, *, batch: int = 1, move: float = 0.01, also: Any = None, seed: int = 7
-) -> float:
+def compare(ours: Any, theirs: Any, windows: int, *, batch: int = 1, move: float = 0.01, seed: int = 7) -> float:
     """Largest error of values, gradients and carries over some windows, ``batch`` levels side by side.
 
-    Parameters move along the gradient in between, each side's along its own. ``also(state, copies, index)``: an error
-    of whatever else the estimator remembers.
+    Parameters move along the gradient in between, each side's along its own.
     """
     key = keys.split(keys.seed(seed), batch)
     params = ours.init(key)
     state, mine = ours.init_state(params, key), list(params.clone())
     copies = [theirs.start(row, k) for row, k in zip(mine, key)]
-
-    def carried() -> list[float]:
-        errors = [state_error(state, one, (i,)) for i, one in enumerate(copies)]
-        return errors + [also(state, one, (i,)) for i, one in enumerate(copies) if also is not None]
-
-    errors = carried()
+    errors = [state_error(state, one, (i,)) for i, one in enumerate(copies)]
     for _ in range(windows):
         value, grad, state = ours.value_and_grad(params, state)
         params = params - move * grad / grad.norm(dim=-1, keepdim=True)
         for i in range(batch):
             f, g, copies[i] = theirs.ask(mine[i].detach().requires_grad_(), copies[i])
             f, g = f.detach(), g.detach()
-            errors += [error(value[i], f), error(grad[i], g)]
+            errors += [error(value[i], f), error(grad[i], g), state_error(state, copies[i], (i,))]
             mine[i] = mine[i].detach() - move * g / g.norm()
-        errors += carried()
     return float(torch.tensor(errors, dtype=torch.float64).max())  # nan if any is

@@ -1,7 +1,7 @@
 """What the laws are tried on: levels and towers in notation, and rules and tasks of every kind."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -10,30 +10,20 @@ import torch
 from oracle import compare, naive
 from torch import Tensor
 
-from levels import (
-    SGD,
-    Layout,
-    Level,
-    LossTask,
-    NoisyQuadratic,
-    Optimizer,
-    OptimizerTraits,
-    ProblemTraits,
-    Quadratic,
-    keys,
-)
+from levels import SGD, Layout, Level, LossTask, NoisyQuadratic, Optimizer, Quadratic, keys
+from levels.base import OptimizerTraits, ProblemTraits
 from levels.tree import map_leaves
 from recursion.notation import parse
 
 QUADRATIC, SMALL = "quadratic(3, dtype=float64): ", "quadratic(2, dtype=float64): "
 DIGITS = "digits-mlp(hidden=[3], minibatch=8, dtype=float64): "
 MOMENTUM = "sgd(0.01, momentum=0.9)"
-LSTM = "lstm(hidden=2, layers=1)"
+LSTM, TINY = "lstm(hidden=2, layers=1)", "lstm(hidden=1, layers=1)"
 RULES = [
-    "sgd(0.01)",
-    "sgd(log(0.01, per=coordinate), momentum=0.8, weight_decay=0.1, nesterov=true)",
+    "sgd(linear(0.01), weight_decay=0.1)",
+    "sgd(log(0.01, per=coordinate), momentum=logit(0.8, per=tensor), weight_decay=0.1, nesterov=true)",
     MOMENTUM,
-    "adam(log(0.1, per=tensor), eps=1e-3)",
+    "adam(log(0.1, per=tensor), beta1=logit(0.8, per=coordinate), eps=1e-3)",
     "rmsprop(0.02, decay=0.9)",
 ]
 OBJECTIVES = ["sum", "last", "mean-log", "discounted(0.7)"]
@@ -80,10 +70,23 @@ def begun(level: Level, seed: int = 0, *batch: int) -> tuple[Tensor, Any]:
     return params, level.init_state(params, key)
 
 
-def second_window(level: Level) -> tuple[Tensor, Any]:
-    """Parameters ``[1, m]`` and the state before a level's second window."""
-    params, state = begun(level, 5, 1)
-    return params, level.value_and_grad(params, state)[2]
+class Answer(NamedTuple):
+    """What a level is asked at, and what it answers."""
+
+    params: Tensor
+    before: Any
+    value: Tensor
+    grad: Tensor
+    state: Any
+
+
+def answers(level: Level, windows: int, seed: int = 0, *batch: int, move: float = 0.0) -> Iterator[Answer]:
+    """One window after the other, its parameters moving along the gradient in between."""
+    params, state = begun(level, seed, *batch)
+    for _ in range(windows):
+        answer = Answer(params, state, *level.value_and_grad(params, state))
+        yield answer
+        params, state = params - move * answer.grad / answer.grad.norm(), answer.state
 
 
 def repeated(state: Any, count: int) -> Any:

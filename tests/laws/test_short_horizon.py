@@ -1,20 +1,20 @@
-"""Short-horizon bias on the noisy quadratic: estimators against the moments' recursion, in the mean over many runs.
+"""Short-horizon bias: estimators against closed forms on the noisy quadratic, in the mean over many runs; and long runs.
 
 What is said of slopes is the derivative in log lr of expected losses, from standard normal starts. Measured means are
 to lie within four standard errors of it; keys are fixed, so they do or do not for ever.
 """
 
-import gc
 import math
-from contextlib import nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import pytest
 import torch
-from live import LiveBytes
+from oracle import error
+from parts import answers, built
 from torch import Tensor
 
-from levels import SGD, Estimator, Exact, FirstOrder, Forward, Last, Level, NoisyQuadratic, Objective, Sum, keys
+from levels import SGD, Estimator, Exact, FirstOrder, Forward, Last, Layout, Level, NoisyQuadratic, Objective, Sum, Task
 from levels.tasks.noisy_quadratic import Moments
 
 TASK = NoisyQuadratic(dims=4, low=0.01, noise=0.3, dtype="float64")
@@ -55,25 +55,13 @@ def first_order_slope(rate: float, steps: int) -> float:
     return total
 
 
-class Mean(NamedTuple):
-    """A mean and its standard error."""
-
-    value: float
-    error: float
-
-
 def measured(
     gradient: Estimator, rate: float, unroll: int, steps: int, *, runs: int = 1000, objective: Objective = SUM
-) -> Mean:
-    """The estimates of all windows of a run of ``steps``, added up."""
+) -> tuple[float, float]:
+    """Mean and its standard error of the estimates of all windows of a run of ``steps``, added up."""
     level = Level(optimizer=SGD(lr=rate), unroll=unroll, horizon=None, batch=1, gradient=gradient, objective=objective)
-    laid, key = level.over(TASK), keys.split(keys.seed(5), runs)
-    params = laid.init(key)
-    state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
-    for _ in range(steps // unroll):
-        _, grad, state = laid.value_and_grad(params, state)
-        total = total + grad[:, 0]
-    return Mean(float(total.mean()), float(total.std()) / math.sqrt(runs))
+    total = sum(answer.grad[:, 0] for answer in answers(level.over(TASK), steps // unroll, 5, runs))
+    return float(total.mean()), float(total.std()) / math.sqrt(runs)
 
 
 @pytest.mark.parametrize("lookahead", [1, 10, 50])
@@ -81,21 +69,21 @@ def measured(
 @pytest.mark.parametrize("gradient", [Exact(), Forward()], ids=repr)
 def test_one_windows_slope_is_the_closed_form(gradient, objective, lookahead):
     expected = expected_slope(RATE, lookahead, objective=objective)
-    found = measured(gradient, RATE, lookahead, lookahead, objective=objective)
-    assert found.error < abs(expected) / 8
-    assert abs(found.value - expected) < 4 * found.error
+    mean, deviation = measured(gradient, RATE, lookahead, lookahead, objective=objective)
+    assert deviation < abs(expected) / 8
+    assert abs(mean - expected) < 4 * deviation
 
 
 @pytest.mark.parametrize("lookahead", [1, 10, 50])
 def test_first_order_leaves_out_what_the_closed_form_says(lookahead):
     expected, kept = expected_slope(RATE, lookahead), first_order_slope(RATE, lookahead)
-    found = measured(FirstOrder(), RATE, lookahead, lookahead, runs=2000)
-    assert abs(found.value - kept) < 4 * found.error
+    mean, deviation = measured(FirstOrder(), RATE, lookahead, lookahead, runs=2000)
+    assert abs(mean - kept) < 4 * deviation
     if lookahead == 1:  # no gradient in the window depends on the step size
         assert kept == pytest.approx(expected, rel=1e-12)
     else:
-        assert kept < expected - 5 * found.error  # the fall that is left looks steeper than it is
-        assert found.value < expected
+        assert kept < expected - 5 * deviation  # the fall that is left looks steeper than it is
+        assert mean < expected
 
 
 def fixed_point(steps: int, cut: int) -> float:
@@ -104,10 +92,8 @@ def fixed_point(steps: int, cut: int) -> float:
     assert expected_slope(low, steps, cut=cut) < 0 < expected_slope(high, steps, cut=cut)
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        if expected_slope(middle, steps, cut=cut) < 0:
-            low = middle
-        else:
-            high = middle
+        falls = expected_slope(middle, steps, cut=cut) < 0
+        low, high = (middle, high) if falls else (low, middle)
     return math.sqrt(low * high)
 
 
@@ -116,33 +102,50 @@ def test_windows_that_are_cut_out_settle_below_the_best_step_size():
     one, ten, best = (fixed_point(steps, cut) for cut in (1, 10, steps))
     assert one < ten / 1.1 < best / 1.3
     between = math.sqrt(ten * best)
-    for gradient, unroll, sign in ((Exact(), 10, 1), (Forward(), 10, -1)):
-        expected = expected_slope(between, steps, cut=10 if sign > 0 else None)
-        found = measured(gradient, between, unroll, steps, runs=2000)
-        assert abs(found.value - expected) < 4 * found.error
-        assert sign * found.value > 4 * found.error  # one moves it further down, the other back up
+    for gradient, cut, sign in ((Exact(), 10, 1), (Forward(), None, -1)):
+        mean, deviation = measured(gradient, between, 10, steps, runs=2000)
+        assert abs(mean - expected_slope(between, steps, cut=cut)) < 4 * deviation
+        assert sign * mean > 4 * deviation  # one moves it further down, the other back up
 
 
-@pytest.mark.slow
-def test_forward_is_right_after_ten_thousand_steps_in_the_memory_of_a_thousand():
-    rate, runs, unroll, held = 0.3, 256, 20, []
-    laid = Level(optimizer=SGD(lr=rate), unroll=unroll, horizon=None, batch=1, gradient=Forward()).over(TASK)
-    key = keys.split(keys.seed(5), runs)
-    params = laid.init(key)
-    state, total = laid.init_state(params, key), torch.zeros(runs, dtype=torch.float64)
-    for step in range(unroll, 10_001, unroll):
-        looked = step in (1000, 10_000)
-        before = alive() if looked else 0
-        with LiveBytes() if looked else nullcontext() as live:
-            _, grad, state = laid.value_and_grad(params, state)
-        total = total + grad[:, 0]
-        if live is not None:
-            held.append((before, live.peak))
-            expected, error = expected_slope(rate, step), float(total.std()) / math.sqrt(runs)
-            assert abs(float(total.mean()) - expected) < 4 * error < abs(expected) / 2
-    assert held[0] == held[1]
+# Forward mode over long runs; that its memory does not grow is tested in test_memory.
 
 
-def alive() -> int:
-    """Bytes of all tensors that Python holds."""
-    return sum(thing.untyped_storage().nbytes() for thing in gc.get_objects() if type(thing) is Tensor)
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Wandering(Task):
+    """1/2 sum_i h_i (x_i - c_t)^2 with c_t = 0.3 cos(t), t counting from 0: a noisy quadratic whose noise is known."""
+
+    name: ClassVar[str] = "wandering"
+    dtype: Literal["float32", "float64"] = "float64"
+    layout: ClassVar[Layout] = Layout.of({"x": (3,)}, torch.float64)
+    curvature: ClassVar[Tensor] = torch.tensor([1.0, 0.1, 0.001], dtype=torch.float64)
+
+    def init(self, key):
+        return torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64).repeat(*key.shape, 1)
+
+    def init_state(self, params, key):
+        return torch.zeros(key.shape, dtype=torch.float64)
+
+    def value_and_grad(self, params, state):
+        off = params - 0.3 * torch.cos(state)[..., None]
+        grad = self.curvature * off
+        return (grad * off).sum(-1) / 2, grad, state + 1
+
+
+@pytest.mark.parametrize("steps", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_long_runs(steps):
+    """The last window's gradient in the step size, by the closed form of x_t.
+
+    x_t = r^t x_0 + lr h sum_(s<t) r^(t-1-s) c_s with r = 1 - lr h, so dx_t / dlr is a sum over all steps.
+    """
+    rate, unroll = 0.1, 20
+    *_, last = answers(built(f"{__name__}.Wandering: sgd(linear({rate}))@{unroll}[gradient=forward]"), steps // unroll)
+    h, x0 = Wandering.curvature, torch.tensor([1.0, -2.0, 3.0])
+    r, expected = 1 - rate * h, 0.0
+    centre = 0.3 * torch.arange(steps + 1.0, dtype=torch.float64).cos()[:, None]
+    for t in range(steps - unroll + 1, steps + 1):
+        back = torch.arange(t - 1.0, -1, -1)[:, None]  # t - 1 - s
+        x = r**t * x0 + rate * h * (r**back * centre[:t]).sum(0)
+        dx = -h * t * r ** (t - 1) * x0 + h * ((r**back - rate * h * back * r ** (back - 1)) * centre[:t]).sum(0)
+        expected += (h * (x - centre[t]) * dx).sum()
+    assert error(last.grad, expected[None]) < 1e-8

@@ -19,7 +19,7 @@ from torch.utils.data import (
 
 from levels import SGD, Augmented, DigitsMLP, Level, LoaderTask, Mixture, Quadratic, Rosenbrock, keys
 from levels.base import ProblemTraits
-from levels.tasks.network import seeded
+from levels.tasks.seeded import seeded
 from levels.tasks.task import SPLITS
 from levels.tasks.wrapping import open_key, whole
 from levels.testing import check_problem

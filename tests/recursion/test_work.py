@@ -7,8 +7,7 @@ from levels import LSTM, SGD, Adam, Quadratic, keys
 from levels.base import Problem
 from levels.layout import Layout
 from recursion import Tower
-from recursion.analysis.memory import LiveBytes
-from recursion.analysis.metering import Operations, Pass, measure
+from recursion.analysis.metering import LiveBytes, Operations, Pass, measure
 from recursion.analysis.work import base_flops, lived_work, own_work, own_work_under, use_work, work_of
 from recursion.evaluate.observed import Observed, Tally
 from recursion.notation import parse
