@@ -130,7 +130,8 @@ PARTS = [
     (lambda: Accumulated(through=None), "accumulated: through must be first-order or exact, got none"),
     *((lambda task=task: HeldOut(task), f"held-out: {task} {NO_DATA}")
       for task in (Quadratic(), Rosenbrock(), Mixture((Quadratic(),)), Augmented(Quadratic()))),
-    (lambda: HeldOut(ModuleTask(make=lambda: nn.Linear(1, 1), loss_function=sum, train=(torch.zeros(1, 1),) * 2)),
+    (lambda: HeldOut(ModuleTask(make=lambda: nn.Linear(1, 1), loss_function=nn.functional.mse_loss,
+                                train=(torch.zeros(1, 1),) * 2)),
      "module: there is no validation data; pass validation="),
     (lambda: HeldOut(HeldOut(DIGITS, dtype="float64")), f"{SET}, not"),
     (lambda: HeldOut(HeldOut(DIGITS)), f"held-out: held-out...{OTHER}"),
