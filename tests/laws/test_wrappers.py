@@ -1,6 +1,5 @@
 """Nothing of an inner optimizer is lost in a wrapper: each wrapper inside each other, for all that they forward."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
@@ -8,35 +7,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from levels import (
-    GA,
-    SGD,
-    Adam,
-    Ensemble,
-    Exact,
-    Gated,
-    Guarded,
-    Last,
-    Layout,
-    LearnedInit,
-    Level,
-    LinearDecay,
-    LossTask,
-    Optimizer,
-    Partition,
-    Safeguarded,
-    Scheduled,
-    Self,
-    SelfUpdate,
-    Switch,
-    keys,
-)  # fmt: skip
+from levels import SGD, Exact, Last, Layout, Level, LossTask, Optimizer, keys
 from levels.base import OptimizerTraits
 from levels.tree import leaves
-from recursion import Tower
+from recursion.notation import parse
 
 KEY = keys.seed(4)
-REST = SGD(lr=0.02)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,10 +38,17 @@ class Bowl(LossTask):
 TASK = Bowl()
 
 
-class Way(NamedTuple):
-    """A wrapper, and what it makes of an inner optimizer."""
+BOWL, MARKED = f"{__name__}.Bowl: ", f"{__name__}.Marked"
 
-    wrap: Callable[[Optimizer], Optimizer]
+
+def rule_of(text: str) -> Optimizer:
+    return parse(BOWL + text).levels[0].optimizer
+
+
+class Way(NamedTuple):
+    """A wrapper of an inner optimizer ``{}``."""
+
+    text: str
     start: str = "kept"  # whether a learned start is kept, unused, or refused
     result: bool = True  # whether the result is that of the inner optimizer
     followed: bool = True  # whether a level above can differentiate it
@@ -74,20 +57,18 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "start": Way(LearnedInit, start="refused"),
-    "gated": Way(Gated),
-    "scheduled": Way(lambda inner: Scheduled(inner, LinearDecay(0.2), 5)),
-    "ensemble": Way(lambda inner: Ensemble(inner, 3), start="refused", times=3),
-    "by-name": Way(lambda inner: Partition(("c", "*"), (REST, inner))),
-    "relay, first": Way(lambda inner: Switch(inner, Adam(lr=0.1), 5), times=0),
-    "relay, second": Way(lambda inner: Switch(REST, inner, 1), start="unused"),
-    "guarded": Way(lambda inner: Guarded(inner, 2), result=False, followed=False, asks=True),
-    "guarded, fallback": Way(lambda inner: Guarded(REST, 2, inner), result=False, followed=False, asks=True),
-    "safe": Way(lambda inner: Safeguarded(inner, REST, watch=1), followed=False, asks=True),
-    "ga": Way(
-        lambda inner: GA(inner, 1, 3, elite=1), start="refused", result=False, followed=False, asks=True, times=2
-    ),
-}
+    "start": Way("start({})", start="refused"),
+    "gated": Way("gated({})"),
+    "scheduled": Way("scheduled({}, linear-decay(0.2), steps=5)"),
+    "ensemble": Way("ensemble({}, members=3)", start="refused", times=3),
+    "by-name": Way('by-name(["c", "*"], [sgd(0.02), {}])'),
+    "relay, first": Way("relay({}, adam(0.1), after=5)", times=0),
+    "relay, second": Way("relay(sgd(0.02), {}, after=1)", start="unused"),
+    "guarded": Way("guarded({}, every=2)", result=False, followed=False, asks=True),
+    "guarded, fallback": Way("guarded(sgd(0.02), every=2, fallback={})", result=False, followed=False, asks=True),
+    "safe": Way("safe({}, sgd(0.02), watch=1)", followed=False, asks=True),
+    "ga": Way("ga({}, steps=1, population=3, elite=1)", start="refused", result=False, followed=False, asks=True, times=2),
+}  # fmt: skip
 PAIRS = [
     (outer, middle)
     for outer, middle in product(WAYS, WAYS)
@@ -99,13 +80,13 @@ PAIRS = [
 pairs = pytest.mark.parametrize(("outer", "middle"), PAIRS)
 
 
-def around(outer: str, middle: str, core: Optimizer) -> Optimizer:
-    return WAYS[outer].wrap(WAYS[middle].wrap(core))
+def around(outer: str, middle: str, core: str) -> str:
+    return WAYS[outer].text.format(WAYS[middle].text.format(core))
 
 
-def level_of(optimizer: Optimizer, **settings) -> Level:
+def level_of(text: str, **settings) -> Level:
     settings = {"unroll": 3, "horizon": 3, "batch": 2, "objective": Last()} | settings
-    return Level(optimizer=optimizer, **settings).over(TASK)
+    return Level(optimizer=rule_of(text), **settings).over(TASK)
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,8 +116,7 @@ class Marked(SGD):
 @pairs
 def test_a_tower_runs_with_each_in_each(outer, middle):
     """Restarts among its steps; states keep their shapes, and begin with the dimensions of the copies."""
-    optimizer = around(outer, middle, SGD(lr=0.02, momentum=0.5))
-    tower = Tower(TASK, Level(optimizer=optimizer, unroll=2, horizon=2, batch=3))
+    tower = parse(f"{BOWL}{around(outer, middle, 'sgd(0.02, momentum=0.5)')}@2[horizon=2, batch=3]")
     state = tower.init(0)
     shapes = [leaf.shape for leaf in leaves(state)]
     assert all(leaf.shape[0] == 3 for leaf in leaves(state.carry.state))
@@ -150,7 +130,7 @@ def test_a_tower_runs_with_each_in_each(outer, middle):
 def test_a_penalty_is_charged(outer, middle):
     """0.5 of the price, for a gate that is half open; a mean over the members of an ensemble."""
     dear, free = (
-        level_of(around(outer, middle, Gated(SGD(lr=0.02), price=price)), unroll=1) for price in (1000.0, 0.0)
+        level_of(around(outer, middle, f"gated(sgd(0.02), price={price})"), unroll=1) for price in (1000.0, 0.0)
     )
     theta = free.init(KEY)
     torch.testing.assert_close(dear.optimizer.penalty(theta), torch.tensor(500.0, dtype=torch.float64))
@@ -162,7 +142,7 @@ def test_a_penalty_is_charged(outer, middle):
 
 @pairs
 def test_traits_are_joined(outer, middle):
-    optimizer, cheap = (level_of(around(outer, middle, Marked(cost=cost))).optimizer for cost in (2, 0))
+    optimizer, cheap = (level_of(around(outer, middle, f"{MARKED}(cost={cost})")).optimizer for cost in (2, 0))
     ways = WAYS[outer], WAYS[middle]
     assert optimizer.traits.reads_loss or outer == "ga" or middle == "ga"  # that reads the losses of its members
     assert optimizer.traits.differentiable == all(way.followed for way in ways)
@@ -177,7 +157,7 @@ def test_traits_are_joined(outer, middle):
 
 @pairs
 def test_metrics_come_through(outer, middle):
-    level = level_of(around(outer, middle, Marked(lr=0.02)))
+    level = level_of(around(outer, middle, f"{MARKED}(0.02)"))
     theta = level.init(KEY)
     carry = level.init_state(theta, KEY).carry
     _, state = level.optimizer.update(theta, carry.x, carry.state, carry.f, carry.g)
@@ -189,7 +169,7 @@ def test_metrics_come_through(outer, middle):
 @pairs
 def test_the_result_is_that_of_the_inner_optimizer(outer, middle):
     """After an update that it made; guards and searches judge parameters, and answer those that they kept."""
-    level = level_of(around(outer, middle, Marked(lr=0.02)))
+    level = level_of(around(outer, middle, f"{MARKED}(0.02)"))
     theta = level.init(KEY)
     x, state, f, g, *_ = level.init_state(theta, KEY).carry
     for _ in range(3):
@@ -207,7 +187,7 @@ def test_the_result_is_that_of_the_inner_optimizer(outer, middle):
 def test_a_learned_start_comes_through(outer, middle):
     """Each number of the offset moves the start; where it can be differentiated, its slope is that of the loss."""
     ways = WAYS[outer], WAYS[middle]
-    core = LearnedInit(SGD(lr=0.02, momentum=0.5), seed=9)
+    core = "start(sgd(0.02, momentum=0.5), seed=9)"
     if ways[1].start == "refused" or (ways[1].start == "kept" and ways[0].start == "refused"):
         with pytest.raises(ValueError, match="start"):
             level_of(around(outer, middle, core))
@@ -244,10 +224,9 @@ def test_a_learned_start_comes_through(outer, middle):
 # What wrappers once lost.
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: Partition(("*",), (inner,)), lambda inner: Switch(inner, Adam(), 3)])
-def test_a_start_by_name_and_in_a_relay_has_the_slope_that_it_has_alone(wrap):
-    inner = LearnedInit(SGD(lr=0.02))
-    alone, level = level_of(inner), level_of(wrap(inner))
+@pytest.mark.parametrize("wrapped", ['by-name(["*"], [start(sgd(0.02))])', "relay(start(sgd(0.02)), adam, after=3)"])
+def test_a_start_by_name_and_in_a_relay_has_the_slope_that_it_has_alone(wrapped):
+    alone, level = level_of("start(sgd(0.02))"), level_of(wrapped)
     theta = alone.init(KEY)
     both = torch.cat((theta, level.init(KEY)[len(theta) :]))
     grads = [
@@ -257,14 +236,15 @@ def test_a_start_by_name_and_in_a_relay_has_the_slope_that_it_has_alone(wrap):
     assert (grads[0] != 0).all()
 
 
-@pytest.mark.parametrize("wrap", [lambda inner: Switch(inner, Adam(), 3), lambda inner: Guarded(inner, 2)])
-def test_a_price_in_a_relay_and_in_a_guard_is_charged_whatever_the_depth(wrap):
-    for inner in (Gated(SGD(), price=3.0), Partition(("*",), (Gated(Gated(SGD(), price=1.0), price=2.0),))):
-        assert level_of(wrap(inner)).optimizer.penalty(level_of(wrap(inner)).init(KEY)).item() == pytest.approx(1.5)
+@pytest.mark.parametrize("wrapper", ["relay({}, adam, after=3)", "guarded({}, every=2)"])
+@pytest.mark.parametrize("inner", ["gated(sgd, price=3)", 'by-name(["*"], [gated(gated(sgd, price=1), price=2)])'])
+def test_a_price_in_a_relay_and_in_a_guard_is_charged_whatever_the_depth(inner, wrapper):
+    level = level_of(wrapper.format(inner))
+    assert level.optimizer.penalty(level.init(KEY)).item() == pytest.approx(1.5)
 
 
 def test_an_ensemble_of_guards_comes_to_the_mean_of_what_they_kept():
-    tower = Tower(TASK, Level(optimizer=Ensemble(Guarded(SGD(lr=0.01), 2), 3), batch=2))
+    tower = parse(f"{BOWL}ensemble(guarded(sgd(0.01), every=2), members=3)[batch=2]")
     *_, (state, _) = tower.run(tower.init(0), 5)
     kept = state.carry.state[1][0].best  # [copies, members, n]
     torch.testing.assert_close(tower.result(state), kept.mean(1))
@@ -275,39 +255,40 @@ def test_an_ensemble_of_guards_comes_to_the_mean_of_what_they_kept():
 
 
 def test_two_learned_starts():
-    a, b = LearnedInit(SGD(lr=0.1), seed=1), LearnedInit(Adam(), seed=2)
-    for both in (Safeguarded(a, b), Guarded(a, 2, b)):
-        with pytest.raises(ValueError, match=r"start\(sgd.* and start\(adam.* have a learned start each; keep one of"):
-            both.bind(TASK)
+    a, b, both = "start(sgd(0.1), seed=1)", "start(adam, seed=2)", r"start\(sgd.* and start\(adam.*"
+    for text in (f"safe({a}, {b})", f"guarded({a}, every=2, fallback={b})"):
+        with pytest.raises(ValueError, match=f"{both} have a learned start each; keep one of"):
+            rule_of(text).bind(TASK)
     with pytest.raises(ValueError, match=r"start\(sgd.*\)\) has a learned start already; keep one of them"):
-        LearnedInit(Gated(a)).bind(TASK)
+        rule_of(f"start(gated({a}))").bind(TASK)
     key = keys.split(KEY, 3)
     first, second = TASK.init(keys.seed(1)), TASK.init(keys.seed(2))
-    shared = Partition(("a", "*"), (a, b)).bind(TASK)
+    shared = rule_of(f'by-name(["a", "*"], [{a}, {b}])').bind(TASK)
     torch.testing.assert_close(shared.init_x(shared.init(KEY), key), torch.cat((first[:2], second[2:])).expand(3, -1))
-    relay = Switch(a, b).bind(TASK)
+    relay = rule_of(f"relay({a}, {b}, after=5)").bind(TASK)
     assert torch.equal(relay.init_x(relay.init(KEY), key), first.expand(3, -1))
 
 
 def test_tensors_without_a_learned_start_begin_as_the_problem_says():
-    both = Partition(("a", "*"), (LearnedInit(SGD()), Adam())).bind(TASK.on("test"))
+    both = rule_of('by-name(["a", "*"], [start(sgd), adam])').bind(TASK.on("test"))
     key = keys.split(KEY, 3)
     x = both.init_x(both.init(KEY), key)
     assert torch.equal(x[:, 2:], TASK.on("test").init(key)[:, 2:])
     assert torch.equal(x[:, :2], TASK.init(keys.seed(0))[:2].expand(3, -1))
 
 
-@pytest.mark.parametrize("optimizer", [Guarded(SGD()), Safeguarded(SGD()), GA(), Self(), SelfUpdate()], ids=str)
-def test_what_asks_its_problem_needs_all_of_it(optimizer):
+@pytest.mark.parametrize("text", ["guarded(sgd)", "safe(sgd)", "ga", "self", "own"])
+def test_what_asks_its_problem_needs_all_of_it(text):
+    optimizer = parse(f"{BOWL}sgd@3 / {text}").levels[1].optimizer
     with pytest.raises(ValueError, match=r"it was bound to a layout alone, give it a level of its own"):
         optimizer.bind(TASK.layout)
     with pytest.raises(ValueError, match=r"some tensors of it have no loss, give it a level of its own"):
-        Level(optimizer=Partition(("*",), (Gated(optimizer),))).over(level_of(SGD()))
+        parse(f'{BOWL}sgd@3 / by-name(["*"], [gated({text})])')
     assert optimizer.traits.evals == 0, "not bound yet"
 
 
 def test_names_of_metrics_that_meet_are_told_apart():
-    level = level_of(Switch(Gated(Gated(SGD(), gate=0.3), gate=0.6), Gated(SGD(), gate=0.9)))
+    level = level_of("relay(gated(gated(sgd, gate=0.3), gate=0.6), gated(sgd, gate=0.9), after=9)")
     theta = level.init(KEY)
     metrics = level.optimizer.metrics(level.init_state(theta, KEY).carry.state)
     found = {name: value[0].item() for name, value in metrics.items()}
@@ -315,7 +296,7 @@ def test_names_of_metrics_that_meet_are_told_apart():
 
 
 def test_binding_leaves_the_optimizer_as_it_was():
-    optimizer = Gated(Scheduled(SGD(), LinearDecay(), 3))
+    optimizer = rule_of("gated(scheduled(sgd, linear-decay, steps=3))")
     bound = optimizer.bind(TASK)
     assert optimizer.site is None
     assert optimizer.inner.site is None
