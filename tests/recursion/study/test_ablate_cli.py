@@ -53,10 +53,8 @@ def test_it_says_what_it_costs_then_runs_all(said):
 
 
 def test_options_reach_the_request(said):
-    more = (
-        "--grid 1.unroll=5,10 --grid lr*=0.1,1 --problems 7 --select 3 --snapshots 2 --no-baseline --windows 4 --out a"
-    )
-    lines = said(*WORDS, *more.split())
+    more = "--grid 1.unroll=5,10 --grid lr*=0.1,1 --problems 7 --select 3 --snapshots 2 --no-baseline --windows 4"
+    lines = said(*WORDS, *more.split(), "--out", "a")
     request = load("a").request
     assert request.grid == (("1.unroll", ("5", "10")), ("lr*", ("0.1", "1")))
     assert (request.depths, request.seeds, request.steps, repr(request.budget)) == ((1, 2), 2, 10, "10000")
@@ -69,24 +67,20 @@ def test_failed_runs_are_said_and_tried_again_when_asked(said):
     Path("a").mkdir()
     Path("a/plan.json").write_text('{"depth-2-seed-1": "refuse"}')
     last = said(*WORDS, "--out", "a")[-1]
-    assert last.startswith(
-        "tower: 1 of 6 runs failed, as depth-2-seed-1: level 1 (lstm@5): gradient is not finite; mend"
-    )
+    why = "level 1 (lstm@5): gradient is not finite; mend"
+    assert last.startswith(f"tower: 1 of 6 runs failed, as depth-2-seed-1: {why}")
     assert last.endswith("--out a --retry")
     Path("a/plan.json").unlink()
     assert said(*WORDS, "--out", "a", "--retry")[-1] == "6 of 6 runs done"
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        ([*WORDS, "--grid", "1.hiden=3"], "grid 1.hiden: level 1 has no setting 'hiden'"),
-        ([*WORDS, "--budget", "lots"], "a budget is written 2e6 (base steps) or 90s"),
-        ([*WORDS, "--depths", "1-9"], "depth 3: the tower has 2 levels; write more"),
-        (["report", "nowhere"], "cannot read nowhere/study.json: No such file or directory"),
-        (["report", "b"], "b/study.json is empty; delete it and run tower ablate again: finished runs stay"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line"), [
+    ([*WORDS, "--grid", "1.hiden=3"], "grid 1.hiden: level 1 has no setting 'hiden'"),
+    ([*WORDS, "--budget", "lots"], "a budget is written 2e6 (base steps) or 90s"),
+    ([*WORDS, "--depths", "1-9"], "depth 3: the tower has 2 levels; write more"),
+    (["report", "nowhere"], "cannot read nowhere/study.json: No such file or directory"),
+    (["report", "b"], "b/study.json is empty; delete it and run tower ablate again: finished runs stay"),
+])  # fmt: skip
 def test_mistakes_are_one_line_each(words, line, said):
     Path("b").mkdir()
     Path("b/study.json").touch()

@@ -34,16 +34,50 @@ def direct(optimizer, task, count, params=None, steps=10):
     return mean_loss(losses).double().mean(0).tolist()
 
 
-@pytest.mark.parametrize(("depth", "budget"), [(2, "4e4"), (3, "2.5e5")])
-def test_what_is_spent_is_the_budget_to_within_one_step(tmp_path, depth, budget):
-    request = tiny(depths=(depth,), budget=budget)
-    _, rows, facts = done(request, tmp_path)
+@pytest.fixture(scope="module", params=[(2, "4e4"), (3, "2.5e5")], ids=str)
+def ran(request, tmp_path_factory):
+    """A request of one run, the run, its rows and facts, and how far it said that it was."""
+    (depth, budget), fractions = request.param, []
+    asked = tiny(depths=(depth,), budget=budget, snapshots=4)
+    found = done(asked, tmp_path_factory.mktemp("ran"), tell=lambda what, fraction: fractions.append(fraction))
+    return asked, *found, fractions
+
+
+def test_what_is_spent_is_the_budget_to_within_one_step_and_progress_never_goes_back(ran):
+    request, run, rows, facts, fractions = ran
     amount = request.budget.amount
     assert amount - 2 * facts["work of a step"] < facts["spent"] <= amount + 0.1 * facts["work of a step"]
     stages = ("training", "selection", "deployment")
     parts = [sum(values(rows, stage, measure)) for stage in stages for measure in ("task gradients", "optimizer work")]
     assert sum(parts) == pytest.approx(facts["spent"])
-    assert (sum(values(rows, "deployment", "task gradients")) > 0) == (depth > 2)
+    assert (sum(values(rows, "deployment", "task gradients")) > 0) == (run.depth > 2)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert 0 < fractions[1] < 0.2
+
+
+def test_snapshots_are_spread_evenly_and_the_best_is_chosen(ran):
+    _, run, rows, facts, _ = ran
+    steps = [row[4] for row in rows if row[0] == "snapshot"]
+    assert len(steps) == (4 if run.depth == 2 else 1)  # deeper, their use would take over half of the budget
+    assert steps[-1] == facts["steps"]
+    gaps = [b - a for a, b in zip([0, *steps], steps)]
+    assert max(gaps) - min(gaps) <= 2
+    scores = dict(zip(steps, values(rows, "snapshot", "mean loss")))
+    assert facts["chosen"] == min(scores, key=lambda step: scores[step])
+    chosen = values(rows, "chosen", "mean loss", "select")
+    assert sum(chosen) / len(chosen) == pytest.approx(min(scores.values()), rel=1e-6)
+
+
+def test_what_is_reported_is_what_the_tower_learned_run_directly(ran):
+    request, run, rows, facts, _ = ran
+    tower = parse(run.tower)
+    start = tower.init(run.seed)
+    *_, (state, _) = tower.run(start, facts["chosen"])
+    for stage, at in (("start", start), ("chosen", state)):
+        params = learned(tower, at, seed=run.seed).params
+        expected = direct(tower.levels[0].optimizer, tower.task, request.problems, params)
+        assert values(rows, stage, "mean loss", "report") == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_copy_that_was_learned_is_used_and_paid_for(tmp_path):
@@ -61,52 +95,20 @@ def test_training_counts_the_gradients_that_the_tower_says_it_costs(tmp_path):
     assert values(rows, "training", "task gradients") == [gradients]
 
 
-def test_snapshots_are_spread_evenly_and_the_best_is_chosen(tmp_path):
-    _, rows, facts = done(tiny(snapshots=4), tmp_path)
-    steps = [row[4] for row in rows if row[0] == "snapshot"]
-    assert len(steps) == 4
-    assert steps[-1] == facts["steps"]
-    gaps = [b - a for a, b in zip([0, *steps], steps)]
-    assert max(gaps) - min(gaps) <= 2
-    scores = dict(zip(steps, values(rows, "snapshot", "mean loss")))
-    assert facts["chosen"] == min(scores, key=lambda step: scores[step])
-    chosen = values(rows, "chosen", "mean loss", "select")
-    assert sum(chosen) / len(chosen) == pytest.approx(min(scores.values()), rel=1e-6)
-
-
-@pytest.mark.parametrize("depth", [2, 3])
-def test_what_is_reported_is_what_the_tower_learned_run_directly(tmp_path, depth):
-    request = tiny(depths=(depth,), budget="2.5e5", snapshots=1)
-    ours, rows, facts = done(request, tmp_path)
-    tower = parse(ours.tower)
-    start = tower.init(ours.seed)
-    state, _ = list(tower.run(start, facts["chosen"]))[-1]
-    for stage, at in (("start", start), ("chosen", state)):
-        params = learned(tower, at, seed=ours.seed).params
-        expected = direct(tower.levels[0].optimizer, tower.task, request.problems, params)
-        assert values(rows, stage, "mean loss", "report") == pytest.approx(expected, rel=1e-5)
-
-
-def test_all_runs_report_on_the_same_problems(tmp_path):
+def test_all_runs_report_on_the_same_problems_and_another_seed_is_another_run(tmp_path):
     request = tiny(depths=(1, 2), budget="4e4", baseline=True, seeds=2)
     every = [done(request, tmp_path, number)[1] for number in range(len(request.runs()))]
-    assert {len(values(rows, "chosen", "mean loss", "report")) for rows in every} == {request.problems}
-    starts = {values(rows, "chosen", "median loss", "report")[0] for rows in every}
-    assert len(starts) == 1  # where all begin, whatever then moves them
+    assert json.loads(json.dumps(every)) == every
+    reported = [values(rows, "chosen", "mean loss", "report") for rows in every]
+    assert {len(losses) for losses in reported} == {request.problems}
+    assert len({values(rows, "chosen", "median loss", "report")[0] for rows in every}) == 1  # where all begin
+    one, other = (losses for run, losses in zip(request.runs(), reported) if run.kind == "tower")
+    assert one != other
 
 
-def test_a_seed_is_a_run_and_another_seed_is_another(tmp_path):
-    request = tiny(seeds=2)
-    first, again, other = (done(request, tmp_path / name, i)[1] for name, i in (("a", 0), ("b", 0), ("c", 1)))
-    assert repeated(first) == repeated(again)
-    assert values(first, "chosen", "mean loss", "report") != values(other, "chosen", "mean loss", "report")
-    assert json.loads(json.dumps(first)) == first
-
-
-@pytest.mark.parametrize(
-    ("tower", "depth", "budget"),
-    [(LEARNED, 2, "1e4"), pytest.param(LEARNED, 3, "2e5", marks=pytest.mark.slow), (ENDLESS, 1, "1e4")],
-)
+@pytest.mark.parametrize(("tower", "depth", "budget"), [
+    (LEARNED, 2, "1e4"), pytest.param(LEARNED, 3, "2e5", marks=pytest.mark.slow), (ENDLESS, 1, "1e4"),
+])  # fmt: skip
 def test_killed_at_any_call_and_continued_it_ends_the_same(tmp_path, tower, depth, budget):
     request, calls = tiny(tower, depths=(depth,), budget=budget), []
     _, whole, _ = done(request, tmp_path / "whole", tell=lambda what, _fraction: calls.append(what))
@@ -153,6 +155,8 @@ def test_a_tower_that_is_an_optimizer_is_run_on_the_very_same_problems(tmp_path)
     assert values(rows, "chosen", "mean loss", "report") == pytest.approx(expected, rel=1e-5)
     assert values(rows, "reporting", "task gradients") == [(6 + 4 + 2) * 11]
     assert values(rows, "use", "seconds of a step")[0] > 0
+    with pytest.raises(ValueError, match="holds a run of something else"):
+        perform(request.runs()[1], request, tmp_path / ours.id, lambda what, fraction: None)
 
 
 def test_a_search_costs_its_budget_at_most_and_beats_the_default(tmp_path):
@@ -174,7 +178,7 @@ def test_a_guard_does_about_as_well_as_the_better_of_both(tmp_path):
     assert sum(values(rows, "guarded", "rescued", "report")) >= 3
 
 
-def test_a_training_that_diverges_uses_the_snapshots_it_has(tmp_path):
+def test_a_training_that_diverges_uses_the_snapshots_it_has_and_a_budget_that_buys_none_is_refused(tmp_path):
     tower = "quadratic(4): lstm(hidden=4)@4[batch=2] / sgd(lr=1.0)"
     request = tiny(tower, budget="1e5", snapshots=30, steps=5, select=1, problems=2)
     _, _, facts = done(request, tmp_path)
@@ -183,19 +187,8 @@ def test_a_training_that_diverges_uses_the_snapshots_it_has(tmp_path):
     assert facts["steps"] < 50
     with pytest.raises(NonFiniteError, match="not finite"):
         done(dataclasses.replace(request, snapshots=1), tmp_path / "none")
-
-
-def test_a_budget_that_buys_too_little_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"a budget of 1000 base steps buys 0 top steps of .*give it .* or more"):
-        done(tiny(budget="1000"), tmp_path)
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    request = tiny("quadratic(4): adam(lr=0.1)", depths=(1,), grid=(("lr", ("0.1", "0.3")),))
-    first, second = request.runs()
-    perform(first, request, tmp_path, lambda what, fraction: None)
-    with pytest.raises(ValueError, match="holds a run of something else"):
-        perform(second, request, tmp_path, lambda what, fraction: None)
+        done(tiny(budget="1000"), tmp_path / "poor")
 
 
 def test_seconds_are_spent_and_shared_by_level(tmp_path):
@@ -205,14 +198,6 @@ def test_seconds_are_spent_and_shared_by_level(tmp_path):
     assert sum(value for level, value in seconds.items() if level is not None) == pytest.approx(seconds[None])
     assert values(rows, "training", "peak bytes")[-1] > 1e7  # of the whole process
     assert done(tiny("quadratic(4): adam", depths=(1,), budget="0.4s"), tmp_path / "search")[2]["tried"] > 1
-
-
-def test_progress_never_goes_back(tmp_path):
-    fractions = []
-    done(tiny(depths=(3,), budget="2e5"), tmp_path, tell=lambda what, fraction: fractions.append(fraction))
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == 1.0
-    assert 0 < fractions[1] < 0.2
 
 
 def test_a_profile_says_the_same_work_as_a_count_and_shares_that_are_all():

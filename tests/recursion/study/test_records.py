@@ -52,16 +52,13 @@ def test_a_result_counts_only_for_its_own_run(request_of, tmp_path):
         assert records.result_of(tmp_path, run)["status"] == "running"
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("", "is empty; delete it and run tower ablate again: finished runs stay"),
-        ("nonsense", "is garbled; delete it .*"),
-        ("[]", "is JSON of something else, not of a study; choose another folder"),
-        ('{"format": "descent-tower study", "version": 9}', "has study version 9, .* version 1; update descent-tower"),
-        ('{"format": "descent-tower study", "version": 1}', "is garbled; .*"),
-    ],
-)
+@pytest.mark.parametrize(("text", "line"), [
+    ("", "is empty; delete it and run tower ablate again: finished runs stay"),
+    ("nonsense", "is garbled; delete it .*"),
+    ("[]", "is JSON of something else, not of a study; choose another folder"),
+    ('{"format": "descent-tower study", "version": 9}', "has study version 9, .* version 1; update descent-tower"),
+    ('{"format": "descent-tower study", "version": 1}', "is garbled; .*"),
+])  # fmt: skip
 def test_what_is_no_study_is_said_in_a_line(text, line, request_of, tmp_path):
     with pytest.raises(OSError, match=f"^cannot read {tmp_path}/study.json: No such file or directory$"):
         load(tmp_path)

@@ -7,20 +7,13 @@ import pytest
 from recursion.study.request import BASELINE, Budget, Request, Run, plain
 
 
-@pytest.mark.parametrize(
-    ("text", "amount", "unit", "again"),
-    [
-        ("2e6", 2e6, "base steps", "2e6"),
-        ("1234567", 1234567.0, "base steps", "1234567"),
-        ("100000", 1e5, "base steps", "100000"),
-        ("1.5e7", 1.5e7, "base steps", "1.5e7"),
-        ("0.3333333333333333", 1 / 3, "base steps", "0.3333333333333333"),
-        ("90s", 90.0, "seconds", "90s"),
-        ("0.5 s", 0.5, "seconds", "0.5s"),
-    ],
-)
-def test_a_budget_is_read_and_written_as_people_type_it(text, amount, unit, again):
-    budget = Budget.parse(text)
+@pytest.mark.parametrize(("text", "amount", "unit"), [
+    ("2e6", 2e6, "base steps"), ("1234567", 1234567.0, "base steps"), ("100000", 1e5, "base steps"),
+    ("1.5e7", 1.5e7, "base steps"), ("0.3333333333333333", 1 / 3, "base steps"),
+    ("90s", 90.0, "seconds"), ("0.5 s", 0.5, "seconds"),
+])  # fmt: skip
+def test_a_budget_is_read_and_written_as_people_type_it(text, amount, unit):
+    budget, again = Budget.parse(text), text.replace(" ", "")
     assert (budget.amount, budget.unit, repr(budget)) == (amount, unit, again)
     assert Budget.parse(again) == budget
 
@@ -37,13 +30,10 @@ def test_runs_are_all_cells_by_all_seeds(request_of):
     assert len({run.id for run in runs}) == len(runs) == 9
     one, two, baseline = runs[3:6]
     task = "quadratic(dims=3): adam"
-    assert one == Run(
-        id="depth-1-seed-1", kind="search", cell="depth 1", depth=1, factors={"depth": "1"}, tower=task, seed=1
-    )
+    common = {"kind": "search", "tower": task, "seed": 1}
+    assert one == Run(id="depth-1-seed-1", cell="depth 1", depth=1, factors={"depth": "1"}, **common)
     assert (two.seed, two.kind, two.tower) == (1, "tower", request_of().tower)
-    assert baseline == Run(
-        id="baseline-seed-1", kind="search", cell=BASELINE, depth=None, factors={}, tower=task, seed=1
-    )
+    assert baseline == Run(id="baseline-seed-1", cell=BASELINE, depth=None, factors={}, **common)
     assert {run.cell for run in request_of(baseline=False).runs()} == {"depth 1", "depth 2"}
 
 
@@ -70,17 +60,14 @@ def test_requests_and_runs_go_to_json_and_back(request_of):
     assert all(Run(**plain(run)) == run for run in request.runs())
 
 
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
-        ({"problems": 2.5}, "problems must be a whole number of at least 1, got 2.5"),
-        ({"windows": True}, "windows must be a whole number of at least 1, got true"),
-        ({"search": "random"}, "search must be grid or optuna, got 'random'"),
-        ({"depths": (3,)}, "depth 3: the tower has 2 levels; write more, or '...' for one that is repeated"),
-        ({"tower": "quadratic: adamm"}, r"level 1 \(adamm\): unknown optimizer 'adamm' \(did you mean adam\?\).*"),
-    ],
-)
+@pytest.mark.parametrize(("settings", "line"), [
+    ({"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
+    ({"problems": 2.5}, "problems must be a whole number of at least 1, got 2.5"),
+    ({"windows": True}, "windows must be a whole number of at least 1, got true"),
+    ({"search": "random"}, "search must be grid or optuna, got 'random'"),
+    ({"depths": (3,)}, "depth 3: the tower has 2 levels; write more, or '...' for one that is repeated"),
+    ({"tower": "quadratic: adamm"}, r"level 1 \(adamm\): unknown optimizer 'adamm' \(did you mean adam\?\).*"),
+])  # fmt: skip
 def test_a_bad_request_is_refused_when_built(settings, line, request_of):
     with pytest.raises(ValueError, match=f"^{line}$"):
         request_of(**settings)
