@@ -33,20 +33,12 @@ TOWERS = [
     "quadratic(3): mlp@2[batch=2] / adamw",
     "quadratic(3): muon@2[batch=2] / adam",
     *[f"quadratic(3): torch({name}, lr=0.01)@2[batch=2] / adam" for name in ("radam", "rprop", "asgd", "adadelta")],
-    *[
-        f"{task}: sgd(lr=1e-4)@2[batch=2] / adam"
-        for task in (
-            "noisy-quadratic",
-            "rosenbrock",
-            "logistic(minibatch=4)",
-            "digits-convnet(channels=2)",
-            "photo(hidden=4, features=3, minibatch=5)",
-            "char-gru(width=4, length=5, minibatch=2)",
-            "char-transformer(width=4, length=5, minibatch=2)",
-            "augmented(quadratic(3), low=0.5, high=2)",
-            "few(quadratic(3))",
-        )
-    ],
+    *[f"{task}: sgd(lr=1e-4)@2[batch=2] / adam" for task in (
+        "noisy-quadratic", "rosenbrock", "logistic(minibatch=4)", "digits-convnet(channels=2)",
+        "photo(hidden=4, features=3, minibatch=5)", "char-gru(width=4, length=5, minibatch=2)",
+        "char-transformer(width=4, length=5, minibatch=2)", "augmented(quadratic(3), low=0.5, high=2)",
+        "few(quadratic(3))",
+    )],
     "quadratic: sgd@3[gradient=exact, batch=2] / sgd@2[gradient=exact] / adam",
     "quadratic: adam(lr=0.1)@2[gradient=pes(pairs=2), batch=2] / adam",
     "quadratic: adam(lr=0.1)@2[gradient=mix(first-order, es-single), batch=2] / adam",
@@ -56,15 +48,13 @@ TOWERS = [
     "quadratic(3): sgd@1[gradient=online([1, 4])] / adam",
     "digits-mlp(hidden=2): safe(adam(lr=1), fallback=sgd(lr=0.1))",
     "mixture([quadratic(3), quadratic(2)]): sgd(lr=0.001)@2[batch=3] / adam",
-]
+]  # fmt: skip
 
 
 def steps(tower: Tower, count: int) -> tuple[TowerState, list[list[float]]]:
     """The state after some steps, and the losses of each."""
-    state, losses = tower.init(0), []
-    for state, report in tower.run(state, count):  # noqa: B007, B020
-        losses.append(report.losses)
-    return state, losses
+    ran = list(tower.run(tower.init(0), count))
+    return ran[-1][0], [report.losses for _, report in ran]
 
 
 @pytest.mark.parametrize("notation", TOWERS)
@@ -129,10 +119,9 @@ class TestDevice:
         with pytest.raises(ValueError, match="device"):
             parse("quadratic(device=cpu): adam")
 
-    @pytest.mark.parametrize(
-        "notation",
-        ["held-out(digits-mlp)", "mixture([quadratic(3), quadratic(2)])", "augmented(quadratic)", "few(digits-mlp)"],
-    )
+    @pytest.mark.parametrize("notation", [
+        "held-out(digits-mlp)", "mixture([quadratic(3), quadratic(2)])", "augmented(quadratic)", "few(digits-mlp)",
+    ])  # fmt: skip
     def test_parts_and_splits_are_there_too(self, gpu: Device, notation: str) -> None:
         task = parse(f"{notation}: adam").task.to(DEVICE)
         for one in (task, task.on("validation")):

@@ -4,15 +4,13 @@ Compared with the authors' own package, run as its README says, on the digits pe
 and torch's cross entropy on their side, our task on ours, the same minibatches.
 
 The shift at start-up. gdtuo moves all levels from its first step on, but with hypergradients that are still 0: a step
-size has one only once two gradients of the task are known (it is minus their product), the level above it once three
-are, and so on. We lay a level over a problem that has been evaluated, so start-up at height h evaluates the task h
-times and moves each level from when it has a gradient. Up to there gdtuo adds zeros. So our state after `init` is
-gdtuo's at its h-th evaluation, h - 1 updates in, and our top step s is its evaluation h + s: both begin with the same
-task parameters and hyperparameters, and nothing is injected.
+size has one only once two gradients of the task are known, the level above it once three are. Our start-up at height
+h evaluates the task h times and moves each level from when it has a gradient. So our state after `init` is gdtuo's at
+its h-th evaluation, and our top step s is its evaluation h + s; nothing is injected.
 
-Two things differ between the Adams. gdtuo starts v at eps: our state is explicit, so the start-up of level 2 is
-written out below, from a carry with v = eps. gdtuo stores beta as z with beta = (tanh z + 1) / 2, we store u with
-beta = sigmoid(u), so u = 2 z; a step of size k in z is one of 4 k in u (half the slope, twice the length).
+Two things differ between the Adams. gdtuo starts v at eps: the start-up of level 2 is written out below, from a carry
+with v = eps. gdtuo stores beta as z with beta = (tanh z + 1) / 2, we store u with beta = sigmoid(u), so u = 2 z; a step
+of size k in z is one of 4 k in u (half the slope, twice the length).
 """
 
 from typing import Any, NamedTuple
@@ -93,15 +91,11 @@ def sgd(rate: float, above: Any = None) -> Any:
 
 
 def ours(tower: Tower, state: TowerState) -> list[Moment]:
-    moments = [_moment(tower, state)]
-    moments += [_moment(tower, after) for after, _ in tower.run(state, STEPS)]
+    moments = []
+    for at in (state, *(after for after, _ in tower.run(state, STEPS))):
+        bottom, *above = tower.carries(at)
+        moments.append(Moment(float(bottom.f), bottom.x.flatten(), [*(carry.x.flatten() for carry in above), at.theta]))
     return moments
-
-
-def _moment(tower: Tower, state: TowerState) -> Moment:
-    bottom, *above = tower.carries(state)
-    hypers = [carry.x.flatten() for carry in above] + [state.theta]
-    return Moment(float(bottom.f), bottom.x.flatten(), hypers)
 
 
 def assert_same(mine: list[Moment], their: list[Moment], tolerance: float = 1e-12) -> None:
@@ -129,23 +123,17 @@ def test_sgd_on_sgd(height):
 def test_adam_on_sgd():
     rate, eps = 1e-4, 1e-8
     adam = Adam(lr=Linear(0.01), beta1=Logit(0.9), beta2=Logit(0.99), eps=Fixed(eps))
-    tower = Tower(
-        TASK, Level(optimizer=adam, batch=1), Level(optimizer=SGD(lr=Linear(rate, shared_over="tensor")), batch=1)
-    )
+    above = SGD(lr=Linear(rate, shared_over="tensor"))
+    tower = Tower(TASK, Level(optimizer=adam, batch=1), Level(optimizer=above, batch=1))
     state = started_with_v(tower, torch.tensor([rate, 4 * rate, 4 * rate, 0.0], dtype=torch.float64), eps)
 
     stack = gdtuo.Adam(optimizer=sgd(rate))
-    logits = {
-        name: torch.logit(torch.tensor(beta, dtype=torch.float64)) / 2
-        for name, beta in (("beta1", 0.9), ("beta2", 0.99))
-    }
-    stack.parameters = {"alpha": torch.tensor(0.01, dtype=torch.float64), **logits}
+    beta1, beta2 = (torch.tensor([0.9, 0.99], dtype=torch.float64).logit() / 2).unbind()
+    stack.parameters = {"alpha": torch.tensor(0.01, dtype=torch.float64), "beta1": beta1, "beta2": beta2}
     mine = ours(tower, state)
-    their = theirs(stack, *start_of(tower), 2 + STEPS)[1:]
     scale = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
-    assert_same(
-        [m._replace(hypers=m.hypers[:1]) for m in mine], [t._replace(hypers=[scale * t.hypers[0]]) for t in their]
-    )
+    their = [m._replace(hypers=[scale * m.hypers[0]]) for m in theirs(stack, *start_of(tower), 2 + STEPS)[1:]]
+    assert_same([m._replace(hypers=m.hypers[:1]) for m in mine], their)
     assert (mine[-1].hypers[0] - mine[0].hypers[0]).abs().min() > 1e-8, "a hyperparameter has not moved"
 
 

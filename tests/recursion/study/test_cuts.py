@@ -32,17 +32,14 @@ def test_dots_repeat_the_level_before_them():
     ]
     assert cells("quadratic: sgd@1 / ... / sgd", (50,), ())[0].tower.depth == 50
     assert task_of("quadratic(dims=4): sgd@1 / ... / sgd") == "quadratic(dims=4)"
+    assert every_depth(DEEP) == (1, 2, 3, 4)
+    assert every_depth("quadratic: sgd@1 / ... / sgd") == (1, 2)
 
 
 @pytest.mark.parametrize("levels", ["... / sgd", "sgd@1 / ... / sgd@1 / sgd", "sgd@1 / ...", "sgd@1 / ... / ... / sgd"])
 def test_dots_elsewhere_are_refused(levels):
     with pytest.raises(ValueError, match=r"^'\.\.\.' repeats the level before it and stands in front of the last one"):
         cells(f"quadratic: {levels}", (1,), ())
-
-
-def test_every_depth_is_every_one_that_is_written():
-    assert every_depth(DEEP) == (1, 2, 3, 4)
-    assert every_depth("quadratic: sgd@1 / ... / sgd") == (1, 2)
 
 
 def test_a_setting_of_one_level():
@@ -96,51 +93,45 @@ def test_ranges_are_decades():
     assert parse_depths("1-6,10, 25 ,50") == (1, 2, 3, 4, 5, 6, 10, 25, 50)
 
 
-@pytest.mark.parametrize(
-    ("grid", "line"),
-    [
-        ("1.hiden=3", r"grid 1.hiden: level 1 has no setting 'hiden' \(did you mean hidden\?\); there are ahead, .*"),
-        ("hiden=3", r"grid hiden: no level has a setting 'hiden' \(did you mean hidden\?\); there are ahead, .*"),
-        ("1.hidden=0", r"grid 1.hidden=0 at depth 2: level 1 \(lstm@5\): lstm: hidden must be .* at least 1, got 0"),
-        ("1.unroll=0", r"grid 1.unroll=0 at depth 2: level 1 \(lstm@5\): unroll must be .* at least 1, got 0"),
-        ("1.unroll=x", r"grid 1.unroll=x at depth 2: level 1 \(lstm@5\): .*unroll must be a whole number, got x"),
-        ("1.horizon=7", r"grid 1.horizon=7 at depth 2: level 1 \(lstm@5\): horizon must be a multiple .*; use 5"),
-        ("3.unroll=2", "grid 3.unroll: there is no level 3; the deepest cut has 2"),
-        ("2.unroll=2", "grid 2.unroll: no cut has such a level below its top; name the topmost as top.unroll"),
-        ("gradient=exct", r"grid gradient=exct at depth 2: level 1 \(lstm@5\): unknown gradient estimator 'exct' .*"),
-        ("lr=-1", r"grid lr=-1 at depth 1: level 1 \(adam@1\): adam: lr=-1 is outside .*"),
-        ("lr*=x", r"grid lr\*=x at depth 1: level 1 \(adam@1\): lr is multiplied by a number, got x"),
-        ("lr*=0", r"grid lr\*=0 at depth 1: level 1 \(adam@1\): adam: lr=0.0 is outside .*"),
-        ("horizon*=2", r"grid horizon\*=2 at depth 2: .*: horizon is auto, which cannot be multiplied; .*"),
-        ("1.hidden*=0.33", r"grid 1.hidden\*=0.33 at depth 2: .*: hidden is the whole number 20, and 0.33 times .*"),
-        ("lr=1e-3,0.001", "grid lr: 1e-3 and 0.001 are the same; leave one out"),
-        ("lr=1 & lr=2", "grid lr is given twice; put all its values into one"),
-        ("lr", "grid lr: it has no '='; a grid entry is written 1.unroll=5,20 or .*"),
-        ("lr=", "grid lr: a value is missing; .*"),
-        ("lr=1,,2", "grid lr: a value is missing; .*"),
-        ("task.dims=3", "grid task.dims: a grid entry is written .*"),
-        ("lr=1..50", "grid lr=1..50: 1..50 is no range of decades, as 1e-4..1e2 is"),
-        ("lr=1e2..1e-2", "grid lr=1e2..1e-2: 1e2..1e-2 is no range of decades, .*"),
-        ("lr=0..1", "grid lr=0..1: 0..1 is no range of decades, .*"),
-        ("1.unroll=5 6", r"grid 1.unroll=5 6 at depth 2: .*: expected the end behind the value of unroll, got '6'; .*"),
-    ],
-)
+@pytest.mark.parametrize(("grid", "line"), [
+    ("1.hiden=3", r"grid 1.hiden: level 1 has no setting 'hiden' \(did you mean hidden\?\); there are ahead, .*"),
+    ("hiden=3", r"grid hiden: no level has a setting 'hiden' \(did you mean hidden\?\); there are ahead, .*"),
+    ("1.hidden=0", r"grid 1.hidden=0 at depth 2: level 1 \(lstm@5\): lstm: hidden must be .* at least 1, got 0"),
+    ("1.unroll=0", r"grid 1.unroll=0 at depth 2: level 1 \(lstm@5\): unroll must be .* at least 1, got 0"),
+    ("1.unroll=x", r"grid 1.unroll=x at depth 2: level 1 \(lstm@5\): .*unroll must be a whole number, got x"),
+    ("1.horizon=7", r"grid 1.horizon=7 at depth 2: level 1 \(lstm@5\): horizon must be a multiple .*; use 5"),
+    ("3.unroll=2", "grid 3.unroll: there is no level 3; the deepest cut has 2"),
+    ("2.unroll=2", "grid 2.unroll: no cut has such a level below its top; name the topmost as top.unroll"),
+    ("gradient=exct", r"grid gradient=exct at depth 2: level 1 \(lstm@5\): unknown gradient estimator 'exct' .*"),
+    ("lr=-1", r"grid lr=-1 at depth 1: level 1 \(adam@1\): adam: lr=-1 is outside .*"),
+    ("lr*=x", r"grid lr\*=x at depth 1: level 1 \(adam@1\): lr is multiplied by a number, got x"),
+    ("lr*=0", r"grid lr\*=0 at depth 1: level 1 \(adam@1\): adam: lr=0.0 is outside .*"),
+    ("horizon*=2", r"grid horizon\*=2 at depth 2: .*: horizon is auto, which cannot be multiplied; .*"),
+    ("1.hidden*=0.33", r"grid 1.hidden\*=0.33 at depth 2: .*: hidden is the whole number 20, and 0.33 times .*"),
+    ("lr=1e-3,0.001", "grid lr: 1e-3 and 0.001 are the same; leave one out"),
+    ("lr=1 & lr=2", "grid lr is given twice; put all its values into one"),
+    ("lr", "grid lr: it has no '='; a grid entry is written 1.unroll=5,20 or .*"),
+    ("lr=", "grid lr: a value is missing; .*"),
+    ("lr=1,,2", "grid lr: a value is missing; .*"),
+    ("task.dims=3", "grid task.dims: a grid entry is written .*"),
+    ("lr=1..50", "grid lr=1..50: 1..50 is no range of decades, as 1e-4..1e2 is"),
+    ("lr=1e2..1e-2", "grid lr=1e2..1e-2: 1e2..1e-2 is no range of decades, .*"),
+    ("lr=0..1", "grid lr=0..1: 0..1 is no range of decades, .*"),
+    ("1.unroll=5 6", r"grid 1.unroll=5 6 at depth 2: .*: expected the end behind the value of unroll, got '6'; .*"),
+])  # fmt: skip
 def test_a_bad_grid_is_refused_in_a_line_with_entry_and_level(grid, line):
     with pytest.raises(ValueError, match=f"^{line}$"):
         towers(SMALL, "1,2", *grid.split(" & "))
 
 
-@pytest.mark.parametrize(
-    ("depths", "line"),
-    [
-        ("", "depths are written 1-4 or 1-6,10,25, got ''"),
-        ("1-", "depths are written .*"),
-        ("4-1", "depths 4-1 are none; write 1-4"),
-        ("0-2", "a depth must be a whole number of at least 1, got 0"),
-        ("1,1-2", "depth 1 is given twice; leave one out"),
-        ("1-9", "depth 3: the tower has 2 levels; .*"),
-    ],
-)
+@pytest.mark.parametrize(("depths", "line"), [
+    ("", "depths are written 1-4 or 1-6,10,25, got ''"),
+    ("1-", "depths are written .*"),
+    ("4-1", "depths 4-1 are none; write 1-4"),
+    ("0-2", "a depth must be a whole number of at least 1, got 0"),
+    ("1,1-2", "depth 1 is given twice; leave one out"),
+    ("1-9", "depth 3: the tower has 2 levels; .*"),
+])  # fmt: skip
 def test_bad_depths_are_refused_in_a_line(depths, line):
     with pytest.raises(ValueError, match=f"^{line}$"):
         towers(SMALL, depths)

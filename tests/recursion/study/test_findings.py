@@ -102,23 +102,20 @@ def test_the_alarm_fires_on_an_overfitted_optimizer_and_not_on_a_sound_one(tmp_p
     assert findings.answer[2].startswith("Alarm: depth 3 improves")
 
 
-@pytest.mark.parametrize(
-    ("plant", "alarm"),
-    [
-        (
-            by_depth(loss=2.1, gains={"select": 0.5}),
-            r"depth 2 improves on select problems \([^)]*\) but not on report .*",
-        ),
-        (
-            lambda run: Planted(gains={"select": 0.5} if run.depth == 2 else {}),
-            "select problems prefer depth 2 to depth .*",
-        ),
-        (
-            lambda run: Planted(trained_on=3 * (run.id == "depth-2-seed-0")),
-            "depth 2 was trained on 3 problems of those that are reported",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("plant", "alarm"), [
+    (
+        by_depth(loss=2.1, gains={"select": 0.5}),
+        r"depth 2 improves on select problems \([^)]*\) but not on report .*",
+    ),
+    (
+        lambda run: Planted(gains={"select": 0.5} if run.depth == 2 else {}),
+        "select problems prefer depth 2 to depth .*",
+    ),
+    (
+        lambda run: Planted(trained_on=3 * (run.id == "depth-2-seed-0")),
+        "depth 2 was trained on 3 problems of those that are reported",
+    ),
+])  # fmt: skip
 def test_other_alarms(plant, alarm, tmp_path):
     assert any(re.fullmatch(alarm, each) for each in findings_of(tmp_path, SMALL, plant).alarms)
 
@@ -132,14 +129,11 @@ def test_no_alarm_where_report_problems_show_most_of_a_gain_and_only_the_noise_h
     assert gap.alarming == []
 
 
-@pytest.mark.parametrize(
-    ("start", "chosen", "gain"),
-    [
-        ([2.0, 4.0, np.inf], [1.0, 2.0, np.inf], 2 * math.log(2) / 3),  # of three, none is cut off
-        ([-1.0], [-3.0], 1.0),
-        ([0.0, 0.0], [0.0, 0.0], 0.0),
-    ],
-)
+@pytest.mark.parametrize(("start", "chosen", "gain"), [
+    ([2.0, 4.0, np.inf], [1.0, 2.0, np.inf], 2 * math.log(2) / 3),  # of three, none is cut off
+    ([-1.0], [-3.0], 1.0),
+    ([0.0, 0.0], [0.0, 0.0], 0.0),
+])  # fmt: skip
 def test_gains_are_logs_of_ratios_and_hold_for_losses_below_zero(start, chosen, gain):
     assert gain_of(np.array([start]), np.array([chosen])).value == pytest.approx(gain)
 
@@ -177,16 +171,13 @@ def test_uses_to_break_even_have_a_closed_form(tmp_path):
     assert even.units.saving["seconds"] == pytest.approx(11 * 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("tuned", "learned", "words"),
-    [
-        ({"exact_curve": curve(20, 0.1)}, {"exact_curve": curve(5, 0.12)}, "does not reach the loss"),
-        (
-            {"work": 0.0, "exact_curve": curve(10)}, {"work": 5.0, "exact_curve": curve(10)},
-            "a use costs as much as the baseline's, or more",
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("tuned", "learned", "words"), [
+    ({"exact_curve": curve(20, 0.1)}, {"exact_curve": curve(5, 0.12)}, "does not reach the loss"),
+    (
+        {"work": 0.0, "exact_curve": curve(10)}, {"work": 5.0, "exact_curve": curve(10)},
+        "a use costs as much as the baseline's, or more",
+    ),
+])  # fmt: skip
 def test_never_for_two_reasons(tuned, learned, words, tmp_path):
     (even,) = findings_of(tmp_path, TWO, lambda run: Planted(**tuned if run.kind == "search" else learned)).break_even
     assert even.units.uses["base steps"] == math.inf
