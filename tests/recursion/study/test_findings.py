@@ -103,18 +103,10 @@ def test_the_alarm_fires_on_an_overfitted_optimizer_and_not_on_a_sound_one(tmp_p
 
 
 @pytest.mark.parametrize(("plant", "alarm"), [
-    (
-        by_depth(loss=2.1, gains={"select": 0.5}),
-        r"depth 2 improves on select problems \([^)]*\) but not on report .*",
-    ),
-    (
-        lambda run: Planted(gains={"select": 0.5} if run.depth == 2 else {}),
-        "select problems prefer depth 2 to depth .*",
-    ),
-    (
-        lambda run: Planted(trained_on=3 * (run.id == "depth-2-seed-0")),
-        "depth 2 was trained on 3 problems of those that are reported",
-    ),
+    (by_depth(loss=2.1, gains={"select": 0.5}), r"depth 2 improves on select problems \([^)]*\) but not on report .*"),
+    (lambda run: Planted(gains={"select": 0.5} if run.depth == 2 else {}), "select problems prefer depth 2 to depth .*"),
+    (lambda run: Planted(trained_on=3 * (run.id == "depth-2-seed-0")),
+     "depth 2 was trained on 3 problems of those that are reported"),
 ])  # fmt: skip
 def test_other_alarms(plant, alarm, tmp_path):
     assert any(re.fullmatch(alarm, each) for each in findings_of(tmp_path, SMALL, plant).alarms)
@@ -173,10 +165,8 @@ def test_uses_to_break_even_have_a_closed_form(tmp_path):
 
 @pytest.mark.parametrize(("tuned", "learned", "words"), [
     ({"exact_curve": curve(20, 0.1)}, {"exact_curve": curve(5, 0.12)}, "does not reach the loss"),
-    (
-        {"work": 0.0, "exact_curve": curve(10)}, {"work": 5.0, "exact_curve": curve(10)},
-        "a use costs as much as the baseline's, or more",
-    ),
+    ({"work": 0.0, "exact_curve": curve(10)}, {"work": 5.0, "exact_curve": curve(10)},
+     "a use costs as much as the baseline's, or more"),
 ])  # fmt: skip
 def test_never_for_two_reasons(tuned, learned, words, tmp_path):
     (even,) = findings_of(tmp_path, TWO, lambda run: Planted(**tuned if run.kind == "search" else learned)).break_even
