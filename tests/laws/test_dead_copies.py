@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from oracle import equal, error, naive, state_error
+from oracle import error, naive, state_error
 from parts import MOMENTUM, QUADRATIC, SMALL, answers, begun, built, levels_of
 
-from levels import NonFiniteError, Skip, Stop, keys
+from levels import NonFiniteError, Stop, keys
 from levels.tree import leaves
 from recursion.notation import parse
 
@@ -44,12 +44,6 @@ def test_the_gradient_is_that_of_the_living(gradient, kind, fatal, rule):
     if level.traits.differentiable:
         above = levels_of(f"{SMALL}sgd(0.001)@2[gradient=exact]")[1][0].over(level)
         assert above.value_and_grad(*begun(above, 2))[1].isfinite().all()
-
-
-def test_without_deaths_skipping_is_not_noticed():
-    plain = built("quadratic(3): lstm(hidden=3)@3[horizon=6, batch=4]")
-    skipping = built("quadratic(3): lstm(hidden=3)@3[horizon=6, batch=4]", nonfinite=Skip())
-    assert all(equal(*both) for both in zip(answers(plain, 2, 1), answers(skipping, 2, 1)))
 
 
 def test_sensitivities_that_overflow_restart_their_copy():

@@ -139,19 +139,6 @@ def test_influence_balancing_in_a_tower(gradient, windows, low, high):
     assert low < float(state.carry.x) < high
 
 
-@pytest.mark.parametrize("pairs", [1, 3])
-def test_pairs_give_exact_directional_derivatives_of_what_is_linear(pairs):
-    laid = built(f"{PLANE}systems.Drift@3[horizon=3, batch=2, gradient=full-es(sigma=5.0, pairs={pairs})]")
-    params = laid.init(keys.split(keys.seed(0), 4))
-    state = laid.init_state(params, keys.split(keys.seed(1), 4))
-    u = state.memory.noise
-    assert u.shape == (4, 2 * pairs, 4)
-    slope = (1 + 2 + 3) * laid.problem.slope
-    value, grad, _ = laid.value_and_grad(params, state)
-    torch.testing.assert_close(grad, ((u @ slope)[..., None] * u).mean(1), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(value, params @ slope)
-
-
 @pytest.mark.parametrize("rule", ["sgd(0.02, momentum=0.5)", "adam(0.1)", "lstm(hidden=3)", "start(sgd(0.02))"])
 def test_small_noise_from_a_fresh_start_gives_the_true_directional_derivative(rule):
     """Not the first-order one: along u, the derivative through the gradients too; and after a restart."""

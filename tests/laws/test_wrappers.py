@@ -221,28 +221,6 @@ def test_a_learned_start_comes_through(outer, middle):
     assert (grad * direction).sum().item() == pytest.approx(((up - down) / (2 * step)).item(), rel=1e-7)
 
 
-# What wrappers once lost.
-
-
-@pytest.mark.parametrize("wrapped", ['by-name(["*"], [start(sgd(0.02))])', "relay(start(sgd(0.02)), adam, after=3)"])
-def test_a_start_by_name_and_in_a_relay_has_the_slope_that_it_has_alone(wrapped):
-    alone, level = level_of("start(sgd(0.02))"), level_of(wrapped)
-    theta = alone.init(KEY)
-    both = torch.cat((theta, level.init(KEY)[len(theta) :]))
-    grads = [
-        one.value_and_grad(params, one.init_state(params, KEY))[1] for one, params in ((alone, theta), (level, both))
-    ]
-    assert torch.equal(grads[1][: len(theta)], grads[0])
-    assert (grads[0] != 0).all()
-
-
-@pytest.mark.parametrize("wrapper", ["relay({}, adam, after=3)", "guarded({}, every=2)"])
-@pytest.mark.parametrize("inner", ["gated(sgd, price=3)", 'by-name(["*"], [gated(gated(sgd, price=1), price=2)])'])
-def test_a_price_in_a_relay_and_in_a_guard_is_charged_whatever_the_depth(inner, wrapper):
-    level = level_of(wrapper.format(inner))
-    assert level.optimizer.penalty(level.init(KEY)).item() == pytest.approx(1.5)
-
-
 def test_an_ensemble_of_guards_comes_to_the_mean_of_what_they_kept():
     tower = parse(f"{BOWL}ensemble(guarded(sgd(0.01), every=2), members=3)[batch=2]")
     *_, (state, _) = tower.run(tower.init(0), 5)
