@@ -53,10 +53,7 @@ def _go_wrong(does, folder):
         case "exit":
             os._exit(3)
         case "full":
-            try:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            except OSError as error:
-                raise OSError(f"cannot write {folder}: {error.strerror}") from error
+            raise OSError(f"cannot write {folder}: No space left on device") from OSError(errno.ENOSPC, "")
 
 
 class Here:
@@ -68,18 +65,12 @@ class Here:
         return contextlib.nullcontext(1)
 
     def start(self, run, job):
-        return Calling(run, job)
+        run_folder(job.folder, run).mkdir(parents=True, exist_ok=True)
+        messages = Messages()
+        messages.append(carry_out(run, job, lambda what, fraction: messages.append(("at", what, fraction))))
+        return messages
 
 
-class Calling:
-    def __init__(self, run, job):
-        self.run, self.job = run, job
-
-    def __iter__(self):
-        run_folder(self.job.folder, self.run).mkdir(parents=True, exist_ok=True)
-        messages = []
-        end = carry_out(self.run, self.job, lambda what, fraction: messages.append(("at", what, fraction)))
-        return iter([*messages, end])
-
+class Messages(list):
     def stop(self, at_once=False):
         pass

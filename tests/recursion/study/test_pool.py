@@ -85,15 +85,12 @@ def test_a_cluster_that_is_not_there_is_said_in_a_line(request_of, plan):
         next(happening(Ray("127.0.0.1:1"), request_of(), plan()))
 
 
-def test_a_ray_that_the_caller_started_is_left_as_it_is(monkeypatch):
+def test_workers_are_as_many_as_processors_and_a_ray_that_the_caller_started_is_left_as_it_is(monkeypatch):
     """Starting it twice is an error, and it is the caller's to end."""
+    assert Local().size == processors() == len(os.sched_getaffinity(0))
+    assert Local(3).size == 3
     ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 3.0})
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", SimpleNamespace())
     with Ray("local").connected() as size:
         assert size == 3
-
-
-def test_workers_are_as_many_as_processors():
-    assert Local().size == processors() == len(os.sched_getaffinity(0))
-    assert Local(3).size == 3

@@ -81,10 +81,6 @@ def test_text_comes_again_in_places_and_that_is_counted_apart():
     assert 0 < sum(each in others for each in ours) < 0.25 * len(ours)
 
 
-def test_a_task_whose_test_images_are_its_training_images_is_caught():
-    assert known(Leaky(), keys.split(keys.seed(0), 8), set()) == 8
-
-
 def test_problems_that_training_met_are_counted_one_by_one():
     task, key = Handful(), keys.split(keys.seed(0), 12)
     met = met_in_training(task, "sgd(lr=1e-6)@2[batch=1, horizon=none]", "sgd")
@@ -97,14 +93,11 @@ def test_problems_that_training_met_are_counted_one_by_one():
 
 
 def test_a_leak_reaches_the_rows_of_a_run(tmp_path, monkeypatch):
-    sound, leaky = "digits-mlp: lstm(hidden=2)@2[batch=1] / adam", f"{__name__}.Leaky: lstm(hidden=2)@2[batch=1] / adam"
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    counts = []
-    for name, text in (("sound", sound), ("leaky", leaky)):
-        request = tiny(text, budget="4e3", steps=2, problems=3, select=2, snapshots=1)
-        _, rows, _ = done(request, tmp_path / name)
-        counts += values(rows, "reporting", "problems trained on", "report")
-    assert counts == [0.0, 3.0]
+    for task, count in (("digits-mlp", 0.0), (f"{__name__}.Leaky", 3.0)):
+        text = f"{task}: lstm(hidden=2)@2[batch=1] / adam"
+        _, rows, _ = done(tiny(text, budget="4e3", steps=2, problems=3, select=2, snapshots=1), tmp_path / task)
+        assert values(rows, "reporting", "problems trained on", "report") == [count]
 
 
 def test_each_of_what_a_task_knows_of_a_copy_makes_another_problem():
