@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from parts import answers
 from systems import Drift, Plane
 from torch import Tensor
 
@@ -49,11 +50,7 @@ def apart(laid: Level, params: Tensor, state: LevelState) -> tuple[Tensor, Tenso
 
 def test_the_mean_is_the_truth_and_the_variance_that_of_the_best_weights():
     one, two, draws = (1.0, 3.0, 1.0, 0.1), (2.0, 1.0, 1.0, 10.0), 4000
-    laid = laid_with(Mix(Noisy(one), Noisy(two), decay=0.99))
-    params = torch.zeros(draws, 4, dtype=torch.float64)
-    state = laid.init_state(params, keys.split(keys.seed(0), draws))
-    for _ in range(100):
-        _, grad, state = laid.value_and_grad(params, state)
+    *_, (*_, grad, _) = answers(laid_with(Mix(Noisy(one), Noisy(two), decay=0.99)), 100, 0, draws)
     z = (grad - TRUTH).mean(0) / (grad.std(0) / math.sqrt(draws))
     assert z.abs().max() < 4
     first, second = (torch.tensor(scales, dtype=torch.float64).square() for scales in (one, two))
@@ -62,11 +59,9 @@ def test_the_mean_is_the_truth_and_the_variance_that_of_the_best_weights():
 
 def test_weights_are_those_of_running_variances_by_hand():
     laid = laid_with(Mix(Noisy((1.0,) * 4), Noisy((2.0,) * 4), decay=0.8))
-    params = torch.zeros(4, dtype=torch.float64)
-    state, stats = laid.init_state(params, keys.seed(0)), [[0.0, 0.0], [0.0, 0.0]]
-    for window in range(12):
-        grads = apart(laid, params, state)
-        value, grad, state = laid.value_and_grad(params, state)
+    stats = [[0.0, 0.0], [0.0, 0.0]]
+    for window, (params, before, value, grad, _) in enumerate(answers(laid, 12)):
+        grads = apart(laid, params, before)
         v1, v2 = stats[0][1], stats[1][1]
         weight = v2 / (v1 + v2) if window >= 3 else 0.5
         torch.testing.assert_close(grad, weight * grads[0] + (1 - weight) * grads[1], rtol=1e-12, atol=1e-12)
@@ -82,25 +77,21 @@ def test_weights_are_those_of_running_variances_by_hand():
 @pytest.mark.parametrize("breaks", [0, 7])
 def test_what_is_not_finite_weighs_nothing_and_is_forgotten(breaks, broken):
     laid = laid_with(Mix(Noisy((1.0,) * 4, breaks=breaks, broken=broken), Noisy((2.0,) * 4)))
-    params = torch.zeros(4, dtype=torch.float64)
-    state = laid.init_state(params, keys.seed(0))
-    for window in range(12):
-        second = apart(laid, params, state)[1]
-        _, grad, state = laid.value_and_grad(params, state)
+    for window, answer in enumerate(answers(laid, 12)):
+        second, grad = apart(laid, answer.params, answer.before)[1], answer.grad
         assert torch.isfinite(grad).all()
         assert (grad[0] == second[0]) == (window == breaks)
         assert (grad[1:] != second[1:]).all()
-    assert state.memory.tracks[0].windows.tolist() == [11, 12, 12, 12]
-    assert all(torch.isfinite(leaf).all() for leaf in leaves(state.memory.tracks))
+    tracks = answer.state.memory.tracks
+    assert tracks[0].windows.tolist() == [11, 12, 12, 12]
+    assert all(torch.isfinite(leaf).all() for leaf in leaves(tracks))
 
 
 def test_where_neither_is_finite_the_policy_is_asked():
     broken = Mix(Noisy((1.0,) * 4, breaks=0), Noisy((2.0,) * 4, breaks=0, broken=math.nan))
-    params = torch.zeros(4, dtype=torch.float64)
-    strict, lenient = laid_with(broken), laid_with(broken, nonfinite=Skip())
     with pytest.raises(NonFiniteError, match="gradient of the meta-loss is not finite"):
-        strict.value_and_grad(params, strict.init_state(params, keys.seed(0)))
-    _, grad, state = lenient.value_and_grad(params, lenient.init_state(params, keys.seed(0)))
+        next(answers(laid_with(broken), 1))
+    *_, grad, state = next(answers(laid_with(broken, nonfinite=Skip()), 1))
     assert grad.tolist() == [0.0] * 4
     assert int(state.carry.skipped) == 1
 
@@ -108,12 +99,9 @@ def test_where_neither_is_finite_the_policy_is_asked():
 def test_backpropagation_and_evolution_keep_problems_of_their_own_and_mix_to_something_in_between():
     mixed = Mix(FirstOrder(), PES(sigma=0.1, pairs=2))
     laid = Level(optimizer=SGD(lr=0.01), unroll=2, horizon=4, batch=2, gradient=mixed).over(Quadratic(dims=3))
-    params = laid.init(keys.seed(0))
-    state = laid.init_state(params, keys.seed(0))
-    assert set(state.carry.key.tolist()).isdisjoint(state.memory.second.carry.key.tolist())
-    for _ in range(6):
-        first, second = apart(laid, params, state)
-        _, grad, state = laid.value_and_grad(params, state)
+    for params, before, _, grad, _ in answers(laid, 6):
+        assert set(before.carry.key.tolist()).isdisjoint(before.memory.second.carry.key.tolist())
+        first, second = apart(laid, params, before)
         assert torch.minimum(first, second) < grad < torch.maximum(first, second)
 
 

@@ -12,8 +12,8 @@ from recursion.spec import dumps, loads
 Q, D = "quadratic(dims=2): ", "digits-mlp(hidden=[2], minibatch=4): "
 TEXTS = [
     Q + "lstm(hidden=2)@2[batch=2, gradient=exact] / adam@2[batch=2, gradient=exact] / sgd@2[gradient=exact] / adam",
-    Q
-    + "lstm(hidden=2)@2[batch=3, gradient=accumulated(copies=1)] / adam@2[gradient=accumulated(through=exact)] / adam",
+    Q + "lstm(hidden=2)@2[batch=3, gradient=accumulated(copies=1)]"
+    " / adam@2[gradient=accumulated(through=exact)] / adam",
     Q + "sgd(momentum=0.5)@5[horizon=none, batch=2, gradient=forward] / sgd(lr=0.001)",
     Q + "adam@2[batch=2, gradient=forward(limit=8)] / adam@2 / sgd",
     Q + "lstm(hidden=2)@2[batch=2] / sgd@2[horizon=none, gradient=forward] / sgd",
@@ -21,8 +21,8 @@ TEXTS = [
     D + "lstm(hidden=2)@2[batch=2] / lstm(hidden=2)@2[batch=2, gradient=es-single(pairs=2)] / adam",
     D + "torch(adafactor, lr=log(0.1))@2[batch=2, gradient=nres]"
     " / lstm(hidden=2)@2[batch=1, gradient=truncated-es] / adam",
-    D
-    + "lstm(hidden=2)@2[batch=2, gradient=mix(first-order, pes)] / adam@2[batch=2, gradient=evolution(noise=4)] / sgd",
+    D + "lstm(hidden=2)@2[batch=2, gradient=mix(first-order, pes)]"
+    " / adam@2[batch=2, gradient=evolution(noise=4)] / sgd",
     Q + "sgd(momentum=0.5)@2[batch=2, ahead=6] / adam@2[batch=2, ahead=4, gradient=exact] / adam",
     Q + "lstm(hidden=2)@2[batch=2, ahead=8, gradient=bootstrapped(through=exact)] / adam",
     Q + "lstm(hidden=2)@2[ahead=8, objective=time-to(0.5), gradient=bootstrapped] / adam@1 / adam",

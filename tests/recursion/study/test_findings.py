@@ -61,10 +61,8 @@ def test_a_level_that_pays_and_one_that_does_not(sound):
 def test_differences_are_paired_by_problem_and_seed(tmp_path):
     """The same noise in both cells cancels: the difference is known far better than either loss."""
     request = dataclasses.replace(TWO, depths=(1, 2), seeds=4, baseline=False)
-    losses = {1: 0.5, 2: 0.49}
-    findings = findings_of(
-        tmp_path, request, lambda run: Planted(losses[run.depth], spread=0.5, seeds=0.0, noise=0.001)
-    )
+    plant = lambda run: Planted({1: 0.5, 2: 0.49}[run.depth], spread=0.5, seeds=0.0, noise=0.001)  # noqa: E731
+    findings = findings_of(tmp_path, request, plant)
     one, two = (line.losses["mean loss"] for line in findings.lines)
     assert two.high > one.low
     assert findings.comparisons[0].sign == -1
@@ -72,19 +70,16 @@ def test_differences_are_paired_by_problem_and_seed(tmp_path):
 
 def test_a_diverged_run_counts_as_the_worst_and_another_failure_is_left_out(tmp_path):
     failed = {"depth-3-seed-2": DIVERGED, "depth-2-seed-1": "MemoryError"}
-    findings = findings_of(
-        tmp_path, SMALL,
-        lambda run: Planted(status="failed", why=failed[run.id]) if run.id in failed else by_depth()(run),
-    )  # fmt: skip
+    planted = {run: Planted(status="failed", why=why) for run, why in failed.items()}
+    findings = findings_of(tmp_path, SMALL, lambda run: planted.get(run.id) or by_depth()(run))
     two, three = (line.cell.losses("chosen", "report") for line in findings.lines[1:3])
     assert list(two.index) == [0, 2, 3]
     assert list(three.index) == [0, 1, 2, 3]
     assert np.isinf(three.loc[2]).all()
     assert np.isfinite(findings.lines[2].losses["mean loss"].value)
     assert findings.lines[2].losses["mean loss"].high == math.inf
-    assert dict(zip(findings.failed.run, findings.failed.diverged)) == {
-        run: why == DIVERGED for run, why in failed.items()
-    }
+    diverged = {run: why == DIVERGED for run, why in failed.items()}
+    assert dict(zip(findings.failed.run, findings.failed.diverged)) == diverged
     pair = findings.lines[2].lower
     assert (pair.main.seeds, pair.lacking) == ((0, 2, 3), 1)
     assert pair.main.improvement.value < 0.8
