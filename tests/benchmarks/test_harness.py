@@ -41,16 +41,12 @@ def test_times_and_ratios(short):
     assert rows["ours"].facts == {"top": 10}
 
 
-def test_a_side_that_disagrees_is_not_timed(short):
-    rows = run("ours", "wrong", "talker")
+def test_a_side_that_disagrees_is_not_timed_and_failures_are_said_in_their_row(short):
+    rows = run("ours", "wrong", "talker", "failing", "absent", "unable", "dying")
     assert rows["wrong"].why == "disagrees with ours: sum by 5.6e-01"
     assert rows["wrong"].seconds == []
     assert rows["talker"].seconds, "what a side prints stays out of the answers"
     assert rows["talker"].differs == {"sum": 0.0, "alone": 0.0}
-
-
-def test_failures_are_said_in_their_row(short):
-    rows = run("ours", "failing", "absent", "unable", "dying")
     assert rows["failing"].why == "RuntimeError: no such device"
     assert rows["absent"].why == "not installed: no_such_peer; pip install 'descent-tower[bench]'"
     assert rows["unable"].why == "cannot count"
@@ -111,7 +107,8 @@ def test_chosen_variants():
 
 def test_whole_run_is_kept_and_shown(short, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "importlib", SimpleNamespace(import_module=lambda name: counting))
-    monkeypatch.setattr(harness.Worker, "__init__", renamed(harness.Worker.__init__))
+    made = harness.Worker.__init__
+    monkeypatch.setattr(harness.Worker, "__init__", lambda self, name, *more: made(self, NAME, *more))
     args = Namespace(only=["ours", "peer", "wrong", "unable"], threads=None, variants=["ten"], rounds=2, out=tmp_path)
     console = Console(width=130, record=True, file=io.StringIO())
     assert not command.measure("W9", args, console), "a side disagrees"
@@ -122,7 +119,3 @@ def test_whole_run_is_kept_and_shown(short, tmp_path, monkeypatch):
     assert list(result["variants"]) == ["to ten", "to ten, 2 threads"]
     assert len(result["variants"]["to ten"]["sides"]["peer"]["seconds"]) == 2
     assert (tmp_path / "w9.png").read_bytes().startswith(b"\x89PNG")
-
-
-def renamed(made):
-    return lambda self, name, *more: made(self, NAME, *more)

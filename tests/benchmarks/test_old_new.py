@@ -64,25 +64,19 @@ def test_each_side_runs_the_code_of_its_tree(compare):
     assert list(kept[0]["sides"]) == ["old plain", "new plain", "old accelerated", "new accelerated", "peer"]
 
 
-def test_a_variant_that_the_new_tree_lost(compare):
-    status, pairs, _, _ = compare(0.002, "--kinds", "plain", "--variants", "only old")
-    assert status == 1
-    assert [pair["verdict"] for pair in pairs] == ["new: no such variant"]
-
-
-def test_slower_than_the_limit(compare):
-    status, pairs, printed, _ = compare(0.008, "--kinds", "plain", "--variants", "long")
-    assert status == 1
-    assert [pair["verdict"] for pair in pairs] == ["slower"]
-    assert pairs[0]["least"] == 0.9
+@pytest.mark.parametrize(("pause", "total", "variant", "verdict"), [
+    (0.002, 45.0, "only old", "new: no such variant"),
+    (0.004, 46.0, "short", "new: disagrees with old plain: sum by 2.2e-02"),
+    (0.008, 45.0, "long", "slower"),
+])  # fmt: skip
+def test_what_is_wrong_with_the_new_tree(pause, total, variant, verdict, compare):
+    status, pairs, printed, _ = compare(pause, "--kinds", "plain", "--variants", variant, total=total)
+    assert (status, [pair["verdict"] for pair in pairs]) == (1, [verdict])
     assert "1 wrong" in printed
-
-
-def test_a_tree_that_disagrees_is_not_timed(compare):
-    status, pairs, _, _ = compare(0.004, "--kinds", "plain", "--variants", "short", total=46.0)
-    assert status == 1
-    assert pairs[0]["verdict"] == "new: disagrees with old plain: sum by 2.2e-02"
-    assert pairs[0]["ratio"] is None
+    if verdict == "slower":
+        assert pairs[0]["least"] == 0.9
+    else:
+        assert pairs[0]["ratio"] is None, "it is not timed"
 
 
 def test_what_is_missing_is_said(compare, tmp_path):
@@ -91,8 +85,5 @@ def test_what_is_missing_is_said(compare, tmp_path):
     assert "W1: new has no side 'ours, accelerated' or 'ours, compiled'" in printed
     with pytest.raises(old_new.MissingError, match=r"old has no W2: .* No module named"):
         old_new.Checkout("old", tmp_path / "old").workload("W2")
-
-
-def test_no_checkout(compare, tmp_path):
     with pytest.raises(SystemExit):
         old_new.main(["--old", str(tmp_path)])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fake_job import PERFORM, Here
 
-from recursion.study import Local, Ray, records
+from recursion.study import Local, Ray
 from recursion.study.pool import ablate
 from recursion.study.request import Budget, Request, plain
 from recursion.study.results import load
@@ -65,7 +65,7 @@ def test_a_failing_run_says_why_and_is_tried_again_when_asked(request_of, plan):
     assert set(statuses(folder).values()) == {"done"}
 
 
-def test_another_request_is_refused_with_the_field_that_differs(request_of, plan):
+def test_another_request_is_refused_with_the_field_that_differs_and_a_missing_optuna(request_of, plan, monkeypatch):
     folder = plan()
     run(request_of(seeds=1), folder)
     before = load(folder).repeatable()
@@ -74,13 +74,10 @@ def test_another_request_is_refused_with_the_field_that_differs(request_of, plan
     with pytest.raises(ValueError, match=r"its grid is \[\], got \[\['lr', \['0.1'\]\]\]; choose"):
         run(request_of(seeds=1, grid=(("lr", ("0.1",)),)), folder)
     assert load(folder).repeatable() == before
-
-
-def test_a_missing_optuna_is_said_before_anything_runs(request_of, plan, monkeypatch):
     monkeypatch.setattr(import_module("recursion.study.pool"), "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^optuna is not installed; pip install 'descent-tower\[tune\]'"):
-        run(request_of(search="optuna"), plan())
-    assert not (plan() / records.STUDY).exists()
+        run(request_of(search="optuna"), folder / "new")
+    assert not (folder / "new").exists(), "said before anything runs"
 
 
 def test_a_full_disk_ends_it_in_a_line_and_loses_nothing(request_of, plan):
@@ -130,10 +127,8 @@ def test_a_driver_that_ends_takes_its_processes_with_it(sent, request_of, plan):
     assert all((folder / "runs" / key / "interrupted").exists() for key in under_way)
 
 
-REAL = Request(
-    tower="quadratic: lstm(hidden=4)@5 / adam", depths=(1, 2), seeds=1, budget=Budget(amount=2e6), steps=20, problems=8,
-    select=4, snapshots=3,
-)  # fmt: skip
+REAL = Request(tower="quadratic: lstm(hidden=4)@5 / adam", depths=(1, 2), seeds=1, budget=Budget(amount=2e6), steps=20,
+               problems=8, select=4, snapshots=3)  # fmt: skip
 
 
 @functools.cache

@@ -89,12 +89,10 @@ def test_mistakes_are_one_line_each(words, line, said):
     assert not Path("runs").exists()
 
 
-def test_seconds_are_said_not_to_repeat(said):
+def test_seconds_are_said_not_to_repeat_and_interrupted_it_says_how_to_go_on(said, monkeypatch):
     words = "90 s each, about 9 minutes 1 at a time; a run in seconds is not repeatable"
     assert words in said(*WORDS, "--budget", "90s", "--out", "a")[0]
 
-
-def test_interrupted_it_says_how_to_go_on(said, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 

@@ -6,20 +6,8 @@ import pytest
 import torch
 from torch.optim import SGD as TorchSGD
 
-from levels import (
-    SGD,
-    Adam,
-    Augmented,
-    Constant,
-    DigitsMLP,
-    Fixed,
-    Log,
-    Quadratic,
-    RMSprop,
-    Scheduled,
-    TorchOptim,
-    keys,
-)  # fmt: skip
+from levels import SGD, Adam, Augmented, DigitsMLP, Fixed, Log, Quadratic, RMSprop, Scheduled, TorchOptim, keys
+from levels.schedules import Constant
 from recursion.evaluate.baselines import mean_loss, tune
 from recursion.evaluate.deploy import run
 from recursion.notation import parse
@@ -113,9 +101,8 @@ def test_never_more_than_the_budget_and_all_of_it_is_counted(method, budget):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_search_twice(method):
-    first, second, other = (
-        searched(SGD(momentum=0.9), Adam(), budget=40 * SIX, method=method, seed=seed) for seed in (3, 3, 4)
-    )
+    common = {"budget": 40 * SIX, "method": method}
+    first, second, other = (searched(SGD(momentum=0.9), Adam(), seed=seed, **common) for seed in (3, 3, 4))
     assert (first.scores, first.setting) == (second.scores, second.setting)
     assert (other.scores == first.scores) == (method == "grid"), "a grid draws nothing"
 
@@ -141,16 +128,12 @@ def test_schedules_and_momenta_are_searched_too():
     assert "momentum=0.5" not in result.setting
 
 
-def test_it_may_be_told_to_end():
-    calls = []
+def test_it_may_be_told_to_end_and_asks_for_the_work_of_an_optimizer_once():
+    calls, asked = [], []
     result = searched(SGD(), over=lambda: len(calls) >= 3, tell=lambda what, fraction: calls.append(what))
     assert len(calls) == 3
     assert result.ended == "the budget is spent"
     assert calls[0].startswith("searching: sgd")
-
-
-def test_the_work_of_an_optimizer_is_asked_for_once():
-    asked = []
     result = searched(SGD(), SGD(momentum=0.9), budget=150 * SIX, work=lambda o: asked.append(repr(o)) or 0.0)
     assert len(set(asked)) == len(asked) < 30 < len(result.scores)
 
