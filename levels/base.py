@@ -26,13 +26,15 @@ from levels.traits import EstimatorTraits as EstimatorTraits
 from levels.traits import Evals as Evals
 from levels.traits import OptimizerTraits as OptimizerTraits
 from levels.traits import ProblemTraits as ProblemTraits
-from levels.tree import State
+from levels.tree import State, in_brief
 
 Split = Literal["train", "validation", "test"]
+Evaluate = Callable[..., "Answer"]  # (problem, x, problem_state, answer=None): how a window asks its problem
 STATE = 3  # folded into a copy's key for what its optimizer draws; 1 and 2 are its halves, for x and the problem
 RESET = -1  # the age of a copy that restarts before its next window, whatever the horizon
 
 
+@in_brief
 class Carry(NamedTuple):
     """What a window hands to the next one; constants for every derivative. Leading dimensions ``[*batch, copies]``."""
 
@@ -73,14 +75,13 @@ class Window(NamedTuple):
     was_skipped: Tensor | None = None  # [*batch, copies] copies that failed and stood still; None: no copy did
 
 
+@in_brief
 class LevelState(NamedTuple):
-    """State of a level: what its window carries, and what its estimator remembers (None if nothing)."""
+    """State of a level."""
 
-    carry: Carry
-    memory: Any
-
-
-Evaluate = Callable[..., Answer]  # (problem, x, problem_state, answer=None): how a window asks its problem
+    carry: Carry  # what a window hands to the next one
+    memory: Any  # what the estimator remembers; None: nothing
+    norm: Tensor | None = None  # float64 [*batch] of the last gradient before clipping; None: the level does not clip
 
 
 class Problem(ABC):

@@ -57,7 +57,7 @@ def vetted(level: Any, value: Tensor, grad: Tensor, state: LevelState) -> tuple[
     if torch.is_inference_mode_enabled():
         raise ValueError(f"{level} has no gradients under torch.inference_mode, not even its own; use torch.no_grad")
     if is_finite(value, grad):
-        return clipped(grad, level.clip), state
+        return clipped(grad, level.clip, state)
     if not torch.isfinite(value).all():
         fix = f"{level.objective} does not fit such losses (a log needs losses above 0)"
         raise NonFiniteError(level, "the losses are finite but the meta-loss is not", fix)
@@ -67,16 +67,19 @@ def vetted(level: Any, value: Tensor, grad: Tensor, state: LevelState) -> tuple[
         level.nonfinite.handle(level, "gradient of the meta-loss is not finite", fix)
         carry = state.carry._replace(skipped=state.carry.skipped + failed[..., None])
         grad, state = torch.where(failed[..., None], 0.0, grad), state._replace(carry=carry)
-    return clipped(grad, level.clip), state
+    return clipped(grad, level.clip, state)
 
 
-def clipped(grad: Tensor, largest: float | None) -> Tensor:
-    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer; None: as it is."""
+def clipped(grad: Tensor, largest: float | None, state: LevelState) -> tuple[Tensor, LevelState]:
+    """The gradient ``[*batch, m]``, scaled to the norm ``largest`` where it is longer, and a state that knows the norm.
+
+    None: both as they are.
+    """
     if largest is None:
-        return grad
+        return grad, state
     norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True, dtype=torch.float64)  # no overflow
     scale: Tensor = largest / norm.clamp_min(largest)
-    return grad * scale.to(grad.dtype)
+    return grad * scale.to(grad.dtype), state._replace(norm=norm.detach().squeeze(-1))
 
 
 def is_finite(*answers: Tensor) -> bool:

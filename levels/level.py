@@ -74,7 +74,8 @@ class Level(Config, Problem):
 
     @torch.no_grad()
     def init_state(self, params: Tensor, key: Tensor) -> LevelState:
-        return self.gradient.init(self, params, key)
+        state = self.gradient.init(self, params, key)
+        return state if self.clip is None else state._replace(norm=torch.zeros_like(key, dtype=torch.float64))
 
     def window(self, theta: Tensor, carry: Carry, evaluate: Evaluate, skip: Tensor | None = None) -> Iterator[Step]:
         """THE LOOP: one window from ``carry``, for theta ``[*batch, m]`` and any number of copies, an update at a time.

@@ -45,7 +45,7 @@ def unrolled(level: Level, theta: Tensor, state: LevelState) -> tuple[Tensor, Le
     require(evaluate is not None, f"{level.gradient} does not follow the parameters; use first-order or exact")
     with torch.enable_grad():
         carry, window = run(level, theta, state.carry, evaluate)  # type: ignore[arg-type]
-    return window.steps[level.unroll - 1].x, LevelState(carry, state.memory)
+    return window.steps[level.unroll - 1].x, state._replace(carry=carry)
 
 
 @torch.no_grad()
@@ -60,7 +60,8 @@ def started_at(level: Level, theta: Tensor, state: LevelState, x: Tensor) -> Lev
     require(good, f"{what} in {old.x.dtype}, got {list(x.shape)} in {x.dtype}")
     own = level.optimizer.init_state(theta.detach(), x, keys.fold_in(old.key, STATE))
     f, g, problem_state, *_ = as_data(level.problem, x, old.problem_state, outer=False)
-    return LevelState(Carry(x, own, f, g, problem_state, torch.zeros_like(old.age), old.key, old.skipped), None)
+    carry = Carry(x, own, f, g, problem_state, torch.zeros_like(old.age), old.key, old.skipped)
+    return state._replace(carry=carry, memory=None)
 
 
 def _check(level: Level, theta: Tensor) -> None:

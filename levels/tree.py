@@ -4,13 +4,16 @@ Every tensor of a state begins with the batch dimensions of the parameters that 
 out of a state, put back, or repeated, whatever part it belongs to.
 """
 
+import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import optree
 import torch
 from torch import Tensor
 
+Kind = TypeVar("Kind")
+BRIEF = 12  # tensors that are shown of a state
 State = Any
 """A tree of tensors; private to the part that made it."""
 
@@ -35,6 +38,22 @@ def with_leaves(state: State, tensors: list[Tensor]) -> State:
 def map_leaves(function: Callable[..., Any], state: State, *others: State) -> State:
     """``function`` of each tensor (and its counterparts in the other states)."""
     return optree.tree_map(function, state, *others)
+
+
+def brief(state: State) -> str:
+    """A state in a few lines: the shapes of its tensors, and how many numbers they are."""
+    named = named_leaves(state)
+    shown = [f"  {name or 'tensor'} {list(leaf.shape)}" for name, leaf in itertools.islice(named.items(), BRIEF)]
+    more = [f"  and {len(named) - BRIEF} more"] if len(named) > BRIEF else []
+    numbers = sum(leaf.numel() for leaf in named.values())
+    head = f"{type(state).__name__}: {len(named)} tensors, {numbers:,} numbers"
+    return "\n".join([head, *shown, *more])
+
+
+def in_brief(kind: type[Kind]) -> type[Kind]:
+    """A class decorator: states of this kind print as `brief` has them."""
+    kind.__repr__ = brief  # type: ignore[method-assign]
+    return kind
 
 
 def choose(mask: Tensor, new: State, old: State) -> State:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from recursion.checkpoint import save as save
     from recursion.export import Exported as Exported
     from recursion.notation import parse as parse
+    from recursion.reports import Report as Report
     from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
-    from recursion.tower import Report as Report
     from recursion.tower import Tower as Tower
     from recursion.tower import TowerState as TowerState
     from recursion.training import train as train
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HOME = {
     "Exported": "recursion.export",
     "LearnedTorchOptimizer": "recursion.torch_optimizer",
-    "Report": "recursion.tower",
+    "Report": "recursion.reports",
     "Tower": "recursion.tower",
     "TowerState": "recursion.tower",
     "load": "recursion.checkpoint",

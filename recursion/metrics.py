@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from recursion.files import explained
-from recursion.tower import Report
+from recursion.reports import Report
 
 FILE = "metrics.jsonl"
 

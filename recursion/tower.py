@@ -25,11 +25,12 @@ from levels.config import require
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.tasks.task import Task
+from levels.tree import in_brief
 from recursion import looking, mistakes
-from recursion.reports import Report as Report
-from recursion.reports import at_step, report_of
+from recursion.reports import Report, at_step, report_of
 
 
+@in_brief
 class TowerState(NamedTuple):
     """Everything a tower is between two steps; tensors only, so it saves and compares as it is."""
 

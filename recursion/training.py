@@ -21,8 +21,9 @@ from recursion import checkpoint
 from recursion.accelerate import Running, accelerate, repays
 from recursion.files import explained, replace_file
 from recursion.metrics import Metrics
+from recursion.reports import Report
 from recursion.spec import dumps
-from recursion.tower import Report, Tower, TowerState
+from recursion.tower import Tower, TowerState
 
 CHECKPOINT = "checkpoint.safetensors"
 SPEC = "spec.json"

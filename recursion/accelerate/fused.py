@@ -11,10 +11,9 @@ become one.
     theta, carry = fused.unpack(packed)
 
 A tensor that goes in or out costs as much as a level's arithmetic. So tensors of at most `SMALL` numbers are packed
-into one for each dtype, which is taken apart and put together within the call.
-
-The compiled step equals the plain one to rounding, and its first answer is compared with it, for a compiler errs now
-and then. What is not finite, does not fit or cannot be traced takes the plain way.
+into one for each dtype, which is taken apart and put together within the call. The compiled step equals the plain one
+to rounding, and its first answer is compared with it, for a compiler errs now and then. What is not finite, does not
+fit or cannot be traced takes the plain way.
 """
 
 import math

@@ -6,9 +6,8 @@
     running.state
 
 States and reports are those of `Tower.step`. Where the step is compiled whole (`recursion.accelerate.fused`), the
-answer of one call is the input of the next one, and a tree of tensors is made of it only when ``state`` is read.
-
-Each state is settled: what runs on from it equals, bit for bit, what runs on from the file that it was saved to.
+answer of one call is the input of the next one, and a tree of tensors is made of it only when ``state`` is read. Each
+state is settled: what runs on from it equals, bit for bit, what runs on from the file that it was saved to.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import torch
 from recursion.accelerate.fused import Packed
 from recursion.accelerate.tower import Accelerated
 from recursion.checkpoint import settled
-from recursion.tower import Report, Tower, TowerState
+from recursion.reports import Report
+from recursion.tower import Tower, TowerState
 
 
 class Running:

@@ -11,7 +11,8 @@ from recursion.accelerate.fused import Fused
 from recursion.accelerate.parts import fast_level, fast_task
 from recursion.accelerate.straight import advanced, is_straight
 from recursion.accelerate.traced import is_traceable
-from recursion.tower import Report, Tower, TowerState
+from recursion.reports import Report
+from recursion.tower import Tower, TowerState
 
 
 class Accelerated(Tower):
@@ -59,7 +60,7 @@ def compiles_whole(tower: Tower) -> bool:
 def accelerate(tower: Tower, *, compiled: bool = True) -> Tower:
     """The same tower, faster: the same states to rounding, the same reports, ``repr`` and checkpoints.
 
-    ``compiled``: whether a compiler may be used: for LSTM cells (2 s), for the whole step of a tower of unroll 1, for
-    what exact gradients ask of the task (up to a minute, at first use). Closed forms are used either way.
+    ``compiled``: whether to use a compiler: for LSTM cells (2 s), whole steps of towers of unroll 1, and what exact
+    gradients ask of the task (up to a minute, at first use). Closed forms are used either way.
     """
     return Accelerated(tower, compiled=compiled)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from levels.base import Carry, LevelState, Optimizer
+from levels.base import Carry, Optimizer
 from levels.config import require
 from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.first_order import Backpropagation
@@ -98,7 +98,7 @@ def _ungated(tower: Tower, state: TowerState, rounded: bool) -> tuple[Tower, Tow
             fix = "use gradient=first-order or gradient=exact on levels with gates"
             what = f"{level}: {level.gradient} remembers each parameter, the gate too; {fix}"
             require(all_left or not leaves(memory), what)
-            problem_state = LevelState(left, memory)
+            problem_state = carries[i + 1].problem_state._replace(carry=left)
         levels.append(replace(level, optimizer=pruned.optimizer))
         rows = pruned.rows
     step = torch.zeros_like(state.step)

@@ -1,7 +1,7 @@
 """Progress for people: a bar on a terminal, some lines elsewhere."""
 
 from recursion import progress
-from recursion.tower import Report
+from recursion.reports import Report
 
 
 class Stream:
