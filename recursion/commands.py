@@ -22,10 +22,10 @@ from recursion.analysis import depth, growth_report, pruning
 from recursion.analysis import probe as probing
 from recursion.evaluate.evaluation import evaluate
 from recursion.evaluate.learned import learned_by
-from recursion.evaluate.reporting import write
+from recursion.evaluate.reporting import draw_training, write
 from recursion.files import RUNS, explained, folder_name, replace_file
 from recursion.notation import parse
-from recursion.progress import Stages, Steps
+from recursion.progress import Stages, Steps, note
 from recursion.spec import dumps, read_tower
 from recursion.tower import Tower, TowerState
 
@@ -42,9 +42,11 @@ def train(args: argparse.Namespace) -> None:
     tower = tower.to(args.device)
     _use_threads(args)
     out = RUNS / f"{folder_name(str(tower))}-seed{args.seed}" if args.out is None else Path(args.out)
-    _note(f"{tower}: {args.steps} steps of {tower.costs[-1]} base steps, in {out}")
+    note(f"{tower}: {args.steps} steps of {tower.costs[-1]} base steps, in {out}")
     state = _trained(tower, args, out)
-    if not args.no_eval:
+    if args.no_eval:
+        draw_training(str(tower), out)
+    else:
         try:
             _report(tower, [state], out, 0, args)
         except KeyboardInterrupt:
@@ -64,7 +66,7 @@ def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the comman
         seeds[one.seed] = run
     steps = sorted({int(one.state.step) for one in saved})
     if len(steps) > 1:
-        _note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
+        note(f"the runs were trained for different numbers of steps: {', '.join(map(str, steps))}")
     on = None if args.on is None else parse(f"{args.on}: sgd").to(args.device).task
     out = Path(args.runs[0]) if len(saved) == 1 else RUNS / f"{folder_name(str(first))}-eval"
     _report(first, [one.state for one in saved], out if args.out is None else Path(args.out), args.seed, args, on)
@@ -80,7 +82,7 @@ def probe(args: argparse.Namespace) -> None:
     sys.stdout.write(f"written to {out}: probe.png\n")
     for level in growths:
         if level.warning is not None:
-            _note(f"warning: {level.warning}")
+            note(f"warning: {level.warning}")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -92,7 +94,7 @@ def export(args: argparse.Namespace) -> None:
     out = Path(args.run) / "optimizer.safetensors" if args.out is None else Path(args.out)
     exported.save(out)
     if isinstance(exported.optimizer, LearnedInit):
-        _note("a learned start is where the tower's task begins; on a model of your own only the rule is at work")
+        note("a learned start is where the tower's task begins; on a model of your own only the rule is at work")
     spent = f", {exported.source['base_steps']} base steps spent" if len(saved.tower.levels) > 2 else ""
     sys.stdout.write(
         f"{exported.optimizer}, {len(exported.weights)} parameters{spent}, written to {out}; use it with\n"
@@ -183,11 +185,9 @@ def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
 def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:
     """The state after training; what interrupts it says how to go on."""
     try:
-        with Steps(args.steps, sys.stderr) as shown:
-            return training.train(
-                tower, steps=args.steps, seed=args.seed, out=out, resume=args.resume, compile=COMPILE[args.compile],
-                on_report=shown, on_notice=_note,
-            )  # fmt: skip
+        return training.train(
+            tower, steps=args.steps, seed=args.seed, out=out, resume=args.resume, compile=COMPILE[args.compile]
+        )
     except KeyboardInterrupt:
         words = args.words if args.resume else [*args.words, "--resume"]
         raise KeyboardInterrupt(f"stopped; go on with: {shlex.join(['tower', *words])}") from None
@@ -217,7 +217,3 @@ def _console() -> Console:
 def _use_threads(args: argparse.Namespace) -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(f"tower: {text}\n")

@@ -1,7 +1,9 @@
-"""Looking at a tower and its state: hyperparameters as numbers, a copy's module, a description in words."""
+"""Looking at a tower and its state: hyperparameters, norms of meta-gradients, a copy's module, a description."""
 
+from html import escape
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from levels.base import Problem
@@ -27,6 +29,24 @@ def _hypers(optimizer: Any, theta: Tensor) -> dict[str, Tensor]:
         return {}
     parts = zip(optimizer.wrapped.items(), optimizer.split_theta(theta)[1:])
     return {f"{word}.{name}": value for (word, inner), part in parts for name, value in _hypers(inner, part).items()}
+
+
+def numbers(tower: Any, state: Any) -> dict[str, float]:
+    """What the last step is described by beside its losses, by name, as ``level 1 lr``; means over copies.
+
+    Hyperparameters of each level. Of each level that is trained by its gradient, the norm of that before it is clipped,
+    and, if the level clips, the share of copies in which it was longer. Waits for the device once.
+    """
+    found = {f"level {number} {name}": value.double().mean()
+             for number, values in enumerate(hypers(tower, state), 1) for name, value in values.items()}  # fmt: skip
+    for number, (level, above, carry) in enumerate(zip(tower.bound, tower.bound[1:], tower.carries(state)[1:]), 1):
+        if not above.optimizer.traits.reads_grad:
+            continue
+        norm = carry.problem_state.norm if level.clip else torch.linalg.vector_norm(carry.g, dim=-1)
+        found[f"level {number} gradient norm"] = norm.double().mean()
+        if level.clip:
+            found[f"level {number} clip rate"] = (norm > level.clip).double().mean()
+    return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
 
 
 def module(tower: Any, state: Any, copy: int = 0) -> nn.Module:
@@ -60,3 +80,17 @@ def describe(tower: Any) -> str:
         lines.append(f"level {number}: {level.optimizer} on {what}; {much}{'s' * (level.unroll > 1)} a window, "
                      f"{cost:,} task gradients; {size}")  # fmt: skip
     return "\n".join(lines)
+
+
+def html(tower: Any) -> str:
+    """The tower as a table for a notebook, topmost level first."""
+    heads = ("level", "optimizer", "updates a window", "copies", "task gradients a window", "parameters", "gradient")
+    rows = [
+        (number, level.optimizer, level.unroll, level.copies, f"{cost:,}", f"{level.layout.size:,}",
+         "fixed" if level is tower.top else level.gradient)
+        for number, (level, cost) in enumerate(zip(tower.bound, tower.costs), 1)
+    ]  # fmt: skip
+    task = (0, tower.task, "", "", "", f"{tower.task.layout.size:,}", "")
+    cells = ["".join(f"<td>{escape(str(value))}</td>" for value in row) for row in [*rows[::-1], task]]
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"

@@ -1,10 +1,12 @@
 """Metrics of a run: one JSON object a step in ``metrics.jsonl``, and TensorBoard scalars where that is installed.
 
-    {"step": 1, "losses": [53.7, 1070.2], "skipped": [0, 0], "base_steps": 20, "seconds": 0.031}
+    {"step": 1, "losses": [53.7, 1070.2], "skipped": [0, 0], "base_steps": 20, "seconds": 0.031,
+     "metrics": {"level 2 lr": 0.001, "level 1 gradient norm": 3.2}}
 
 ``losses`` and ``skipped`` are those of `recursion.tower.Report`, level 1 first; a loss that is not finite is null.
-``metrics`` holds what parts report, if any does (``"level 2 refused": 3.0``). ``base_steps`` counts task gradients so
-far, start-up and restarts apart; ``seconds`` counts all sessions of the run.
+``metrics`` holds hyperparameters, norms and clip rates (`recursion.looking.numbers`) and what parts report (``"level 2
+refused": 3.0``). ``base_steps`` counts task gradients so far, start-up and restarts apart; ``seconds`` counts all
+sessions of the run. TensorBoard also shows steps a second.
 """
 
 import contextlib
@@ -33,7 +35,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        self.path = folder / FILE
+        self.path, self.pace = folder / FILE, (0, 0.0)  # step and seconds of the last line that TensorBoard has
         with explained("write", self.path):
             self.file = self.path.open("a+b", buffering=0)
             try:
@@ -58,6 +60,8 @@ class Metrics:
             scalars = {f"loss/level {level}": loss for level, loss in enumerate(report.losses, 1)}
             scalars |= {f"skipped/level {level}": count for level, count in enumerate(report.skipped, 1)}
             scalars |= {f"metrics/{name}": value for name, value in report.metrics.items()}
+            (before, then), self.pace = self.pace, (report.step, seconds)
+            scalars |= {"steps a second": (report.step - before) / (seconds - then)} if then and seconds > then else {}
             with explained("write TensorBoard events in", self.path.parent):
                 for name, value in scalars.items():
                     self.board.add_scalar(name, value, report.step)

@@ -1,14 +1,19 @@
 """How far a run is, on a stream for people: a bar with time left on a terminal, elsewhere a line now and then."""
 
 import math
+import sys
 import time
 from types import TracebackType
 from typing import Self, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from recursion.reports import Report
+from recursion.tower import Tower
 
 LINES = 10  # over a whole run
 
@@ -18,8 +23,9 @@ class Display:
 
     def __init__(self, stream: TextIO, *columns: ProgressColumn, total: float) -> None:
         text, left = TextColumn("{task.fields[status]}", markup=False), TimeRemainingColumn(elapsed_when_finished=True)
-        self.stream, self.terminal = stream, stream.isatty()
-        self.progress = Progress(BarColumn(), *columns, left, text, console=Console(file=stream))
+        self.stream, self.console = stream, Console(file=stream)
+        self.terminal = stream.isatty() or self.console.is_jupyter
+        self.progress = Progress(BarColumn(), *columns, left, text, console=self.console)
         self.bar = self.progress.add_task("", total=total, status="")
 
     def __enter__(self) -> Self:
@@ -38,20 +44,38 @@ class Steps(Display):
     def __init__(self, steps: int, stream: TextIO) -> None:
         super().__init__(stream, MofNCompleteColumn(), total=steps)
         self.steps, self.began = steps, time.monotonic()
-        self.before: int | None = None  # a resumed run starts in the middle; the past says nothing about speed
+        self.first: Report | None = None  # a resumed run starts in the middle; the past says nothing about speed
+        self.last: Report | None = None
+        self.found: dict[str, float] = {}  # the last value of each metric
 
     def __call__(self, report: Report) -> None:
         done = report.step
-        if self.before is None:
-            self.before = done - 1
-            self.progress.reset(self.bar, completed=self.before)
+        if self.first is None:
+            self.first = report
+            self.progress.reset(self.bar, completed=done - 1)
+        self.last, self.found = report, {**self.found, **report.metrics}
         if self.terminal:
             self.progress.update(self.bar, completed=done, status=status(report))
         elif done * LINES // self.steps > (done - 1) * LINES // self.steps:
-            pace = (time.monotonic() - self.began) / (done - self.before)
+            pace = (time.monotonic() - self.began) / (done - self.first.step + 1)
             left = math.ceil(pace * (self.steps - done))
             self.stream.write(f"step {done} of {self.steps}, {left} s left, {status(report)}\n")
             self.stream.flush()
+
+    def print_table(self, tower: Tower) -> None:
+        """What each level is, how its loss moved in this session, and its numbers at the end."""
+        if self.first is None or self.last is None:
+            return
+        steps = f"steps {self.first.step} to {self.last.step}"
+        table = Table(title=f"{escape(str(tower))}: {steps}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("level", "loss below it", "at the end"):
+            table.add_column(name)
+        for number, (level, *losses) in enumerate(zip(tower.levels, self.first.losses, self.last.losses), 1):
+            own = {name.removeprefix(f"level {number} "): value for name, value in self.found.items()
+                   if name.startswith(f"level {number} ")}  # fmt: skip
+            numbers = ", ".join(f"{name} {value:.3g}" for name, value in own.items())
+            table.add_row(escape(f"{number}: {level}"), "{:.3g} to {:.3g}".format(*losses), escape(numbers))
+        self.console.print(table)
 
 
 class Stages(Display):
@@ -62,6 +86,11 @@ class Stages(Display):
 
     def __call__(self, what: str, fraction: float) -> None:
         self.progress.update(self.bar, completed=fraction, status=what)
+
+
+def note(text: str) -> None:
+    """A sentence that a user should read, on stderr."""
+    sys.stderr.write(f"tower: {text}\n")
 
 
 def status(report: Report) -> str:

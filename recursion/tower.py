@@ -105,7 +105,7 @@ class Tower:
         costs = [*(level.traits.evals for level in self.bound[:-1]), self.top.unroll * (evals + asked)]
         return [int(cost) if cost == int(cost) else cost for cost in costs]
 
-    hypers, module, describe = looking.hypers, looking.module, looking.describe
+    hypers, module, describe, _repr_html_ = looking.hypers, looking.module, looking.describe, looking.html
     depth = property(lambda self: len(self.levels), doc="Number of levels.")
     base_steps = property(lambda self: self.costs[-1], doc="Task gradients of one step, start-up and restarts apart.")
 

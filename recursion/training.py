@@ -9,6 +9,8 @@ the state is settled after every step (`recursion.checkpoint.settled`); so a run
 one that was not, bit for bit on one CPU with as many threads.
 """
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +21,16 @@ import torch
 from levels.config import Count, fits, require
 from recursion import checkpoint
 from recursion.accelerate import Running, accelerate, repays
-from recursion.files import explained, replace_file
+from recursion.files import RUNS, explained, folder_name, replace_file
+from recursion.looking import numbers
 from recursion.metrics import Metrics
+from recursion.progress import Steps, note
 from recursion.reports import Report
 from recursion.spec import dumps
 from recursion.tower import Tower, TowerState
 
 CHECKPOINT = "checkpoint.safetensors"
+CHEAP, SELDOM = 10, 100  # base steps of a step under which hyperparameters are written at each 100th step alone
 SPEC = "spec.json"
 
 
@@ -33,21 +38,23 @@ def train(
     tower: Tower,
     *,
     steps: int,
-    seed: int,
-    out: str | Path,
+    seed: int = 0,
+    out: str | Path | None = None,
     resume: bool = False,
     every: float = 10.0,
     compile: bool | Literal["auto"] = "auto",  # noqa: A002, it is what the option is called
-    on_report: Callable[[Report], None] = lambda _: None,
-    on_notice: Callable[[str], None] = lambda _: None,
+    on_report: Callable[[Report], None] | None = None,
+    on_notice: Callable[[str], None] = note,
 ) -> TowerState:
     """Train to ``steps`` steps of the topmost level in all, and return the state there.
 
-    ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be. ``resume``: go on from the folder's
+    ``seed``: any integer of 64 bits. ``out``: the run folder, made if need be; None: ``runs/`` and the notation and
+    seed. ``resume``: go on from the folder's
     checkpoint if it has one; a run that is already there is left as it is. ``every``: seconds between checkpoints, at
     least 0. ``compile``: whether to step the accelerated tower (`recursion.accelerate`); ``auto`` does, and
-    compiles what it can if the run is long enough to repay that. ``on_report`` gets the report of each step,
-    ``on_notice`` sentences that a user should read.
+    compiles what it can if the run is long enough to repay that. ``on_report`` gets the report of each step;
+    None: progress with time left, and at the end a table of the levels, on stderr or in the notebook. ``on_notice``
+    gets sentences that a user should read.
 
     Whatever ends a run early (KeyboardInterrupt, `NonFiniteError`, any error), the last whole state is saved first.
     Raises ValueError for settings out of range, for a folder that holds a run when ``resume`` is false, or one of
@@ -57,7 +64,7 @@ def train(
     require(fits(steps, Count), f"steps must be a whole number of at least 1, got {steps}")
     require(fits(seed, int) and -(2**63) <= seed < 2**63, f"seed must be a whole number of 64 bits, got {seed}")
     require(every >= 0, f"every must be a number of seconds of at least 0, got {every}")
-    folder = Path(out)
+    folder = RUNS / f"{folder_name(str(tower))}-seed{seed}" if out is None else Path(out)
     fast = repays(tower, steps) if compile == "auto" else compile
     about = {"torch": str(torch.__version__), "threads": str(torch.get_num_threads())}  # on which rounding depends, too
     device = tower.top.layout.device.type
@@ -72,7 +79,8 @@ def train(
         return state
     if fast:
         on_notice("compiling; the first step takes up to a minute longer")
-    with Metrics(folder, keep=done) as metrics:
+    shows = Steps(steps, sys.stderr) if on_report is None else contextlib.nullcontext(on_report)
+    with Metrics(folder, keep=done) as metrics, shows as show:
         if metrics.last < done:
             on_notice(f"{metrics.path} has no lines for steps {metrics.last + 1} to {done}")
         began = time.monotonic() - seconds  # as if there had been one session
@@ -86,18 +94,23 @@ def train(
             checkpoint.save(folder / CHECKPOINT, tower, running.state, seed=seed, extra=extra)
             return time.monotonic()
 
+        detail = 1 if tower.costs[-1] >= CHEAP else SELDOM
         saved = save()  # a disk that cannot be written shows at once
         try:
             while running.done < steps:
                 after, report = running.step()
+                if report.step % detail == 0:
+                    report = report._replace(metrics={**report.metrics, **numbers(tower, after.state)})
                 # A line of metrics before its state: resuming cuts a line without a state, but cannot invent one.
                 base_steps = int(report.step * tower.costs[-1])
                 metrics.write(report, base_steps=base_steps, seconds=time.monotonic() - began)
                 running = after
-                on_report(report)
+                show(report)
                 saved = save() if time.monotonic() - saved >= every else saved
         finally:
             save()
+    if isinstance(shows, Steps):
+        shows.print_table(tower)
     return running.state
 
 

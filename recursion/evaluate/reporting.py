@@ -50,9 +50,14 @@ def write(evaluation: Evaluation, directory: Path, console: Console) -> None:
         say(sentence, style="dim")
     replace_file(directory / "evaluation.json", (evaluation.to_json() + "\n").encode())
     replace_file(directory / "losses.png", losses_picture(evaluation))
+    draw_training(evaluation.tower, directory)
+
+
+def draw_training(tower: str, directory: Path) -> None:
+    """Write ``training.png`` to ``directory``, if the metrics of a training lie there. OSError as above."""
     metrics = directory / METRICS
     if metrics.exists() and (records := list(_records(metrics))):
-        replace_file(directory / "training.png", training_picture(evaluation.tower, records))
+        replace_file(directory / "training.png", training_picture(tower, records))
 
 
 def make_folder(directory: Path) -> None:
