@@ -7,22 +7,24 @@ are checked by the part itself (`levels.config.Config`).
 """
 
 import contextlib
-import difflib
 import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from levels.base import Estimator, Objective, Optimizer, Problem
-from levels.config import Config, alternatives, fields_of, fits, format_value, is_required, word
+from levels.config import Config, alternatives, closest, fields_of, fits, format_value, is_required, require, word
 from levels.faults import NonFinite
 from levels.hyper import Hyper
+from levels.importing import imported, run_users
 from levels.level import Level
 from levels.schedules import Schedule
+from levels.tasks.task import Task
 
 KINDS: dict[str, type] = {
     "task": Problem,
@@ -63,8 +65,11 @@ def parts(kind: str) -> Mapping[str, type[Config]]:
     return types.MappingProxyType(dict(sorted(named.items())))
 
 
-def find(name: str, *kinds: str) -> type[Config]:
-    """The part called ``name``, of one of the ``kinds``; a dotted name is imported. ValueError if there is none."""
+def find(name: str, *kinds: str) -> type[Config] | Task:
+    """The class called ``name``, of one of the ``kinds``. ValueError if there is none.
+
+    A name with dots or of a file is imported (`levels.importing`); it may also be a task, or a function that makes one.
+    """
     if "." in name:
         return _imported(name, kinds)
     name = OLDER_NAMES.get(name, name)
@@ -86,12 +91,6 @@ def name_of(cls: type[Config]) -> str:
     if "." in cls.__qualname__:
         raise ValueError(f"{_path(cls)} cannot be found by name; define it at the top of a module")
     return _path(cls)
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean adam?)``, or nothing if nothing is close."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def article(noun: str) -> str:
@@ -152,6 +151,24 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
         raise ValueError(f"{label(cls)}: {error}") from error
     except ValueError as error:
         raise ValueError(str(error).removeprefix("level: ")) from error
+
+
+def task_of(made: Any, name: str) -> Task:
+    """The task that a name stands for: a task, or a function without arguments that returns one."""
+    if not isinstance(made, Task) and callable(made):
+        made = run_users(made, f"{name!r} makes no task ({{}}); it must be a task, or a function without arguments")
+    what = f"{name!r} must be a task or a function that returns one (a ModuleTask, say)"
+    require(isinstance(made, Task), f"{what}, got {type(made).__name__}")
+    task: Task = replace(made, origin=name)
+    return task
+
+
+def adjusted(task: Task, given: Mapping[str, Any]) -> Task:
+    """A task of the user's with another split or dtype. ValueError, in one sentence, for other settings."""
+    known = settings_of(Task)
+    for name in given:
+        require(name in known, f"{task} has no setting {name!r}; it has {', '.join(known)}")
+    return replace(task, **{name: coerce(value, known[name].hint) for name, value in given.items()})
 
 
 def label(cls: type) -> str:
@@ -254,21 +271,15 @@ def _is_part(cls: object, module: str) -> bool:
     return defined and getattr(cls, "name", "") != "" and not inspect.isabstract(cls)
 
 
-def _imported(path: str, kinds: tuple[str, ...]) -> type[Config]:
-    if not all(step.isidentifier() for step in path.split(".")):
-        raise ValueError(f"{path!r} is not the path of a class; write it as mypkg.mymodule.MyClass")
-    home, _, name = path.rpartition(".")
-    try:
-        cls = getattr(import_module(home), name, None)
-    except ImportError as error:
-        raise ValueError(f"cannot import {home!r} ({error}); install it or put it on PYTHONPATH") from error
-    if cls is None:
-        raise ValueError(f"module {home!r} has no {name!r}{closest(name, vars(import_module(home)))}")
+def _imported(path: str, kinds: tuple[str, ...]) -> type[Config] | Task:
+    found = imported(path)
+    if "task" in kinds and not isinstance(found, type):
+        return task_of(found, path)
     bases = tuple(KINDS[kind] for kind in kinds)
-    if not (isinstance(cls, type) and issubclass(cls, bases) and _is_part(cls, cls.__module__)):
+    if not (isinstance(found, type) and issubclass(found, bases) and _is_part(found, found.__module__)):
         wanted = article(" or ".join(kinds))
         raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Config with a name")
-    return typing.cast(type[Config], cls)
+    return typing.cast(type[Config], found)
 
 
 def _path(cls: type) -> str:

@@ -9,6 +9,8 @@ fields that differ from their defaults; `recursion.notation` reads the same text
 """
 
 import dataclasses
+import difflib
+import inspect
 import itertools
 import json
 import math
@@ -17,10 +19,10 @@ import sys
 import types
 import typing
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  # needs no quotes in notation
 
@@ -87,6 +89,10 @@ class Config(ABC):  # noqa: B024, its kinds have abstract methods
     name: ClassVar[str] = ""
     described: ClassVar[str] = ""  # what a user reads of a kind of part; by default the name of its class
 
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        _check_taken(cls, args, given)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         who = f"{self.name}: " if self.name else ""
         for field, called, hint in typed_fields(type(self)):
@@ -95,13 +101,52 @@ class Config(ABC):  # noqa: B024, its kinds have abstract methods
                 given = tuple(given)
                 object.__setattr__(self, field, given)
             if not fits(given, hint):
-                raise ValueError(f"{who}{called} must be {described(hint)}, got {format_value(given)}")
+                fix = f"; write {given.__name__}(...)" if isinstance(given, type) and issubclass(given, Config) else ""
+                raise ValueError(f"{who}{called} must be {described(hint)}, got {format_value(given)}{fix}")
 
     def __repr__(self) -> str:
         bare = positional(self)
         named = {key: value for key, value in changed(self).items() if key not in bare}
         values = ", ".join([*map(format_value, bare.values()), *([listed(named)] if named else [])])
         return f"{title(self)}({values})" if values else title(self)
+
+
+@cache
+def _taken(cls: type) -> Mapping[str, inspect.Parameter]:
+    """What the constructor of a part takes, by name.
+
+    TypeError for a class that declares fields and is no dataclass, so that they would be no settings.
+    """
+    own = [name for name, hint in vars(cls).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
+    if own and "__dataclass_params__" not in vars(cls) and "__init__" not in vars(cls):
+        fix = f"write @dataclass(frozen=True, repr=False) above class {cls.__name__}"
+        raise TypeError(f"{cls.__name__} declares {', '.join(own)}, which are no settings of it; {fix}")
+    taken = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {name: each for name, each in taken.items() if name != "self"}
+
+
+def _check_taken(cls: type[Config], args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+    """TypeError, in one sentence, for settings that the constructor of a part does not take."""
+    taken = _taken(cls)
+    if any(each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in taken.values()):
+        return
+    aside = {field.name for field in fields_of(cls) if "unwritten" in field.metadata}
+    who, known = cls.name or cls.__name__.lower(), [name for name in taken if name not in aside]
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    for name in given:
+        if name not in taken:
+            raise TypeError(f"{who} has no setting {name!r}{closest(name, known)}; {has}")
+    bare = [name for name, each in taken.items() if each.kind is not each.KEYWORD_ONLY]
+    if len(args) > len(bare):
+        takes = f"takes {', '.join(bare)} without a name" if bare else f"takes settings by name, as {known[0]}=..."
+        raise TypeError(f"{who} {takes}, got {format_value(args[len(bare)])}; {has}")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean adam?)``, or nothing if nothing is close."""
+    plain = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), plain, 1)
+    return f" (did you mean {plain[near[0]]}?)" if near else ""
 
 
 def fields_of(cls: type) -> list[dataclasses.Field[Any]]:

@@ -13,7 +13,7 @@ loaded with the tower given, and is then compared by the names, shapes and dtype
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from levels.config import require
 from levels.faults import Stop
+from levels.importing import names_in
 from levels.tree import map_leaves, named_leaves, with_leaves
 from recursion.notation import located
 from recursion.sealed import Format, described, read_sealed, write_sealed
@@ -65,8 +66,10 @@ def save(
     write_sealed(Path(path), FORMAT, {**about, "extra": dict(extra or {})}, named_leaves(state))
 
 
-def load(path: str | Path, tower: Tower | None = None, *, device: str = "cpu") -> Saved:
+def load(path: str | Path, tower: Tower | None = None, *, device: str = "cpu", trust: Sequence[str] = ()) -> Saved:
     """Read a checkpoint back, bit for bit. Without ``tower``, it is built from the spec in the file, on ``device``.
+
+    ``trust``: modules and files whose code may run because the file names it, beside those in ``tower``.
 
     Raises OSError if the file cannot be read; ValueError, in one sentence, if it is truncated or garbled, is something
     else, was written by another version, is of another tower, or does not fit. A level's `nonfinite` policy may differ:
@@ -74,9 +77,10 @@ def load(path: str | Path, tower: Tower | None = None, *, device: str = "cpu") -
     """
     path = Path(path)
     content, tensors = read_sealed(path, FORMAT)
-    tower = _rebuilt(path, content).to(device) if tower is None else tower
+    tower = _rebuilt(path, content, trust).to(device) if tower is None else tower
     spec = spec_of(tower)
-    fits = spec is None if content["spec"] is None else spec is not None and same(_rebuilt(path, content), tower)
+    trust = (*trust, *names_in(spec))
+    fits = spec is None if content["spec"] is None else spec is not None and same(_rebuilt(path, content, trust), tower)
     which = f"{path} is of the tower '{content['notation']}', not of '{tower}'"
     require(fits, f"{which}; give that one, or choose another folder")
     template = tower.init(content["seed"])
@@ -103,8 +107,8 @@ def same(one: Tower, other: Tower) -> bool:
     return first == second
 
 
-def _rebuilt(path: Path, content: Mapping[str, Any]) -> Tower:
+def _rebuilt(path: Path, content: Mapping[str, Any], trust: Sequence[str]) -> Tower:
     own = f"{path} is of {content['notation']}, which has parts of your own; load it with the tower given"
     require(content["spec"] is not None, own)
     with located(path):
-        return from_spec(content["spec"])
+        return from_spec(content["spec"], trust)

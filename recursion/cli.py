@@ -7,8 +7,12 @@ imported before the arguments are understood.
 
 import argparse
 import contextlib
+import difflib
+import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -23,7 +27,7 @@ examples:
   tower export runs/first --out lstm.safetensors
   tower ablate "digits-mlp: lstm@20 / lstm@5 / adam" --depths 1-3 --seeds 5 --budget 2e6 --out runs/depths
 """
-NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam', or the path of a spec that ends in .json"
+NOTATION = "a tower in notation, as 'quadratic: lstm@20 / adam' or 'mytask.py:wine: lstm@20 / adam', or a spec in .json"
 INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 
 
@@ -31,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = build_parser().parse_args(words)
+        args, rest = build_parser().parse_known_args(words)
+        if rest:
+            raise ValueError(unknown(rest, words))
         args.words = words
         run(args)
     except SystemExit as done:  # argparse, after --help and --version
@@ -46,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the arguments say; torch is imported here. ValueError if a package of an extra is missing."""
+    """Do what the arguments say; torch is imported here. ValueError if a package of an extra is missing.
+
+    Modules of the user's are also found in the current folder.
+    """
+    sys.path.append(os.getcwd())
     try:
         module = import_module(args.module)
     except ModuleNotFoundError as error:
@@ -60,16 +70,39 @@ class Parser(argparse.ArgumentParser):
     """Raises ValueError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = re.match(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)$", message)
+        if wrong is not None:
+            word, known = wrong[1], re.findall(r"[a-z]+", wrong[2])
+            meant = f"a tower comes behind the command: tower train '{word}'" if ":" in word else ""
+            message = f"there is no command {word!r}{closest(word, known)}; {meant or 'commands: ' + ', '.join(known)}"
         raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def unknown(rest: Sequence[str], words: Sequence[str]) -> str:
+    """The sentence for arguments that a command does not take."""
+    options = [word for word in rest if word.startswith("--")]
+    if options:
+        (group,) = (action for action in build_parser()._actions if action.dest == "command")
+        known = dict(group.choices or {})[words[0]]._option_string_actions
+        return f"tower {words[0]} has no option {options[0]}{closest(options[0], known)}; it has {', '.join(known)}"
+    fix = "; put the tower in quotes: " + shlex.join(["tower", words[0], " ".join(words[1:])]) if "/" in rest else ""
+    return f"tower {words[0]} does not take {' '.join(rest)}{fix}"
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean train?)``, or nothing if nothing is close."""
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
     """A type for argparse: whole numbers from ``low`` to ``high``."""
 
     def read(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if low <= int(text) <= high:
-                return int(text)
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(text) if "e" in text else int(text)  # 1e3 is a whole number, too
+            if low <= number <= high and number == int(number):
+                return int(number)
         upper = f" and at most {high}" if high < 2**31 else ""
         raise argparse.ArgumentTypeError(f"must be a whole number of at least {low}{upper}, got '{text[:40]}'")
 
@@ -173,7 +206,7 @@ def build_parser() -> Parser:
     _number(add, "--copy", "all", "which of the towers that the topmost level holds side by side, from 1")
 
     add = _command(commands, "show", "say what a tower is")
-    add("tower", help=NOTATION)
+    add("tower", metavar="RUN_OR_TOWER", help=f"run folder of tower train, or {NOTATION}")
     add("--json", action="store_true", help="print the spec in full instead; default words")
     return parser
 
@@ -186,6 +219,9 @@ def _command(commands: Any, name: str, does: str) -> Add:
     )  # fmt: skip
     package = "recursion.study" if name in ("ablate", "report") else "recursion"
     command.set_defaults(module=f"{package}.commands", function=name)
+    if package == "recursion":
+        trusted = "run the code of this module or file if a spec or run names it; can be given again; default none"
+        command.add_argument("--trust", action="append", default=[], metavar="MODULE", help=trusted)
     return command.add_argument
 
 

@@ -35,7 +35,7 @@ STEPS = 10  # before a tower in notation is probed
 
 def train(args: argparse.Namespace) -> None:
     """``tower train``: train, then evaluate."""
-    tower = read_tower(args.tower)
+    tower = read_tower(args.tower, args.trust)
     if args.nonfinite is not None:
         policy = Skip() if args.nonfinite == "skip" else Stop()
         tower = Tower(tower.task, *(dataclasses.replace(level, nonfinite=policy) for level in tower.levels))
@@ -56,7 +56,7 @@ def train(args: argparse.Namespace) -> None:
 def eval(args: argparse.Namespace) -> None:  # noqa: A001, it is what the command is called
     """``tower eval``: load runs of one tower, and evaluate them together."""
     _use_threads(args)
-    saved = [checkpoint.load(Path(run) / training.CHECKPOINT, device=args.device) for run in args.runs]
+    saved = [_saved_in(run, args) for run in args.runs]
     first, seeds = saved[0].tower, dict[int, str]()
     for run, one in zip(args.runs, saved):
         if not checkpoint.same(first, one.tower):
@@ -87,7 +87,7 @@ def probe(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """``tower export``: the optimizer that a run learned, in a file of its own."""
-    saved = checkpoint.load(Path(args.run) / training.CHECKPOINT)
+    saved = _saved_in(args.run, args)
     exported = learned_by(
         saved.tower, saved.state, seed=saved.seed, copy=args.copy, windows=args.windows, deploy_seed=args.seed
     )
@@ -104,7 +104,7 @@ def export(args: argparse.Namespace) -> None:
 
 def prune(args: argparse.Namespace) -> None:
     """``tower prune``: the tower that a run's gates leave, as a run folder of its own."""
-    saved = checkpoint.load(Path(args.run) / training.CHECKPOINT)
+    saved = _saved_in(args.run, args)
     out = Path(args.out)
     if (out / training.CHECKPOINT).exists():
         raise ValueError(f"{out} already holds a run; choose another folder (--out)")
@@ -126,7 +126,7 @@ def prune(args: argparse.Namespace) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """``tower show``: the tower in words, or its spec."""
-    tower = read_tower(args.tower)
+    tower = read_tower(args.tower, args.trust)
     sys.stdout.write(dumps(tower) if args.json else "".join(f"{line}\n" for line in described(tower)))
 
 
@@ -172,14 +172,23 @@ def _to_probe(args: argparse.Namespace) -> tuple[Tower, TowerState, Path]:
     if run.is_dir() or not (":" in args.tower or args.tower.endswith(".json")):
         if args.steps is not None:
             raise ValueError(f"--steps is for a tower that is not trained yet; {run} is probed where its checkpoint is")
-        tower, state, *_ = checkpoint.load(run / training.CHECKPOINT, device=args.device)
+        tower, state, *_ = _saved_in(run, args)
     else:
-        tower, steps = read_tower(args.tower).to(args.device), args.steps or STEPS
+        tower, steps = read_tower(args.tower, args.trust).to(args.device), args.steps or STEPS
         state, out = tower.init(args.seed), RUNS / f"{folder_name(str(tower))}-probe"
         with Steps(steps, sys.stderr) as shown:
             for state, report in tower.run(state, steps):  # noqa: B007, B020
                 shown(report)
     return tower, state, out if args.out is None else Path(args.out)
+
+
+def _saved_in(run: str | Path, args: argparse.Namespace) -> checkpoint.Saved:
+    """The checkpoint of a run folder. ValueError for a tower in notation, which has none."""
+    if ":" in str(run) and not Path(run).exists():
+        first = f"train it first: tower train {shlex.quote(str(run))} --out runs/first"
+        raise ValueError(f"this takes a run folder of tower train, got the tower {str(run)!r}; {first}")
+    device = getattr(args, "device", "cpu")
+    return checkpoint.load(Path(run) / training.CHECKPOINT, device=device, trust=args.trust)
 
 
 def _trained(tower: Tower, args: argparse.Namespace, out: Path) -> TowerState:

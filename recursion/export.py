@@ -9,7 +9,7 @@ The file is safetensors: one tensor ``weights`` ``[m]``, and as metadata the for
 one JSON object with the spec of the optimizer alone, the layout that it was learned on, and where it comes from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ def export(
     return Exported(optimizer, weights.detach().clone(), layout, dict(source or {}))
 
 
-def load(path: str | Path) -> Exported:
-    """Read an exported optimizer back, bit for bit.
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> Exported:
+    """Read an exported optimizer back, bit for bit. ``trust``: modules whose code may run because the file names it.
 
     Raises OSError if the file cannot be read; ValueError, in one sentence, if it is truncated or garbled, is something
     else, was written by a newer version, or names an optimizer that is not here.
@@ -79,6 +79,6 @@ def load(path: str | Path) -> Exported:
     path = Path(path)
     content, tensors = read_sealed(path, FORMAT)
     with located(path):
-        optimizer = part_from_spec(content["optimizer"], "optimizer")
+        optimizer = part_from_spec(content["optimizer"], "optimizer", trust)
         layout = None if content["below"] is None else Layout.of(dict(content["below"]), tensors["weights"].dtype)
         return export(optimizer, tensors["weights"], layout=layout, source=content["source"])

@@ -4,13 +4,14 @@
     floor  =  level | group
     group  =  "depth" "(" level ("/" level)+ ("," setting)* ")"        depth(sgd@1 / sgd@1, price=1e-3)
     level  =  part ["@" unroll] ["[" settings "]"]   lstm(hidden=20)@20[batch=64, objective=mean-log]
-    part   =  name ["(" settings ")"]                log(0.01, per=tensor)
+    part   =  name ["(" settings ")"]                log(0.01, per=tensor), folder/mytask.py:wine
     value  =  number | true | false | none | word | "text" | part | "[" [value ("," value)*] "]"
 
-Settings are separated by commas; those of a part may come without their names, first and in order. A name with dots
-is a class to import. White space is free. A group is short for levels with gates (`recursion.group`). Whether a word is
-a part depends on what its setting takes. A tokenizer and a recursive descent; nothing is evaluated. Every mistake is a
-ValueError of one line that says where it is: ``level 2 (lstm@0): unroll must be a whole number of at least 1, got 0``.
+Settings are separated by commas; those of a part may come without their names, first and in order. A name with dots,
+or in a file, is a class, or a task, to import. White space is free. A group is short for levels with gates
+(`recursion.group`). Whether a word is a part depends on what its setting takes. A tokenizer and a recursive descent;
+nothing is evaluated. Every mistake is a ValueError of one line that says where it is: ``level 2 (lstm@0): unroll must
+be a whole number of at least 1, got 0``.
 """
 
 import json
@@ -22,7 +23,9 @@ from typing import Any, NamedTuple, NoReturn
 from levels import catalog
 from levels.catalog import Setting
 from levels.config import alternatives, require
+from levels.importing import FILE
 from levels.level import Level
+from levels.tasks.task import Task
 from recursion.group import Depth, gated_levels
 from recursion.tower import Tower
 
@@ -30,10 +33,10 @@ TOKEN = re.compile(
     r"""\s*(?:
         (?P<text>"(?:[^"\\]|\\.)*")
       | (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]) | [+-]?(?:inf|nan)(?![\w.-]))
-      | (?P<word>[A-Za-z_][\w.-]*)
+      | (?P<word>FILE|[A-Za-z_][\w.-]*)
       | (?P<mark>[:/@()\[\],=])
       | (?P<junk>[^\s:/@()\[\],=]+)
-    )""",
+    )""".replace("FILE", FILE),
     re.VERBOSE | re.ASCII,
 )
 RESERVED = {"true": True, "false": False, "none": None}
@@ -160,6 +163,8 @@ class _Reader:
         if name.kind != "word":
             _fail(catalog.article(" or ".join(kinds)), name, TOWERS)
         cls = catalog.find(name.text, *kinds)
+        if isinstance(cls, Task):
+            return catalog.adjusted(cls, self._settings(Task, ")") if self._take("(") else {})
         catalog.require_plain(cls)
         return catalog.make(cls, self._settings(cls, ")") if self._take("(") else {})
 

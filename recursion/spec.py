@@ -4,20 +4,22 @@
      "task": {"name": "quadratic", "split": "train", "dtype": "float32", "dims": 10},
      "levels": [{"optimizer": {"name": "adam", "lr": 0.001, ...}, "unroll": 1, "horizon": "auto", ...}]}
 
-A part is an object with its ``name``; that of a class outside this package is dotted, and imported when the
-spec is read: read only specs whose modules you would import. Numbers that JSON lacks are ``{"float": "inf"}``.
+A part is an object with its ``name``; that of a class outside this package is dotted. Its module is imported only if
+the caller trusts it (`levels.importing`). Numbers that JSON lacks are ``{"float": "inf"}``.
 Settings that a spec leaves out take their defaults, so a spec outlives the settings that are added after it.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from levels import catalog
-from levels.config import Config, Count, alternatives, fits, require, settings
+from levels.config import Config, Count, alternatives, closest, fits, require, settings
+from levels.importing import require_trusted
 from levels.level import Level
+from levels.tasks.task import Task
 from recursion.files import explained
 from recursion.notation import located, one_line, parse
 from recursion.tower import Tower
@@ -37,9 +39,13 @@ def to_spec(tower: Tower) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "task": _plain("the tower", "task", tower.task), "levels": levels}
 
 
-def from_spec(spec: object) -> Tower:
-    """The tower that a spec describes. ValueError, in one line, for anything that is not such a spec."""
+def from_spec(spec: object, trust: Sequence[str] = ()) -> Tower:
+    """The tower that a spec describes. ValueError, in one line, for anything that is not such a spec.
+
+    ``trust``: modules and files whose code may run because the spec names it; others are refused before any import.
+    """
     written, levels = _envelope(spec)
+    require_trusted([written, levels], trust)
     with located("task"):
         task = _part("task", written, "task")
     return Tower(task, *(_level(number, level) for number, level in enumerate(levels, 1)))
@@ -50,9 +56,10 @@ def part_to_spec(part: Config) -> dict[str, Any]:
     return _named("the part", part.name, part)
 
 
-def part_from_spec(data: object, kind: str) -> Any:
+def part_from_spec(data: object, kind: str, trust: Sequence[str] = ()) -> Any:
     """The part of that kind (``optimizer``, ``task``, ...) that `part_to_spec` wrote. ValueError, in one line."""
     with located(kind):
+        require_trusted(data, trust)
         return _part(kind, data, kind)
 
 
@@ -61,8 +68,8 @@ def dumps(tower: Tower) -> str:
     return json.dumps(to_spec(tower), indent=2, allow_nan=False) + "\n"
 
 
-def loads(text: str | bytes) -> Tower:
-    """The tower of a spec in JSON text. ValueError, with line and column, if it is not JSON."""
+def loads(text: str | bytes, trust: Sequence[str] = ()) -> Tower:
+    """The tower of a spec in JSON text, as `from_spec`. ValueError, with line and column, if it is not JSON."""
     try:
         spec = json.loads(text)
     except json.JSONDecodeError as error:
@@ -71,18 +78,23 @@ def loads(text: str | bytes) -> Tower:
         raise ValueError(f"{FOREIGN}: not UTF-8 text at byte {error.start}") from error
     except RecursionError as error:
         raise ValueError(f"{FOREIGN}: its JSON is nested too deeply") from error
-    return from_spec(spec)
+    return from_spec(spec, trust)
 
 
-def read_tower(text: str) -> Tower:
-    """The tower of a notation, or of a spec file if ``text`` ends in ``.json``. ValueError or OSError, in one line."""
-    if not text.endswith(".json"):
-        return parse(text)
+def read_tower(text: str, trust: Sequence[str] = ()) -> Tower:
+    """The tower of a notation, of a run folder, or of a spec file if ``text`` ends in ``.json``.
+
+    ValueError or OSError, in one line.
+    """
     path = Path(text)
+    if ":" not in text and path.is_dir():  # a run folder
+        path = path / "spec.json"
+    elif not text.endswith(".json"):
+        return parse(text)
     with explained("read", path):
         data = path.read_bytes()
     with located(text):
-        return loads(data)
+        return loads(data, trust)
 
 
 def _plain(where: str, name: str, value: Any) -> Any:
@@ -101,6 +113,8 @@ def _plain(where: str, name: str, value: Any) -> Any:
 
 def _named(where: str, field: str, part: Config) -> dict[str, Any]:
     with located(f"{one_line(where)}: {field}"):
+        if isinstance(part, Task) and part.origin:
+            return {"name": part.origin, "split": part.split, "dtype": part.dtype}
         catalog.require_plain(type(part))
         name = catalog.name_of(type(part))
     inside = f"{where}: {field} {name}"
@@ -118,7 +132,7 @@ def _envelope(spec: Any) -> tuple[object, list[object]]:
     reads = f"this descent-tower reads up to version {VERSION}; upgrade descent-tower"
     require(version <= VERSION, f"this spec has version {version}, {reads}")
     for name in spec:
-        near = catalog.closest(str(name), FIELDS)
+        near = closest(str(name), FIELDS)
         require(name in FIELDS, f"a spec has no field {name!r}{near}; it has {', '.join(FIELDS)}")
     for name in FIELDS:
         require(name in spec, f"a spec needs the field {name!r}, got only {', '.join(spec)}")
@@ -136,8 +150,8 @@ def _level(number: int, data: Any) -> Level:
 def _part(name: str, data: Any, *kinds: str) -> Any:
     what = f"{name} must be {catalog.article(' or '.join(kinds))}, an object with its name"
     require(isinstance(data, dict) and isinstance(data.get("name"), str), f"{what}, got {_brief(data)}")
-    cls = catalog.find(data["name"], *kinds)
-    return _build(cls, {key: value for key, value in data.items() if key != "name"})
+    cls, given = catalog.find(data["name"], *kinds), {key: value for key, value in data.items() if key != "name"}
+    return catalog.adjusted(cls, given) if isinstance(cls, Task) else _build(cls, given)
 
 
 def _build(cls: type, data: Mapping[str, object]) -> Any:

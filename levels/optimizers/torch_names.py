@@ -2,13 +2,13 @@
 
 import inspect
 import sys
-from importlib import import_module
 from itertools import accumulate
 from typing import Any, cast
 
 import torch
 
 from levels.config import format_value, require
+from levels.importing import imported
 
 Kind = type[torch.optim.Optimizer]
 
@@ -22,11 +22,7 @@ def find(given: str | type) -> Kind:
     """The class that a name or a path means. ValueError if there is none, or it is no optimizer."""
     kind: Any = given
     if isinstance(given, str) and "." in given:
-        home, _, name = given.rpartition(".")
-        try:
-            kind = getattr(import_module(home), name, None)
-        except ImportError as error:
-            raise ValueError(f"torch: cannot import {home!r} ({error}); install it or put it on PYTHONPATH") from error
+        kind = imported(given)
     elif isinstance(given, str):
         known = ", ".join(classes())
         require(given.lower() in classes(), f"torch: torch.optim has no {given!r}; it has {known}")

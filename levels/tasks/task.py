@@ -15,7 +15,7 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import is_followed
 from levels.base import Problem, Split
-from levels.config import Config, unwritten
+from levels.config import Config, changed, listed, unwritten
 from levels.tasks.data import SPLITS as SPLITS
 from levels.tree import State
 
@@ -35,6 +35,7 @@ class Task(Config, Problem):
     split: Split = "train"
     dtype: Literal["float32", "float64"] = "float32"
     device: str = unwritten("cpu")
+    origin: str = unwritten("")  # what notation calls a task that a file or module of the user's makes
 
     has_data: ClassVar[bool] = False
     """Whether splits are other data for the same problems: parameters trained on one can be evaluated on another."""
@@ -42,6 +43,12 @@ class Task(Config, Problem):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_device(self.name, self.device)
+
+    def __repr__(self) -> str:
+        if not self.origin:
+            return super().__repr__()
+        named = listed({name: value for name, value in changed(self).items() if name in ("split", "dtype")})
+        return f"{self.origin}({named})" if named else self.origin
 
     @property
     def torch_dtype(self) -> torch.dtype:

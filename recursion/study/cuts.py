@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from levels import catalog
 from levels.base import Optimizer
 from levels.catalog import Setting
-from levels.config import Count, fits, format_value, require, settings
+from levels.config import Count, closest, fits, format_value, require, settings
 from levels.hyper import Hyper
 from levels.level import Level
 from recursion.notation import located, one_line, parse, read_value
@@ -208,7 +208,7 @@ def _refuse(entry: Entry, deepest: Tower) -> NoReturn:
     has = {None: "no level has a", "top": "the top has no"}.get(where, f"level {where} has no")
     if name in known:
         _fail(f"{grid} {has} number {name} to multiply; write it in the tower")
-    _fail(f"{grid} {has} setting '{name}'{catalog.closest(name, known)}; there are {', '.join(known)}")
+    _fail(f"{grid} {has} setting '{name}'{closest(name, known)}; there are {', '.join(known)}")
 
 
 def _check(depths: Sequence[int], grid: Grid) -> None:
