@@ -4,7 +4,6 @@ Every tensor of a state begins with the batch dimensions of the parameters that 
 out of a state, put back, or repeated, whatever part it belongs to.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -43,11 +42,11 @@ def map_leaves(function: Callable[..., Any], state: State, *others: State) -> St
 def brief(state: State) -> str:
     """A state in a few lines: the shapes of its tensors, and how many numbers they are."""
     named = named_leaves(state)
-    shown = [f"  {name or 'tensor'} {list(leaf.shape)}" for name, leaf in itertools.islice(named.items(), BRIEF)]
+    shown = [f"  {name} {list(leaf.shape) if isinstance(leaf, Tensor) else leaf}" for name, leaf in named.items()]
     more = [f"  and {len(named) - BRIEF} more"] if len(named) > BRIEF else []
-    numbers = sum(leaf.numel() for leaf in named.values())
+    numbers = sum(leaf.numel() for leaf in named.values() if isinstance(leaf, Tensor))
     head = f"{type(state).__name__}: {len(named)} tensors, {numbers:,} numbers"
-    return "\n".join([head, *shown, *more])
+    return "\n".join([head, *shown[:BRIEF], *more])
 
 
 def in_brief(kind: type[Kind]) -> type[Kind]:
