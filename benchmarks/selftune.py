@@ -25,7 +25,7 @@ from levels import NonFiniteError, keys
 from recursion import Tower
 from recursion.evaluate.observed import Observed, Tally
 from recursion.evaluate.statistics import estimate
-from recursion.notation import parse
+from recursion.spec import parse
 
 ADAM = "Adam throughout"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels import LSTM, Adam, Layout, Level, LossTask, keys
-from levels.config import Count
+from levels.fields import Count
 from levels.testing import check_problem
 from recursion import Tower
 from recursion.evaluate.deploy import run

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from levels import Adam, Layout, Level, Optimizer, Quadratic
-from levels.config import Count, Probability
+from levels.fields import Count, Probability
 from levels.optimizers.wrap import Wrapper, towards
 from levels.testing import check_optimizer
 from recursion import Tower

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from levels import SGD, Adam, Exact, Level, Objective, Quadratic, Sum, keys
-from levels.config import Positive
+from levels.fields import Positive
 from levels.testing import check_problem
 from recursion import Tower
 from recursion.evaluate.deploy import run

@@ -3,7 +3,7 @@
 A part is known as soon as its file stands in `levels.optimizers`, `levels.tasks` or `levels.gradients` (or its class
 in `levels.objectives`, `levels.schedules`, `levels.hyper` or `levels.faults`). A part of your own is named by its
 dotted path, ``mypkg.mymodule.MyOptimizer``, and imported. What a setting takes is what its type annotation says; ranges
-are checked by the part itself (`levels.config.Config`).
+are checked by the part itself (`levels.config.Config`), which takes parts as text: so this file knows no part.
 """
 
 import contextlib
@@ -17,24 +17,19 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from levels.base import Estimator, Objective, Optimizer, Problem
-from levels.config import Config, alternatives, closest, fields_of, fits, format_value, is_required, require, word
-from levels.faults import NonFinite
-from levels.hyper import Hyper
+from levels.fields import alternatives, closest, fields_of, fits, format_value, is_required, require, word
 from levels.importing import imported, run_users
-from levels.level import Level
-from levels.schedules import Schedule
-from levels.tasks.task import Task
 
-KINDS: dict[str, type] = {
-    "task": Problem,
-    "optimizer": Optimizer,
-    "objective": Objective,
-    "gradient estimator": Estimator,
-    "hyperparameter space": Hyper,
-    "schedule": Schedule,
-    "nonfinite policy": NonFinite,
+KINDS = {
+    "task": "Problem",
+    "optimizer": "Optimizer",
+    "objective": "Objective",
+    "gradient estimator": "Estimator",
+    "hyperparameter space": "Hyper",
+    "schedule": "Schedule",
+    "nonfinite policy": "NonFinite",
 }
+"""The name of the base class of each kind."""
 PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
 MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.faults")
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
@@ -53,19 +48,25 @@ class Setting(NamedTuple):
     field: str = ""  # in Python, where that is another name
 
 
+def kinds_of(cls: type) -> list[str]:
+    """The kinds that a class is of; none if it is no part."""
+    bases = {base.__name__ for base in cls.__mro__ if base.__module__.startswith("levels.")}
+    return [kind for kind, base in KINDS.items() if base in bases]
+
+
 @cache
-def parts(kind: str) -> Mapping[str, type[Config]]:
+def parts(kind: str) -> Mapping[str, type[Any]]:
     """The concrete parts of a kind, by name, sorted. ValueError, naming both, if two classes have one name."""
-    named: dict[str, type[Config]] = {}
+    named: dict[str, type[Any]] = {}
     for module in _modules():
         for cls in vars(module).values():
-            ours = _is_part(cls, module.__name__) and issubclass(cls, KINDS[kind])
+            ours = _is_part(cls, module.__name__) and kind in kinds_of(cls)
             if ours and (first := named.setdefault(cls.name, cls)) is not cls:
                 raise ValueError(f"{cls.name!r} names both {_path(first)} and {_path(cls)}; rename one of them")
     return types.MappingProxyType(dict(sorted(named.items())))
 
 
-def find(name: str, *kinds: str) -> type[Config] | Task:
+def find(name: str, *kinds: str) -> Any:
     """The class called ``name``, of one of the ``kinds``. ValueError if there is none.
 
     A name with dots or of a file is imported (`levels.importing`); it may also be a task, or a function that makes one.
@@ -84,10 +85,10 @@ def find(name: str, *kinds: str) -> type[Config] | Task:
     raise ValueError(f"unknown {wanted} {name!r}{closest(name, names)}; {known}")
 
 
-def name_of(cls: type[Config]) -> str:
+def name_of(cls: type[Any]) -> str:
     """The name under which `find` finds a class again. ValueError if nothing does, as for one inside a function."""
     if any(parts(kind).get(cls.name) is cls for kind in KINDS):
-        return cls.name
+        return str(cls.name)
     if "." in cls.__qualname__:
         raise ValueError(f"{_path(cls)} cannot be found by name; define it at the top of a module")
     return _path(cls)
@@ -111,7 +112,7 @@ def settings_of(cls: type) -> Mapping[str, Setting]:
 
 
 def setting_of(cls: type, name: str) -> Setting | None:
-    """The setting of a class that notation calls ``name``, a field or a free one (`levels.config.free`), or None."""
+    """The setting of a class that notation calls ``name``, a field or a free one (`levels.fields.free`), or None."""
     known = settings_of(cls)
     name = name if name in known else next((new for old, new in OLDER if old == name and new in known), name)
     hints = (field.metadata["free"] for field in fields_of(cls) if "free" in field.metadata)
@@ -138,7 +139,7 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
     for setting in known.values():
         if setting.required and setting not in taken.values():
             raise ValueError(f"{label(cls)} is missing its setting {setting.name}, {describe(setting.hint)}")
-    prefix = f"{cls.name}: " if issubclass(cls, Config) and cls is not Level else ""  # the caller names the level
+    prefix = f"{label(cls)}: " if getattr(cls, "name", "") else ""  # the caller names the level
     values = {}
     for name, setting in taken.items():
         try:
@@ -153,27 +154,32 @@ def make(cls: type, given: Mapping[str, Any]) -> Any:
         raise ValueError(str(error).removeprefix("level: ")) from error
 
 
-def task_of(made: Any, name: str) -> Task:
+def task_of(thing: Any, name: str) -> Any:
     """The task that a name stands for: a task, or a function without arguments that returns one."""
-    if not isinstance(made, Task) and callable(made):
-        made = run_users(made, f"{name!r} makes no task ({{}}); it must be a task, or a function without arguments")
+    if not hasattr(thing, "origin") and callable(thing):
+        thing = run_users(thing, f"{name!r} makes no task ({{}}); it must be a task, or a function without arguments")
     what = f"{name!r} must be a task or a function that returns one (a ModuleTask, say)"
-    require(isinstance(made, Task), f"{what}, got {type(made).__name__}")
-    task: Task = replace(made, origin=name)
-    return task
+    require(hasattr(thing, "origin"), f"{what}, got {type(thing).__name__}")
+    return replace(thing, origin=name)
 
 
-def adjusted(task: Task, given: Mapping[str, Any]) -> Task:
+def adjusted(task: Any, given: Mapping[str, Any]) -> Any:
     """A task of the user's with another split or dtype. ValueError, in one sentence, for other settings."""
-    known = settings_of(Task)
+    known = task_settings(type(task))
     for name in given:
         require(name in known, f"{task} has no setting {name!r}; it has {', '.join(known)}")
     return replace(task, **{name: coerce(value, known[name].hint) for name, value in given.items()})
 
 
+def task_settings(cls: type) -> Mapping[str, Setting]:
+    """The settings of a task that is named by its file: those that every task has."""
+    return {name: setting for name, setting in settings_of(cls).items() if name in ("split", "dtype")}
+
+
 def label(cls: type) -> str:
     """What messages call a class."""
-    return article(cls.__name__.lower()) if cls is Level or not issubclass(cls, Config) else cls.name
+    name: str = getattr(cls, "name", "")
+    return name or article(cls.__name__.lower())
 
 
 def unknown_setting(cls: type, name: str, known: Sequence[str]) -> str:
@@ -186,12 +192,12 @@ def kinds_in(hint: Any) -> tuple[str, ...]:
     """The kinds of part that a value of this type may be, or, for a list, hold; every kind for `Any` and `Config`."""
     kinds: list[str] = []
     for option in alternatives(hint):
-        if option in (Any, Config):
+        if option is Any or getattr(option, "__name__", "") == "Config":
             return tuple(KINDS)
         if is_list(option):
             kinds += [kind for item in get_args(option) if item is not ... for kind in kinds_in(item)]
-        elif isinstance(option, type) and issubclass(option, (Config, Problem)):
-            kinds += [kind for kind, base in KINDS.items() if issubclass(option, base) or issubclass(base, option)]
+        elif isinstance(option, type):
+            kinds += kinds_of(option)
     return tuple(dict.fromkeys(kinds))
 
 
@@ -267,19 +273,18 @@ def _modules() -> list[types.ModuleType]:
 
 def _is_part(cls: object, module: str) -> bool:
     """Whether it is a concrete part with a name, defined there rather than imported."""
-    defined = isinstance(cls, type) and issubclass(cls, Config) and cls.__module__ == module
+    defined = isinstance(cls, type) and hasattr(cls, "described") and cls.__module__ == module
     return defined and getattr(cls, "name", "") != "" and not inspect.isabstract(cls)
 
 
-def _imported(path: str, kinds: tuple[str, ...]) -> type[Config] | Task:
-    found = imported(path)
-    if "task" in kinds and not isinstance(found, type):
-        return task_of(found, path)
-    bases = tuple(KINDS[kind] for kind in kinds)
-    if not (isinstance(found, type) and issubclass(found, bases) and _is_part(found, found.__module__)):
-        wanted = article(" or ".join(kinds))
-        raise ValueError(f"{path!r} is not {wanted}: expected a concrete subclass of Config with a name")
-    return typing.cast(type[Config], found)
+def _imported(path: str, kinds: tuple[str, ...]) -> Any:
+    thing = imported(path)
+    if "task" in kinds and not isinstance(thing, type):
+        return task_of(thing, path)
+    good = isinstance(thing, type) and {*kinds_of(thing)} & {*kinds} and _is_part(thing, thing.__module__)
+    wanted = f"{article(' or '.join(kinds))}: expected a concrete subclass of Config with a name"
+    require(bool(good), f"{path!r} is not {wanted}")
+    return thing
 
 
 def _path(cls: type) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import as_data
 from levels.base import Estimator, LevelLike, ProblemTraits, is_level
-from levels.config import require
 from levels.faults import Skip, is_sound
+from levels.fields import require
 from levels.restart import run
 
 

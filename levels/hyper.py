@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.config import Config, format_value, require, setting
+from levels.config import Config
+from levels.fields import format_value, require, setting
 from levels.layout import Layout
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from levels.config import closest, require
+from levels.fields import closest, require
 
 FILE = r"(?:[\w.~-]*/)*[\w.-]+\.py:[A-Za-z_]\w*"  # of a name in a file, as a regular expression
 OURS = ("levels", "recursion")

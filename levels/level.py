@@ -23,8 +23,9 @@ from torch import Tensor
 from levels import base, episode, keys
 from levels.autodiff import as_data, vjp
 from levels.base import Carry, Estimator, Evaluate, LevelState, Objective, Optimizer, Problem, Step
-from levels.config import Config, Count, Positive, changed, listed, setting, unwritten
+from levels.config import Config
 from levels.faults import NonFinite, Stop, vetted
+from levels.fields import Count, Positive, changed, listed, setting, unwritten
 from levels.gradients.first_order import FirstOrder
 from levels.layout import Layout
 from levels.objectives import Sum

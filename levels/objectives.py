@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Objective
-from levels.config import Above, Positive
+from levels.fields import Above, Positive
 from levels.layout import constants
 
 

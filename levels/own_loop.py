@@ -18,7 +18,7 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import as_data, followed
 from levels.base import STATE, Carry, LevelState
-from levels.config import require
+from levels.fields import require
 from levels.level import Level
 from levels.restart import run
 

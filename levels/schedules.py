@@ -13,7 +13,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from levels.config import Above, Config, Count, UnitInterval
+from levels.config import Config
+from levels.fields import Above, Count, UnitInterval
 
 
 class Schedule(Config):

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from recursion.checkpoint import load as load
     from recursion.checkpoint import save as save
     from recursion.export import Exported as Exported
-    from recursion.notation import parse as parse
     from recursion.reports import Report as Report
+    from recursion.spec import parse as parse
     from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
     from recursion.tower import Tower as Tower
     from recursion.tower import TowerState as TowerState
@@ -22,7 +22,7 @@ HOME = {
     "Tower": "recursion.tower",
     "TowerState": "recursion.tower",
     "load": "recursion.checkpoint",
-    "parse": "recursion.notation",
+    "parse": "recursion.spec",
     "probe": "recursion.analysis.probe",
     "save": "recursion.checkpoint",
     "train": "recursion.training",

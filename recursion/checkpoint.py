@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from levels.config import require
 from levels.faults import Stop
+from levels.fields import require
 from levels.importing import names_in
+from levels.reading import located
 from levels.tree import map_leaves, named_leaves, with_leaves
-from recursion.notation import located
 from recursion.sealed import Format, described, read_sealed, write_sealed
 from recursion.spec import from_spec, to_spec
 from recursion.tower import Tower, TowerState

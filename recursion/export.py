@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
-from recursion.notation import located
+from levels.reading import located
 from recursion.pieces import fits_any_layout
 from recursion.sealed import Format, read_sealed, write_sealed
 from recursion.spec import part_from_spec, part_to_spec

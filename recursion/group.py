@@ -20,7 +20,8 @@ from itertools import accumulate
 from typing import Any
 
 from levels.base import Optimizer, Problem
-from levels.config import Config, NonNegative, Probability, require
+from levels.config import Config
+from levels.fields import NonNegative, Probability, require
 from levels.level import Level
 from levels.optimizers.gated import Gated
 from levels.optimizers.partition import Partition

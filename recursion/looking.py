@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from levels.base import Problem
-from levels.config import require
+from levels.fields import require
 from levels.hyper import HyperparamOptimizer
 from levels.optimizers.wrap import Wrapper
 from levels.tasks.network import NetworkTask
@@ -37,16 +37,16 @@ def numbers(tower: Any, state: Any) -> dict[str, float]:
     Hyperparameters of each level. Of each level that is trained by its gradient, the norm of that before it is clipped,
     and, if the level clips, the share of copies in which it was longer. Waits for the device once.
     """
-    found = {f"level {number} {name}": value.double().mean()
+    named = {f"level {number} {name}": value.double().mean()
              for number, values in enumerate(hypers(tower, state), 1) for name, value in values.items()}  # fmt: skip
     for number, (level, above, carry) in enumerate(zip(tower.bound, tower.bound[1:], tower.carries(state)[1:]), 1):
         if not above.optimizer.traits.reads_grad:
             continue
         norm = carry.problem_state.norm if level.clip else torch.linalg.vector_norm(carry.g, dim=-1)
-        found[f"level {number} gradient norm"] = norm.double().mean()
+        named[f"level {number} gradient norm"] = norm.double().mean()
         if level.clip:
-            found[f"level {number} clip rate"] = (norm > level.clip).double().mean()
-    return dict(zip(found, torch.stack(list(found.values())).tolist())) if found else {}
+            named[f"level {number} clip rate"] = (norm > level.clip).double().mean()
+    return dict(zip(named, torch.stack(list(named.values())).tolist())) if named else {}
 
 
 def module(tower: Any, state: Any, copy: int = 0) -> nn.Module:

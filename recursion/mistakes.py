@@ -6,20 +6,31 @@ import torch
 from torch import nn
 
 from levels.base import Optimizer, Problem
-from levels.config import require
+from levels.catalog import Setting
+from levels.fields import require
 from levels.level import Level
+from levels.reading import read_value
+from recursion.notation import read, read_level
 
 
-def check_stack(task: Any, levels: tuple[Any, ...]) -> None:
-    """TypeError for what is no task and no level; ValueError for a tower without a level."""
+def read_stack(task: Any, levels: tuple[Any, ...]) -> tuple[Problem, tuple[Level, ...]]:
+    """The task and the levels of a tower; text among them is read as notation.
+
+    TypeError for what is no task and no level; ValueError for a tower without a level.
+    """
+    if isinstance(task, str) and not levels:
+        task, every = read(task)
+        return task, tuple(every)
+    task = read_value(task, Setting("the task", Problem)) if isinstance(task, str) else task
+    levels = tuple(read_level(one, at) if isinstance(one, str) else one for at, one in enumerate(levels, 1))
     if not isinstance(task, Problem):
-        fix = f"; write recursion.parse({task!r})" if isinstance(task, str) else ""
         wrap = "wrap it: ModuleTask(make=lambda: ..., loss_function=..., train=(inputs, targets))"
-        raise TypeError(f"a tower stands on a task, got {task!r}{f'; {wrap}' if isinstance(task, nn.Module) else fix}")
+        raise TypeError(f"a tower stands on a task, got {task!r}{f'; {wrap}' if isinstance(task, nn.Module) else ''}")
     require(bool(levels), "a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
     for number, level in enumerate(levels, 1):
         if not isinstance(level, Level):
             raise TypeError(f"level {number} must be a Level, got {level!r}; {_fix(level)}")
+    return task, levels
 
 
 def _fix(value: Any) -> str:

@@ -46,14 +46,14 @@ class Steps(Display):
         self.steps, self.began = steps, time.monotonic()
         self.first: Report | None = None  # a resumed run starts in the middle; the past says nothing about speed
         self.last: Report | None = None
-        self.found: dict[str, float] = {}  # the last value of each metric
+        self.metrics: dict[str, float] = {}  # the last value of each metric
 
     def __call__(self, report: Report) -> None:
         done = report.step
         if self.first is None:
             self.first = report
             self.progress.reset(self.bar, completed=done - 1)
-        self.last, self.found = report, {**self.found, **report.metrics}
+        self.last, self.metrics = report, {**self.metrics, **report.metrics}
         if self.terminal:
             self.progress.update(self.bar, completed=done, status=status(report))
         elif done * LINES // self.steps > (done - 1) * LINES // self.steps:
@@ -71,7 +71,7 @@ class Steps(Display):
         for name in ("level", "loss below it", "at the end"):
             table.add_column(name)
         for number, (level, *losses) in enumerate(zip(tower.levels, self.first.losses, self.last.losses), 1):
-            own = {name.removeprefix(f"level {number} "): value for name, value in self.found.items()
+            own = {name.removeprefix(f"level {number} "): value for name, value in self.metrics.items()
                    if name.startswith(f"level {number} ")}  # fmt: skip
             numbers = ", ".join(f"{name} {value:.3g}" for name, value in own.items())
             table.add_row(escape(f"{number}: {level}"), "{:.3g} to {:.3g}".format(*losses), escape(numbers))

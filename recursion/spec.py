@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from levels import catalog
-from levels.config import Config, Count, alternatives, closest, fits, require, settings
+from levels.config import Config
+from levels.fields import Count, alternatives, closest, fits, require, settings
 from levels.importing import require_trusted
 from levels.level import Level
+from levels.reading import located, one_line
 from levels.tasks.task import Task
 from recursion.files import explained
-from recursion.notation import located, one_line, parse
+from recursion.notation import read
 from recursion.tower import Tower
 
 FORMAT = "descent-tower"
@@ -79,6 +81,12 @@ def loads(text: str | bytes, trust: Sequence[str] = ()) -> Tower:
     except RecursionError as error:
         raise ValueError(f"{FOREIGN}: its JSON is nested too deeply") from error
     return from_spec(spec, trust)
+
+
+def parse(text: str) -> Tower:
+    """The tower that ``text`` describes in notation. ValueError, in one line, for every mistake in it."""
+    task, levels = read(text)
+    return Tower(task, *levels)
 
 
 def read_tower(text: str, trust: Sequence[str] = ()) -> Tower:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
 from recursion.pieces import Memory, Pieces
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from levels import keys, restart
 from levels.autodiff import as_data
 from levels.base import Carry, Evals, LevelState, Problem
-from levels.config import require
+from levels.fields import require
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.tasks.task import Task
@@ -40,14 +40,12 @@ class TowerState(NamedTuple):
 
 
 class Tower:
-    """One level or more, bottom first, over ``task``. ValueError, naming the level, where a part does not fit."""
+    """Levels, bottom first, over ``task``; or notation. ValueError, naming the level, where a part does not fit."""
 
-    def __init__(self, task: Problem, *levels: Level) -> None:
-        mistakes.check_stack(task, levels)
-        self.task, self.levels = task, levels  # as given
-        self.bound: list[Level] = []  # each over the one before
-        problem = task
-        for number, level in enumerate(levels, 1):
+    def __init__(self, task: Problem | str, *levels: Level | str) -> None:
+        self.task, self.levels = mistakes.read_stack(task, levels)  # as given, or read
+        self.bound, problem = list[Level](), self.task  # each over the one before
+        for number, level in enumerate(self.levels, 1):
             try:
                 problem = level.over(problem)
             except (TypeError, ValueError) as error:
@@ -57,7 +55,7 @@ class Tower:
             self.bound.append(problem)
         self.top = self.bound[-1]
         chooses = self.top.gradient.traits.chooses_lookahead
-        what = f"level {len(levels)} ({levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
+        what = f"level {self.depth} ({self.levels[-1]}) is the topmost: nothing is trained by what it looks ahead to"
         fix = f"leave {self.top.gradient if chooses else 'ahead'} out"
         require(not chooses and self.top.lookahead is None, f"{what}; {fix}")
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from levels.config import Count, fits, require
+from levels.fields import Count, fits, require
 from recursion import checkpoint
 from recursion.accelerate import Running, accelerate, repays
 from recursion.files import RUNS, explained, folder_name, replace_file

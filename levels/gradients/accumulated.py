@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Evals, LevelLike, LevelState
-from levels.config import Count
+from levels.fields import Count
 from levels.gradients.first_order import Backpropagation, FirstOrder
 from levels.tree import leaves, map_leaves, with_leaves
 

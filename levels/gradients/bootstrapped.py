@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Estimator, LevelLike, LevelState
-from levels.config import require
+from levels.fields import require
 from levels.gradients.first_order import Backpropagation, FirstOrder
 from levels.restart import run
 

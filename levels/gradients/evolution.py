@@ -42,7 +42,7 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import as_data
 from levels.base import RESET, Estimator, LevelLike, LevelState
-from levels.config import Count, Positive, format_value, require
+from levels.fields import Count, Positive, format_value, require
 from levels.restart import first_ages, fresh, is_due, run
 from levels.tree import State, map_leaves
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import followed, hvp
 from levels.base import Estimator, Evaluate, LevelLike, Problem, is_level
-from levels.config import require
+from levels.fields import require
 from levels.gradients.first_order import Backpropagation
 from levels.replay import update_vjp
 from levels.tree import State

@@ -34,9 +34,9 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import RESET, STATE, Carry, Estimator, LevelLike, LevelState, Problem
-from levels.config import Count, require
 from levels.episode import require_differentiable
 from levels.faults import Skip
+from levels.fields import Count, require
 from levels.gradients.exact import require_followed
 from levels.restart import run, started
 from levels.tree import State, choose, leaves, map_leaves, scatter, with_leaves

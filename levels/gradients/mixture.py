@@ -19,7 +19,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Estimator, EstimatorTraits, LevelLike, LevelState
-from levels.config import Probability
+from levels.fields import Probability
 
 
 class Track(NamedTuple):

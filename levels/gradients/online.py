@@ -44,9 +44,9 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import as_data
 from levels.base import Carry, Estimator, EstimatorTraits, LevelState
-from levels.config import Count, Probability, format_value, require
 from levels.episode import tolerant
 from levels.faults import NonFiniteError
+from levels.fields import Count, Probability, format_value, require
 from levels.gradients.first_order import Backpropagation, FirstOrder
 from levels.restart import is_due, run
 from levels.tree import State, map_leaves

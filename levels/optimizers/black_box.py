@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
 
 Groups = Sequence[Mapping[str, float]]  # the hyperparameters of each tensor by name

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Problem
-from levels.config import AtLeast, require
+from levels.fields import AtLeast, require
 from levels.hyper import Hyper, Log, hyper
 from levels.layout import Layout
 from levels.optimizers.search import Population, Search, picked

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, OptimizerTraits, Problem
-from levels.config import Count, require
+from levels.fields import Count, require
 from levels.layout import Layout
 from levels.optimizers.wrap import Wrapper
 from levels.tree import State, map_leaves

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, OptimizerTraits, Problem, is_level
-from levels.config import AtLeast, Count, UnitInterval, Whole, require, setting
 from levels.episode import tolerant
+from levels.fields import AtLeast, Count, UnitInterval, Whole, require, setting
 from levels.hyper import Hyper, Log, hyper
 from levels.layout import Layout
 from levels.optimizers.search import Population, Search, best, picked, repeated

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.config import NonNegative, format_value, require
+from levels.fields import NonNegative, format_value, require
 from levels.hyper import Fixed
 from levels.layout import Layout
 from levels.optimizers.wrap import Moved, Wrapper, towards

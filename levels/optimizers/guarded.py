@@ -24,7 +24,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, OptimizerTraits, Problem, Split, is_level
-from levels.config import Count
+from levels.fields import Count
 from levels.layout import Layout
 from levels.optimizers.partition import asked
 from levels.optimizers.self_update import SelfUpdate

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, OptimizerTraits, Problem
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
 from levels.optimizers.wrap import Wrapper
 

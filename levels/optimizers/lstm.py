@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Count, Positive
+from levels.fields import Count, Positive
 from levels.layout import Layout
 from levels.optimizers.cells import Cells, LSTMState, log_and_sign
 

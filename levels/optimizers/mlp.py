@@ -29,7 +29,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Count, DecayRate, Positive
+from levels.fields import Count, DecayRate, Positive
 from levels.hyper import Hyper, Log
 from levels.layout import Layout, constants
 from levels.optimizers.cells import by_feature

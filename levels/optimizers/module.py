@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Positive, Whole, require
+from levels.fields import Positive, Whole, require
 from levels.layout import Layout
 from levels.optimizers.cells import by_feature, log_and_sign
 from levels.tree import State

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import Count
+from levels.fields import Count
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 from levels.optimizers.adam import AdamState, moments, no_moments
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import STATE, Optimizer, OptimizerTraits, Problem, Split
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
 from levels.optimizers.wrap import Moved, Wrapper
 from levels.tree import State

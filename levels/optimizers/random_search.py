@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from levels.config import AtLeast
+from levels.fields import AtLeast
 from levels.hyper import Hyper, Log, hyper
 from levels.optimizers.search import Population, Search, best
 from levels.tree import State

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Count, DecayRate, Positive
+from levels.fields import Count, DecayRate, Positive
 from levels.layout import Layout
 from levels.optimizers.adam import AdamState, moments, no_moments
 from levels.optimizers.cells import Cells, LSTMState, by_feature

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits, Problem
-from levels.config import Above, Count, Whole
 from levels.episode import tolerant
+from levels.fields import Above, Count, Whole
 from levels.layout import Layout
 from levels.optimizers.adam import Adam
 from levels.optimizers.guarded import Guard

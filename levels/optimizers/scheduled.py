@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.config import Whole, require
+from levels.fields import Whole, require
 from levels.optimizers.wrap import Moved, Wrapper, towards
 from levels.schedules import Schedule
 

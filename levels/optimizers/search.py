@@ -23,7 +23,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import OptimizerTraits, Problem, is_level
-from levels.config import Positive, fits, format_value, require
+from levels.fields import Positive, fits, format_value, require
 from levels.hyper import Hyper, HyperparamOptimizer
 from levels.layout import Layout
 from levels.optimizers.partition import asked, problem_key

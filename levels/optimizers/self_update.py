@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits, Problem, is_level
-from levels.config import Positive, require
+from levels.fields import Positive, require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, hyper
 from levels.layout import Layout
 from levels.optimizers.partition import asked

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from levels.base import OptimizerTraits
-from levels.config import require
+from levels.fields import require
 from levels.hyper import Hyper, HyperparamOptimizer, Log, Logit, hyper
 from levels.tree import State
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer, OptimizerTraits
-from levels.config import Count
+from levels.fields import Count
 from levels.optimizers.wrap import Wrapper
 from levels.tree import State, choose
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from levels.config import format_value, require
+from levels.fields import format_value, require
 from levels.importing import imported
 
 Kind = type[torch.optim.Optimizer]

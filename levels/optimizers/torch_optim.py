@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from levels.base import OptimizerTraits, Problem
-from levels.config import format_value, free, require
+from levels.fields import format_value, free, require
 from levels.hyper import Hyper, HyperparamOptimizer, Linear, Log, Logit
 from levels.layout import Layout
 from levels.optimizers import torch_names, torch_rules

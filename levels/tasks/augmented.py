@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.config import Positive, require, setting
+from levels.fields import Positive, require, setting
 from levels.tasks.task import Task
 from levels.tasks.wrapping import TaskWrapper, open_key
 from levels.tree import State

@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from levels.config import Count
+from levels.fields import Count
 from levels.layout import Layout
 from levels.tasks.data import FASHION, require_fashion, stored
 from levels.tasks.nets import ACTIVATIONS, Activation, Network, dense, dense_shape

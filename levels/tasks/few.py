@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from levels import keys
-from levels.config import Count
+from levels.fields import Count
 from levels.tasks.task import Task
 from levels.tasks.wrapping import HALVES, Side, TaskWrapper, adopt, whole
 from levels.tree import State

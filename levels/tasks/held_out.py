@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from levels.base import ProblemTraits, Split
-from levels.config import require
+from levels.fields import require
 from levels.tasks.task import Task
 from levels.tasks.wrapping import TaskWrapper
 from levels.tree import State

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from levels import keys
-from levels.config import require
+from levels.fields import require
 from levels.tasks.nets import Cursor
 from levels.tasks.network import NetworkTask
 from levels.tasks.seeded import seeded

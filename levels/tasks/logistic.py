@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from levels.base import ProblemTraits
-from levels.config import Count, NonNegative
+from levels.fields import Count, NonNegative
 from levels.layout import Layout
 from levels.tasks.data import Table, stored
 from levels.tasks.nets import Cursor, cross_entropy, dense, dense_shape, fresh

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from levels import keys
 from levels.base import ProblemTraits
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
 from levels.tasks.task import Task
 from levels.tasks.wrapping import adopt, open_key, require_tasks

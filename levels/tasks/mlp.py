@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from levels.config import Count
+from levels.fields import Count
 from levels.layout import Layout
 from levels.tasks.data import FASHION, require_fashion, stored
 from levels.tasks.nets import Activation, Network, dense_shapes, perceptron

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from levels.config import Count, require
+from levels.fields import Count, require
 from levels.tasks.nets import Cursor
 from levels.tasks.network import NetworkTask
 

@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 
 from levels import keys
 from levels.base import ProblemTraits
-from levels.config import require, unwritten
+from levels.fields import require, unwritten
 from levels.layout import Layout
 from levels.tasks.nets import Cursor
 from levels.tasks.norms import PlainNorms

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import ProblemTraits
-from levels.config import Count, NonNegative, Positive, require
+from levels.fields import Count, NonNegative, Positive, require
 from levels.layout import Layout
 from levels.tasks.nets import Cursor
 from levels.tasks.task import Task

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.config import Between, Count, Positive
+from levels.fields import Between, Count, Positive
 from levels.layout import Layout
 from levels.tasks.data import stored
 from levels.tasks.nets import Activation, Cursor, Network, dense_shapes, fresh, perceptron

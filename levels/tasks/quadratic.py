@@ -11,7 +11,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import ProblemTraits
-from levels.config import Count
+from levels.fields import Count
 from levels.layout import Layout
 from levels.tasks.task import Task
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import ProblemTraits
-from levels.config import AtLeast
+from levels.fields import AtLeast
 from levels.layout import Layout
 from levels.tasks.task import Task
 

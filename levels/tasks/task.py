@@ -15,7 +15,8 @@ from torch import Tensor
 from levels import keys
 from levels.autodiff import is_followed
 from levels.base import Problem, Split
-from levels.config import Config, changed, listed, unwritten
+from levels.config import Config
+from levels.fields import changed, listed, unwritten
 from levels.tasks.data import SPLITS as SPLITS
 from levels.tree import State
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from levels.base import ProblemTraits
-from levels.config import Count, require
+from levels.fields import Count, require
 from levels.layout import Layout
 from levels.tasks.data import ALPHABET, Text, load
 from levels.tasks.nets import Cursor, dense, dense_shape

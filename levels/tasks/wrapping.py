@@ -15,7 +15,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import ProblemTraits
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout
 from levels.tasks.task import Task
 

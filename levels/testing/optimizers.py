@@ -11,7 +11,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer, Problem
-from levels.config import require
+from levels.fields import require
 from levels.layout import Layout, Shapes
 from levels.testing import shared
 from levels.testing.shared import check_same, check_state, check_tensor, close, expect, untouched

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from levels import keys
-from levels.config import Config, settings
+from levels.config import Config
+from levels.fields import settings
 from levels.layout import Layout
 from levels.tree import State, leaves, map_leaves, named_leaves
 

@@ -35,7 +35,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from levels import keys
 from levels.autodiff import hvp, is_followed
 from levels.base import Problem, ProblemTraits, Split
-from levels.config import require
+from levels.fields import require
 from levels.gradients.exact import first_line
 from levels.layout import Layout
 from levels.tasks.convnet import DigitsConvNet, FashionConvNet, MnistConvNet

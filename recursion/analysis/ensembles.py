@@ -22,7 +22,7 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Optimizer
-from levels.config import require
+from levels.fields import require
 from levels.optimizers.ensemble import Ensemble
 from levels.optimizers.search import Population, Search
 from levels.tasks.nets import cross_entropy

@@ -26,8 +26,8 @@ from torch.utils.flop_counter import flop_registry
 from levels import keys, restart
 from levels.autodiff import as_data
 from levels.base import LevelState, Problem
-from levels.config import unwritten
 from levels.faults import Skip
+from levels.fields import unwritten
 from levels.level import Level
 from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower

@@ -32,8 +32,8 @@ from typing import NamedTuple
 
 from levels import keys
 from levels.base import Estimator
-from levels.config import require
 from levels.faults import NonFiniteError, Skip
+from levels.fields import require
 from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.evolution import Antithetic, ESSingle
 from levels.gradients.exact import Exact

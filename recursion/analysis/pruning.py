@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Carry, Optimizer
-from levels.config import require
+from levels.fields import require
 from levels.gradients.bootstrapped import Bootstrapped
 from levels.gradients.first_order import Backpropagation
 from levels.gradients.forward import Forward

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import Problem
-from levels.config import require
 from levels.faults import Skip
+from levels.fields import require
 from levels.tree import State
 from recursion.evaluate.observed import Observed, Tally
 from recursion.tower import Tower, TowerState

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from levels import keys
 from levels.base import STATE, Optimizer, Problem
-from levels.config import Count, described, fits, format_value, require
 from levels.faults import NonFiniteError
+from levels.fields import Count, described, fits, format_value, require
 from levels.level import Level
 from levels.tasks.task import Task
 from levels.tree import State

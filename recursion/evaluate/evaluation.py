@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from levels import keys
-from levels.config import require
+from levels.fields import require
 from levels.tasks.task import Task
 from recursion.evaluate.baselines import BASELINES, MEASURES, Tuned, tune
 from recursion.evaluate.deploy import Subject, require_counts, run

@@ -1,6 +1,6 @@
 """What a tower's training produced for level 1, ready to be saved and used outside of it (`recursion.export`)."""
 
-from levels.config import require
+from levels.fields import require
 from recursion.evaluate.afresh import is_optimizer
 from recursion.evaluate.deploy import learned
 from recursion.export import Exported, export

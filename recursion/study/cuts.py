@@ -21,10 +21,11 @@ from typing import Any, NamedTuple, NoReturn
 from levels import catalog
 from levels.base import Optimizer
 from levels.catalog import Setting
-from levels.config import Count, closest, fits, format_value, require, settings
+from levels.fields import Count, closest, fits, format_value, require, settings
 from levels.hyper import Hyper
 from levels.level import Level
-from recursion.notation import located, one_line, parse, read_value
+from levels.reading import located, one_line, read_value
+from recursion.spec import parse
 from recursion.tower import Tower
 
 Grid = tuple[tuple[str, tuple[str, ...]], ...]

@@ -42,7 +42,7 @@ from recursion.analysis.work import Work, lived_work
 from recursion.evaluate import afresh
 from recursion.evaluate.baselines import BASELINES
 from recursion.files import is_users, reason
-from recursion.notation import parse
+from recursion.spec import parse
 from recursion.study import records
 from recursion.study.bench import LEARNING, Bench, Row, Tell, parameters, row, rows_of
 from recursion.study.learning import Learning

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from levels.config import require
+from levels.fields import require
 from recursion.files import explained, replace_file
 from recursion.study.request import Request, Run, plain
 

@@ -20,8 +20,7 @@ from rich.text import Text
 
 from recursion.evaluate.reporting import make_folder
 from recursion.files import replace_file
-from recursion.notation import parse
-from recursion.spec import to_spec
+from recursion.spec import parse, to_spec
 from recursion.study import words
 from recursion.study.drawing import Picture
 from recursion.study.findings import Findings, Line, lowest

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Optimizer
-from levels.config import require, settings
+from levels.fields import require, settings
 from levels.hyper import Hyper, HyperparamOptimizer, Logit
 from levels.optimizers.scheduled import Scheduled
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup

@@ -14,8 +14,7 @@ from torch import Tensor
 from levels import SGD, DigitsMLP, HeldOut, Layout, Level, Problem, Quadratic, keys
 from levels.tree import leaves
 from recursion import Tower, TowerState, checkpoint, cli
-from recursion.notation import parse
-from recursion.spec import dumps
+from recursion.spec import dumps, parse
 
 __all__ = ["gpu"]
 

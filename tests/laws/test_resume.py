@@ -6,8 +6,7 @@ import pytest
 from oracle import equal
 
 from recursion import checkpoint
-from recursion.notation import parse
-from recursion.spec import dumps, loads
+from recursion.spec import dumps, loads, parse
 
 Q, D = "quadratic(dims=2): ", "digits-mlp(hidden=[2], minibatch=4): "
 TEXTS = [

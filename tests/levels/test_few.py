@@ -8,7 +8,7 @@ from levels import SGD, Augmented, DigitsMLP, Few, HeldOut, Level, Quadratic, ke
 from levels.testing import check_problem
 from recursion import Tower
 from recursion.evaluate.deploy import run
-from recursion.notation import parse
+from recursion.spec import parse
 
 SMALL = DigitsMLP(hidden=(3,), minibatch=8)
 

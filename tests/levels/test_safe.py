@@ -12,8 +12,7 @@ from levels.tree import leaves, map_leaves
 from recursion import LearnedTorchOptimizer
 from recursion.evaluate.deploy import run, run_afresh
 from recursion.export import export
-from recursion.notation import parse
-from recursion.spec import dumps, loads
+from recursion.spec import dumps, loads, parse
 
 KEY = keys.seed(5)
 FALLBACKS = {"quadratic": Adam(lr=0.1), "digits-mlp": Adam(lr=0.03)}

@@ -27,8 +27,7 @@ from levels import (
 )
 from levels.testing import check_optimizer, check_problem
 from recursion import LearnedTorchOptimizer
-from recursion.notation import parse
-from recursion.spec import dumps, loads
+from recursion.spec import dumps, loads, parse
 
 STEPS = 20
 KEY = keys.seed(3)

@@ -13,8 +13,7 @@ import pytest
 from towers import SMALL, assert_same
 
 from recursion import checkpoint, cli, files
-from recursion.notation import parse
-from recursion.spec import dumps
+from recursion.spec import dumps, parse
 
 QUICK = ["--problems", "4", "--eval-steps", "5"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from levels.base import Split
-from levels.config import require
+from levels.fields import require
 from levels.tree import map_leaves
 
 FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files

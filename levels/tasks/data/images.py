@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from levels.base import Split
-from levels.config import require
+from levels.fields import require
 from levels.tasks.data import Labelled, idx_file, part
 
 
