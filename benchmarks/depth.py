@@ -36,7 +36,7 @@ from levels import LSTM, SGD, Adam, Fixed, Gated, Level, Linear, MeanLog, NoisyQ
 from recursion import Tower, TowerState
 from recursion.analysis.depth import gates
 from recursion.analysis.pruning import prune
-from recursion.evaluate.statistics import estimate
+from recursion.evaluation.statistics import estimate
 from recursion.group import Depth, gated_levels
 
 TASK = NoisyQuadratic(noise=2.0)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from levels import LSTM, SGD, Adam, Layout, Optimizer, RMSprop, keys
-from recursion.export import export
+from recursion.exported import Exported
 from tests.laws.live import LiveBytes
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -35,7 +35,7 @@ def network() -> nn.Module:
 
 def exported(rule: Optimizer) -> Make:
     """The rule as it starts: what it costs does not depend on what it learned."""
-    return export(rule, rule.bind(ONE).init(keys.seed(0)))
+    return Exported.of(rule, rule.bind(ONE).init(keys.seed(0)))
 
 
 OPTIMIZERS: dict[str, Make] = {

@@ -35,9 +35,9 @@ from levels import CMA, GA, LSTM, Adam, DigitsMLP, Level, Optimizer, Quadratic, 
 from levels.tree import map_leaves
 from recursion import Tower, TowerState
 from recursion.analysis.ensembles import Compared, compare
-from recursion.evaluate.deploy import run
-from recursion.evaluate.observed import Observed, Tally
-from recursion.evaluate.statistics import Values, difference, estimate
+from recursion.evaluation.deploy import run
+from recursion.evaluation.observed import Observed, Tally
+from recursion.evaluation.statistics import Values, difference, estimate
 
 SEEDS, PROBLEMS, POINTS = 5, 32, 10
 ENSEMBLED = ("genetic", "genetic + gradient")

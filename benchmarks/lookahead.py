@@ -37,7 +37,7 @@ from benchmarks.horizon import Underway, excess, start_of
 from levels import SGD, Adam, DigitsMLP, Discounted, Level, NoisyQuadratic, Online, Task, keys
 from levels.restart import is_due
 from recursion import Tower, TowerState
-from recursion.evaluate.statistics import Estimate, estimate
+from recursion.evaluation.statistics import Estimate, estimate
 
 SEEDS, UNROLL, PROBLEMS = 5, 5, 32
 POINTS = 20  # of each curve, evenly over the budget; its last tenth is what a run ends with

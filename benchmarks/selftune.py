@@ -23,8 +23,8 @@ from matplotlib.axes import Axes
 
 from levels import NonFiniteError, keys
 from recursion import Tower
-from recursion.evaluate.observed import Observed, Tally
-from recursion.evaluate.statistics import estimate
+from recursion.evaluation.observed import Observed, Tally
+from recursion.evaluation.statistics import estimate
 from recursion.spec import parse
 
 ADAM = "Adam throughout"

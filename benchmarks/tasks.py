@@ -48,8 +48,8 @@ from levels import (
 from levels.tasks.data import FASHION
 from levels.tasks.data.scikit import table
 from levels.tasks.task import SPLITS
-from recursion.evaluate.baselines import tune
-from recursion.evaluate.deploy import run
+from recursion.evaluation.baselines import tune
+from recursion.evaluation.deploy import run
 
 TUNING, PROBLEMS = 2, 8
 

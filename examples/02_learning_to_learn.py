@@ -11,7 +11,7 @@ import torch
 
 from levels import LSTM, Adam, Level, Optimizer, Quadratic, keys
 from recursion import Tower
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 
 STEPS, PROBLEMS, UPDATES = 100, 64, 400
 

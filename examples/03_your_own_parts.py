@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from levels import LSTM, Hyper, HyperparamOptimizer, Level, Log, Logit, ModuleTask, hyper, keys
 from levels.testing import check_optimizer, check_problem
 from recursion import Tower
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 
 
 @dataclass(frozen=True, repr=False)

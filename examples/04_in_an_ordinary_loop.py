@@ -26,9 +26,7 @@ from torch import nn
 
 from levels import LSTM, Adam, DigitsMLP, Level
 from levels.tasks.data.scikit import digits
-from recursion import Tower
-from recursion.evaluate.learned import learned_by
-from recursion.export import load
+from recursion import Exported, Tower, export
 
 UPDATES, STEPS, MINIBATCH = 150, 40, 128
 Make = Callable[..., torch.optim.Optimizer]
@@ -40,7 +38,7 @@ def trained_lstm(path: Path) -> None:
     state = tower.init(seed=0)
     for _ in range(UPDATES):
         state, _report = tower.step(state)
-    learned_by(tower, state, seed=0).save(path)
+    export(tower, state, seed=0).save(path)
 
 
 def network() -> nn.Module:
@@ -79,7 +77,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lstm.safetensors"
         trained_lstm(file)
-        learned = load(file)
+        learned = Exported.load(file)
     print(f"{sum(p.numel() for p in network().parameters()):,} parameters, {STEPS} steps")
     subjects: list[tuple[str, Make]] = [(f"learned lstm, lr {lr}", partial(learned, lr=lr)) for lr in (1.0, 0.1)]
     subjects += [(f"torch Adam, lr {lr}", partial(torch.optim.Adam, lr=lr)) for lr in (1e-3, 3e-3)]

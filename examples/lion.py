@@ -20,7 +20,7 @@ from torch import Tensor
 from levels import Adam, Hyper, HyperparamOptimizer, Level, Log, Logit, OptimizerTraits, Quadratic, hyper, keys
 from levels.testing import check_optimizer
 from recursion import Tower
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 
 
 @dataclass(frozen=True, repr=False)

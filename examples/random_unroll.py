@@ -20,7 +20,7 @@ from levels import LSTM, Adam, Estimator, FirstOrder, Level, Quadratic, keys
 from levels.testing import check_estimator
 from levels.tree import choose
 from recursion import Tower
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 
 WITHIN = FirstOrder()
 

@@ -20,7 +20,7 @@ from levels import SGD, Adam, Exact, Level, Objective, Quadratic, Sum, keys
 from levels.fields import Positive
 from levels.testing import check_problem
 from recursion import Tower
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 
 
 @dataclass(frozen=True, repr=False)

@@ -87,6 +87,8 @@ def find(name: str, *kinds: str) -> Any:
 
 def name_of(cls: type[Any]) -> str:
     """The name under which `find` finds a class again. ValueError if nothing does, as for one inside a function."""
+    own = cls.__name__
+    require(cls.name != "", f"{own} has no name; write name = {own.lower()!r} into class {own}")
     if any(parts(kind).get(cls.name) is cls for kind in KINDS):
         return str(cls.name)
     if "." in cls.__qualname__:

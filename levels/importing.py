@@ -31,8 +31,8 @@ def imported(name: str) -> Any:
         steps = name.split(".")
         good = len(steps) > 1 and all(step.isidentifier() for step in steps)
         require(good, f"{name!r} is not the path of a class; write it as mypkg.mymodule.MyClass")
-        hidden = [step for step in steps if step.startswith("_")]
-        require(not hidden, f"{name!r} is private ({hidden[0]}); name a public module and class")
+        hidden = ", ".join(step for step in steps if step.startswith("_"))
+        require(not hidden, f"{name!r} is private ({hidden}); name a public module and class")
         home, what = name.rpartition(".")[::2]
         with_fix = f"cannot import {home!r} ({{}}); install it or put it on PYTHONPATH"
         module = run_users(lambda: import_module(home), with_fix)

@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from recursion.analysis.probe import probe as probe
     from recursion.checkpoint import load as load
     from recursion.checkpoint import save as save
-    from recursion.export import Exported as Exported
+    from recursion.evaluation.exporting import export as export
+    from recursion.evaluation.scenarios import evaluate as evaluate
+    from recursion.exported import Exported as Exported
     from recursion.reports import Report as Report
     from recursion.spec import parse as parse
     from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
     from recursion.training import train as train
 
 HOME = {
-    "Exported": "recursion.export",
+    "Exported": "recursion.exported",
     "LearnedTorchOptimizer": "recursion.torch_optimizer",
     "Report": "recursion.reports",
     "Tower": "recursion.tower",
     "TowerState": "recursion.tower",
+    "evaluate": "recursion.evaluation.scenarios",
+    "export": "recursion.evaluation.exporting",
     "load": "recursion.checkpoint",
     "parse": "recursion.spec",
     "probe": "recursion.analysis.probe",

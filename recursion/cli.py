@@ -91,7 +91,7 @@ def unknown(rest: Sequence[str], words: Sequence[str]) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean train?)``, or nothing if nothing is close."""
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(word, list(known), 1, 0.7)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -20,9 +20,9 @@ from levels.optimizers.learned_init import LearnedInit
 from recursion import checkpoint, training
 from recursion.analysis import depth, growth_report, pruning
 from recursion.analysis import probe as probing
-from recursion.evaluate.evaluation import evaluate
-from recursion.evaluate.learned import learned_by
-from recursion.evaluate.reporting import draw_training, write
+from recursion.evaluation import exporting
+from recursion.evaluation.reporting import draw_training, write
+from recursion.evaluation.scenarios import evaluate
 from recursion.files import RUNS, explained, folder_name, replace_file
 from recursion.progress import Stages, Steps, note
 from recursion.spec import dumps, parse, read_tower
@@ -87,7 +87,7 @@ def probe(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """``tower export``: the optimizer that a run learned, in a file of its own."""
     saved = _saved_in(args.run, args)
-    exported = learned_by(
+    exported = exporting.export(
         saved.tower, saved.state, seed=saved.seed, copy=args.copy, windows=args.windows, deploy_seed=args.seed
     )
     out = Path(args.run) / "optimizer.safetensors" if args.out is None else Path(args.out)
@@ -97,7 +97,7 @@ def export(args: argparse.Namespace) -> None:
     spent = f", {exported.source['base_steps']} base steps spent" if len(saved.tower.levels) > 2 else ""
     sys.stdout.write(
         f"{exported.optimizer}, {len(exported.weights)} parameters{spent}, written to {out}; use it with\n"
-        f"  optimizer = recursion.export.load({str(out)!r})(model.parameters())\n"
+        f"  optimizer = recursion.Exported.load({str(out)!r})(model.parameters())\n"
     )
 
 

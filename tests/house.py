@@ -35,7 +35,7 @@ START = "recursion/cli.py"  # its functions may import anything, so that ``tower
 EXTRAS = {
     r"mlxtend|mnist1d|ray|optuna|tensorboard|torch\.utils\.tensorboard|selenium|pytorch_optimizer": "levels|recursion",
     r"pandas|jinja2": "recursion/study",
-    r"matplotlib": "recursion/(study|evaluate|analysis)",
+    r"matplotlib": "recursion/(study|evaluation|analysis)",
 }
 """What a function may import, and in which folders."""
 FORBIDDEN = r"(.*\.)?(ContextVar|__init_subclass__)|torch\._C(\..*)?"

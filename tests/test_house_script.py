@@ -108,9 +108,9 @@ PLANTED = {
         "levels/b.py": "from . import c\n", "levels/c.py": "from levels import a\n", "levels/d.py": "import levels.c\n",
     }, ["levels.a <-> levels.b <-> levels.c"]),
     "imports inside functions": ({
-        "recursion/study/a.py": LATE, "recursion/evaluate.py": LATE, "recursion/cli.py": LATE,
+        "recursion/study/a.py": LATE, "recursion/evaluation.py": LATE, "recursion/cli.py": LATE,
         "levels/a.py": "import levels.c\n", "levels/c.py": "def late():\n    from levels import a\n",
-    }, ["levels/c.py:2: levels.a", "recursion/evaluate.py:3: pandas.Series", "recursion/evaluate.py:4: raylib",
+    }, ["levels/c.py:2: levels.a", "recursion/evaluation.py:3: pandas.Series", "recursion/evaluation.py:4: raylib",
         "recursion/study/a.py:4: raylib"]),
     "forbidden names": ({
         "levels/a.py": NAMES, "recursion/a.py": NAMES + "class A:\n    def __init_subclass__(cls): ...\n",

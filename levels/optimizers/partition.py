@@ -137,7 +137,7 @@ def problem_key(key: Tensor) -> Tensor:
 def asked(optimizer: Optimizer, purpose: str = "asks the problem that it works on") -> Problem:
     """The problem that a bound optimizer may ask.
 
-    Raises ValueError if it is bound to a layout alone (`recursion.export`), or to some tensors of a problem.
+    Raises ValueError if it is bound to a layout alone (`recursion.exported`), or to some tensors of a problem.
     """
     site, fix = optimizer.site, "give it a level of its own"
     alone = "some tensors of it have no loss" if isinstance(site, Restricted) else "it was bound to a layout alone"

@@ -15,7 +15,7 @@ finite, or after ``patience`` updates in a row with a lag above 1/40 (a loss 5% 
 updates copies that lag fall back, and the others go on alone. The inner optimizer alone is judged by the losses of the
 run: if they are not finite, or if smoothed losses stay above ``factor`` times their best for ``patience`` updates, the
 run goes back to its best point and the fallback begins there. ``watch=0`` is that alone. Then nothing is asked, so the
-guard can leave the tower for ordinary training loops (`recursion.export`), whose steps then take a closure.
+guard can leave the tower for ordinary training loops (`recursion.exported`), whose steps then take a closure.
 
 Heaton, Chen, Wang and Yin 2020 ("Safeguarded learned convex optimization", arXiv 2003.01880) take a learned step only
 if a residual of a convex problem shrinks enough, else a hand-made step from there. In Premont-Schwarz et al. 2022

@@ -28,10 +28,10 @@ from levels.optimizers.search import Population, Search
 from levels.tasks.nets import cross_entropy
 from levels.tasks.predicting import Predicting
 from levels.tasks.task import Task
-from recursion.evaluate.baselines import MEASURES
-from recursion.evaluate.deploy import CHUNK, run, walk
-from recursion.evaluate.evaluation import held_out
-from recursion.evaluate.statistics import Estimate, difference, estimate
+from recursion.evaluation.baselines import MEASURES
+from recursion.evaluation.deploy import CHUNK, run, walk
+from recursion.evaluation.scenarios import held_out
+from recursion.evaluation.statistics import Estimate, difference, estimate
 from recursion.tower import Tower, TowerState
 
 MEMBER = "best member"

@@ -27,7 +27,7 @@ from levels.base import Carry, Window
 from levels.faults import Skip
 from levels.level import Level
 from levels.tree import choose, leaves, map_leaves, with_leaves
-from recursion.evaluate.statistics import Estimate, estimate
+from recursion.evaluation.statistics import Estimate, estimate
 
 ENOUGH = 20  # updates, by default
 

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from recursion.analysis.probe import LIMIT, LevelGrowth
-from recursion.evaluate.reporting import COLOURS, Axes, finish, interval_text, make_folder
-from recursion.evaluate.reporting import picture as drawn
+from recursion.evaluation.reporting import COLOURS, Axes, finish, interval_text, make_folder
+from recursion.evaluation.reporting import picture as drawn
 from recursion.files import replace_file
 
 NOTE = (

@@ -29,7 +29,7 @@ from levels.base import LevelState, Problem
 from levels.faults import Skip
 from levels.fields import unwritten
 from levels.level import Level
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation.observed import Observed, Tally
 from recursion.tower import Tower
 
 COPIES = 8  # on which a base step and an update are measured; members of a mixture differ

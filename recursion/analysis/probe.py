@@ -43,8 +43,8 @@ from levels.gradients.mixture import Mix
 from levels.gradients.online import Online
 from levels.level import Level
 from recursion.analysis.growth import Logs, Plan, follow, path_of, rate
-from recursion.evaluate.deploy import require_counts
-from recursion.evaluate.statistics import Estimate
+from recursion.evaluation.deploy import require_counts
+from recursion.evaluation.statistics import Estimate
 from recursion.tower import Tower, TowerState
 
 LIMIT = 100.0  # largest factor with which a gradient is useful

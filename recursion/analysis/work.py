@@ -31,7 +31,7 @@ from levels.base import STATE, Optimizer, Problem, ProblemTraits
 from levels.level import Level
 from recursion.analysis.metering import COPIES, Meter, Operations, Pass, measure
 from recursion.analysis.metering import base_flops as base_flops
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation.observed import Observed, Tally
 from recursion.tower import Tower
 
 

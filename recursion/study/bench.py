@@ -2,9 +2,9 @@
 
 All runs of a request use the very same problems with the same minibatches, whatever their seed: differences pair by
 problem. Snapshots are compared on problems to select by, the chosen one is reported once, and problems to train on show
-the gap between them. Each use is made once and stored, and its cost goes into the ledger: gradients of the task as
-`recursion.evaluate.observed` counts them, the work of optimizers as `recursion.analysis.work` does, both in base steps,
-and seconds of the processor.
+the gap between them. Each use is made once and stored, and its cost goes into the ledger: gradients of the task
+(`recursion.evaluation.observed`) and the work of optimizers (`recursion.analysis.work`), both in base steps, and
+seconds of the processor.
 """
 
 import math
@@ -24,9 +24,9 @@ from levels.optimizers.adam import Adam
 from levels.optimizers.safeguarded import Safeguarded
 from levels.tasks.task import Task
 from recursion.analysis.work import NOTHING, Work, use_work
-from recursion.evaluate.baselines import final_loss, mean_loss
-from recursion.evaluate.deploy import CHUNK, run, walk
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation.baselines import final_loss, mean_loss
+from recursion.evaluation.deploy import CHUNK, run, walk
+from recursion.evaluation.observed import Observed, Tally
 from recursion.study.problems import known, problems
 from recursion.study.records import Store
 from recursion.study.request import SPENT, Request

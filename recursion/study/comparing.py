@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recursion.evaluate.statistics import Estimate, Values, difference, improvement, interquartile_mean, level
-from recursion.evaluate.statistics import interval as estimated
+from recursion.evaluation.statistics import Estimate, Values, difference, improvement, interquartile_mean, level
+from recursion.evaluation.statistics import interval as estimated
 from recursion.study.request import BASELINE
 from recursion.study.results import MEASURES, PRIMARY, SPLITS, Cell, Results
 from recursion.study.words import capital, interval, number, plural, share

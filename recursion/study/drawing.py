@@ -17,8 +17,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from recursion.evaluate.reporting import COLOURS, DASHES
-from recursion.evaluate.statistics import Estimate
+from recursion.evaluation.reporting import COLOURS, DASHES
+from recursion.evaluation.statistics import Estimate
 from recursion.study.words import number
 
 WIDTH, HEIGHT = 4.7, 3.5  # inches

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from recursion.evaluate.statistics import Estimate, level
+from recursion.evaluation.statistics import Estimate, level
 from recursion.study import comparing, costs
 from recursion.study.comparing import Comparison
 from recursion.study.request import BASELINE

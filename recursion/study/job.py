@@ -39,8 +39,8 @@ from levels.base import Optimizer, Problem
 from levels.hyper import HyperparamOptimizer
 from levels.tasks.task import Task
 from recursion.analysis.work import Work, lived_work
-from recursion.evaluate import afresh
-from recursion.evaluate.baselines import BASELINES
+from recursion.evaluation import afresh
+from recursion.evaluation.baselines import BASELINES
 from recursion.files import is_users, reason
 from recursion.spec import parse
 from recursion.study import records

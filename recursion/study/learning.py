@@ -27,9 +27,9 @@ from levels.faults import NonFiniteError
 from recursion import checkpoint
 from recursion.analysis.metering import LiveBytes, Operations, Pass, measure
 from recursion.analysis.work import NOTHING, Lived, Work, lived_work, own_work_under, windows_of
-from recursion.evaluate import deploy
-from recursion.evaluate.baselines import mean_loss
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation import deploy
+from recursion.evaluation.baselines import mean_loss
+from recursion.evaluation.observed import Observed, Tally
 from recursion.study.bench import LEARNING, Bench, Row, finite, row
 from recursion.study.problems import Met
 from recursion.study.request import Budget, Run

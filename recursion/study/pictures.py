@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from recursion.evaluate.reporting import COLOURS
+from recursion.evaluation.reporting import COLOURS
 from recursion.study import drawing
 from recursion.study.comparing import Gap
 from recursion.study.drawing import INK, SOFT, Looks, Picture, drawable, drawn, logarithmic, looks_of, whisker

@@ -17,7 +17,7 @@ from levels import keys
 from levels.base import Problem
 from levels.tasks.task import Task
 from levels.tree import State, leaves
-from recursion.evaluate.observed import Tally
+from recursion.evaluation.observed import Tally
 
 MANY = 0.25  # share of a split's examples above which they are no coincidence
 
@@ -47,7 +47,7 @@ def known(task: Task, key: Tensor, seen: set[int]) -> int:
 
 
 def problems(task: Problem, key: Tensor) -> list[int]:
-    """Fingerprints of the problems that keys ``[P]`` name, as `recursion.evaluate.deploy.run` has them."""
+    """Fingerprints of the problems that keys ``[P]`` name, as `recursion.evaluation.deploy.run` has them."""
     for_params, for_state = keys.split(key, 2).unbind(-1)
     x = task.init(for_params)
     return fingerprints(x, task.init_state(x, for_state))

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from recursion.evaluate.reporting import make_folder
+from recursion.evaluation.reporting import make_folder
 from recursion.files import replace_file
 from recursion.spec import parse, to_spec
 from recursion.study import words

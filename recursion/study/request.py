@@ -5,6 +5,7 @@ All runs get the same budget and the same problems. Building a request builds ev
 refused before anything runs.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 from levels.hyper import HyperparamOptimizer
-from recursion.evaluate.deploy import require_counts
+from recursion.evaluation.deploy import require_counts
+from recursion.spec import parse, to_spec
 from recursion.study.cuts import Grid, cells, task_of
+from recursion.tower import Tower
 
 BASELINE = "tuned baseline"
 SPENT = ("training", "selection", "deployment", "search")  # stages that a budget pays for, in this order
@@ -80,15 +83,15 @@ class Run:
 class Request:
     """A study. Raises ValueError, in one line, for what cannot be run.
 
-    ``tower``: notation; ``...`` in front of the last level repeats the one before it as often as a depth needs.
-    ``depths``: where it is cut. ``grid``: settings and the values that each takes, as text (`recursion.study.cuts`).
-    ``seeds``: training seeds 0, 1, ... of each cell. ``baseline``: whether a cell of its own tunes hand-made ones.
-    ``budget``: of each run. ``steps``: base steps of a use. ``problems``: reported on, once. ``select``: problems that
-    snapshots are compared on. ``snapshots``: of a training, beside its start. ``search``: how hand-made optimizers are
-    tuned. ``windows``: as `recursion.evaluate.deploy.learned` takes it.
+    ``tower``: a tower or notation, in which ``...`` in front of the last level repeats the one before it as often as a
+    depth needs. ``depths``: where it is cut. ``grid``: settings and the values that each takes, as text
+    (`recursion.study.cuts`). ``seeds``: training seeds 0, 1, ... of each cell. ``baseline``: whether a cell of its own
+    tunes hand-made ones. ``budget``: of each run. ``steps``: base steps of a use. ``problems``: reported on, once.
+    ``select``: problems that snapshots are compared on. ``snapshots``: of a training, beside its start. ``search``: how
+    hand-made optimizers are tuned. ``windows``: as `recursion.evaluation.deploy.learned` takes it.
     """
 
-    tower: str
+    tower: str | Tower
     depths: tuple[int, ...]
     grid: Grid = ()
     seeds: int = 5
@@ -102,6 +105,7 @@ class Request:
     windows: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tower", _written(self.tower))
         names = ("steps", "problems", "select", "snapshots", "windows", "seeds")
         require_counts("", **{name: getattr(self, name) for name in names})
         if self.search not in get_args(Search):
@@ -123,14 +127,15 @@ class Request:
 
         A lone hand-made optimizer has nothing to learn, so it is tuned; unless the grid sets it.
         """
-        every, planned = cells(self.tower, tuple(self.depths), self.grid), list[Run]()
+        text = str(self.tower)
+        every, planned = cells(text, tuple(self.depths), self.grid), list[Run]()
         for (label, factors, tower), name in zip(every, _names([cell.factors for cell in every])):
             alone = tower.depth == 1 and isinstance(tower.levels[0].optimizer, HyperparamOptimizer)
             kind: Kind = "search" if alone and set(factors) == {"depth"} else "tower"
             about = {"cell": label, "depth": tower.depth, "factors": dict(factors), "tower": str(tower)}
             planned.append(Run(id=name, kind=kind, **about))
         if self.baseline:
-            tuned = f"{task_of(self.tower)}: adam"
+            tuned = f"{task_of(text)}: adam"
             planned.append(Run(id="baseline", kind="search", cell=BASELINE, depth=None, factors={}, tower=tuned))
         seeds = range(self.seeds)
         return [dataclasses.replace(run, id=f"{run.id}-seed-{seed}", seed=seed) for seed in seeds for run in planned]
@@ -141,6 +146,18 @@ def plain(value: Run | Request) -> dict[str, Any]:
     data = dataclasses.asdict(value) | ({"budget": repr(value.budget)} if isinstance(value, Request) else {})
     copied: dict[str, Any] = json.loads(json.dumps(data))
     return copied
+
+
+def _written(tower: str | Tower) -> str:
+    """A tower as notation. ValueError if it cannot be written so."""
+    text = str(tower)
+    if isinstance(tower, Tower):
+        fix = "name the task by its file, as mytask.py:wine, and parts of your own by their module"
+        with contextlib.suppress(ValueError):
+            if to_spec(tower) == to_spec(parse(text)):
+                return text
+        raise ValueError(f"{text} cannot be written as notation, and a study runs in processes of its own; {fix}")
+    return text
 
 
 def _names(every: Sequence[Mapping[str, str]]) -> list[str]:

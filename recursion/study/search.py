@@ -27,8 +27,8 @@ from levels.hyper import Hyper, HyperparamOptimizer, Logit
 from levels.optimizers.scheduled import Scheduled
 from levels.schedules import Constant, Cosine, Exponential, LinearDecay, Schedule, Warmup
 from levels.tasks.task import Task
-from recursion.evaluate.baselines import mean_loss
-from recursion.evaluate.deploy import run
+from recursion.evaluation.baselines import mean_loss
+from recursion.evaluation.deploy import run
 from recursion.study.bench import Tell, finite, parameters
 
 FINE = 32  # step sizes of the finest grid, to a decade

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from recursion.evaluate.statistics import Estimate, interquartile_mean
+from recursion.evaluation.statistics import Estimate, interquartile_mean
 from recursion.study.results import Cell, Results, is_step_size
 from recursion.study.words import number
 

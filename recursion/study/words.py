@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from recursion.evaluate.statistics import Estimate
+from recursion.evaluation.statistics import Estimate
 
 SECONDS = ((1e-3, 1e-6, "µs"), (1.0, 1e-3, "ms"), (120.0, 1.0, "s"), (7200.0, 60.0, "min"), (math.inf, 3600.0, "h"))
 BYTES = ((2**20, 2**10, "KiB"), (2**30, 2**20, "MiB"), (math.inf, 2**30, "GiB"))

@@ -7,7 +7,7 @@ from draws import halves
 from levels import SGD, Augmented, DigitsMLP, Few, HeldOut, Level, Quadratic, keys
 from levels.testing import check_problem
 from recursion import Tower
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 from recursion.spec import parse
 
 SMALL = DigitsMLP(hidden=(3,), minibatch=8)

@@ -10,8 +10,8 @@ from levels import SGD, Adam, DigitsMLP, Layout, Quadratic, Safeguarded, keys
 from levels.base import STATE
 from levels.tree import leaves, map_leaves
 from recursion import LearnedTorchOptimizer
-from recursion.evaluate.deploy import run, run_afresh
-from recursion.export import export
+from recursion.evaluation.deploy import run, run_afresh
+from recursion.exported import Exported
 from recursion.spec import dumps, loads, parse
 
 KEY = keys.seed(5)
@@ -306,7 +306,7 @@ def test_exported_it_guards_by_the_losses_it_is_told():
     inputs, targets = torch.linspace(-1, 1, 60).reshape(20, 3), torch.linspace(2, -1, 40).reshape(20, 2)
     safe = Safeguarded(SGD(lr=1e3), Adam(lr=0.05), watch=0)
     weights = safe.bind(Layout.of({"one": ()})).init(KEY)
-    optimizer = export(safe, weights)(model.parameters())
+    optimizer = Exported.of(safe, weights)(model.parameters())
     assert isinstance(optimizer, LearnedTorchOptimizer)
 
     def closure():
@@ -322,7 +322,7 @@ def test_exported_it_guards_by_the_losses_it_is_told():
         optimizer.step()
     for watch in (None, 5):
         with pytest.raises(ValueError, match="unless watch=0 guards by the losses alone; it was bound to a layout"):
-            export(Safeguarded(SGD(), watch=watch), torch.zeros(5))
+            Exported.of(Safeguarded(SGD(), watch=watch), torch.zeros(5))
 
 
 @pytest.mark.parametrize("text", ["safe(lstm)", "safe(sgd, fallback=adam(lr=0.1), watch=20, patience=5, factor=3.0)"])

@@ -34,7 +34,7 @@ from levels.optimizers.search import Population
 from levels.optimizers.self_update import SelfUpdate
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint
-from recursion.evaluate.deploy import run_afresh
+from recursion.evaluation.deploy import run_afresh
 from recursion.spec import parse
 
 KEY = keys.seed(7)

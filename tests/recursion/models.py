@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from levels import LSTM, SGD, Layout, ModuleTask, keys
 from levels.base import OptimizerTraits
-from recursion.export import export
+from recursion.exported import Exported
 
 SMALL = LSTM(hidden=5)
 DATA = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -20,7 +20,7 @@ def weights_of(optimizer, layout, seed=0):
 def exported(optimizer=SMALL, dtype=torch.float64, model=None):
     shapes = {"x": (1,)} if model is None else {name: tuple(p.shape) for name, p in model.named_parameters()}
     layout = Layout.of(shapes, dtype)
-    return export(optimizer, weights_of(optimizer, layout), layout=None if model is None else layout)
+    return Exported.of(optimizer, weights_of(optimizer, layout), layout=None if model is None else layout)
 
 
 def network(dtype=torch.float64, seed=0, width=6):

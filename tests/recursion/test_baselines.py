@@ -7,8 +7,8 @@ import torch
 from test_deploy import Bowl
 
 from levels import SGD, Adam, Quadratic, RMSprop, keys
-from recursion.evaluate.baselines import BASELINES, MEASURES, tune
-from recursion.evaluate.deploy import run
+from recursion.evaluation.baselines import BASELINES, MEASURES, tune
+from recursion.evaluation.deploy import run
 
 KEY = keys.split(keys.seed(3), 4)
 MAKE = {"nag": lambda lr: SGD(lr=lr, momentum=0.9, nesterov=True), "rmsprop": lambda lr: RMSprop(lr=lr)}

@@ -13,7 +13,7 @@ import pytest
 from towers import SMALL, assert_same
 
 from recursion import checkpoint, cli, files
-from recursion.spec import dumps, parse
+from recursion.spec import parse
 
 QUICK = ["--problems", "4", "--eval-steps", "5"]
 
@@ -113,41 +113,6 @@ def test_show_says_what_a_tower_is(capsys):
         "start-up: 121 base steps",
     ):
         assert words in told
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ([], "COMMAND"),
-        (["fly"], "fly"),
-        (["train"], "tower"),
-        (["train", SMALL, "--steps", "0"], "at least 1, got '0'"),
-        (["train", SMALL, "--steps", "1.5"], "at least 1, got '1.5'"),
-        (["train", SMALL, "--seed", str(2**63)], "--seed"),
-        (["train", SMALL, "--threads", "0"], "at least 1 and at most 1024, got '0'"),
-        (["train", SMALL, "--eval-steps", "x"], "--eval-steps"),
-        (["train", SMALL, "--nonfinite", "hope"], "hope"),
-        (["train", SMALL, "--step", "3"], "--step"),
-        (["train", "quadratic: lstm@20[horizon=30] / adam"], "multiple of the unroll 20, got 30"),
-        (["train", "missing.json"], "cannot read missing.json: No such file or directory"),
-        (["show", "broken.json"], "broken.json: this is not a descent-tower spec"),
-        (["show", "newer.json"], "newer.json: this spec has version 99"),
-        (["eval"], "RUN"),
-        (["eval", "file"], "cannot read file/checkpoint.safetensors: Not a directory"),
-        (["eval", "garbled"], "garbled/checkpoint.safetensors is not a whole file"),
-        (["train", SMALL, "--out", "garbled", "--resume"], "garbled/checkpoint.safetensors is not a whole file"),
-        (["train", SMALL, "--out", "garbled"], "garbled already holds a run; resume it (--resume)"),
-        (["train", SMALL, "--out", "file"], "cannot make the run folder file: File exists"),
-        (["train", SMALL, "--out", "/proc/nowhere/run"], "cannot make the run folder /proc/nowhere/run"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(words, says, tmp_path, capsys):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "broken.json").write_text('{"format": ')
-    (tmp_path / "newer.json").write_text(json.dumps({**json.loads(dumps(parse(SMALL))), "version": 99}))
-    (tmp_path / "garbled").mkdir()
-    (tmp_path / "garbled" / "checkpoint.safetensors").write_bytes(b"junk" * 100)
-    assert says in fails(capsys, *words)
 
 
 def test_a_reason_is_one_line():

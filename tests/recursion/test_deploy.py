@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from levels import LSTM, SGD, Adam, DigitsMLP, Layout, LearnedInit, Level, Linear, Quadratic, Task, keys
-from recursion.evaluate import deploy
-from recursion.evaluate.afresh import is_optimizer, run_afresh
-from recursion.evaluate.deploy import Subject, learned, run, trained_windows
+from recursion.evaluation import deploy
+from recursion.evaluation.afresh import is_optimizer, run_afresh
+from recursion.evaluation.deploy import Subject, learned, run, trained_windows
 from recursion.tower import Tower
 
 SMALL = Quadratic(dims=3, dtype="float64")

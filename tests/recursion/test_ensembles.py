@@ -10,7 +10,7 @@ from levels import LSTM, SGD, Adam, DigitsMLP, Ensemble, Exact, Guarded, Last, L
 from levels.testing import check_optimizer, check_problem
 from recursion import Tower
 from recursion.analysis.ensembles import compare, last_generation, mean_predictions, mean_updates, mean_weights
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 from recursion.spec import parse
 
 KEY = keys.seed(3)

@@ -9,9 +9,9 @@ import torch
 from test_deploy import Bowl
 
 from levels import SGD, Adam, Level, Log, Quadratic, keys
-from recursion.evaluate.baselines import BASELINES, MEASURES, tune
-from recursion.evaluate.deploy import Subject, run
-from recursion.evaluate.evaluation import OURS, evaluate
+from recursion.evaluation.baselines import BASELINES, MEASURES, tune
+from recursion.evaluation.deploy import Subject, run
+from recursion.evaluation.scenarios import OURS, evaluate
 from recursion.tower import Tower
 
 

@@ -12,8 +12,8 @@ from levels import LSTM, SGD, Adam, Level, Log, catalog, keys
 from levels.optimizers.learned_init import LearnedInit
 from levels.optimizers.partition import Partition
 from recursion import LearnedTorchOptimizer, Tower, cli
-from recursion.evaluate.learned import learned_by
-from recursion.export import export, load
+from recursion.evaluation.exporting import export
+from recursion.exported import Exported
 from recursion.spec import parse
 
 PLAIN = [cls() for cls in catalog.parts("optimizer").values()
@@ -41,7 +41,7 @@ def test_an_ordinary_loop_makes_the_steps_of_a_tower(optimizer):
     key, start = state.carry.problem_state.cursor.key[0], state.carry.x[0]
     model, tensors = network(), TASK.layout.unravel(start)
     model.load_state_dict({name: tensors[name] for name in model.state_dict()})
-    outside = export(optimizer, weights, layout=TASK.layout)(model.named_parameters())
+    outside = Exported.of(optimizer, weights, layout=TASK.layout)(model.named_parameters())
     for step in range(steps):
         backward(model, keys.integers(keys.fold_in(key, step), (16,), len(LABELS)))
         outside.step()
@@ -53,7 +53,7 @@ def test_an_ordinary_loop_makes_the_steps_of_a_tower(optimizer):
 @pytest.mark.parametrize("optimizer", [each for each in PLAIN if refuses(each)], ids=str)
 def test_what_asks_the_problem_stays_in(optimizer):
     with pytest.raises(ValueError, match=" a layout alone"):
-        export(optimizer, torch.zeros(1), layout=TASK.layout)
+        Exported.of(optimizer, torch.zeros(1), layout=TASK.layout)
 
 
 TENSORS = [Adam(lr=Log(0.01, "tensor")), SGD(lr=Log(0.01, "coordinate")), LearnedInit(SGD()),
@@ -78,7 +78,7 @@ def test_a_step_size_for_each_tensor_is_torchs_in_groups():
     model, other, optimizer = network(), network(), Adam(lr=Log(0.01, "tensor"))
     rates, own = (0.1, 0.01, 0.02, 0.0001), optimizer.bind(TASK.layout).layout
     values = own.unravel(weights_of(optimizer, TASK.layout)) | {"lr": torch.tensor(rates, dtype=torch.float64).log()}
-    train(model, export(optimizer, own.ravel(values), layout=TASK.layout)(model.parameters()), 5)
+    train(model, Exported.of(optimizer, own.ravel(values), layout=TASK.layout)(model.parameters()), 5)
     train(other, torch.optim.Adam([{"params": [p], "lr": lr} for lr, p in zip(rates, other.parameters())]), 5)
     torch.testing.assert_close(ravel(model), ravel(other), rtol=1e-9, atol=1e-12)
 
@@ -91,9 +91,9 @@ COMPLEX, ONE, TWO = (nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (tor
     "it must be at least 0, got -1": lambda: exported(Adam())([ONE], lr=-1),
     "it must be at least 0, got nan": lambda: exported(Adam())([ONE], lr=math.nan),
     "got 2 dtypes or devices in it; make a group of each": lambda: exported(Reads())([ONE, TWO]),
-    r"^adam takes 4 parameters, got 3$": lambda: export(Adam(), torch.zeros(3)),
-    r"weights must be finite numbers \[m\], got torch.float32 \[1, 4\]": lambda: export(Adam(), torch.zeros(1, 4)),
-    "must be finite": lambda: export(Adam(), torch.full((4,), math.nan)),
+    r"^adam takes 4 parameters, got 3$": lambda: Exported.of(Adam(), torch.zeros(3)),
+    r"weights must be finite numbers \[m\], got torch.float32 \[1, 4\]": lambda: Exported.of(Adam(), torch.zeros(1, 4)),
+    "must be finite": lambda: Exported.of(Adam(), torch.full((4,), math.nan)),
 }.items())  # fmt: skip
 def test_parameters_and_weights_that_cannot_be_are_refused(sentence, make):
     with pytest.raises(ValueError, match=sentence):
@@ -104,14 +104,14 @@ def test_a_file_holds_all_of_it(tmp_path):
     tower = parse("quadratic(dims=3): lstm(hidden=4, layers=1)@5[batch=2, horizon=10] / adam[batch=2]")
     state = tower.init(seed=3)
     state, _report = tower.step(state)
-    learned_by(tower, state, seed=3, copy=2).save(tmp_path / "a.safetensors")
-    back = load(tmp_path / "a.safetensors")
+    export(tower, state, seed=3, copy=2).save(tmp_path / "a.safetensors")
+    back = Exported.load(tmp_path / "a.safetensors")
     assert torch.equal(back.weights, state.carry.x[1])
     assert str(back.optimizer) == "lstm(hidden=4, layers=1)"
     assert back.layout == tower.task.layout
     assert back.source == {"tower": str(tower), "step": 1, "seed": 3, "copy": 2, "base_steps": 0}
     with pytest.raises(ValueError, match="copy must be from 1 to 2, the optimizers that the tower trained, got 3"):
-        learned_by(tower, state, seed=3, copy=3)
+        export(tower, state, seed=3, copy=3)
 
 
 def test_files_that_are_not_one(tmp_path):
@@ -120,10 +120,10 @@ def test_files_that_are_not_one(tmp_path):
     exported().save(path)
     path.write_bytes(path.read_bytes().replace(b'"version":"1"', b'"version":"2"'))
     with pytest.raises(ValueError, match="export version 2, this program reads up to 1; update descent-tower"):
-        load(path)
+        Exported.load(path)
     save_file({"weights": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="not an exported optimizer .*, it is a safetensors file of something else"):
-        load(path)
+        Exported.load(path)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -137,11 +137,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         assert tower("train", text, "--steps", "2", "--seed", "4", "--out", out, "--no-eval")[0] == 0
     code, printed = tower("export", "run")
     assert (code, "written to run/optimizer.safetensors; use it with\n" in printed.out) == (0, True)
-    first = load("run/optimizer.safetensors")
+    first = Exported.load("run/optimizer.safetensors")
     assert (first.source["seed"], first.source["step"]) == (4, 2)
     assert isinstance(first([nn.Parameter(torch.zeros(2))]), LearnedTorchOptimizer)
     code, printed = tower("export", "deep", "--out", "b.safetensors", "--windows", "2", "--copy", "2")
-    spent = load("b.safetensors").source["base_steps"]
+    spent = Exported.load("b.safetensors").source["base_steps"]
     assert spent > 0
     assert f"{spent} base steps spent, written to b.safetensors" in printed.out
     code, printed = tower("export", "hyper")

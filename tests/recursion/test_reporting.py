@@ -10,7 +10,7 @@ from rich.console import Console
 from test_deploy import Bowl
 from test_evaluation import small, trained
 
-from recursion.evaluate.reporting import losses_picture, training_picture, write
+from recursion.evaluation.reporting import losses_picture, training_picture, write
 
 
 @pytest.fixture(scope="module")

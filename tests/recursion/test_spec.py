@@ -35,7 +35,7 @@ def test_a_strangers_part_is_written_dotted():
     spec = to_spec(tower)
     optimizer = spec["levels"][0]["optimizer"]
     assert (optimizer["name"], optimizer["betas"]) == ("towers.Odd", [{"float": "-inf"}, 2])
-    again = loads(dumps(tower))
+    again = loads(dumps(tower), ["towers"])
     assert same(again, tower)
     odd = again.levels[0].optimizer
     assert (odd.widths, odd.grid, odd.anything) == ([1, 2], ((1,), (), (2, 3)), (1, ("word", Log(1.0))))
@@ -44,7 +44,7 @@ def test_a_strangers_part_is_written_dotted():
 def test_a_strangers_complaint_becomes_one_line():
     spec = changed("levels.0.optimizer", {"name": "towers.Odd", "needed": "x", "path": "bad"})
     with pytest.raises(ValueError, match=r"^level 1: odd: path must lead somewhere$"):
-        from_spec(spec)
+        from_spec(spec, ["towers"])
 
 
 class Local:

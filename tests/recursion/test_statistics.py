@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import trim_mean
 
-from recursion.evaluate.statistics import Estimate, difference, estimate, improvement, interquartile_mean
+from recursion.evaluation.statistics import Estimate, difference, estimate, improvement, interquartile_mean
 
-from recursion.evaluate.statistics import interval, level, lower, mean  # isort: skip
+from recursion.evaluation.statistics import interval, level, lower, mean  # isort: skip
 
 INF = np.inf
 

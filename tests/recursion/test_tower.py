@@ -6,7 +6,7 @@ import torch
 from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix, NonFiniteError, Quadratic, keys
 from levels.tree import leaves
 from recursion import Tower
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation.observed import Observed, Tally
 from recursion.spec import parse
 
 STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam()))
@@ -15,8 +15,8 @@ STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD
 def test_what_cannot_be_a_tower_is_refused():
     with pytest.raises(ValueError, match="at least one level, got none; add an optimizer"):
         Tower(Quadratic())
-    with pytest.raises(TypeError, match="stands on a task, got 'quadratic'"):
-        Tower("quadratic", *STACK)
+    with pytest.raises(ValueError, match="'lstm' is an optimizer, not a task"):
+        Tower("lstm", *STACK)
     with pytest.raises(ValueError, match=r"level 3 \(adam@1\) takes 4 parameters, got shape \[5\]"):
         Tower(Quadratic(), *STACK).init(0, theta=torch.zeros(5))
 

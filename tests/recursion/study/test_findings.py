@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from synthetic import Planted, findings_of
 
-from recursion.evaluate.statistics import interquartile_mean
+from recursion.evaluation.statistics import interquartile_mean
 from recursion.study.comparing import gain as gain_of
 from recursion.study.request import Budget, Request
 

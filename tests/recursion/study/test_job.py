@@ -9,8 +9,8 @@ from jobs import LEARNED, done, repeated, tiny, values
 from levels import Adam, keys
 from levels.faults import NonFiniteError
 from recursion.analysis.work import own_work
-from recursion.evaluate.baselines import mean_loss
-from recursion.evaluate.deploy import learned, run
+from recursion.evaluation.baselines import mean_loss
+from recursion.evaluation.deploy import learned, run
 from recursion.spec import parse
 from recursion.study import records
 from recursion.study.findings import Findings
@@ -28,7 +28,7 @@ class Killed(Exception):
 
 
 def direct(optimizer, task, count, params=None, steps=10):
-    """Mean losses ``[P]`` on the reported problems, by `recursion.evaluate.deploy.run` alone."""
+    """Mean losses ``[P]`` on the reported problems, by `recursion.evaluation.deploy.run` alone."""
     params = optimizer.bind(task.layout).init(keys.seed(0))[None] if params is None else params
     losses = run(optimizer, params, task.on("test"), keys.split(keys.seed(0), count), steps)
     return mean_loss(losses).double().mean(0).tolist()

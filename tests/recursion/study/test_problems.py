@@ -13,7 +13,7 @@ from levels.tasks.data.scikit import digits
 from levels.tasks.mlp import DigitsMLP
 from levels.tasks.quadratic import QuadraticState
 from recursion import Tower
-from recursion.evaluate.observed import Observed
+from recursion.evaluation.observed import Observed
 from recursion.spec import parse
 from recursion.study.problems import Met, examples, fingerprints, known, problems
 

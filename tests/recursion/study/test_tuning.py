@@ -8,8 +8,8 @@ from torch.optim import SGD as TorchSGD
 
 from levels import SGD, Adam, Augmented, DigitsMLP, Fixed, Log, Quadratic, RMSprop, Scheduled, TorchOptim, keys
 from levels.schedules import Constant
-from recursion.evaluate.baselines import mean_loss, tune
-from recursion.evaluate.deploy import run
+from recursion.evaluation.baselines import mean_loss, tune
+from recursion.evaluation.deploy import run
 from recursion.spec import parse
 from recursion.study.search import Line, Trials, moved, rates, schedules, search, set_to
 

@@ -20,8 +20,8 @@ from levels.fields import Count, described, fits, format_value, require
 from levels.level import Level
 from levels.tasks.task import Task
 from levels.tree import State
-from recursion.evaluate.afresh import is_optimizer, run_afresh
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation.afresh import is_optimizer, run_afresh
+from recursion.evaluation.observed import Observed, Tally
 from recursion.tower import Tower, TowerState
 
 CHUNK = 2**17  # most task parameters that `run` moves at once; a learned optimizer's state is tens of times that

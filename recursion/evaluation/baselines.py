@@ -19,7 +19,7 @@ from levels.optimizers.adam import Adam
 from levels.optimizers.rmsprop import RMSprop
 from levels.optimizers.sgd import SGD
 from levels.tasks.task import Task
-from recursion.evaluate.deploy import run
+from recursion.evaluation.deploy import run
 
 BASELINES: dict[str, HyperparamOptimizer] = {
     "sgd": SGD(),

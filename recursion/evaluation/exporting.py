@@ -1,16 +1,22 @@
-"""What a tower's training produced for level 1, ready to be saved and used outside of it (`recursion.export`)."""
+"""What a tower's training produced for level 1, ready to be saved and used outside of it (`recursion.exported`)."""
 
 from levels.fields import require
-from recursion.evaluate.afresh import is_optimizer
-from recursion.evaluate.deploy import learned
-from recursion.export import Exported, export
+from recursion.evaluation.afresh import is_optimizer
+from recursion.evaluation.deploy import learned
+from recursion.exported import Exported
 from recursion.tower import Tower, TowerState
 
 
-def learned_by(
-    tower: Tower, state: TowerState, *, seed: int, copy: int = 1, windows: int | None = None, deploy_seed: int = 0
+def export(
+    tower: Tower,
+    state: TowerState,
+    *,
+    seed: int | None = None,
+    copy: int = 1,
+    windows: int | None = None,
+    deploy_seed: int = 0,
 ) -> Exported:
-    """The optimizer at level 1 with what it learned, see `recursion.evaluate.deploy.learned`.
+    """The optimizer at level 1 with what it learned, see `recursion.evaluation.deploy.learned`.
 
     ``seed``: that the tower was trained with, for the record. ``copy``: which of the optimizers that it trained side by
     side, from 1. ``windows``, ``deploy_seed``: of the runs that get it out of a tower of depth 3 or more. Raises
@@ -22,4 +28,4 @@ def learned_by(
     copies = len(answer.params)
     require(1 <= copy <= copies, f"copy must be from 1 to {copies}, the optimizers that the tower trained, got {copy}")
     source = {"tower": str(tower), "step": int(state.step), "seed": seed, "copy": copy, "base_steps": answer.base_steps}
-    return export(tower.levels[0].optimizer, answer.params[copy - 1], layout=tower.task.layout, source=source)
+    return Exported.of(tower.levels[0].optimizer, answer.params[copy - 1], layout=tower.task.layout, source=source)

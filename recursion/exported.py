@@ -1,8 +1,8 @@
 """What a tower learned, in one file, for use outside of any tower.
 
-    exported = export(LSTM(), weights)               # or recursion.evaluate.learned.learned_by(tower, state, seed=0)
+    exported = export(tower, state)                  # or Exported.of(LSTM(), weights)
     exported.save("lstm.safetensors")
-    make = load("lstm.safetensors")
+    make = Exported.load("lstm.safetensors")
     optimizer = make(model.parameters())             # a torch.optim.Optimizer
 
 The file is safetensors: one tensor ``weights`` ``[m]``, and as metadata the format's name and version, a digest, and
@@ -12,7 +12,7 @@ one JSON object with the spec of the optimizer alone, the layout that it was lea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,31 +54,37 @@ class Exported:
         content = {**about, "below": entries, "source": dict(self.source)}
         write_sealed(Path(path), FORMAT, content, {"weights": self.weights})
 
+    @classmethod
+    def of(
+        cls,
+        optimizer: Optimizer,
+        weights: Tensor,
+        *,
+        layout: Layout | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """An optimizer and its parameters ``weights`` ``[m]``. ValueError if they cannot be its.
 
-def export(
-    optimizer: Optimizer, weights: Tensor, *, layout: Layout | None = None, source: Mapping[str, Any] | None = None
-) -> Exported:
-    """An optimizer and its parameters ``[m]``, as `Exported`. ValueError if the weights cannot be its.
+        ``layout``: the one that they were learned on, if known. ``source``: where they come from, JSON data.
+        """
+        good = weights.dim() == 1 and weights.is_floating_point() and bool(torch.isfinite(weights).all())
+        require(good, f"{optimizer}: its weights must be finite numbers [m], got {weights.dtype} {list(weights.shape)}")
+        if layout is not None or fits_any_layout(optimizer):
+            size = optimizer.bind(layout or Layout.of({"one": ()})).layout.size
+            require(size == len(weights), f"{optimizer} takes {size} parameters, got {len(weights)}")
+        return cls(optimizer, weights.detach().clone(), layout, dict(source or {}))
 
-    ``layout``: the one that they were learned on, if known. ``source``: where they come from, JSON data.
-    """
-    good = weights.dim() == 1 and weights.is_floating_point() and bool(torch.isfinite(weights).all())
-    require(good, f"{optimizer}: its weights must be finite numbers [m], got {weights.dtype} {list(weights.shape)}")
-    if layout is not None or fits_any_layout(optimizer):
-        size = optimizer.bind(layout or Layout.of({"one": ()})).layout.size
-        require(size == len(weights), f"{optimizer} takes {size} parameters, got {len(weights)}")
-    return Exported(optimizer, weights.detach().clone(), layout, dict(source or {}))
+    @classmethod
+    def load(cls, path: str | Path, *, trust: Sequence[str] = ()) -> Self:
+        """Read an exported optimizer back, bit for bit. ``trust``: modules whose code may run because it names them.
 
-
-def load(path: str | Path, *, trust: Sequence[str] = ()) -> Exported:
-    """Read an exported optimizer back, bit for bit. ``trust``: modules whose code may run because the file names it.
-
-    Raises OSError if the file cannot be read; ValueError, in one sentence, if it is truncated or garbled, is something
-    else, was written by a newer version, or names an optimizer that is not here.
-    """
-    path = Path(path)
-    content, tensors = read_sealed(path, FORMAT)
-    with located(path):
-        optimizer = part_from_spec(content["optimizer"], "optimizer", trust)
-        layout = None if content["below"] is None else Layout.of(dict(content["below"]), tensors["weights"].dtype)
-        return export(optimizer, tensors["weights"], layout=layout, source=content["source"])
+        Raises OSError if the file cannot be read; ValueError, in one sentence, if it is truncated or garbled, is
+        something else, was written by a newer version, or names an optimizer that is not here.
+        """
+        path = Path(path)
+        content, tensors = read_sealed(path, FORMAT)
+        with located(path):
+            optimizer = part_from_spec(content["optimizer"], "optimizer", trust)
+            entries = content["below"]
+            layout = None if entries is None else Layout.of(dict(entries), tensors["weights"].dtype)
+            return cls.of(optimizer, tensors["weights"], layout=layout, source=content["source"])

@@ -22,9 +22,9 @@ from torch import Tensor
 from levels import keys
 from levels.fields import require
 from levels.tasks.task import Task
-from recursion.evaluate.baselines import BASELINES, MEASURES, Tuned, tune
-from recursion.evaluate.deploy import Subject, require_counts, run
-from recursion.evaluate.statistics import Estimate, Values, difference, estimate
+from recursion.evaluation.baselines import BASELINES, MEASURES, Tuned, tune
+from recursion.evaluation.deploy import Subject, require_counts, run
+from recursion.evaluation.statistics import Estimate, Values, difference, estimate
 from recursion.tower import Tower, TowerState
 
 OURS = "this tower"
@@ -85,7 +85,7 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All numbers of an evaluation, with the measures ``final`` and ``mean`` of `recursion.evaluate.baselines`.
+    """All numbers of an evaluation, with the measures ``final`` and ``mean`` of `recursion.evaluation.baselines`.
 
     ``base_steps`` counts task gradients of each copy, by purpose: ``deployment`` (getting what was learned out of a
     deep tower), ``tuning`` (of baselines), ``runs`` (on test problems).

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from recursion.evaluate.evaluation import Evaluation, Scenario
-from recursion.evaluate.statistics import Estimate
+from recursion.evaluation.scenarios import Evaluation, Scenario
+from recursion.evaluation.statistics import Estimate
 from recursion.files import explained, replace_file
 from recursion.metrics import FILE as METRICS
 

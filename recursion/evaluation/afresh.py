@@ -11,7 +11,7 @@ from levels.base import Problem
 from levels.faults import Skip
 from levels.fields import require
 from levels.tree import State
-from recursion.evaluate.observed import Observed, Tally
+from recursion.evaluation.observed import Observed, Tally
 from recursion.tower import Tower, TowerState
 
 
@@ -19,7 +19,7 @@ class Afresh(NamedTuple):
     """A tower run as an optimizer, once for each of P problems."""
 
     losses: Tensor  # [steps + 1, 1, P]
-    key: Tensor  # int64 [P]; `recursion.evaluate.deploy.run` with these keys uses the same problems
+    key: Tensor  # int64 [P]; `recursion.evaluation.deploy.run` with these keys uses the same problems
     base_steps: int
 
 
