@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from levels.base import Problem
 from levels.fields import require
 from levels.hyper import HyperparamOptimizer
 from levels.optimizers.wrap import Wrapper
-from levels.tasks.network import NetworkTask
+from levels.tasks.network import ModuleState, NetworkTask
+from levels.tasks.wrapping import TaskWrapper
 
 
 def hypers(tower: Any, state: Any) -> list[dict[str, Tensor]]:
@@ -54,11 +54,13 @@ def module(tower: Any, state: Any, copy: int = 0) -> nn.Module:
 
     ValueError for a task that is not over a module, or a copy that there is not.
     """
-    task: Problem = tower.task
-    if not isinstance(task, NetworkTask):
+    task, carry = tower.task, tower.carries(state)[0]
+    beside = carry.problem_state
+    while isinstance(task, TaskWrapper):
+        task, beside = task.inner, getattr(beside, "training", beside)
+    if not (isinstance(task, NetworkTask) and isinstance(beside, ModuleState)):
         raise ValueError(f"{task} is not over a module; ModuleTask and LoaderTask are")
-    carry = tower.carries(state)[0]
-    x, beside = carry.x.flatten(0, -2), carry.problem_state
+    x = carry.x.flatten(0, -2)
     require(0 <= copy < len(x), f"copy must be from 0 to {len(x) - 1}, got {copy}")
     dims = carry.key.dim()
     tensors = {**task.shared, **task.layout.unravel(x[copy])}

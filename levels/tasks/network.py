@@ -101,7 +101,10 @@ class NetworkTask(LossTask):
 
     @cached_property
     def probe(self) -> Probe:
-        """One plain evaluation of one module on one minibatch. ValueError, in one sentence, where it fails."""
+        """One plain evaluation of one module on one minibatch. ValueError, in one sentence, where it fails.
+
+        In evaluation mode what is trained and what changes is that of training: so both modes have one kind of state.
+        """
         for name, part in self.module.named_modules():
             what, set_ = f"{self.name}: {name or 'the module'} ({type(part).__name__})", vars(part)
             require(set_.get("max_norm") is None, f"{what} renorms its weights in place; leave max_norm out")
@@ -126,6 +129,8 @@ class NetworkTask(LossTask):
         slots = [tensors[name] for name in wanted]
         grads = torch.autograd.grad(loss, slots, allow_unused=True) if wanted else ()
         changed = [name for name, _ in self.module.named_buffers() if not torch.equal(tensors[name], before[name])]
+        if self.evaluating:
+            return dataclasses.replace(self, evaluating=False).probe._replace(draws=draws)
         return Probe([name for name, grad in zip(wanted, grads) if grad is not None], changed, draws)
 
     def _vet(self, loss: Any, wanted: list[str]) -> None:

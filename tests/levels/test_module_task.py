@@ -323,6 +323,12 @@ def test_held_out_data_are_evaluated_in_evaluation_mode_with_the_running_statist
     slopes = nn.utils.parameters_to_vector(torch.autograd.grad(expected, list(model.parameters())))
     assert torch.allclose(loss, expected, rtol=1e-12)
     assert torch.allclose(slope, slopes, rtol=1e-10, atol=1e-13)
+    level = Level(optimizer=SGD(lr=0.1), unroll=2, horizon=4, batch=2, stagger=False).over(problem)
+    theta, state = level.init(keys.seed(0)), level.init_state(level.init(keys.seed(0)), keys.seed(1))
+    for window in range(4):  # and a restart between, which takes new copies into the state of old ones
+        *_, state = level.value_and_grad(theta, state)
+        counts = state.carry.problem_state.training.buffers["1.num_batches_tracked"].tolist()
+        assert counts == [3 + 2 * (window % 2)] * 2
 
 
 def test_full_batches_and_arrays():
