@@ -29,7 +29,7 @@ from levels.traits import ProblemTraits as ProblemTraits
 from levels.tree import State, in_brief
 
 Split = Literal["train", "validation", "test"]
-Evaluate = Callable[..., "Answer"]  # (problem, x, problem_state, answer=None): how a window asks its problem
+Evaluate = Callable[..., Any]  # (problem, x, problem_state, answer=None) -> Answer: how a window asks its problem
 STATE = 3  # folded into a copy's key for what its optimizer draws; 1 and 2 are its halves, for x and the problem
 RESET = -1  # the age of a copy that restarts before its next window, whatever the horizon
 

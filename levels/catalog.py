@@ -10,14 +10,13 @@ import contextlib
 import inspect
 import pkgutil
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from levels.fields import alternatives, closest, fields_of, fits, format_value, is_required, require, word
+from levels.fields import alternatives, closest, fields_of, fits, format_value, hints_of, is_required, require, word
 from levels.importing import imported, run_users
 
 KINDS = {
@@ -104,10 +103,7 @@ def article(noun: str) -> str:
 @cache
 def settings_of(cls: type) -> Mapping[str, Setting]:
     """What the constructor of a part takes: by name in notation, in order; free settings aside."""
-    try:
-        hints = typing.get_type_hints(cls)
-    except NameError:  # an annotation that is only there for type checkers
-        hints = {}
+    hints = hints_of(cls, ranges=False)
     settings = (Setting(word(field), hints.get(field.name, Any), is_required(field), not field.kw_only, field.name)
                 for field in fields_of(cls) if not field.metadata.keys() & {"free", "unwritten"})  # fmt: skip
     return {setting.name: setting for setting in settings}

@@ -3,6 +3,7 @@
 hidden: Annotated[int, AtLeast(1)] = 20          or, as an alias,          hidden: Count = 20
 """
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -98,12 +99,20 @@ def is_required(field: dataclasses.Field[Any]) -> bool:
 @cache
 def typed_fields(cls: type) -> list[tuple[str, str, Any]]:
     """The fields of a part, their words in notation, and their types; but for fields that check themselves."""
-    try:
-        hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError:  # an annotation that exists for type checkers only
-        return []
     checked = (field for field in fields_of(cls) if not field.metadata.keys() & {"space", "free", "unwritten"})
-    return [(field.name, word(field), hints[field.name]) for field in checked]
+    return [(field.name, word(field), hints_of(cls).get(field.name, Any)) for field in checked]
+
+
+@cache
+def hints_of(cls: type, ranges: bool = True) -> dict[str, Any]:
+    """The types of a class's fields, but for annotations that only a type checker can resolve."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        for name, annotation in vars(base).get("__annotations__", {}).items():
+            alone = type("Alone", (), {"__annotations__": {name: annotation}})
+            with contextlib.suppress(NameError):
+                hints |= typing.get_type_hints(alone, vars(sys.modules[base.__module__]), include_extras=ranges)
+    return hints
 
 
 def alternatives(hint: Any) -> list[Any]:

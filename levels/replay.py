@@ -38,7 +38,8 @@ def replayed(
 
     def replay(problem: Problem, at: Tensor, problem_state: Any) -> Answer:
         at = at if failed is None else torch.where(failed[..., None], x, at)
-        return evaluate(problem, at, problem_state, next(left))
+        answer: Answer = evaluate(problem, at, problem_state, next(left))
+        return answer
 
     return list(level.window(theta, first, replay, failed))
 

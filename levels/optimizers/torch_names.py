@@ -22,7 +22,10 @@ def find(given: str | type) -> Kind:
     """The class that a name or a path means. ValueError if there is none, or it is no optimizer."""
     kind: Any = given
     if isinstance(given, str) and "." in given:
-        kind = imported(given)
+        try:
+            kind = imported(given)
+        except ValueError as error:
+            raise ValueError(f"torch: {error}") from error
     elif isinstance(given, str):
         known = ", ".join(classes())
         require(given.lower() in classes(), f"torch: torch.optim has no {given!r}; it has {known}")

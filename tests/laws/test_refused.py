@@ -137,7 +137,7 @@ PARTS = [
     (lambda: HeldOut(HeldOut(DIGITS)), f"held-out: held-out...{OTHER}"),
     (lambda: HeldOut(DigitsMLP(split="test")), SET),
     (lambda: HeldOut(DIGITS, split="test"), "held-out: ...it is the bare task; use digits-mlp"),
-    (lambda: HeldOut("digits"), "held-out: task must be a Task, got digits"),
+    (lambda: HeldOut("digits"), "held-out: task: unknown task 'digits' (did you mean digits-mlp?)"),
     (lambda: Augmented(HeldOut(DIGITS)), f"augmented: held-out...{OTHER}"),
     (lambda: Mixture((DIGITS, HeldOut(DIGITS))), f"mixture: held-out...{OTHER}"),
     (lambda: parse("held-out(quadratic): lstm@20 / adam"), f"task (held-out...: held-out: quadratic {NO_DATA[:26]}"),

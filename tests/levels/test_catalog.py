@@ -9,7 +9,7 @@ import pytest
 
 import levels
 import levels.optimizers
-from levels import catalog
+from levels import Accumulated, catalog
 from levels.config import Config
 from levels.hyper import Hyper, Log
 from levels.level import Level
@@ -152,6 +152,15 @@ def test_annotations_that_cannot_be_resolved_take_anything():
 
     assert catalog.settings_of(Odd)["width"].hint is Any
     assert catalog.make(Odd, {"width": "wide"}).width == "wide"
+
+
+def test_one_annotation_that_cannot_be_resolved_leaves_the_others_checked():
+    @dataclasses.dataclass(frozen=True, repr=False)
+    class Odd(Accumulated):
+        width: "NotImported" = 3  # noqa: F821
+
+    with pytest.raises(ValueError, match="copies must be a whole number of at least 1, got 0"):
+        Odd(copies=0)
 
 
 @pytest.mark.parametrize(
