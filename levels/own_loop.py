@@ -12,12 +12,14 @@
 The batch dimensions of ``theta`` ``[*batch, m]`` stay in front, as everywhere.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from levels import keys
 from levels.autodiff import as_data, followed
-from levels.base import STATE, Carry, LevelState
+from levels.base import STATE, Carry, LevelState, Problem
 from levels.fields import require
 from levels.level import Level
 from levels.restart import run
@@ -65,8 +67,15 @@ def started_at(level: Level, theta: Tensor, state: LevelState, x: Tensor) -> Lev
 
 
 def _check(level: Level, theta: Tensor) -> None:
-    """ValueError for a level without a problem, or parameters of another size or dtype."""
+    """ValueError for a level without a problem or one that its estimator refuses, or theta of another size or dtype."""
     require(level.problem is not None, f"{level} stands on no problem; write level.over(task)")
     size, dtype = level.layout.size, level.layout.dtype
     good = theta.shape[-1:] == (size,) and theta.dtype == dtype
     require(good, f"{level} takes parameters [..., {size}] in {dtype}, got {list(theta.shape)} in {theta.dtype}")
+    _check_estimator(level, level.problem)
+
+
+@lru_cache(maxsize=64)
+def _check_estimator(level: Level, problem: Problem) -> None:
+    """What a tower checks when it is built; here once for a level on a problem."""
+    level.gradient.check(level.over(problem))

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from levels import PES, SGD, Exact, FirstOrder, Level, Quadratic, keys, meta_loss, started_at, unrolled
+from levels import PES, SGD, Exact, FirstOrder, Level, ModuleTask, Quadratic, keys, meta_loss, started_at, unrolled
 from levels.layout import Layout
 from levels.tasks.task import LossTask
 
@@ -124,3 +125,9 @@ def test_what_is_refused():
         meta_loss(level, theta.float(), state)
     with pytest.raises(ValueError, match=r"stands on no problem; write level.over\(task\)"):
         meta_loss(Level(optimizer=SGD()), theta, state)
+    flat = ModuleTask(make=lambda: nn.Sequential(nn.Linear(2, 3), nn.Hardsigmoid()), loss_function=nn.functional.mse_loss,
+                      train=(torch.ones(4, 2), torch.ones(4, 3)), dtype="float64")  # fmt: skip
+    level = Level(optimizer=SGD(), unroll=2, batch=1, gradient=Exact()).over(flat)
+    theta = level.init(keys.seed(0))
+    with pytest.raises(ValueError, match="the gradient of module"):
+        meta_loss(level, theta, level.init_state(theta, keys.seed(1)))
