@@ -254,7 +254,8 @@ def _describe(option: Any) -> list[str]:
         return [f"a list (each {', '.join(map(describe, kinds))})" if kinds else "a list"]
     if option is Any:
         return ["a value"]
-    return [PLAIN[option]] if option in PLAIN else [article(kind) for kind in kinds_in(option)] or ["a Python object"]
+    own = PLAIN.get(option) or getattr(option, "described", "")
+    return [own] if own else [article(kind) for kind in kinds_in(option)] or ["a Python object"]
 
 
 def _plain(option: Any) -> bool:

@@ -54,6 +54,7 @@ def test_lion():
         x, state = rule.update(theta, x, state, g[:, 0], g)
         y, m = y - 0.1 * ((0.8 * m + 0.2 * g).sign() + 0.01 * y), 0.9 * m + 0.1 * g
         torch.testing.assert_close(x, y)
+    check_optimizer(part("lion")(), steps=12)
 
 
 def test_lookahead():
@@ -93,6 +94,9 @@ def test_the_best_loss_made_smooth():
     torch.testing.assert_close(low, losses.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(high, losses.min(0).values, atol=1e-3, rtol=0)
     torch.testing.assert_close(part("soft_best")(2.0).weights(losses).sum(0), torch.ones(3, dtype=torch.float64))
+    followed = losses.requires_grad_()
+    for function in (part("soft_best")(2.0).value, part("soft_best")(2.0).weights):  # as exact levels above need them
+        assert torch.autograd.gradcheck(function, followed)
 
 
 def test_factors():
