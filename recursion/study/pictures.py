@@ -5,7 +5,6 @@ and in no other: there are too many of them. Those are after Fig. 3 of Chandra e
 """
 
 import math
-import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -24,7 +23,7 @@ from recursion.study.results import MEASURES, PRIMARY, SPLITS, UNITS, Cell
 from recursion.study.sensitivity import WITHIN, Sensitivity
 from recursion.study.words import capital, interval, listing, number
 
-NARROW = 36  # characters of a line of a long name below an axis
+LETTER = 0.065  # inches of a letter of a long name below an axis
 MOST = 16  # cells that a picture has room for
 LEVELS = 4  # whose training is drawn, and whose work has a part of its own
 PARTS = 6  # of a cost that have a colour of their own; the next are hatched
@@ -134,14 +133,14 @@ def _gaps(pictures: list[Picture], gaps: list[Gap]) -> None:
     caption = "By how much the chosen snapshot is below the start of training, on problems that trained it, chose it, "
     caption += "and report on it. Above zero is a gain; train or select above zero and report not is an alarm."
     title, label, looks = "The gap between the splits", "gain (log of start / chosen)", looks_of(SPLITS)
-    crowded = len(gaps) > 5
-    names = [textwrap.fill(gap.cell.label, NARROW) if crowded else gap.cell.label for gap in gaps]
-    with drawn(pictures, "gaps", title, alt, caption, "", label, height=HEIGHT * (2 if crowded else 1)) as axes:
+    names, crowded = [gap.cell.label for gap in gaps], len(gaps) > 5
+    below = LETTER * max(map(len, names)) if crowded else 0.0
+    with drawn(pictures, "gaps", title, alt, caption, "", label, height=HEIGHT + below) as axes:
         for place, gap in enumerate(gaps):
             for offset, (split, gain) in enumerate(gap.gains.items(), -1):
                 whisker(axes, place + 0.2 * offset, gain, looks[split], None if place else f"{split} problems")
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.set_xticks(range(len(gaps)), names, rotation=90 if crowded else 0)
+        axes.set_xticks(range(len(gaps)), names, rotation=90 if crowded else 0, fontsize=8 if crowded else None)
         axes.margins(x=0.12)
 
 
