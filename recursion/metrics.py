@@ -6,7 +6,7 @@
 ``losses`` and ``skipped`` are those of `recursion.tower.Report`, level 1 first; a loss that is not finite is null.
 ``metrics`` holds hyperparameters, norms and clip rates (`recursion.looking.numbers`) and what parts report (``"level 2
 refused": 3.0``). ``base_steps`` counts task gradients so far, start-up and restarts apart; ``seconds`` counts all
-sessions of the run. TensorBoard also shows steps a second.
+sessions of the run, ``steps_a_second`` is since the line before.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        self.path, self.pace = folder / FILE, (0, 0.0)  # step and seconds of the last line that TensorBoard has
+        self.path, self.pace = folder / FILE, (0, 0.0)  # step and seconds of the last line
         with explained("write", self.path):
             self.file = self.path.open("a+b", buffering=0)
             try:
@@ -52,6 +52,9 @@ class Metrics:
         line: dict[str, Any] = {"step": report.step, "losses": losses, "skipped": report.skipped}
         line |= {"base_steps": base_steps, "seconds": round(seconds, 6)}
         line |= {"metrics": dict(zip(report.metrics, metrics))} if metrics else {}
+        (before, then), self.pace = self.pace, (report.step, seconds)
+        pace = {"steps a second": (report.step - before) / (seconds - then)} if then and seconds > then else {}
+        line |= {name.replace(" ", "_"): round(value, 3) for name, value in pace.items()}
         with explained("write", self.path):
             rest = memoryview(json.dumps(line).encode() + b"\n")
             while rest:
@@ -60,8 +63,7 @@ class Metrics:
             scalars = {f"loss/level {level}": loss for level, loss in enumerate(report.losses, 1)}
             scalars |= {f"skipped/level {level}": count for level, count in enumerate(report.skipped, 1)}
             scalars |= {f"metrics/{name}": value for name, value in report.metrics.items()}
-            (before, then), self.pace = self.pace, (report.step, seconds)
-            scalars |= {"steps a second": (report.step - before) / (seconds - then)} if then and seconds > then else {}
+            scalars |= pace
             with explained("write TensorBoard events in", self.path.parent):
                 for name, value in scalars.items():
                     self.board.add_scalar(name, value, report.step)

@@ -3,6 +3,8 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -24,7 +26,7 @@ class Display:
     def __init__(self, stream: TextIO, *columns: ProgressColumn, total: float) -> None:
         text, left = TextColumn("{task.fields[status]}", markup=False), TimeRemainingColumn(elapsed_when_finished=True)
         self.stream, self.console = stream, Console(file=stream)
-        self.terminal = stream.isatty() or self.console.is_jupyter
+        self.terminal = stream.isatty() or (self.console.is_jupyter and find_spec("ipywidgets") is not None)
         self.progress = Progress(BarColumn(), *columns, left, text, console=self.console)
         self.bar = self.progress.add_task("", total=total, status="")
 
@@ -46,14 +48,13 @@ class Steps(Display):
         self.steps, self.began = steps, time.monotonic()
         self.first: Report | None = None  # a resumed run starts in the middle; the past says nothing about speed
         self.last: Report | None = None
-        self.metrics: dict[str, float] = {}  # the last value of each metric
 
     def __call__(self, report: Report) -> None:
         done = report.step
         if self.first is None:
             self.first = report
             self.progress.reset(self.bar, completed=done - 1)
-        self.last, self.metrics = report, {**self.metrics, **report.metrics}
+        self.last = report
         if self.terminal:
             self.progress.update(self.bar, completed=done, status=status(report))
         elif done * LINES // self.steps > (done - 1) * LINES // self.steps:
@@ -62,8 +63,8 @@ class Steps(Display):
             self.stream.write(f"step {done} of {self.steps}, {left} s left, {status(report)}\n")
             self.stream.flush()
 
-    def print_table(self, tower: Tower) -> None:
-        """What each level is, how its loss moved in this session, and its numbers at the end."""
+    def print_table(self, tower: Tower, numbers: Mapping[str, float]) -> None:
+        """What each level is, how its loss moved in this session, and its ``numbers`` (``level 1 lr``) at the end."""
         if self.first is None or self.last is None:
             return
         steps = f"steps {self.first.step} to {self.last.step}"
@@ -71,10 +72,10 @@ class Steps(Display):
         for name in ("level", "loss below it", "at the end"):
             table.add_column(name)
         for number, (level, *losses) in enumerate(zip(tower.levels, self.first.losses, self.last.losses), 1):
-            own = {name.removeprefix(f"level {number} "): value for name, value in self.metrics.items()
+            own = {name.removeprefix(f"level {number} "): value for name, value in numbers.items()
                    if name.startswith(f"level {number} ")}  # fmt: skip
-            numbers = ", ".join(f"{name} {value:.3g}" for name, value in own.items())
-            table.add_row(escape(f"{number}: {level}"), "{:.3g} to {:.3g}".format(*losses), escape(numbers))
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in own.items())
+            table.add_row(escape(f"{number}: {level}"), "{:.3g} to {:.3g}".format(*losses), escape(shown))
         self.console.print(table)
 
 

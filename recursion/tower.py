@@ -51,8 +51,7 @@ class Tower:
             except (TypeError, ValueError) as error:
                 refused = getattr(error, "level", None)  # by its estimator; it is not the one above that asked
                 who = f"level {number} ({level})" if refused is None else f"level {number - 1} ({refused})"
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(f"{who}: {error}") from error
+                raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{who}: {error}") from error
             self.bound.append(problem)
         self.top = self.bound[-1]
         chooses = self.top.gradient.traits.chooses_lookahead

@@ -110,7 +110,7 @@ def train(
         finally:
             save()
     if isinstance(shows, Steps):
-        shows.print_table(tower)
+        shows.print_table(tower, numbers(tower, running.state))
     return running.state
 
 

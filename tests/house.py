@@ -53,8 +53,8 @@ WHOLE = (
 
 
 TODAY = {
-    "lines of levels + recursion": 17_755, "lines of levels": 9_365, "lines of recursion": 8_390,
-    "lines of tests": 17_325,
+    "lines of levels + recursion": 18_270, "lines of levels": 9_830, "lines of recursion": 8_440,
+    "lines of tests": 17_470,
 }  # fmt: skip
 """The ratchet: where this tree is still over a limit, it may not get worse. Lower these; a wish that adds a part may
 raise one by what the part needs, and says so in its commit."""

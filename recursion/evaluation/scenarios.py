@@ -1,6 +1,6 @@
 """Does what a tower learned beat tuned hand-made optimizers on problems that it never saw?
 
-    evaluation = evaluate(tower, states)
+    evaluation = evaluate(tower, states)              # or one state
     print(evaluation.scenarios[0].comparisons[0].verdict)
 
 Training problems train, validation problems tune the baselines' step sizes, test problems are reported on. All
@@ -83,7 +83,7 @@ class Scenario:
     comparisons: tuple[Comparison, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """All numbers of an evaluation, with the measures ``final`` and ``mean`` of `recursion.evaluation.baselines`.
 
@@ -97,6 +97,11 @@ class Evaluation:
     scenarios: tuple[Scenario, ...]
     refused: dict[str, str]  # scenarios that what was learned does not fit, and why
     base_steps: dict[str, int]
+
+    def __repr__(self) -> str:
+        lines = [f"  {each.label}, {one.measure} loss: {one.verdict}"
+                 for each in self.scenarios for one in each.comparisons]  # fmt: skip
+        return "\n".join([f"Evaluation of {self.tower}", *lines])
 
     def to_json(self) -> str:
         """JSON text; numbers that are infinite (a run diverged) become null."""
@@ -115,19 +120,20 @@ def held_out(who: str, tower: Tower, states: Sequence[TowerState], on: Task | No
 
 
 def evaluate(
-    tower: Tower, states: Sequence[TowerState], *, on: Task | None = None, seed: int = 0, problems: int = 64,
-    tuning: int = 16, steps: int = 100, windows: int | None = None, transfer: bool = True,
+    tower: Tower, states: TowerState | Sequence[TowerState], *, on: Task | None = None, seed: int = 0,
+    problems: int = 64, tuning: int = 16, steps: int = 100, windows: int | None = None, transfer: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
     """Compare what the tower learned with tuned baselines on held-out problems.
 
-    ``states``: of this tower after training, one for each training seed; copies within a state are averaged. ``on``:
+    ``states``: of this tower after training, one, or one for each training seed; copies in one are averaged. ``on``:
     another family than the tower's. ``problems``: test problems a scenario. ``tuning``: validation problems for each
     baseline's step size; with too few it diverges on some test problem, which flatters what was learned. ``steps``:
     base steps a run. ``windows``: see `deploy.learned`. ``transfer``: also the task's variants, and runs 10 times as
     long. ``progress`` is called with the present activity and the fraction done. Raises ValueError or TypeError for
     arguments that do not fit; NonFiniteError if a tower below diverges.
     """
+    states = [states] if isinstance(states, TowerState) else states
     family = held_out("evaluate", tower, states, on, problems=problems, tuning=tuning, steps=steps, windows=windows)
     tell = progress or (lambda _what, _fraction: None)
     tell("deploying what was learned", 0.0)

@@ -134,8 +134,8 @@ def _gaps(pictures: list[Picture], gaps: list[Gap]) -> None:
     caption += "and report on it. Above zero is a gain; train or select above zero and report not is an alarm."
     title, label, looks = "The gap between the splits", "gain (log of start / chosen)", looks_of(SPLITS)
     names, crowded = [gap.cell.label for gap in gaps], len(gaps) > 5
-    below = LETTER * max(map(len, names)) if crowded else 0.0
-    with drawn(pictures, "gaps", title, alt, caption, "", label, height=HEIGHT + below) as axes:
+    room = LETTER * max(map(len, names)) if crowded else 0.0
+    with drawn(pictures, "gaps", title, alt, caption, "", label, height=HEIGHT + room) as axes:
         for place, gap in enumerate(gaps):
             for offset, (split, gain) in enumerate(gap.gains.items(), -1):
                 whisker(axes, place + 0.2 * offset, gain, looks[split], None if place else f"{split} problems")

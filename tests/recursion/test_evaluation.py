@@ -30,7 +30,9 @@ def small(tower, *states, **options):
 
 def test_a_perfect_optimizer_is_lower_a_poor_one_higher_and_an_equal_one_shows_no_difference():
     for lr, word, share in ((0.5, "lower than", 1.0), (1e-6, "higher than", 0.0)):
-        for comparison in small(*trained(Bowl(dtype="float64"), lr)).scenarios[0].comparisons:
+        evaluation = small(*trained(Bowl(dtype="float64"), lr))
+        assert f"  the task itself, final loss: {word} " in repr(evaluation)
+        for comparison in evaluation.scenarios[0].comparisons:
             assert comparison.verdict == f"{word} {comparison.baseline}"
             assert comparison.share_lower == share
     best = 10**-0.25

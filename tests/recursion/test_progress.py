@@ -42,10 +42,10 @@ def test_a_table_says_how_each_level_moved() -> None:
     stream = Stream(False)
     tower = parse("quadratic: lstm@20 / adam")
     with progress.Steps(2, stream) as report:  # type: ignore[arg-type]
-        report.print_table(tower)  # nothing to say yet
-        report(Report(1, [0.5, 7.25], [0, 0], {"level 2 lr": 0.001}))
-        report(Report(2, [0.25, 6.0], [0, 0], {"level 2 lr": 0.002, "level 1 gradient norm": 3.0}))
-    report.print_table(tower)
+        report.print_table(tower, {})  # nothing to say yet
+        report(Report(1, [0.5, 7.25], [0, 0]))
+        report(Report(2, [0.25, 6.0], [0, 0]))
+    report.print_table(tower, {"level 2 lr": 0.002, "level 1 gradient norm": 3.0})
     text = " ".join(stream.text.split())
     assert "1: lstm@20 0.5 to 0.25 gradient norm 3" in text
     assert "2: adam@1 7.25 to 6 lr 0.002" in text

@@ -66,10 +66,11 @@ def after(tower: Tower, steps: int, seed: int = 0) -> TowerState:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """The metrics of a run but for the seconds, which must rise."""
+    """The metrics of a run but for the seconds, which must rise, and the speed."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     seconds = [line.pop("seconds") for line in lines]
     assert seconds == sorted(seconds)
+    assert all(line.pop("steps_a_second", 1.0) > 0 for line in lines)
     return lines
 
 
