@@ -16,7 +16,7 @@ import torch
 from benchmarks.harness import Numbers
 from recursion import Tower
 from recursion.accelerate import accelerate
-from recursion.spec import parse
+from recursion.notation import parse
 
 TITLE = "towers on a GPU, plain and accelerated, against one core"
 LSTM = "lstm@20[horizon=none, batch={copies}] / adam"

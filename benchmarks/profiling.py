@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 
 from recursion import Tower
 from recursion.accelerate import accelerate
-from recursion.spec import parse
+from recursion.notation import parse
 
 TOWERS = {
     "w1": "quadratic: lstm@20[batch=128, horizon=none] / adam",

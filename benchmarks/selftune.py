@@ -25,7 +25,7 @@ from levels import NonFiniteError, keys
 from recursion import Tower
 from recursion.evaluation.observed import Observed, Tally
 from recursion.evaluation.statistics import estimate
-from recursion.spec import parse
+from recursion.notation import parse
 
 ADAM = "Adam throughout"
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from recursion.evaluation.exporting import export as export
     from recursion.evaluation.scenarios import evaluate as evaluate
     from recursion.exported import Exported as Exported
+    from recursion.notation import parse as parse
     from recursion.reports import Report as Report
-    from recursion.spec import parse as parse
     from recursion.torch_optimizer import LearnedTorchOptimizer as LearnedTorchOptimizer
     from recursion.tower import Tower as Tower
     from recursion.tower import TowerState as TowerState
@@ -26,7 +26,7 @@ HOME = {
     "evaluate": "recursion.evaluation.scenarios",
     "export": "recursion.evaluation.exporting",
     "load": "recursion.checkpoint",
-    "parse": "recursion.spec",
+    "parse": "recursion.notation",
     "probe": "recursion.analysis.probe",
     "save": "recursion.checkpoint",
     "train": "recursion.training",

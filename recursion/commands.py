@@ -24,8 +24,9 @@ from recursion.evaluation import exporting
 from recursion.evaluation.reporting import draw_training, write
 from recursion.evaluation.scenarios import evaluate
 from recursion.files import RUNS, explained, folder_name, replace_file
+from recursion.notation import parse
 from recursion.progress import Stages, Steps, note
-from recursion.spec import dumps, parse, read_tower
+from recursion.spec import dumps, read_tower
 from recursion.tower import Tower, TowerState
 
 COMPILE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}

@@ -10,7 +10,7 @@ from levels.catalog import Setting
 from levels.fields import require
 from levels.level import Level
 from levels.reading import read_value
-from recursion.notation import read, read_level
+from recursion.reading import read, read_level
 
 
 def read_stack(task: Any, levels: tuple[Any, ...]) -> tuple[Problem, tuple[Level, ...]]:

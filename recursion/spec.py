@@ -23,7 +23,7 @@ from levels.level import Level
 from levels.reading import located, one_line
 from levels.tasks.task import Task
 from recursion.files import explained
-from recursion.notation import read
+from recursion.notation import parse
 from recursion.tower import Tower
 
 FORMAT = "descent-tower"
@@ -81,12 +81,6 @@ def loads(text: str | bytes, trust: Sequence[str] = ()) -> Tower:
     except RecursionError as error:
         raise ValueError(f"{FOREIGN}: its JSON is nested too deeply") from error
     return from_spec(spec, trust)
-
-
-def parse(text: str) -> Tower:
-    """The tower that ``text`` describes in notation. ValueError, in one line, for every mistake in it."""
-    task, levels = read(text)
-    return Tower(task, *levels)
 
 
 def read_tower(text: str, trust: Sequence[str] = ()) -> Tower:

@@ -12,7 +12,7 @@ import torch
 
 from levels import SGD, Adam, FirstOrder, Level, Quadratic, keys
 from levels.testing import check_estimator, check_optimizer, check_problem
-from recursion.spec import parse
+from recursion.notation import parse
 
 FOLDER = Path(__file__).parents[1] / "examples"
 PARTS = {"lion": "Lion", "factors": "Factors", "soft_best": "SoftBest", "random_unroll": "RandomUnroll",

@@ -167,13 +167,14 @@ class NetworkTask(LossTask):
         """What is the same in every module that `make` returns, and neither trained nor changed; by name."""
         other = self.build(1)
         what = f"{self.name}: make returned"
-        require(
-            other is not self.build(0), f"{what} the same module twice, so all copies would be one; build a new one"
-        )
+        one = "so all copies would be one; build a new one"
+        require(other is not self.build(0), f"{what} the same module twice, {one}")
         ours, theirs = tensors_of(self.module), tensors_of(other)
         same = [(name, tensor.shape) for name, tensor in ours.items()] == [(n, t.shape) for n, t in theirs.items()]
         require(same, f"{what} modules with other parameters; their names and shapes must not be random")
         apart = {*self.probe.trained, *self.probe.buffers}
+        common = [name for name, tensor in ours.items() if name in apart and tensor is theirs[name]]
+        require(not common, f"{what} modules with one {', '.join(common)}, {one} of each layer in make")
         return {name: self.taken(tensor.detach()) for name, tensor in ours.items()
                 if name not in apart and torch.equal(tensor, theirs[name])}  # fmt: skip
 

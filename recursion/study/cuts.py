@@ -25,7 +25,7 @@ from levels.fields import Count, closest, fits, format_value, require, settings
 from levels.hyper import Hyper
 from levels.level import Level
 from levels.reading import located, one_line, read_value
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.tower import Tower
 
 Grid = tuple[tuple[str, tuple[str, ...]], ...]

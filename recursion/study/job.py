@@ -42,7 +42,7 @@ from recursion.analysis.work import Work, lived_work
 from recursion.evaluation import afresh
 from recursion.evaluation.baselines import BASELINES
 from recursion.files import is_users, reason
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.study import records
 from recursion.study.bench import LEARNING, Bench, Row, Tell, parameters, row, rows_of
 from recursion.study.learning import Learning

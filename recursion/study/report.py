@@ -20,7 +20,8 @@ from rich.text import Text
 
 from recursion.evaluation.reporting import make_folder
 from recursion.files import replace_file
-from recursion.spec import parse, to_spec
+from recursion.notation import parse
+from recursion.spec import to_spec
 from recursion.study import words
 from recursion.study.drawing import Picture
 from recursion.study.findings import Findings, Line, lowest

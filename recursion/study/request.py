@@ -18,7 +18,8 @@ from typing import Any, Literal, Self, get_args
 
 from levels.hyper import HyperparamOptimizer
 from recursion.evaluation.deploy import require_counts
-from recursion.spec import parse, to_spec
+from recursion.notation import parse
+from recursion.spec import to_spec
 from recursion.study.cuts import Grid, cells, task_of
 from recursion.tower import Tower
 

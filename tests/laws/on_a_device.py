@@ -14,7 +14,8 @@ from torch import Tensor
 from levels import SGD, DigitsMLP, HeldOut, Layout, Level, Problem, Quadratic, keys
 from levels.tree import leaves
 from recursion import Tower, TowerState, checkpoint, cli
-from recursion.spec import dumps, parse
+from recursion.notation import parse
+from recursion.spec import dumps
 
 __all__ = ["gpu"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from levels import SGD, Layout, Level, LossTask, NoisyQuadratic, Optimizer, Quadratic, keys
 from levels.base import OptimizerTraits, ProblemTraits
 from levels.tree import map_leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 QUADRATIC, SMALL = "quadratic(3, dtype=float64): ", "quadratic(2, dtype=float64): "
 DIGITS = "digits-mlp(hidden=[3], minibatch=8, dtype=float64): "

@@ -9,7 +9,7 @@ from parts import DIGITS, LSTM, QUADRATIC, SMALL, answers, begun, built, levels_
 
 from levels import Accumulated, Exact, FirstOrder
 from levels.tree import leaves, named_leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 DEAD = "parts.Poisoned(3, dtype=float64, fatal=3): "
 TOWERS = [

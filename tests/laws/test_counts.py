@@ -8,7 +8,7 @@ from parts import Tallied, answers, built
 
 from levels import SGD, Level
 from recursion import Tower
-from recursion.spec import parse
+from recursion.notation import parse
 
 
 def level(unroll: int, batch: int = 1, horizon: int | None = None, stagger: bool = True) -> Level:

@@ -9,7 +9,7 @@ from parts import MOMENTUM, QUADRATIC, SMALL, answers, begun, built, levels_of
 
 from levels import NonFiniteError, Stop, keys
 from levels.tree import leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 TINY = "lstm(hidden=3, layers=1)"
 CASES = [  # the evaluation at which copies die: the first is at the start, each window makes three

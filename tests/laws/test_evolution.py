@@ -12,7 +12,7 @@ from torch import Tensor
 
 from levels import Exact, FirstOrder, Level, NonFiniteError, Stop, keys
 from levels.tree import map_leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 DRIFTS = f"{QUADRATIC}systems.Drift"
 PLANE = "systems.Plane: "

@@ -12,7 +12,7 @@ from torch.nn import functional
 from levels import SGD, DigitsMLP, HeldOut, Level, ModuleTask, keys
 from levels.testing import check_problem
 from levels.tree import map_leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 BARE = DigitsMLP(hidden=(3,), minibatch=8, dtype="float64")
 TASK = HeldOut(DigitsMLP(hidden=(3,), minibatch=8), dtype="float64")

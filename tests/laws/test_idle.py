@@ -10,7 +10,7 @@ from oracle import equal
 
 from levels.restart import run
 from levels.tree import State, map_leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 TASKS = ["quadratic(4)", "digits-mlp(hidden=[3], minibatch=4)"]
 RULES = ["lstm(hidden=3)", "adam(0.1)", "rmsprop", "sgd(0.01, momentum=0.9, nesterov=true)"]

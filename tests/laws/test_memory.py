@@ -13,7 +13,7 @@ from oracle import naive
 from parts import begun, built, levels_of
 
 from levels import keys
-from recursion.spec import parse
+from recursion.notation import parse
 
 STACK = [
     "lstm(hidden=4, layers=1)@2[horizon=6, batch=3]",

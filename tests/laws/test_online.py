@@ -17,7 +17,7 @@ from levels.gradients.online import choose
 from levels.restart import is_due
 from levels.tree import map_leaves
 from recursion import Tower
-from recursion.spec import parse
+from recursion.notation import parse
 
 NOISY = "noisy-quadratic(3, dtype=float64): sgd(0.1)"
 

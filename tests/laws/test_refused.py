@@ -9,7 +9,7 @@ from torch import nn
 
 from levels import Accumulated, Augmented, DigitsMLP, Forward, HeldOut, Mixture, ModuleTask, Quadratic, Rosenbrock
 from recursion import Tower
-from recursion.spec import parse
+from recursion.notation import parse
 
 E, F = "gradient=exact", "gradient=forward"
 FIRST_OR_PES = "use gradient=first-order or gradient=pes"

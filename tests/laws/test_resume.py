@@ -6,7 +6,8 @@ import pytest
 from oracle import equal
 
 from recursion import checkpoint
-from recursion.spec import dumps, loads, parse
+from recursion.notation import parse
+from recursion.spec import dumps, loads
 
 Q, D = "quadratic(dims=2): ", "digits-mlp(hidden=[2], minibatch=4): "
 TEXTS = [

@@ -10,7 +10,7 @@ import torch
 from levels import SGD, Exact, Last, Layout, Level, LossTask, Optimizer, keys
 from levels.base import OptimizerTraits
 from levels.tree import leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 KEY = keys.seed(4)
 

@@ -72,7 +72,7 @@ def test_broken_fashion_files(folder, content):
 BLOCKED = """
 import sys
 sys.modules["mlxtend"] = sys.modules["mnist1d"] = None
-from recursion.spec import parse
+from recursion.notation import parse
 for text in ("mnist-mlp", "mnist-convnet", "mnist1d-mlp"):
     try:
         parse(f"{text}: adam")

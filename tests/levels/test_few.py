@@ -8,7 +8,7 @@ from levels import SGD, Augmented, DigitsMLP, Few, HeldOut, Level, Quadratic, ke
 from levels.testing import check_problem
 from recursion import Tower
 from recursion.evaluation.deploy import run
-from recursion.spec import parse
+from recursion.notation import parse
 
 SMALL = DigitsMLP(hidden=(3,), minibatch=8)
 

@@ -26,7 +26,7 @@ from levels.autodiff import vjp
 from levels.replay import update_vjp
 from levels.testing import check_optimizer
 from levels.tree import leaves
-from recursion.spec import parse
+from recursion.notation import parse
 
 LAYOUT = Layout.of({"weight": (3, 2), "bias": (2,)}, torch.float64)
 RULES: list[Optimizer] = [SGD(momentum=0.9), Adam(), LSTM(hidden=2, layers=1), LearnedInit(SGD())]

@@ -8,7 +8,7 @@ from torch import nn
 
 from levels import Fixed, Layout, Level, Log, MLPOptimizer, ModuleOptimizer, Quadratic, RNNProp, Sum
 from levels.testing import ConformanceError, check_optimizer
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.tower import Tower
 
 BELOW = Layout.of({"weight": (2, 2), "bias": (2,), "scale": ()}, torch.float64)

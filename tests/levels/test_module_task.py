@@ -177,6 +177,8 @@ LOSS = "module: loss_function must return one number as a tensor"
         (lambda: nn.Sequential(nn.LazyLinear(3)), {}, "module: 0.weight has no shape yet; use a module that is not lazy"),
         (perceptron(), {}, f"{BUILDS}, got a module; write make=lambda: ..."),
         (lambda: 3, {}, f"{BUILDS}, and it returned int"),
+        (lambda: nn.Sequential(ONE[0], nn.Linear(6, 3)), {}, "module: make returned modules with one 0.weight, 0.bias, so all "
+         "copies would be one; build a new one of each layer in make"),
         (lambda: ONE, {}, "module: make returned the same module twice, so all copies would be one; "
          "build a new one"),
         (lambda: nn.Sequential(nn.Linear(4, int(torch.randint(3, 99, ())))), {},
@@ -229,7 +231,7 @@ class Rebinding(Counting):
 
 
 def norms(norm):
-    return lambda: nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), nn.Linear(6, 3))
+    return lambda: nn.Sequential(nn.Linear(4, 6), copy.deepcopy(norm), nn.Tanh(), nn.Linear(6, 3))
 
 
 BUFFERS = {

@@ -7,7 +7,7 @@ import torch
 
 from levels import SGD, Discounted, Exact, FirstOrder, Last, Level, MeanLog, Objective, Quadratic, Sum, TimeTo, keys
 from levels.autodiff import hvp
-from recursion.spec import parse
+from recursion.notation import parse
 
 LOSSES = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
 BY_HAND = {

@@ -9,7 +9,7 @@ from torch import nn
 from levels import Adagrad, AdamW, Fixed, Layout, Linear, Log, Logit, Muon, RMSprop
 from levels.optimizers.muon import orthogonalised
 from levels.testing import ConformanceError, check_optimizer
-from recursion.spec import parse
+from recursion.notation import parse
 
 BELOW = Layout.of({"weight": (2, 2), "bias": (2,), "scale": ()}, torch.float64)
 MATRICES = Layout.of({"wide": (2, 5), "tall": (4, 3), "square": (3, 3)}, torch.float64)

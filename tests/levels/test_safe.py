@@ -12,7 +12,8 @@ from levels.tree import leaves, map_leaves
 from recursion import LearnedTorchOptimizer
 from recursion.evaluation.deploy import run, run_afresh
 from recursion.exported import Exported
-from recursion.spec import dumps, loads, parse
+from recursion.notation import parse
+from recursion.spec import dumps, loads
 
 KEY = keys.seed(5)
 FALLBACKS = {"quadratic": Adam(lr=0.1), "digits-mlp": Adam(lr=0.03)}

@@ -27,7 +27,8 @@ from levels import (
 )
 from levels.testing import check_optimizer, check_problem
 from recursion import LearnedTorchOptimizer
-from recursion.spec import dumps, loads, parse
+from recursion.notation import parse
+from recursion.spec import dumps, loads
 
 STEPS = 20
 KEY = keys.seed(3)

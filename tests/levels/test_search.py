@@ -35,7 +35,7 @@ from levels.optimizers.self_update import SelfUpdate
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint
 from recursion.evaluation.deploy import run_afresh
-from recursion.spec import parse
+from recursion.notation import parse
 
 KEY = keys.seed(7)
 TINY = LSTM(hidden=2, layers=1)

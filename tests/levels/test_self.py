@@ -12,7 +12,7 @@ from levels.optimizers.self_update import SelfUpdate
 from levels.optimizers.switch import Progress, Switch
 from levels.tree import leaves, map_leaves
 from recursion import Tower, checkpoint
-from recursion.spec import parse
+from recursion.notation import parse
 
 KEY = keys.seed(5)
 TINY = LSTM(hidden=2, layers=1)

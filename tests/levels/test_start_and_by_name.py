@@ -6,7 +6,7 @@ import torch
 from levels import SGD, Adam, Last, Layout, LearnedInit, Level, Linear, Log, Partition, Quadratic, keys
 from levels.replay import update_vjp
 from levels.testing import check_optimizer
-from recursion.spec import parse
+from recursion.notation import parse
 
 LAYOUT = Layout.of({"conv.weight": (3, 2), "dense.weight": (2, 2), "conv.bias": (3,)}, torch.float64)
 TASK = Quadratic(dims=4, dtype="float64")

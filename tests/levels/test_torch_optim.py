@@ -19,7 +19,7 @@ from levels.replay import update_vjp
 from levels.testing import check_optimizer
 from levels.tree import leaves, map_leaves
 from recursion import Tower, spec
-from recursion.spec import parse
+from recursion.notation import parse
 
 BELOW = Layout.of({"weight": (2, 2), "bias": (2,), "scale": ()}, torch.float64)
 MATRICES = Layout.of({"tall": (3, 1), "square": (2, 2)}, torch.float64)

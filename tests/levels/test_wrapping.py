@@ -24,7 +24,7 @@ from levels.tasks.task import SPLITS
 from levels.tasks.wrapping import open_key, whole
 from levels.testing import check_problem
 from recursion import Tower
-from recursion.spec import parse
+from recursion.notation import parse
 
 SMALL = DigitsMLP(hidden=(3,), minibatch=8)
 

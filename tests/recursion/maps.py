@@ -10,7 +10,7 @@ from levels import SGD, FirstOrder, Layout, Level, Task, keys
 from levels.base import Optimizer
 from recursion import Tower
 from recursion.analysis.probe import probe
-from recursion.spec import parse
+from recursion.notation import parse
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

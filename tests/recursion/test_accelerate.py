@@ -12,7 +12,7 @@ from levels.gradients.first_order import FirstOrder
 from recursion.accelerate import accelerate, cells_native, native, parts, repaying, repays
 from recursion.accelerate.sweeps import SWEEPS
 from recursion.checkpoint import load, save
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.tower import Tower
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}

@@ -13,7 +13,7 @@ import pytest
 from towers import SMALL, assert_same
 
 from recursion import checkpoint, cli, files
-from recursion.spec import parse
+from recursion.notation import parse
 
 QUICK = ["--problems", "4", "--eval-steps", "5"]
 

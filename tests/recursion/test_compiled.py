@@ -12,7 +12,7 @@ from levels.gradients.exact import Exact
 from levels.tree import leaves
 from recursion.accelerate import Running, accelerate, compiled
 from recursion.accelerate.tower import Accelerated, compiles_whole
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.tower import Tower
 
 

@@ -12,7 +12,7 @@ from recursion import Tower, checkpoint, cli
 from recursion.analysis.depth import gates, learned_depth
 from recursion.analysis.pruning import prune
 from recursion.group import Depth, gated_levels
-from recursion.spec import parse
+from recursion.notation import parse
 
 LEVEL = "sgd(lr=0.001)"
 PATTERNS = ("*gate", "*")

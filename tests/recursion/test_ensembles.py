@@ -11,7 +11,7 @@ from levels.testing import check_optimizer, check_problem
 from recursion import Tower
 from recursion.analysis.ensembles import compare, last_generation, mean_predictions, mean_updates, mean_weights
 from recursion.evaluation.deploy import run
-from recursion.spec import parse
+from recursion.notation import parse
 
 KEY = keys.seed(3)
 TINY = LSTM(hidden=2, layers=1)

@@ -14,7 +14,7 @@ from levels.optimizers.partition import Partition
 from recursion import LearnedTorchOptimizer, Tower, cli
 from recursion.evaluation.exporting import export
 from recursion.exported import Exported
-from recursion.spec import parse
+from recursion.notation import parse
 
 PLAIN = [cls() for cls in catalog.parts("optimizer").values()
          if not any(setting.required for setting in catalog.settings_of(cls).values())]  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from levels import level
-from recursion.spec import parse
+from recursion.notation import parse
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 METHODS = README.partition("## Methods")[2].partition("\n## ")[0]

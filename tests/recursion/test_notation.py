@@ -10,7 +10,8 @@ from towers import CANONICAL, Odd, random_tower, same
 from levels import LSTM, SGD, Adam, DigitsMLP, Fixed, Level, Linear, Log, ModuleTask, Quadratic, Stop
 from levels.fields import format_value
 from levels.objectives import Discounted, Last, MeanLog, Sum
-from recursion.spec import dumps, from_spec, loads, parse, to_spec
+from recursion.notation import parse
+from recursion.spec import dumps, from_spec, loads, to_spec
 from recursion.tower import Tower
 
 SPACED = (

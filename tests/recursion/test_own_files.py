@@ -10,7 +10,7 @@ import torch
 from levels import SGD, Level, ModuleTask
 from levels.importing import require_trusted
 from recursion import Exported, Tower, checkpoint, cli, parse, train
-from recursion.notation import read
+from recursion.reading import read
 from recursion.sealed import write_sealed
 from recursion.spec import dumps, loads, read_tower
 from recursion.study.request import Budget, Request

@@ -15,7 +15,7 @@ from levels.tree import map_leaves
 from recursion import checkpoint, cli
 from recursion.analysis.growth_report import write
 from recursion.analysis.probe import LIMIT, probe
-from recursion.spec import parse
+from recursion.notation import parse
 
 
 @pytest.mark.parametrize("lr", [0.1, 1.2])

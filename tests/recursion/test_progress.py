@@ -1,8 +1,8 @@
 """Progress for people: a bar on a terminal, some lines elsewhere."""
 
 from recursion import progress
+from recursion.notation import parse
 from recursion.reports import Report
-from recursion.spec import parse
 
 
 class Stream:

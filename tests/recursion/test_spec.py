@@ -8,7 +8,8 @@ from torch import nn
 from towers import Odd, same
 
 from levels import SGD, Adam, Discounted, Level, Log, ModuleTask, Quadratic, Skip
-from recursion.spec import dumps, from_spec, loads, parse, to_spec
+from recursion.notation import parse
+from recursion.spec import dumps, from_spec, loads, to_spec
 from recursion.tower import Tower
 
 

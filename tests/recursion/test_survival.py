@@ -10,12 +10,12 @@ import pytest
 from towers import SMALL, assert_same, metrics
 
 from recursion import checkpoint
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.training import train
 
 LIMITED = f"""
 import resource, sys
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.training import train
 out, limit, every, board = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "board"
 if not board:
@@ -55,7 +55,7 @@ def test_a_disk_that_refuses_ends_the_run_and_keeps_what_was_there(limit, every,
 
 KILLED = """
 import sys
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.training import train
 train(parse(sys.argv[1]), steps=int(sys.argv[3]), seed=5, out=sys.argv[2], resume=True, every=0.02)
 """

@@ -7,7 +7,7 @@ from levels import LSTM, PES, SGD, Adam, Exact, FirstOrder, Forward, Level, Mix,
 from levels.tree import leaves
 from recursion import Tower
 from recursion.evaluation.observed import Observed, Tally
-from recursion.spec import parse
+from recursion.notation import parse
 
 STACK = (Level(optimizer=LSTM(hidden=3), unroll=4, batch=2), Level(optimizer=SGD(), unroll=3), Level(optimizer=Adam()))
 

@@ -13,7 +13,7 @@ from towers import SMALL, assert_same, metrics
 
 from levels import SGD, Adam, Level, NonFiniteError, Quadratic, Skip
 from recursion import Tower, checkpoint
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.training import train
 
 TOWERS = {

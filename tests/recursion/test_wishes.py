@@ -4,7 +4,7 @@ import pytest
 from towers import assert_same
 
 from recursion import checkpoint
-from recursion.spec import parse
+from recursion.notation import parse
 
 ONLINE = "lstm(hidden=4)@5[batch=4, gradient=online([5, 20], every=2)]"
 ALL = f"quadratic: depth({ONLINE} / own@2[batch=2]) / ga(population=3)"

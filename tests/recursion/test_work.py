@@ -10,7 +10,7 @@ from recursion import Tower
 from recursion.analysis.metering import LiveBytes, Operations, Pass, measure
 from recursion.analysis.work import base_flops, lived_work, own_work, own_work_under, use_work, work_of
 from recursion.evaluation.observed import Observed, Tally
-from recursion.spec import parse
+from recursion.notation import parse
 
 N = 6
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.study.cuts import cells, every_depth, parse_depths, parse_grid, task_of
 
 DEEP = "digits-mlp: lstm@20 / lstm(hidden=4)@5[batch=3] / lstm@2 / adam"

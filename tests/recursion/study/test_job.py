@@ -11,7 +11,7 @@ from levels.faults import NonFiniteError
 from recursion.analysis.work import own_work
 from recursion.evaluation.baselines import mean_loss
 from recursion.evaluation.deploy import learned, run
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.study import records
 from recursion.study.findings import Findings
 from recursion.study.job import perform

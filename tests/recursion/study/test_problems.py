@@ -14,7 +14,7 @@ from levels.tasks.mlp import DigitsMLP
 from levels.tasks.quadratic import QuadraticState
 from recursion import Tower
 from recursion.evaluation.observed import Observed
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.study.problems import Met, examples, fingerprints, known, problems
 
 

@@ -10,7 +10,7 @@ from levels import SGD, Adam, Augmented, DigitsMLP, Fixed, Log, Quadratic, RMSpr
 from levels.schedules import Constant
 from recursion.evaluation.baselines import mean_loss, tune
 from recursion.evaluation.deploy import run
-from recursion.spec import parse
+from recursion.notation import parse
 from recursion.study.search import Line, Trials, moved, rates, schedules, search, set_to
 
 METHODS = ["grid", pytest.param("optuna", marks=pytest.mark.skipif(find_spec("optuna") is None, reason="an extra"))]
