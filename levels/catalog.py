@@ -16,10 +16,21 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from levels.fields import alternatives, closest, fields_of, fits, format_value, hints_of, is_required, require, word
+from levels.fields import (
+    alternatives,
+    closest,
+    fields_of,
+    fits,
+    format_value,
+    hints_of,
+    is_required,
+    require,
+    shown,
+    word,
+)
 from levels.importing import imported, run_users
 
-KINDS = {
+KINDS = {  # the name of the base class of each
     "task": "Problem",
     "optimizer": "Optimizer",
     "objective": "Objective",
@@ -28,7 +39,6 @@ KINDS = {
     "schedule": "Schedule",
     "nonfinite policy": "NonFinite",
 }
-"""The name of the base class of each kind."""
 PACKAGES = ("levels.optimizers", "levels.tasks", "levels.gradients")
 MODULES = ("levels.objectives", "levels.schedules", "levels.hyper", "levels.faults")
 PLAIN = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
@@ -225,7 +235,7 @@ def coerce(value: Any, hint: Any) -> Any:
     if any(map(is_list, alternatives(hint))) and not isinstance(value, (tuple, list, type(None))):
         with contextlib.suppress(ValueError):
             return coerce((value,), hint)
-    raise ValueError(f"must be {describe(hint)}, got {format_value(value)}")
+    raise ValueError(f"must be {describe(hint)}, got {shown(value)}")
 
 
 def describe(hint: Any) -> str:

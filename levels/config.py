@@ -23,6 +23,7 @@ from levels.fields import (
     format_value,
     listed,
     positional,
+    shown,
     title,
     typed_fields,
 )
@@ -53,7 +54,7 @@ class Config(ABC):  # noqa: B024, its kinds have abstract methods
             object.__setattr__(self, field, given)
             if not fits(given, hint):
                 fix = f"; write {given.__name__}(...)" if isinstance(given, type) and issubclass(given, Config) else ""
-                raise ValueError(f"{who}{called} must be {described(hint)}, got {format_value(given)}{fix}")
+                raise ValueError(f"{who}{called} must be {described(hint)}, got {shown(given)}{fix}")
 
     def __repr__(self) -> str:
         bare = positional(self)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
+MANY = 2**40  # more of anything is a mistake, and an overflow somewhere
+SHORT = 80  # characters of a value in a message
 WORD = re.compile(r"(?!(?:true|false|none|inf|nan)$)[A-Za-z_][A-Za-z0-9_.-]*")  # needs no quotes in notation
 
 
@@ -32,7 +34,7 @@ class AtLeast:
         return self.low <= value < self.under
 
     def __str__(self) -> str:
-        return f"of at least {self.low:g}" + (f" and below {self.under:g}" if self.under < math.inf else "")
+        return f"of at least {self.low:g}" + (f" and below {self.under:g}" if self.under < MANY else "")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Between:
 
 
 Range = AtLeast | Above | Between
-Count = Annotated[int, AtLeast(1)]
-Whole = Annotated[int, AtLeast(0)]
+Count = Annotated[int, AtLeast(1, under=MANY)]
+Whole = Annotated[int, AtLeast(0, under=MANY)]
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Probability = Annotated[float, Between(0, 1)]
@@ -135,7 +137,8 @@ def fits(value: Any, hint: Any) -> bool:
         inner = typing.get_args(hint)
         return isinstance(value, tuple) and (inner[-1:] != (...,) or all(fits(item, inner[0]) for item in value))
     if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+        small = not isinstance(value, int) or abs(value) < (2**63 if hint is int else 2**1023)
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and small
     return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
 
 
@@ -229,6 +232,20 @@ def format_value(value: Any) -> str:
     text = repr(value)
     long = "\n" in text or len(text) > 60
     return f"<{type(value).__name__}>" if long and not hasattr(value, "described") else text
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as in notation, but short and printable."""
+    if isinstance(value, int) and abs(value) >= MANY:
+        return f"about 2^{value.bit_length()}, which is more than 2^40"
+    return clear(format_value(value), SHORT)
+
+
+def clear(text: str, most: int = 1000) -> str:
+    """A text for a message: one line, without signs that a terminal obeys, cut in its middle where it is long."""
+    line = " ".join(text.split())
+    line = line if line.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    return line if len(line) <= most else f"{line[: most // 2]}[...]{line[-most // 2 :]}"
 
 
 def require(condition: bool, message: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from levels.fields import closest, require
+from levels.fields import SHORT, clear, closest, require
 
 FILE = r"(?:[\w.~-]*/)*[\w.-]+\.py:[A-Za-z_]\w*"  # of a name in a file, as a regular expression
 OURS = ("levels", "recursion")
@@ -46,7 +46,8 @@ def require_trusted(data: Any, trust: Sequence[str]) -> None:
     for name in _names(data):
         module = name.rpartition(":")[0] or name.rpartition(".")[0]
         known = any(module == one or module.startswith(f"{one}.") for one in (*OURS, *trust))
-        risk = f"it names {name!r}, whose code would run when it is read"
+        module = clear(module, SHORT)
+        risk = f"it names {clear(name, SHORT)!r}, whose code would run when it is read"
         require(known, f"{risk}; if you trust that, add --trust {module} (in Python trust=[{module!r}])")
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from levels import catalog
 from levels.catalog import Setting
-from levels.fields import alternatives, require
+from levels.fields import alternatives, clear, require
 from levels.importing import FILE
 
 TOKEN = re.compile(
@@ -66,11 +66,11 @@ def one_line(message: object) -> str:
 
 @contextmanager
 def located(where: object) -> Iterator[None]:
-    """Put the place in front of a ValueError inside, and make it one line."""
+    """Put the place in front of a ValueError inside, and make it one short line."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{where}: {one_line(error)}") from error
+        raise ValueError(clear(f"{where}: {error}")) from error
 
 
 class Reader:

@@ -31,7 +31,8 @@ from recursion.tower import Tower, TowerState
 
 IF_DAMAGED = "restore it from a copy, or delete it and train again"
 IF_OLDER = "go on with the older program, or train again in another folder"
-FORMAT = Format("descent-tower checkpoint", "checkpoint", 2, "a checkpoint of a tower", IF_DAMAGED, IF_OLDER)
+FIELDS: dict[str, Any] = {"spec": (dict, type(None)), "notation": str, "step": int, "seed": int, "extra": dict}
+FORMAT = Format("descent-tower checkpoint", "checkpoint", 2, "a checkpoint of a tower", IF_DAMAGED, IF_OLDER, FIELDS)
 
 
 class Saved(NamedTuple):

@@ -1,8 +1,8 @@
 """The command line: ``tower train``, ``eval``, ``ablate``, ``report``, ``probe``, ``export``, ``prune`` and ``show``.
 
 Mistakes of the user, non-finite numbers and disks that cannot be written end in one line on stderr and exit code 2;
-Ctrl-C in one line that says how to go on, and 130. Anything else is a bug and shows its traceback. Nothing heavy is
-imported before the arguments are understood.
+Ctrl-C, SIGTERM and SIGHUP in one line that says how to go on, and 128 plus the signal's number. Anything else is a bug
+and shows its traceback. Nothing heavy is imported before the arguments are understood.
 """
 
 import argparse
@@ -11,8 +11,10 @@ import difflib
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -34,21 +36,46 @@ INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    stopped: list[int] = []
     try:
-        args, rest = build_parser().parse_known_args(words)
-        if rest:
-            raise ValueError(unknown(rest, words))
-        args.words = words
-        run(args)
+        with interruptible(stopped):
+            args, rest = build_parser().parse_known_args(words)
+            if rest:
+                raise ValueError(unknown(rest, words))
+            args.words = words
+            run(args)
     except SystemExit as done:  # argparse, after --help and --version
         return int(done.code or 0)
-    except KeyboardInterrupt as stop:
-        return _say(f"tower: {stop}" if stop.args else "tower: stopped", INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        code = 128 + stopped[0] if stopped else INTERRUPTED
+        return _say(f"tower: {interrupt}" if interrupt.args else "tower: stopped", code)
     except Exception as error:
         if not is_users(error):
             raise
         return _say(f"tower: error: {reason(error)}", 2)
     return 0
+
+
+@contextlib.contextmanager
+def interruptible(stopped: list[int]) -> Iterator[None]:
+    """SIGTERM and SIGHUP, which schedulers send, raise KeyboardInterrupt; their number is added to ``stopped``.
+
+    Unless they are ignored, as under nohup.
+    """
+
+    def stop(signum: int, _: object) -> None:
+        stopped.append(signum)
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP) if main_thread}
+    for each, handler in before.items():
+        signal.signal(each, handler if handler == signal.SIG_IGN else stop)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def run(args: argparse.Namespace) -> None:

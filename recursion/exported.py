@@ -27,7 +27,8 @@ from recursion.spec import part_from_spec, part_to_spec
 from recursion.torch_optimizer import LearnedTorchOptimizer
 
 WHAT, IF_DAMAGED = "an exported optimizer (tower export writes one)", "restore it from a copy, or export it again"
-FORMAT = Format("descent-tower optimizer", "export", 1, WHAT, IF_DAMAGED, if_older="export it again")
+FIELDS: dict[str, Any] = {"optimizer": dict, "below": (list, type(None)), "source": dict}
+FORMAT = Format("descent-tower optimizer", "export", 1, WHAT, IF_DAMAGED, "export it again", FIELDS)
 
 
 @dataclass(frozen=True, eq=False)

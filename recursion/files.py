@@ -22,7 +22,15 @@ def explained(doing: str, path: Path) -> Iterator[None]:
 
 def is_users(error: Exception) -> bool:
     """Whether an error is one that a user can mend, rather than a bug: also any that says its ``fix``."""
-    return isinstance(error, (ValueError, TypeError, OSError)) or hasattr(error, "fix")
+    return isinstance(error, (ValueError, TypeError, OSError)) or hasattr(error, "fix") or is_memory(error)
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether there was not enough memory; torch says so by a RuntimeError."""
+    words = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+    )
 
 
 def reason(error: Exception) -> str:
@@ -31,7 +39,12 @@ def reason(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    if is_memory(error):
+        wanted = re.search(r"allocate (\d+) bytes", text)
+        size = f" (it asked for {int(wanted[1]) / 2**30:,.1f} GiB)" if wanted else ""
+        text = f"there is not enough memory{size}; lower the batch, the unroll or the sizes of the task"
+    line = " ".join(text.split())
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)  # what a terminal would obey
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """Sealed files: safetensors with a format, a version, one JSON object and a digest of everything. No pickle in them."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ class Format(NamedTuple):
     what: str  # in messages
     if_damaged: str  # what to do
     if_older: str
+    fields: Mapping[str, type | tuple[type, ...]]  # of its content
 
 
 def write_sealed(path: Path, form: Format, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -47,7 +49,18 @@ def read_sealed(path: Path, form: Format) -> tuple[dict[str, Any], dict[str, Ten
         raise ValueError(f"{what}; {form.if_damaged}") from error
     if _digest(metadata["content"], tensors) != metadata["digest"]:
         raise ValueError(f"{path} is garbled, its digest does not fit what it holds; {form.if_damaged}")
-    return json.loads(metadata["content"]), tensors
+    content = _content(metadata["content"])
+    if not all(name in content and isinstance(content[name], kind) for name, kind in form.fields.items()):
+        raise ValueError(f"{path} is garbled, it must hold {', '.join(form.fields)}; {form.if_damaged}")
+    return content, tensors
+
+
+def _content(text: str) -> dict[str, Any]:
+    """The JSON object in a file; empty if it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(text)
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def described(tensor: Tensor | None) -> str:

@@ -126,7 +126,7 @@ def _start(
     saved = checkpoint.load(path, tower)
     other = f"{path.parent} holds a run with seed {saved.seed}, got seed {seed}"
     require(saved.seed == seed, f"{other}; resume it with its own")
-    before, now = (", ".join(map(" ".join, each.items())) for each in (saved.extra["made with"], about))
+    before, now = (", ".join(map(" ".join, each.items())) for each in (saved.extra.get("made with", about), about))
     if before != now:
         notice(f"the run was made with {before}, it goes on with {now}: last digits may differ")
-    return saved.state, float(saved.extra["seconds"])
+    return saved.state, float(saved.extra.get("seconds", 0.0))

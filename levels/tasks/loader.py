@@ -67,10 +67,8 @@ class LoaderTask(NetworkTask):
         if (key, epoch) not in self._orders:
             if len(self._orders) >= REMEMBERED:
                 self._orders.clear()
-            seed, sampler = (
-                int(keys.fold_in(torch.tensor(key), epoch)),
-                self.loader.batch_sampler or self.loader.sampler,
-            )
+            seed = int(keys.fold_in(torch.tensor(key), epoch))
+            sampler = self.loader.batch_sampler or self.loader.sampler
             owners = (self.loader, sampler, getattr(sampler, "sampler", None))
             own = {id(each): each for owner in owners if (each := getattr(owner, "generator", None)) is not None}
             before = [generator.get_state() for generator in own.values()]

@@ -144,11 +144,8 @@ class NetworkTask(LossTask):
 
     def _where(self, error: Exception) -> str:
         """The innermost layer that was at work, from the error's traceback."""
-        names, place, traceback = (
-            {id(part): name for name, part in self.module.named_modules()},
-            "",
-            error.__traceback__,
-        )
+        names = {id(part): name for name, part in self.module.named_modules()}
+        place, traceback = "", error.__traceback__
         while traceback is not None:
             part = traceback.tb_frame.f_locals.get("self")
             if id(part) in names:

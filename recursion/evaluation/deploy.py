@@ -16,7 +16,7 @@ from torch import Tensor
 from levels import keys
 from levels.base import STATE, Optimizer, Problem
 from levels.faults import NonFiniteError
-from levels.fields import Count, described, fits, format_value, require
+from levels.fields import Count, described, fits, require, shown
 from levels.level import Level
 from levels.tasks.task import Task
 from levels.tree import State
@@ -48,7 +48,7 @@ def require_counts(who: str, **values: int | None) -> None:
     """ValueError, in the name of ``who``, unless all values are whole numbers of at least 1, or None."""
     for name, value in values.items():
         good = fits(value, Count | None)
-        require(good, f"{who}{name} must be {described(Count)}, got {format_value(value)}")
+        require(good, f"{who}{name} must be {described(Count)}, got {shown(value)}")
 
 
 @torch.no_grad()

@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
+from levels.fields import SHORT, clear
 from levels.hyper import HyperparamOptimizer
+from levels.reading import located
 from recursion.evaluation.deploy import require_counts
 from recursion.notation import parse
 from recursion.spec import to_spec
@@ -53,7 +55,7 @@ class Budget:
         except ValueError:
             amount = math.nan
         if math.isnan(amount):
-            raise ValueError(f"a budget is written 2e6 (base steps) or 90s (seconds), got '{text}'")
+            raise ValueError(f"a budget is written 2e6 (base steps) or 90s (seconds), got '{clear(text, SHORT)}'")
         return cls(amount=amount, unit="seconds" if number.endswith("s") else "base steps")
 
     def __repr__(self) -> str:
@@ -119,7 +121,8 @@ class Request:
         try:
             grid = tuple((name, tuple(values)) for name, values in data["grid"])
             budget, depths = Budget.parse(data["budget"]), tuple(data["depths"])
-            return cls(**{**data, "budget": budget, "depths": depths, "grid": grid})
+            with located("the request"):
+                return cls(**{**data, "budget": budget, "depths": depths, "grid": grid})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"this is not the request of a study: {error}") from error
 

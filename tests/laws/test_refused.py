@@ -60,7 +60,7 @@ REFUSED = {  # '...' stands for anything; the task is a quadratic if none is wri
     "sgd@2[gradient=online([2, 4.5])] / adam": "whole number",
     "sgd@2[gradient=online([2], every=0)] / adam": "every must be a whole number of at least 1, got 0",
     "sgd@2[gradient=online([2], decay=1.0)] / adam": "decay must be a number between 0 and 1, got 1.0",
-    "sgd@2[gradient=online([2], through=pes)] / adam": "online: through must be a",
+    "sgd@2[gradient=online([2], through=pes)] / adam": "online: through must be first-order or exact, got pes",
     "sgd@4[gradient=online([2, 8])] / adam": "cannot look 2 updates ahead in a window of 4; begin the",
     "sgd@2[ahead=4, gradient=online([2, 8])] / adam": "and the level says ahead=4; leave ahead out",
     "sgd@2 / adam[gradient=online([1, 8])]": f"{UNTRAINED} onl",

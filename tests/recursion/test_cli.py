@@ -153,19 +153,21 @@ def test_help_and_version_do_not_import_torch():
     assert done.stdout.startswith("tower 0.")
 
 
-def test_ctrl_c_says_how_to_go_on():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_that_says_how_to_go_on(number):
     words = ["train", SMALL, "--steps", "100000", "--out", "a run"]
     # Where SIGINT is ignored, as under nohup, a child inherits that: it sets Python's handler itself.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
     code += "from recursion import cli; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
     lines = Path("a run/metrics.jsonl")
     while not (lines.exists() and lines.stat().st_size > 500):
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     *_, last = process.communicate()[1].splitlines()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     said = f"tower: stopped; go on with: tower train {shlex.quote(SMALL)} --steps 100000 --out 'a run' --resume"
     assert last == said
     assert steps_in("a run") in (len(lines.read_text().splitlines()), len(lines.read_text().splitlines()) - 1)

@@ -154,6 +154,8 @@ LINE = {
     "an unroll": (["train", "quadratic: lstm@"], "expected the unroll, a whole number, behind '@'"),
     "the unroll in brackets": (["train", "quadratic: lstm[unroll=3]"], "unroll: it is written @20, before the brackets"),
     "a horizon": (["train", "quadratic: lstm@20[horizon=30] / adam"], "multiple of the unroll 20, got 30"),
+    "no memory": (["train", "quadratic: sgd@2[batch=100000000000] / adam", "--steps", "1"], "there is not enough memory (it asked for"),
+    "too many": (["train", "quadratic: sgd@2[batch=99999999999999] / adam"], "batch must be a whole number of at least 1, or auto, got about 2^47"),
     "no spec": (["train", "missing.json"], "cannot read missing.json: No such file or directory"),
     "a broken spec": (["show", "broken.json"], "broken.json: this is not a descent-tower spec"),
     "a newer spec": (["show", "newer.json"], "newer.json: this spec has version 99"),
