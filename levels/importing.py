@@ -20,6 +20,7 @@ from levels.fields import SHORT, clear, closest, require
 
 FILE = r"(?:[\w.~-]*/)*[\w.-]+\.py:[A-Za-z_]\w*"  # of a name in a file, as a regular expression
 OURS = ("levels", "recursion")
+NAMES = ("algorithm", "rule")  # settings of torch optimizers that name a class
 
 
 def imported(name: str) -> Any:
@@ -44,7 +45,7 @@ def imported(name: str) -> Any:
 def require_trusted(data: Any, trust: Sequence[str]) -> None:
     """ValueError if JSON data of a file names code outside of this package and of the modules in ``trust``."""
     for name in _names(data):
-        module = name.rpartition(":")[0] or name.rpartition(".")[0]
+        module = _home(name)
         known = any(module == one or module.startswith(f"{one}.") for one in (*OURS, *trust))
         module = clear(module, SHORT)
         risk = f"it names {clear(name, SHORT)!r}, whose code would run when it is read"
@@ -53,13 +54,23 @@ def require_trusted(data: Any, trust: Sequence[str]) -> None:
 
 def names_in(data: Any) -> list[str]:
     """The modules and files that JSON data of a spec names."""
-    return [name.rpartition(":")[0] or name.rpartition(".")[0] for name in _names(data)]
+    return [_home(name) for name in _names(data)]
+
+
+def names_in_text(text: str) -> list[str]:
+    """The modules and files that notation may name: all words with dots in it."""
+    return [_home(name) for name in re.findall(rf"{FILE}|[A-Za-z_]\w*(?:\.\w+)+", text)]
+
+
+def _home(name: str) -> str:
+    """The module or file of a name."""
+    return name.rpartition(":")[0] or name.rpartition(".")[0]
 
 
 def _names(data: Any) -> Iterator[str]:
     """The names of parts with dots or files, and of torch optimizers elsewhere, in JSON data."""
     if isinstance(data, dict):
-        named = [data.get("name"), *(data.get(word) for word in ("algorithm", "rule") if data.get("name") == "torch")]
+        named = [data.get("name"), *(data.get(word) for word in NAMES if data.get("name") == "torch")]
         yield from (name for name in named if isinstance(name, str) and ("." in name or ":" in name))
     for inner in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
         yield from _names(inner)

@@ -11,14 +11,14 @@ setting takes. A tokenizer and a recursive descent; nothing is evaluated. Every 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 from levels import catalog
 from levels.catalog import Setting
 from levels.fields import alternatives, clear, require
-from levels.importing import FILE
+from levels.importing import FILE, NAMES, require_trusted
 
 TOKEN = re.compile(
     r"""\s*(?:
@@ -79,8 +79,8 @@ class Reader:
     written = "a part is written lstm(hidden=20)"
     outside: ClassVar[Mapping[str, str]] = {}  # settings of a level that stand elsewhere, and where
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, trust: Sequence[str] | None = None) -> None:
+        self.text, self.trust = text, trust  # whose code it may name; None: any, for a user typed it
         matches = ((match, str(match.lastgroup)) for match in TOKEN.finditer(text))
         self.tokens = [Token(kind, match[kind], match.start(kind), match.end()) for match, kind in matches]
         self.tokens.append(Token("end", "", len(text), len(text)))
@@ -90,6 +90,7 @@ class Reader:
         name = self._next()
         if name.kind != "word":
             fail(catalog.article(" or ".join(kinds)), name, self.written)
+        self._check_trust(name)
         cls = catalog.find(name.text, *kinds)
         if not isinstance(cls, type):  # a task
             known = catalog.task_settings(type(cls))
@@ -154,13 +155,19 @@ class Reader:
         """A part where the setting takes one and there is one of that name, else the word itself."""
         kinds, words = catalog.kinds_in(setting.hint), catalog.takes_words(setting.hint)
         called = self.token.text == "("
-        if called and not kinds:
-            fail(f"{catalog.describe(setting.hint)} for {setting.name}", token, "it takes no part")
         dotted = "." in token.text and not words
+        if (called or dotted) and not kinds:
+            fail(f"{catalog.describe(setting.hint)} for {setting.name}", token, "it takes no part")
         if called or dotted or any(token.text in catalog.parts(kind) for kind in kinds) or (kinds and not words):
             self.at -= 1
             return self._part(*kinds)
+        if setting.name in NAMES:
+            self._check_trust(token)
         return token.text
+
+    def _check_trust(self, name: Token) -> None:
+        if self.trust is not None:
+            require_trusted({"name": name.text}, self.trust)
 
     def _list(self, setting: Setting) -> tuple[Any, ...]:
         hint = next((one for one in alternatives(setting.hint) if catalog.is_list(one)), setting.hint)

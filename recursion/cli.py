@@ -246,9 +246,8 @@ def _command(commands: Any, name: str, does: str) -> Add:
     )  # fmt: skip
     package = "recursion.study" if name in ("ablate", "report") else "recursion"
     command.set_defaults(module=f"{package}.commands", function=name)
-    if package == "recursion":
-        trusted = "run the code of this module or file if a spec or run names it; can be given again; default none"
-        command.add_argument("--trust", action="append", default=[], metavar="MODULE", help=trusted)
+    trusted = "run the code of this module or file if a spec or run names it; can be given again; default none"
+    command.add_argument("--trust", action="append", default=[], metavar="MODULE", help=trusted)
     return command.add_argument
 
 

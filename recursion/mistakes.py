@@ -12,6 +12,8 @@ from levels.level import Level
 from levels.reading import read_value
 from recursion.reading import read, read_level
 
+MOST = 60  # levels
+
 
 def read_stack(task: Any, levels: tuple[Any, ...]) -> tuple[Problem, tuple[Level, ...]]:
     """The task and the levels of a tower; text among them is read as notation.
@@ -27,6 +29,8 @@ def read_stack(task: Any, levels: tuple[Any, ...]) -> tuple[Problem, tuple[Level
         wrap = "wrap it: ModuleTask(make=lambda: ..., loss_function=..., train=(inputs, targets))"
         raise TypeError(f"a tower stands on a task, got {task!r}{f'; {wrap}' if isinstance(task, nn.Module) else ''}")
     require(bool(levels), "a tower needs at least one level, got none; add an optimizer, as in 'quadratic: adam'")
+    many = "the copies of each are a dimension, of which torch has 64"
+    require(len(levels) <= MOST, f"a tower has at most {MOST} levels, got {len(levels)}: {many}")
     for number, level in enumerate(levels, 1):
         if not isinstance(level, Level):
             raise TypeError(f"level {number} must be a Level, got {level!r}; {_fix(level)}")

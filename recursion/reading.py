@@ -1,5 +1,6 @@
 """Reading towers: the task and the levels of a text, for `recursion.notation`, which says how it is written."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from levels import catalog
@@ -16,12 +17,15 @@ GROUP = "depth"
 GROUPS = "a group is written 'depth(sgd@1 / sgd@1, price=1e-3) / adam'"
 
 
-def read(text: str) -> tuple[Any, list[Level]]:
-    """The task and the levels that ``text`` describes. ValueError, in one line, for every mistake in it."""
+def read(text: str, trust: Sequence[str] | None = None) -> tuple[Any, list[Level]]:
+    """The task and the levels that ``text`` describes. ValueError, in one line, for every mistake in it.
+
+    ``trust``: modules and files whose code it may name (`levels.importing`); None: any, for a user typed it.
+    """
     if not isinstance(text, str):
         raise TypeError(f"notation is text, got {type(text).__name__}; {TOWERS}")
     try:
-        return TowerReader(text).tower()
+        return TowerReader(text, trust).tower()
     except RecursionError as error:
         raise ValueError("task: this text is nested too deeply to be a tower") from error
 

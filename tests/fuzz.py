@@ -24,6 +24,7 @@ import torch
 
 from recursion import Exported, Tower, checkpoint, parse
 from recursion.exported import FORMAT as EXPORT
+from recursion.files import is_memory, is_users, reason
 from recursion.metrics import FILE, Metrics
 from recursion.reports import Report
 from recursion.sealed import Format, read_sealed, write_sealed
@@ -193,8 +194,10 @@ def wrong(kind: str, seed: int, folder: Path) -> str:
     try:
         with limited(SECONDS):
             KINDS[kind](random.Random(f"{kind} {seed}"), folder)
-    except (ValueError, TypeError, OSError) as error:
-        text = str(error)
+    except Exception as error:
+        if not is_users(error):
+            return f"{type(error).__name__}: {str(error)[:200]}"
+        text = reason(error) if is_memory(error) else str(error)
         if not text or "\n" in text or len(text) > LONGEST or any(ord(sign) < 32 or sign == "\x7f" for sign in text):
             return f"{type(error).__name__} in {len(text)} characters: {text[:200]!r}"
     except BaseException as error:

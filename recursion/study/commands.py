@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from levels.importing import names_in_text
 from recursion.files import RUNS, folder_name
 from recursion.progress import Display
 from recursion.spec import read_tower
@@ -39,29 +40,30 @@ SAME = ("seeds", "steps", "problems", "select", "snapshots", "search", "baseline
 
 def ablate(args: argparse.Namespace) -> None:
     """``tower ablate``: carry out what is left of a study, then write its report."""
-    tower = str(read_tower(args.tower)) if args.tower.endswith(".json") else " ".join(args.tower.split())
+    tower = str(read_tower(args.tower, args.trust)) if args.tower.endswith(".json") else " ".join(args.tower.split())
     depths = every_depth(tower) if args.depths is None else parse_depths(args.depths)
     options = {name: getattr(args, name) for name in SAME}
     budget, grid = Budget.parse(args.budget), parse_grid(args.grid)
     request = Request(tower=tower, depths=depths, grid=grid, budget=budget, **options)
     out = RUNS / f"{folder_name(tower)}-ablation" if args.out is None else Path(args.out)
+    names = [*args.trust, *names_in_text(" ".join([tower, *args.grid]))]  # the user typed these
     pool: Pool = Ray(args.ray or None, args.workers) if args.ray is not None else Local(args.workers)
     for line in _planned(request, pool.size, out):
         _say(line)
     _carry_out(request, out, pool, args)
-    failed = load(out).runs.query("status == 'failed'")
+    failed = load(out, names).runs.query("status == 'failed'")
     if len(failed):
         again = shlex.join(["tower", *(word for word in args.words if word != "--retry"), "--retry"])
         some = f"{len(failed)} of {len(request.runs())} runs failed, as {failed.iloc[0].run}: {failed.iloc[0].why}"
         _say(f"{some}; mend that, then try them again with: {again}")
     if not args.no_report:
-        report(argparse.Namespace(run=out, out=None))
+        report(argparse.Namespace(run=out, out=None, trust=names))
 
 
 def report(args: argparse.Namespace) -> None:
     """``tower report``: the page of a study, as far as it is."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    paths = write(Path(args.run), console, None if args.out is None else Path(args.out))
+    paths = write(Path(args.run), console, None if args.out is None else Path(args.out), args.trust)
     sys.stdout.write(f"written: {', '.join(map(str, paths))}\n")
 
 

@@ -23,9 +23,11 @@ from levels.base import Optimizer
 from levels.catalog import Setting
 from levels.fields import Count, closest, fits, format_value, require, settings
 from levels.hyper import Hyper
+from levels.importing import NAMES
 from levels.level import Level
-from levels.reading import located, one_line, read_value
+from levels.reading import Reader, located, one_line, read_value
 from recursion.notation import parse
+from recursion.reading import read
 from recursion.tower import Tower
 
 Grid = tuple[tuple[str, tuple[str, ...]], ...]
@@ -121,6 +123,14 @@ def cells(text: str, depths: tuple[int, ...], grid: Grid) -> tuple[Cell, ...]:
         if not any(entry.text in cell.factors for cell in every):
             _refuse(entry, cuts[max(cuts)])
     return every
+
+
+def require_trusted(text: str, grid: Grid, trust: Sequence[str]) -> None:
+    """ValueError if a study names code outside of this package and of the modules in ``trust``, before any import."""
+    read("".join(REPEAT.split(text)), trust)
+    for _, values in grid:
+        for value in values:
+            Reader(value, trust)._value(Setting(NAMES[0], Any))
 
 
 def task_of(text: str) -> str:

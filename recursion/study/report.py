@@ -37,14 +37,14 @@ RANGES = [f"decades within {within:g} times the best" for within in WITHIN]
 ROBUST = ("tower", *RANGES, "its best mean loss", "time of a step")
 
 
-def write(folder: Path, console: Console, out: Path | None = None) -> list[Path]:
+def write(folder: Path, console: Console, out: Path | None = None, trust: Sequence[str] = ()) -> list[Path]:
     """Print what the study in ``folder`` found and write its page and pictures; the paths that were written.
 
-    ``out``: the page, ``report.html`` in the folder by default; pictures go beside it. Each file replaces an older one
-    as a whole. Unfinished studies are reported as far as they are. Raises ValueError, in one line, for a folder that
-    holds no study; OSError, saying which file, if one cannot be read or written.
+    ``out``: the page, ``report.html`` in the folder by default; pictures go beside it. ``trust``: as in `load`. Each
+    file replaces an older one as a whole. Unfinished studies are reported as far as they are. Raises ValueError, in one
+    line, for a folder that holds no study; OSError, saying which file, if one cannot be read or written.
     """
-    findings = Findings(load(folder))
+    findings = Findings(load(folder, trust))
     show(findings, console)
     target = folder / "report.html" if out is None else out
     make_folder(target.parent)

@@ -22,7 +22,7 @@ from levels.reading import located
 from recursion.evaluation.deploy import require_counts
 from recursion.notation import parse
 from recursion.spec import to_spec
-from recursion.study.cuts import Grid, cells, task_of
+from recursion.study.cuts import Grid, cells, require_trusted, task_of
 from recursion.tower import Tower
 
 BASELINE = "tuned baseline"
@@ -116,12 +116,13 @@ class Request:
         self.runs()
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `plain` wrote. ValueError, in one line, if it is something else."""
+    def from_json(cls, data: Mapping[str, Any], trust: Sequence[str] = ()) -> Self:
+        """What `plain` wrote. ValueError, in one line, if it is something else, or names code not in ``trust``."""
         try:
             grid = tuple((name, tuple(values)) for name, values in data["grid"])
             budget, depths = Budget.parse(data["budget"]), tuple(data["depths"])
             with located("the request"):
+                require_trusted(data["tower"], grid, trust)
                 return cls(**{**data, "budget": budget, "depths": depths, "grid": grid})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"this is not the request of a study: {error}") from error

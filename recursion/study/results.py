@@ -8,6 +8,7 @@ that failed for another reason (memory, a disk, a bug), or is not done, is missi
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ class Results:
     the request, the tuned baseline last.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust: Sequence[str] = ()) -> None:
         study = records.read(folder)
-        self.request, self.argv, self.when = Request.from_json(study["request"]), study["argv"], study["when"]
+        self.request, self.argv, self.when = Request.from_json(study["request"], trust), study["argv"], study["when"]
         runs, rows = [], []
         for run in self.request.runs():
             result = records.result_of(folder, run)
@@ -111,9 +112,12 @@ class Cell:
         return sums.assign(**{UNITS[0]: sums[UNITS[1]] + sums["optimizer work"]})
 
 
-def load(folder: str | Path) -> Results:
-    """The study in ``folder``, as far as it is. ValueError or OSError, in one line, if there is none there."""
-    return Results(Path(folder))
+def load(folder: str | Path, trust: Sequence[str] = ()) -> Results:
+    """The study in ``folder``, as far as it is. ValueError or OSError, in one line, if there is none there.
+
+    ``trust``: modules and files whose code may run because the study names them.
+    """
+    return Results(Path(folder), trust)
 
 
 def is_step_size(factor: str) -> bool:

@@ -66,6 +66,7 @@ PYTHON = {
     "a module": (lambda: Tower(nn.Linear(2, 2), LEVEL), "wrap it: ModuleTask("),
     "a task's class": (lambda: Tower(Quadratic, LEVEL), "a tower stands on a task, got <class"),
     "no level": (lambda: Tower(Quadratic()), "a tower needs at least one level, got none; add an optimizer"),
+    "too high": (lambda: Tower(Quadratic(), *[LEVEL] * 61), "a tower has at most 60 levels, got 61: the copies of each"),
     "a number": (lambda: Tower(Quadratic(), 3), "level 1 must be a Level, got 3; write Level(optimizer=..., unroll=20)"),
     "text that is no tower": (lambda: Tower("quadratic"), "expected ':' behind the task, got the end of the text"),
     "a level in text": (lambda: Tower(Quadratic(), "lstm@0"), "level 1 (lstm@0): unroll must be a whole number"),

@@ -92,7 +92,16 @@ def test_a_study_takes_it_and_a_tower_as_it_is(name):
     request = Request(tower=tower, depths=(1, 2), seeds=1, budget=Budget(amount=1e5))
     assert request.tower == str(tower)
     assert request.runs()[0].tower == f"{name}.py:line: sgd"
-    assert Request.from_json(json.loads(json.dumps({**request.__dict__, "budget": "1e5"}))).runs() == request.runs()
+    data = json.loads(json.dumps({**request.__dict__, "budget": "1e5"}))
+    assert Request.from_json(data, [f"{name}.py"]).runs() == request.runs()
+    sys.modules.pop(name)
+    Path("ran").unlink()
+    hostile = data, data | {"tower": "quadratic: sgd", "grid": [["top.optimizer", [f"{name}.Rule"]]]}
+    hostile += (data | {"tower": f"quadratic: torch({name}.Rule)"}, data | {"tower": f"quadratic: gated({name}.Rule)"})
+    for each in hostile:
+        with pytest.raises(ValueError, match=rf"it names '{name}.*whose code would run when it is read"):
+            Request.from_json(each)
+    assert not Path("ran").exists(), "nothing was imported"
     own = ModuleTask(make=tower.task.make, loss_function=tower.task.loss_function, train=tower.task.train)
     with pytest.raises(
         ValueError, match=r"cannot be written as notation.*name the task by its file, as mytask.py:wine"
