@@ -21,7 +21,7 @@ from torch import Tensor
 from levels import keys, restart
 from levels.autodiff import as_data
 from levels.base import Carry, Evals, LevelState, Problem
-from levels.fields import require
+from levels.fields import clear, require
 from levels.gradients.first_order import FirstOrder
 from levels.level import Level
 from levels.tasks.task import Task
@@ -51,7 +51,7 @@ class Tower:
             except (TypeError, ValueError) as error:
                 refused = getattr(error, "level", None)  # by its estimator; it is not the one above that asked
                 who = f"level {number} ({level})" if refused is None else f"level {number - 1} ({refused})"
-                raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{who}: {error}") from error
+                raise (TypeError if isinstance(error, TypeError) else ValueError)(clear(f"{who}: {error}")) from error
             self.bound.append(problem)
         self.top = self.bound[-1]
         chooses = self.top.gradient.traits.chooses_lookahead
