@@ -91,15 +91,14 @@ def _taken(cls: type) -> Mapping[str, inspect.Parameter]:
 def _check_taken(cls: type[Config], args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
     """TypeError, in one sentence, for settings that the constructor of a part does not take."""
     taken = _taken(cls)
-    if any(each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL) for each in taken.values()):
+    wrong = [name for name in given if name not in taken]
+    bare = [name for name, each in taken.items() if each.kind is not each.KEYWORD_ONLY]
+    if (not wrong and len(args) <= len(bare)) or any(each.kind == each.VAR_KEYWORD for each in taken.values()):
         return
     aside = {field.name for field in fields_of(cls) if "unwritten" in field.metadata}
     who, known = cls.name or cls.__name__.lower(), [name for name in taken if name not in aside]
     has = f"it has {', '.join(known)}" if known else "it has none"
-    for name in given:
-        if name not in taken:
-            raise TypeError(f"{who} has no setting {name!r}{closest(name, known)}; {has}")
-    bare = [name for name, each in taken.items() if each.kind is not each.KEYWORD_ONLY]
-    if len(args) > len(bare):
-        takes = f"takes {', '.join(bare)} without a name" if bare else f"takes settings by name, as {known[0]}=..."
-        raise TypeError(f"{who} {takes}, got {format_value(args[len(bare)])}; {has}")
+    if wrong:
+        raise TypeError(f"{who} has no setting {wrong[0]!r}{closest(wrong[0], known)}; {has}")
+    takes = f"takes {', '.join(bare)} without a name" if bare else f"takes settings by name, as {known[0]}=..."
+    raise TypeError(f"{who} {takes}, got {shown(args[len(bare)])}; {has}")
