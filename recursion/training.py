@@ -23,6 +23,7 @@ from recursion import checkpoint
 from recursion.accelerate import Running, accelerate, repays
 from recursion.files import RUNS, explained, folder_name, replace_file
 from recursion.looking import numbers
+from recursion.metrics import FILE as METRICS
 from recursion.metrics import Metrics
 from recursion.progress import Steps, note
 from recursion.reports import Report
@@ -121,6 +122,10 @@ def _start(
     with explained("read", path):
         exists = path.exists()
     if not exists:
+        require(not path.is_symlink(), f"{path} is a link to nothing; restore what it leads to, or remove it")
+        lines, lost = path.with_name(METRICS), f"of a run, and no {path.name}"
+        some = lines.exists() and b"\n" in lines.read_bytes()
+        require(not some, f"{path.parent} holds metrics {lost}; restore that, or choose another folder (--out)")
         return checkpoint.settled(tower.init(seed)), 0.0
     require(resume, f"{path.parent} already holds a run; resume it (--resume) or choose another folder (--out)")
     saved = checkpoint.load(path, tower)

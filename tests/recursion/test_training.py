@@ -199,10 +199,23 @@ def test_resuming_a_finished_run_does_nothing_and_says_so(tmp_path):
 
 
 def test_resuming_where_there_is_nothing_begins(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "losses": [0, 0]}\n{"st')  # killed before its first checkpoint
+    (tmp_path / "metrics.jsonl").write_text("")  # killed before its first checkpoint
     state = train(parse(SMALL), steps=2, seed=0, out=tmp_path, resume=True)
     assert_same(state, train(parse(SMALL), steps=2, seed=0, out=tmp_path / "other"))
     assert metrics(tmp_path) == metrics(tmp_path / "other")
+
+
+def test_a_lost_checkpoint_does_not_cost_the_metrics(tmp_path):
+    train(parse(SMALL), steps=2, seed=0, out=tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "checkpoint.safetensors").unlink()
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="holds metrics of a run, and no checkpoint.safetensors; restore that, or"):
+            train(parse(SMALL), steps=3, seed=0, out=tmp_path, resume=resume)
+    (tmp_path / "checkpoint.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="checkpoint.safetensors is a link to nothing"):
+        train(parse(SMALL), steps=3, seed=0, out=tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("tail", ['{"step": 3, "losses": [1', '{"step": 3}\n{"step": 4}\n', "nonsense\n", "[]\n"])
