@@ -41,9 +41,7 @@ TRUST = [FILE]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument(
-        "--steps", type=int, default=60, help="top steps of the LSTM's, half of MAML's; default 60"
-    )
+    parser.add_argument("--steps", type=int, default=60, help="top steps of the LSTM's, half of MAML's; default 60")
     parser.add_argument("--kills", type=int, default=3, help="of each run; default 3")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments; default 0")
     args = parser.parse_args()
