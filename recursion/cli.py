@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with interruptible(stopped):
             args, rest = build_parser().parse_known_args(words)
             if rest:
-                raise ValueError(unknown(rest, words))
+                raise ValueError(unknown(args.command, rest, words))
             args.words = words
             run(args)
     except SystemExit as done:  # argparse, after --help and --version
@@ -105,15 +105,15 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def unknown(rest: Sequence[str], words: Sequence[str]) -> str:
+def unknown(command: str, rest: Sequence[str], words: Sequence[str]) -> str:
     """The sentence for arguments that a command does not take."""
     options = [word for word in rest if word.startswith("--")]
     if options:
         (group,) = (action for action in build_parser()._actions if action.dest == "command")
-        known = dict(group.choices or {})[words[0]]._option_string_actions
-        return f"tower {words[0]} has no option {options[0]}{closest(options[0], known)}; it has {', '.join(known)}"
-    fix = "; put the tower in quotes: " + shlex.join(["tower", words[0], " ".join(words[1:])]) if "/" in rest else ""
-    return f"tower {words[0]} does not take {' '.join(rest)}{fix}"
+        known = dict(group.choices or {})[command]._option_string_actions
+        return f"tower {command} has no option {options[0]}{closest(options[0], known)}; it has {', '.join(known)}"
+    fix = "; put the tower in quotes: " + shlex.join(["tower", command, " ".join(words[1:])]) if "/" in rest else ""
+    return f"tower {command} does not take {' '.join(rest)}{fix}"
 
 
 def closest(word: str, known: Iterable[str]) -> str:

@@ -141,6 +141,7 @@ LINE = {
     "no quotes": (["train", "quadratic:", "lstm@20", "/", "adam"], "put the tower in quotes: tower train 'quadratic: lstm@20 / adam'"),
     "too much": (["train", SMALL, "more"], "tower train does not take more"),
     "a misspelt option": (["train", SMALL, "--step", "3"], "tower train has no option --step (did you mean --steps?)"),
+    "an option in front": (["--verbose", "train", SMALL], "tower train has no option --verbose; it has"),
     "an option of another": (["show", SMALL, "--steps", "3"], "tower show has no option --steps; it has"),
     "no steps": (["train", SMALL, "--steps", "0"], "at least 1, got '0'"),
     "half a step": (["train", SMALL, "--steps", "1.5"], "at least 1, got '1.5'"),
