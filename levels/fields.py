@@ -229,6 +229,8 @@ def format_value(value: Any) -> str:
         return value if WORD.fullmatch(value) else json.dumps(value)
     if isinstance(value, float):
         return repr(float(value))
+    if isinstance(value, types.FunctionType):
+        return f"<{value.__name__.strip('<>')}>"
     text = repr(value)
     long = "\n" in text or len(text) > 60
     return f"<{type(value).__name__}>" if long and not hasattr(value, "described") else text
