@@ -70,7 +70,7 @@ def _home(name: str) -> str:
 def _names(data: Any) -> Iterator[str]:
     """The names of parts with dots or files, and of torch optimizers elsewhere, in JSON data."""
     if isinstance(data, dict):
-        named = [data.get("name"), *(data.get(word) for word in NAMES if data.get("name") == "torch")]
+        named = [data.get(word) for word in ("name", *NAMES)]
         yield from (name for name in named if isinstance(name, str) and ("." in name or ":" in name))
     for inner in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
         yield from _names(inner)

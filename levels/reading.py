@@ -90,7 +90,7 @@ class Reader:
         name = self._next()
         if name.kind != "word":
             fail(catalog.article(" or ".join(kinds)), name, self.written)
-        self._check_trust(name)
+        self._check_trust(name.text)
         cls = catalog.find(name.text, *kinds)
         if not isinstance(cls, type):  # a task
             known = catalog.task_settings(type(cls))
@@ -142,9 +142,12 @@ class Reader:
             return int(token.text) if token.text.lstrip("+-").isdecimal() else float(token.text)
         if token.kind == "text":
             try:
-                return json.loads(token.text)
+                text = json.loads(token.text)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{token} is not a text as JSON writes it: {error.msg}") from error
+            if setting.name in NAMES:
+                self._check_trust(text)
+            return text
         if token.text == "[":
             return self._list(setting)
         if token.kind != "word":
@@ -162,12 +165,12 @@ class Reader:
             self.at -= 1
             return self._part(*kinds)
         if setting.name in NAMES:
-            self._check_trust(token)
+            self._check_trust(token.text)
         return token.text
 
-    def _check_trust(self, name: Token) -> None:
+    def _check_trust(self, name: str) -> None:
         if self.trust is not None:
-            require_trusted({"name": name.text}, self.trust)
+            require_trusted({"name": name}, self.trust)
 
     def _list(self, setting: Setting) -> tuple[Any, ...]:
         hint = next((one for one in alternatives(setting.hint) if catalog.is_list(one)), setting.hint)

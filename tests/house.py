@@ -53,8 +53,8 @@ WHOLE = (
 
 
 TODAY = {
-    "lines of levels + recursion": 18_405, "lines of levels": 9_875, "lines of recursion": 8_530,
-    "lines of tests": 17_770,
+    "lines of levels + recursion": 18_410, "lines of levels": 9_880, "lines of recursion": 8_530,
+    "lines of tests": 17_780,
 }  # fmt: skip
 """The ratchet: where this tree is still over a limit, it may not get worse. Lower these; a wish that adds a part may
 raise one by what the part needs, and says so in its commit."""

@@ -12,7 +12,7 @@ from levels.importing import require_trusted
 from recursion import Exported, Tower, checkpoint, cli, parse, train
 from recursion.reading import read
 from recursion.sealed import write_sealed
-from recursion.spec import dumps, loads, read_tower
+from recursion.spec import dumps, from_spec, loads, read_tower
 from recursion.study.request import Budget, Request
 
 SOURCE = """
@@ -97,7 +97,8 @@ def test_a_study_takes_it_and_a_tower_as_it_is(name):
     sys.modules.pop(name)
     Path("ran").unlink()
     hostile = data, data | {"tower": "quadratic: sgd", "grid": [["top.optimizer", [f"{name}.Rule"]]]}
-    hostile += (data | {"tower": f"quadratic: torch({name}.Rule)"}, data | {"tower": f"quadratic: gated({name}.Rule)"})
+    hostile += (data | {"tower": f"quadratic: torch({name}.Rule)"}, data | {"tower": f"quadratic: gated({name}.Rule)"},
+                data | {"tower": f'quadratic: torch("{name}.Rule")'})  # fmt: skip
     for each in hostile:
         with pytest.raises(ValueError, match=rf"it names '{name}.*whose code would run when it is read"):
             Request.from_json(each)
@@ -156,6 +157,8 @@ def hostile(module):
     yield {"task": {"name": "quadratic"}, "levels": [{"optimizer": {"name": "gated", "inner": {"name": part}}}]}
     yield {"task": {"name": "quadratic"}, "levels": [{"optimizer": {"name": "torch", "algorithm": part}}]}
     yield {"task": {"name": "quadratic"}, "levels": [{"optimizer": {"name": "torch", "rule": part}}]}
+    home = "levels.optimizers.torch_optim.TorchOptim"
+    yield {"task": {"name": "quadratic"}, "levels": [{"optimizer": {"name": home, "algorithm": part}}]}
     yield {"task": {"name": "quadratic"}, "levels": [level | {"gradient": {"name": part}}]}
     yield {"task": {"name": "quadratic"}, "levels": [level | {"objective": {"name": part}}]}
     yield {"task": {"name": "quadratic"}, "levels": [level | {"nonfinite": {"name": part}}]}
@@ -164,7 +167,7 @@ def hostile(module):
         "name": "by-name", "patterns": ["*"], "optimizers": [{"name": "gated", "inner": {"name": part}}]}}]}  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(13))
 def test_a_hostile_file_is_refused_before_anything_is_imported(number, name):
     spec = {"format": "descent-tower", "version": 1} | list(hostile(name))[number]
     Path("spec.json").write_text(json.dumps(spec))
@@ -182,6 +185,13 @@ def test_a_hostile_file_is_refused_before_anything_is_imported(number, name):
             Exported.load("export")
     assert not Path("ran").exists()
     assert {*sys.modules} == before
+
+
+def test_a_file_cannot_call_a_function_of_this_package(monkeypatch):
+    monkeypatch.setattr("recursion.study.pool.processors", lambda: pytest.fail("called"))
+    spec = {"format": "descent-tower", "version": 1, "task": {"name": "recursion.study.pool.processors"}, "levels": []}
+    with pytest.raises(ValueError, match="'recursion.study.pool.processors' is not a task"):
+        from_spec(spec)
 
 
 def test_this_package_and_what_is_under_a_trusted_name_are_read():
